@@ -1,0 +1,1 @@
+"""Measurements of the mirror, nginx and docker-registry side by side; see `python -m bench --help`."""

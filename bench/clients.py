@@ -1,0 +1,68 @@
+"""The load generators, each a process of its own (bench.load for downloads, wrk), and single requests."""
+
+import http.client
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from bench.load import Load, Outcome
+from bench.process import NotTakenError
+
+START_SECONDS = 15.0
+REQUEST_SECONDS = 60.0
+READ_BYTES = 1 << 20
+
+
+def download(load: Load) -> Outcome:
+    """Run a load in its own process. Raises NotTakenError if any download did not come whole."""
+    text = _run(
+        [sys.executable, "-m", "bench.load"],
+        (load.seconds or load.limit) + START_SECONDS,
+        json.dumps(asdict(load)),
+    )
+    outcome = Outcome(**json.loads(text))
+    if outcome.error:
+        raise NotTakenError(outcome.error)
+    return outcome
+
+
+def requests_per_second(port: int, path: str, seconds: float, connections: int, headers: Mapping[str, str]) -> float:
+    """wrk on kept-alive connections from one thread. Raises NotTakenError if an answer was not a success."""
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s"]
+    for name, value in headers.items():
+        argv += ["-H", f"{name}: {value}"]
+    text = _run([*argv, f"http://127.0.0.1:{port}{path}"], seconds + START_SECONDS)
+    trouble = re.search(r"(Non-2xx.*|Socket errors.*)", text)
+    rate = re.search(r"Requests/sec:\s*([\d.]+)", text)
+    if trouble or not rate:
+        raise NotTakenError(trouble[1] if trouble else f"wrk said: {text.strip()[-200:]}")
+    return float(rate[1])
+
+
+def get(port: int, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
+    """Status and the beginning of the body of one GET, read to its end. Raises OSError or HTTPException."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_SECONDS)
+    try:
+        connection.request("GET", path, headers=dict(headers or {}))
+        answer = connection.getresponse()
+        beginning = answer.read(READ_BYTES)
+        while answer.read(READ_BYTES):
+            pass
+    finally:
+        connection.close()
+    return answer.status, beginning
+
+
+def _run(argv: list[str], limit: float, text: str | None = None) -> str:
+    try:
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=limit, check=True)
+    except FileNotFoundError as error:
+        raise NotTakenError(f"{argv[0]} is not installed") from error
+    except subprocess.TimeoutExpired as error:
+        raise NotTakenError(f"{argv[0]} did not end within {limit:.0f} s") from error
+    except subprocess.CalledProcessError as error:
+        raise NotTakenError(f"{' '.join(argv[:3])} failed: {error.stderr.strip()[-200:]}") from error
+    return done.stdout

@@ -1,0 +1,247 @@
+"""The servers under measurement, each set up as an operator would for this work, and their origin."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from bench.clients import get
+from bench.content import MANIFEST_TYPE
+from bench.process import Child, NotTakenError
+
+ROOT = Path(__file__).resolve().parent.parent
+READY_SECONDS = 20.0
+POLL_SECONDS = 0.05
+
+NGINX = """
+{user}
+daemon off;
+worker_processes {workers};
+error_log {home}/error.log error;
+pid {home}/nginx.pid;
+events {{ worker_connections 8192; }}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 100000000;
+    client_body_temp_path {home}/body;
+    proxy_temp_path {home}/proxy;
+    fastcgi_temp_path {home}/fastcgi;
+    uwsgi_temp_path {home}/uwsgi;
+    scgi_temp_path {home}/scgi;
+    default_type application/octet-stream;
+    {http}
+}}
+"""
+
+NGINX_FILES = """
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        root {root};
+        location /v2/ {{ add_header Docker-Distribution-Api-Version registry/2.0; }}
+        location ~ /manifests/ {{
+            default_type {manifest_type};
+            add_header Docker-Distribution-Api-Version registry/2.0;
+            add_header Docker-Content-Digest {digest};
+        }}
+    }}
+"""
+
+NGINX_PROXY = """
+    proxy_cache_path {home}/cache levels=1:2 keys_zone=blobs:10m max_size=50g inactive=1d use_temp_path=off;
+    upstream origin {{ server 127.0.0.1:{origin}; keepalive 64; }}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location / {{
+            proxy_pass http://origin;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_read_timeout 300s;
+            proxy_cache blobs;
+            proxy_cache_valid 200 1h;
+            proxy_cache_lock on;
+            proxy_cache_lock_age 300s;
+            proxy_cache_lock_timeout 300s;
+        }}
+    }}
+"""
+
+
+@dataclass
+class Server:
+    """A running server under measurement."""
+
+    port: int
+    child: Child
+
+
+@dataclass
+class Mirror(Server):
+    """A mirror, with the port of its admin address."""
+
+    admin: int
+
+
+@dataclass
+class Origin(Server):
+    """The registry that the others pull from."""
+
+    def counters(self) -> dict[str, int]:
+        """Body bytes, requests and transfers so far, as `bench.origin.Counters`."""
+        counters: dict[str, int] = json.loads(get(self.port, "/control")[1])
+        return counters
+
+
+@contextmanager
+def origin(home: Path, content: Path, rate: float = 0, connection_rate: float = 0, latency: float = 0) -> Iterator[Origin]:
+    """Serve `content`; rates in bytes per second, latency in seconds, 0 means none."""
+    argv = [sys.executable, "-m", "bench.origin", str(content)]
+    argv += [f"--rate={rate}", f"--connection-rate={connection_rate}", f"--latency={latency}"]
+    with Child(argv, _new(home) / "log", cwd=ROOT) as child:
+        deadline = time.monotonic() + READY_SECONDS
+        while not child.log.read_text().endswith("\n"):
+            child.check_alive()
+            if time.monotonic() > deadline:
+                raise NotTakenError("the origin did not start")
+            time.sleep(POLL_SECONDS)
+        yield Origin(int(child.last_line()), child)
+
+
+@contextmanager
+def nginx_files(home: Path, content: Path, workers: int, digest: str = '""') -> Iterator[Server]:
+    """nginx serving `content` as files by sendfile; `digest` goes into the headers of manifests."""
+    port = _free_port()
+    http = NGINX_FILES.format(port=port, root=content, manifest_type=MANIFEST_TYPE, digest=digest)
+    with _nginx(_new(home), http, workers, port) as server:
+        yield server
+
+
+@contextmanager
+def nginx_proxy(home: Path, upstream: int, workers: int) -> Iterator[Server]:
+    """nginx as a caching proxy of the origin on port `upstream`, one fetch at a time per blob."""
+    port = _free_port()
+    new = _new(home)
+    with _nginx(new, NGINX_PROXY.format(port=port, origin=upstream, home=new), workers, port) as server:
+        yield server
+
+
+@contextmanager
+def docker_registry(home: Path, upstream: int) -> Iterator[Server]:
+    """docker-registry in proxy mode with its default number of threads."""
+    new = _new(home)
+    port = _free_port()
+    config = {
+        "version": 0.1,
+        "log": {"level": "error", "accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(new / "store")}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+        "proxy": {"remoteurl": f"http://127.0.0.1:{upstream}"},
+    }
+    file = new / "config.yml"
+    file.write_text(json.dumps(config))
+    with Child([_program("docker-registry"), "serve", str(file)], new / "log", cwd=new) as child:
+        _wait_answer(child, port, "/v2/")
+        yield Server(port, child)
+
+
+@contextmanager
+def mirror(home: Path, upstream: int, workers: int, downloads: Mapping[str, int] | None = None) -> Iterator[Server]:
+    """The mirror with its defaults but for `downloads`. NotTakenError tells its own words if it refuses."""
+    upstreams = {"docker.io": {"upstreams": [f"http://127.0.0.1:{upstream}"]}}
+    more = {"workers": workers} if workers > 1 else {}
+    with started_mirror(home, {"registries": upstreams, "downloads": dict(downloads or {}), **more}) as server:
+        _wait_answer(server.child, server.admin, "/healthz")
+        _wait_answer(server.child, server.port, "/v2/")
+        yield server
+
+
+@contextmanager
+def started_mirror(home: Path, settings: Mapping[str, object]) -> Iterator[Mirror]:
+    """A mirror that has just been started with these settings, and may not answer yet."""
+    new = _new(home)
+    port, admin = _free_port(), _free_port()
+    config = {
+        "listen": f"127.0.0.1:{port}",
+        "admin": {"listen": f"127.0.0.1:{admin}"},
+        "storage": {"path": str(new / "store")},
+        "tags": {"ttl": "1h"},
+        "log": {"level": "warning"},
+        **settings,
+    }
+    file = new / "mirror.yaml"
+    # JSON is YAML too, and needs no care about quoting.
+    file.write_text(json.dumps(config, indent=2))
+    with Child([sys.executable, "-m", "mirror", "serve", "--config", str(file)], new / "log", cwd=ROOT) as child:
+        yield Mirror(port, child, admin)
+
+
+def versions() -> dict[str, str]:
+    """What is compared with what."""
+    commands = {
+        "nginx": ["nginx", "-v"],
+        "docker-registry": ["docker-registry", "--version"],
+        "wrk": ["wrk", "-v"],
+    }
+    found = {"python": sys.version.split()[0]}
+    for name, argv in commands.items():
+        if shutil.which(name):
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
+            found[name] = (done.stderr + done.stdout).splitlines()[0].split(" Copyright")[0].strip()
+    return found
+
+
+@contextmanager
+def _nginx(home: Path, http: str, workers: int, port: int) -> Iterator[Server]:
+    # Workers of a root master would otherwise run as a user that may not read the content.
+    user = "user root;" if os.geteuid() == 0 else ""
+    file = home / "nginx.conf"
+    file.write_text(NGINX.format(user=user, workers=workers, home=home, http=http))
+    argv = [_program("nginx"), "-e", f"{home}/error.log", "-p", str(home), "-c", str(file)]
+    with Child(argv, home / "log") as child:
+        _wait_answer(child, port, "/")
+        yield Server(port, child)
+
+
+def _wait_answer(child: Child, port: int, path: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        child.check_alive()
+        try:
+            status, _ = get(port, path)
+        except (OSError, HTTPException) as error:
+            problem = str(error)
+        else:
+            if status < 500:
+                return
+            problem = f"status {status}"
+        if time.monotonic() > deadline:
+            raise NotTakenError(f"no answer to {path} within {READY_SECONDS:.0f} s ({problem}): {child.last_line()}")
+        time.sleep(POLL_SECONDS)
+
+
+def _program(name: str) -> str:
+    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if not path:
+        raise NotTakenError(f"{name} is not installed")
+    return path
+
+
+def _new(home: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=home))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,42 @@
+"""The command line: `registry-mirror`, the same as `python -m mirror`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mirror import __version__
+from mirror.cli import administration, serving, verification
+
+app = typer.Typer(
+    help="A pull-through caching mirror for container registries.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"registry-mirror {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """A pull-through caching mirror for container registries."""
+
+
+app.command()(serving.serve)
+app.command("check-config")(serving.check_config)
+app.command()(administration.images)
+app.command()(administration.purge)
+app.command()(verification.verify)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app(prog_name="registry-mirror")

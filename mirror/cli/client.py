@@ -1,0 +1,77 @@
+"""Asks the admin address of a running mirror."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import SplitResult, urlsplit
+
+import typer
+
+from mirror.cli.problems import refuse
+from mirror.config import Config, find, load
+from mirror.errors import ConfigurationError
+
+UrlOption = Annotated[str | None, typer.Option(help="Admin address of the mirror, by default what the configuration says.")]
+TokenOption = Annotated[Path | None, typer.Option(help="File with the admin token, by default what the configuration says.")]
+
+# Long enough for a purge that reads every manifest of a large store. Seconds.
+_PATIENCE = 600.0
+
+
+def configuration(named: Path | None) -> Config:
+    """The configuration, or an exit that names its mistakes."""
+    try:
+        return load(find(named))
+    except ConfigurationError as error:
+        refuse(error.problems)
+
+
+class Admin:
+    """A running mirror's admin address."""
+
+    def __init__(self, config: Path | None, url: str | None, token_file: Path | None) -> None:
+        admin = configuration(config).admin if url is None or token_file is None else None
+        self._url = url or f"http://{admin.listen if admin else ''}"
+        path = token_file or (admin.token_file if admin else None)
+        try:
+            self._token = path.read_text().strip() if path is not None else None
+        except (OSError, UnicodeDecodeError) as error:
+            refuse([f"the token file {path} cannot be read: {error}"])
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The JSON of the answer, or an exit that says what went wrong."""
+        parts, port = self._address()
+        headers = {"Content-Type": "application/json"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", port, timeout=_PATIENCE)
+        try:
+            connection.request(method, parts.path.rstrip("/") + path, json.dumps(body) if body is not None else None, headers)
+            response = connection.getresponse()
+            status, text = response.status, response.read()
+        except (OSError, http.client.HTTPException) as error:
+            refuse([f"the mirror at {self._url} does not answer: {error}"], 1)
+        finally:
+            connection.close()
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            refuse([f"{self._url} answers {status}, but not as a mirror's admin address does"], 1)
+        if status != 200:
+            hint = " (name it with --token-file)" if status == 401 else ""
+            refuse([f"{self._url} refuses ({status}): {answer.get('error', answer)}{hint}"], 1)
+        return answer
+
+    def _address(self) -> tuple[SplitResult, int | None]:
+        try:
+            parts = urlsplit(self._url)
+            port = parts.port
+        except ValueError:
+            parts, port = SplitResult("", "", "", "", ""), None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            refuse([f"--url: must be like http://127.0.0.1:5001, not {self._url!r}"])
+        return parts, port

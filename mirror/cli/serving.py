@@ -1,0 +1,44 @@
+"""`serve` and `check-config`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mirror.cli.problems import refuse
+from mirror.config import find, load
+from mirror.errors import ConfigurationError
+from mirror.service.run import run
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Configuration file. Without it: $MIRROR_CONFIG, ./mirror.yaml, /etc/registry-mirror/mirror.yaml, "
+        "or the built-in defaults.",
+    ),
+]
+
+
+def serve(config: ConfigOption = None) -> None:
+    """Serve the mirror until SIGTERM. SIGHUP reads the configuration again.
+
+    With no configuration at all it mirrors Docker Hub on 127.0.0.1:5000, with its store in ./cache.
+    """
+    try:
+        run(config)
+    except ConfigurationError as error:
+        refuse(error.problems)
+
+
+def check_config(
+    file: Annotated[Path | None, typer.Argument(help="The file to check; found like serve's if left out.")] = None,
+) -> None:
+    """Check a configuration file: every mistake is named by its key, and the exit status is 2."""
+    path = find(file)
+    try:
+        load(path)
+    except ConfigurationError as error:
+        refuse(error.problems)
+    typer.echo(f"{path or 'built-in defaults'}: no mistakes found")

@@ -1,0 +1,64 @@
+"""`verify`: hashes everything that a store holds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from mirror.cli.administration import JsonOption
+from mirror.cli.client import configuration
+from mirror.cli.problems import refuse
+from mirror.cli.serving import ConfigOption
+from mirror.core.errors import InvalidInput
+from mirror.core.units import parse_bytes
+from mirror.errors import ConfigurationError
+from mirror.scrub import Pace, Scrub
+from mirror.service import logs
+from mirror.service.store import Store
+
+
+def verify(
+    config: ConfigOption = None,
+    rate: Annotated[str, typer.Option(help="Most bytes per second to read, for example 100MiB; 0 for as fast as it goes.")] = "0",
+    as_json: JsonOption = False,
+) -> None:
+    """Hash everything in the store again, and drop what is no longer what its name says. Runs beside a serving mirror.
+
+    The exit status is 1 if something was wrong. What was dropped is fetched again by the next pull that wants it.
+    """
+    try:
+        pace = Pace(parse_bytes(rate))
+        settings = configuration(config)
+        logs.configure(settings.log)
+        store = Store(settings.storage)
+    except InvalidInput as error:
+        refuse([f"--rate: {error}"])
+    except ConfigurationError as error:
+        refuse(error.problems)
+    results: Counter[str] = Counter()
+    scrub = Scrub(store.layout, store.files, store.generation, 0, lambda result: results.update([result]))
+    columns = (TextColumn("{task.fields[blobs]} blobs"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
+    try:
+        total = sum(file.size for file in store.files.walk())
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=as_json) as progress:
+            task = progress.add_task("verify", total=total, blobs=0)
+
+            def paced(count: int) -> None:
+                progress.advance(task, count)
+                pace(count)
+
+            for file in store.files.walk():
+                scrub.check(file.digest, paced)
+                progress.update(task, blobs=results.total())
+    finally:
+        store.close()
+    if as_json:
+        typer.echo(json.dumps({"checked": results.total(), "wrong": results["wrong"]}))
+    else:
+        typer.echo(f"{results.total()} blobs checked, {results['wrong']} wrong" + (" and dropped" if results["wrong"] else ""))
+    raise typer.Exit(1 if results["wrong"] else 0)

@@ -1,0 +1,88 @@
+"""A circuit breaker: whether something that has failed may be asked again. Times are seconds on any clock that only grows."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+_MAX_DOUBLINGS: Final = 62
+
+
+class Admission(Enum):
+    """Leave to ask. Whoever has it says what came of it, by `succeeded`, `failed` or `released`."""
+
+    NORMAL = auto()
+    TRIAL = auto()
+    """The only one that is under way; it decides whether others are let in."""
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Closed: everybody may ask. Open: nobody, for a pause. After the pause: one trial at a time, until one succeeds.
+
+    Attributes:
+        first: seconds of the first pause; each trial that fails doubles it.
+        longest: seconds of the longest pause.
+        threshold: failures in a row that open it, unless one is grave.
+    """
+
+    first: float = 1.0
+    longest: float = 30.0
+    threshold: int = 3
+    _failures: int = 0
+    _opened: int = 0
+    _until: float = 0.0
+    _on_trial: bool = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether everybody may ask."""
+        return self._opened == 0
+
+    def admits(self, now: float) -> bool:
+        """Whether `admit` would."""
+        return self.is_closed or (now >= self._until and not self._on_trial)
+
+    def admit(self, now: float) -> Admission | None:
+        """Leave to ask, or None."""
+        if self.is_closed:
+            return Admission.NORMAL
+        return self.reserve() if self.admits(now) else None
+
+    def reserve(self) -> Admission:
+        """Take the trial before the pause is over, so that nobody else gets it."""
+        self._on_trial = True
+        return Admission.TRIAL
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next trial may begin."""
+        return 0.0 if self.is_closed else max(0.0, self._until - now)
+
+    def succeeded(self) -> None:
+        """Something that was asked has answered, whenever it was let in."""
+        self._failures = self._opened = 0
+        self._on_trial = False
+
+    def failed(self, now: float, admission: Admission, *, grave: bool = True, pause: float | None = None) -> bool:
+        """Note a failure; True if it has opened the breaker, or opened it anew.
+
+        What was let in before the breaker opened tells nothing new when it fails as well.
+
+        Args:
+            grave: opens it at once.
+            pause: at least so many seconds instead of the doubled ones.
+        """
+        if admission is Admission.NORMAL and not self.is_closed:
+            return False
+        self._failures += 1
+        if admission is Admission.NORMAL and not grave and self._failures < self.threshold:
+            return False
+        self._opened += 1
+        own = min(self.longest, self.first * 2.0 ** min(self._opened - 1, _MAX_DOUBLINGS))
+        self._until = now + (own if pause is None else max(pause, self.first / 30))
+        self._on_trial = False
+        return True
+
+    def released(self, admission: Admission) -> None:
+        """Nothing came of it: somebody else may try."""
+        if admission is Admission.TRIAL:
+            self._on_trial = False

@@ -1,0 +1,105 @@
+"""What a registry's pull limit leaves to ask for, by what it has said so far. No header is needed for that.
+
+Docker Hub counts GETs of manifests; HEADs are free (Docker documentation, Pull usage and limits). Its limit against abuse
+answers 429 to requests of any kind.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from mirror.core.breaker import Admission, Breaker
+from mirror.core.ratelimit import RateLimit
+
+# Seconds between probes of a registry that has not said when to come back.
+_FIRST: Final = 30.0
+_LONGEST: Final = 900.0
+# A number of pulls left that is older than its window says nothing; for those that come without one, Docker Hub's.
+_WINDOW: Final = 21_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """Leave to ask; to be given back with what came of it."""
+
+    gates: tuple[tuple[Breaker, Admission], ...]
+
+
+def _gate() -> Breaker:
+    return Breaker(_FIRST, _LONGEST, threshold=1)
+
+
+@dataclass(slots=True)
+class Budget:
+    """The pull limit of one registry for one account.
+
+    After a 429 nothing of that kind is asked but one probe for each pause. At no pulls left the same holds for GETs of manifests,
+    while HEADs tell whether there are some again.
+    """
+
+    _limited: dict[str, Breaker] = field(default_factory=dict)
+    _pulls: Breaker = field(default_factory=_gate)
+    _remaining: int | None = None
+    _forgotten: float = 0.0
+
+    def remaining(self, now: float) -> int | None:
+        """Pulls left, None if that is not known."""
+        return self._remaining if now < self._forgotten else None
+
+    def spend(self, kind: str, method: str, now: float) -> Spending | float:
+        """Leave to ask for something of a kind, or the seconds after which to try again."""
+        taken: list[tuple[Breaker, Admission]] = []
+        for gate in self._gates(kind, method):
+            admission = gate.admit(now)
+            if admission is None:
+                self.released(Spending(tuple(taken)))
+                return max(1.0, gate.wait(now))
+            taken.append((gate, admission))
+        return Spending(tuple(taken))
+
+    def note(self, remaining: RateLimit, now: float) -> None:
+        """Note the number of pulls left that an answer names."""
+        self._remaining, self._forgotten = remaining.value, now + (remaining.window or _WINDOW)
+        if remaining.value:
+            self._pulls.succeeded()
+        else:
+            self._pulls.failed(now, Admission.NORMAL)
+
+    def answered(self, spending: Spending, now: float) -> None:
+        """Note an answer that was no 429, after its number of pulls if it names one."""
+        for gate, admission in spending.gates:
+            if admission is not Admission.TRIAL:
+                continue
+            if gate is self._pulls and self.remaining(now) == 0:
+                gate.failed(now, admission)
+            else:
+                gate.succeeded()
+
+    def refused(self, spending: Spending, kind: str, retry_after: float | None, now: float) -> float:
+        """Note a 429, with its Retry-After in seconds; returns the seconds until the next probe."""
+        gates = [self._limited.setdefault(kind, _gate())]
+        if any(gate is self._pulls for gate, _ in spending.gates):
+            # A HEAD may get through meanwhile; that says nothing about pulls.
+            gates.append(self._pulls)
+        for gate in gates:
+            gate.failed(now, self._admission(spending, gate) or Admission.NORMAL, pause=retry_after)
+        return gates[0].wait(now)
+
+    def released(self, spending: Spending) -> None:
+        """Nothing came of it."""
+        for gate, admission in spending.gates:
+            gate.released(admission)
+
+    def allows_background(self, reserve: int, now: float) -> bool:
+        """Whether work that nobody waits for may ask: nothing is limited, and more than `reserve` pulls are left."""
+        if not self._pulls.is_closed or not all(gate.is_closed for gate in self._limited.values()):
+            return False
+        remaining = self.remaining(now)
+        return remaining is None or remaining > reserve
+
+    def _gates(self, kind: str, method: str) -> list[Breaker]:
+        gates = [self._limited[kind]] if kind in self._limited else []
+        return [*gates, self._pulls] if (kind, method) == ("manifest", "GET") else gates
+
+    @staticmethod
+    def _admission(spending: Spending, gate: Breaker) -> Admission | None:
+        return next((admission for own, admission in spending.gates if own is gate), None)

@@ -1,0 +1,55 @@
+"""A short memory of failures, so that what has just failed twice is not tried a thousand times a second."""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+E = TypeVar("E")
+
+_MOST: Final = 4096
+_MAX_DOUBLINGS: Final = 62
+
+
+@dataclass(slots=True)
+class _Failure(Generic[E]):
+    cause: E
+    count: int
+    until: float
+
+
+class Failures(Generic[E]):
+    """What has failed lately, by key. Times are seconds on any clock that only grows.
+
+    One failure costs nothing: the next asker may have better luck. From the second in a row on there is a pause, which doubles.
+
+    Args:
+        first: seconds of the first pause.
+        longest: seconds of the longest pause; an older failure is forgotten.
+    """
+
+    def __init__(self, first: float = 1.0, longest: float = 10.0) -> None:
+        self._first = first
+        self._longest = longest
+        self._failures: OrderedDict[Hashable, _Failure[E]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._failures)
+
+    def lately(self, key: Hashable, now: float) -> tuple[E, float] | None:
+        """The cause of the last failure and the seconds left, while it should not be tried again."""
+        failure = self._failures.get(key)
+        return (failure.cause, failure.until - now) if failure is not None and now < failure.until else None
+
+    def note(self, key: Hashable, cause: E, now: float) -> None:
+        """Remember a failure."""
+        known = self._failures.pop(key, None)
+        count = 1 if known is None or now > known.until + self._longest else known.count + 1
+        pause = 0.0 if count == 1 else min(self._longest, self._first * 2.0 ** min(count - 2, _MAX_DOUBLINGS))
+        self._failures[key] = _Failure(cause, count, now + pause)
+        if len(self._failures) > _MOST:
+            self._failures.popitem(last=False)
+
+    def forget(self, key: Hashable) -> None:
+        """It works again."""
+        self._failures.pop(key, None)

@@ -1,0 +1,41 @@
+"""How long to wait before asking an upstream again."""
+
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+_SECONDS: Final = re.compile(r"[0-9]+", re.ASCII)
+_MAX_DOUBLINGS: Final = 62
+
+# The window of Docker Hub's pull limit: no registry read about asks for more.
+LONGEST_RETRY_AFTER: Final = 6 * 3600.0
+
+
+def backoff(attempt: int, base: float = 0.25, cap: float = 10.0, jitter: float = 1.0) -> float:
+    """Seconds to wait after a failed attempt; the first is number 0.
+
+    The wait doubles from `base` to at most `cap`. `jitter`, random from 0 to 1, chooses a place in its
+    upper half, so that those who wait do not all come back together, and none comes back without a wait.
+    """
+    full = min(cap, base * 2.0 ** min(max(attempt, 0), _MAX_DOUBLINGS))
+    return full / 2 + full / 2 * jitter
+
+
+def parse_retry_after(text: str | None, now: datetime, cap: float = LONGEST_RETRY_AFTER) -> float | None:
+    """Seconds to wait by a Retry-After header, from 0 to `cap`; None if it is absent or makes no sense.
+
+    It gives seconds or a date (RFC 9110 section 10.2.3). `now` has to know its time zone.
+    """
+    if text is None:
+        return None
+    text = text.strip()
+    if _SECONDS.fullmatch(text):
+        return min(float(text), cap)
+    try:
+        until = parsedate_to_datetime(text)
+        # A date without a zone is meant to be GMT, as all dates of HTTP are.
+        seconds = (until if until.tzinfo else until.replace(tzinfo=UTC)) - now
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds.total_seconds(), 0.0), cap)

@@ -1,0 +1,65 @@
+"""Which failure of upstream lets a cached answer be served, for how long, and with which words: one table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+DAY: Final = 86400.0
+
+DELETED: Final = "deleted"
+"""The reason of an answer that is kept although upstream says 404."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one reason allows.
+
+    Attributes:
+        served: whether a cached answer is served at all.
+        longest: seconds since the last check, however long `stale_if_error` is; None for no bound of its own.
+        bounded: whether `stale_if_error` bounds it.
+        said: for people, in the log.
+    """
+
+    served: bool
+    said: str
+    longest: float | None = None
+    bounded: bool = True
+
+
+_OUTAGE: Final = "upstream cannot be asked"
+
+TABLE: Final[Mapping[str, Verdict]] = MappingProxyType(
+    {
+        "connect": Verdict(True, f"{_OUTAGE}: no connection"),
+        "timeout": Verdict(True, f"{_OUTAGE}: no answer in time"),
+        "server_error": Verdict(True, f"{_OUTAGE}: it answers 5xx"),
+        "rate_limited": Verdict(True, f"{_OUTAGE}: it limits the rate of pulls"),
+        "cut": Verdict(True, f"{_OUTAGE}: it closes connections"),
+        "protocol": Verdict(True, f"{_OUTAGE}: its answers make no sense"),
+        "digest_mismatch": Verdict(True, f"{_OUTAGE}: it delivers wrong bytes"),
+        "redirect": Verdict(True, f"{_OUTAGE}: where it redirects to refuses"),
+        "busy": Verdict(True, f"{_OUTAGE}: all connections are in use"),
+        "abandoned": Verdict(True, f"{_OUTAGE}: the one who asked has given up"),
+        "error": Verdict(True, _OUTAGE),
+        # An account that has been closed must not keep its access for a month.
+        "credentials": Verdict(True, "upstream refuses the mirror's credentials", longest=DAY),
+        "denied": Verdict(False, "upstream does not grant it"),
+        "not_found": Verdict(False, "upstream does not have it"),
+        DELETED: Verdict(True, "upstream does not have it any more, and it is configured to be kept", bounded=False),
+    }
+)
+
+
+def may_serve(reason: str, age: float, stale_if_error: float) -> bool:
+    """Whether what was last checked `age` seconds ago may be served, although upstream failed for a reason of the table.
+
+    A negative age is that of a clock set back: how old it is nobody knows, and old is preferred over nothing.
+    """
+    verdict = TABLE[reason]
+    if not verdict.served:
+        return False
+    if verdict.longest is not None and age > verdict.longest:
+        return False
+    return not verdict.bounded or age <= stale_if_error

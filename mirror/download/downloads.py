@@ -1,0 +1,115 @@
+"""All downloads of this process: join the one that is under way, or start it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+
+import structlog
+
+from mirror.core.digest import Digest
+from mirror.download.download import Download, State
+from mirror.download.source import Source
+from mirror.download.workshop import Workshop
+from mirror.errors import DigestMismatch, StorageError
+from mirror.flights import FailureMemory
+
+log = structlog.get_logger(__name__)
+
+
+class Downloads:
+    """At most one download per blob at a time.
+
+    Args:
+        ended: told the result of each: `committed`, `digest_mismatch`, `failed` or `bypassed`.
+    """
+
+    def __init__(self, workshop: Workshop, ended: Callable[[str], None]) -> None:
+        self._workshop = workshop
+        self._ended = ended
+        self._active: dict[Digest, Download] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._failures = FailureMemory()
+
+    def __iter__(self) -> Iterator[Download]:
+        return iter(list(self._active.values()))
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    @property
+    def readers(self) -> int:
+        """Requests that read from a download just now."""
+        return sum(download.readers for download in self._active.values())
+
+    def find(self, digest: Digest) -> Download | None:
+        """The download of a blob that is under way, or None."""
+        return self._active.get(digest)
+
+    def has_partial(self, digest: Digest) -> bool:
+        """Whether bytes of a blob lie on disk from a download that was interrupted or runs in another process."""
+        return os.path.exists(self._workshop.layout.partial(digest))
+
+    def refuse_failing(self, source: Source) -> None:
+        """Raise UpstreamError if downloads from a source have failed again and again until just now."""
+        self._failures.refuse(source)
+
+    def start(self, digest: Digest, source: Source, *, retry: bool = True) -> Download:
+        """Start a download that is not under way; it is nobody's and goes on when its readers leave."""
+        download = Download(digest, source, self._workshop)
+        self._active[digest] = download
+        task = asyncio.get_running_loop().create_task(self._run(download, retry), name=f"download {digest}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return download
+
+    async def close(self) -> None:
+        """Stop all; what has arrived stays on disk for the next start."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for download in self:
+            # A task that is cancelled before its first step never comes to telling its readers.
+            download.abandon()
+            self._forget(download)
+
+    async def _run(self, download: Download, retry: bool) -> None:
+        try:
+            await download.run(lambda: self._settle(download, retry))
+        finally:
+            self._forget(download)
+
+    def _settle(self, download: Download, retry: bool) -> None:
+        """Called when a download has reached its last state, before its readers learn of it."""
+        self._forget(download)
+        if self._closing:
+            return
+        if not download.fetched:
+            return
+        result = _result(download)
+        self._ended(result)
+        retry = retry and result == "digest_mismatch"
+        if not retry:
+            self._failures.note(download.source, download.cause)
+        if result == "committed":
+            log.info("download_committed", digest=str(download.digest), size=download.size)
+            return
+        log.warning("download_failed", digest=str(download.digest), result=result, cause=str(download.cause))
+        if retry:
+            download.source.distrust()
+            download.successor = self.start(download.digest, download.source, retry=False)
+
+    def _forget(self, download: Download) -> None:
+        if self._active.get(download.digest) is download:
+            del self._active[download.digest]
+
+
+def _result(download: Download) -> str:
+    if download.state is State.COMMITTED:
+        return "committed"
+    if isinstance(download.cause, DigestMismatch):
+        return "digest_mismatch"
+    return "bypassed" if isinstance(download.cause, StorageError) else "failed"

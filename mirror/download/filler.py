@@ -1,0 +1,108 @@
+"""A filler: fetches one hole of a blob from upstream and writes it where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec
+
+from mirror.aio import in_thread
+from mirror.download.partial import CHUNK, Partial
+from mirror.download.source import BlobStream, Source
+from mirror.download.workshop import Workshop
+from mirror.errors import StorageError, UpstreamNonsense
+
+P = ParamSpec("P")
+
+
+class Filler:
+    """Writes from `position` on until the hole is filled or another filler's ground begins.
+
+    Attributes:
+        position: where the next byte will be written; what is behind it has arrived.
+    """
+
+    def __init__(
+        self,
+        partial: Partial,
+        source: Source,
+        workshop: Workshop,
+        progress: Callable[[], None],
+        position: int,
+    ) -> None:
+        self._partial = partial
+        self._source = source
+        self._workshop = workshop
+        self._progress = progress
+        self._lock = partial.locks()
+        self._chunk: int | None = None
+        self.position = position
+
+    def claim(self) -> bool:
+        """Claim the chunk at `position`; False if somebody else writes there, or has already gone further in it."""
+        index, within = divmod(self.position, CHUNK)
+        return self._take(index) and self._partial.arrived_in_chunk(index) == within
+
+    async def fill(self, stop: int | None) -> None:
+        """Fetch up to `stop` (None: to the end) and return when there, or when somebody else fills what comes next.
+
+        The first chunk has to be claimed, unless nobody knows the size of the blob yet; then it is learned here.
+
+        Raises:
+            UpstreamError, UpstreamAnswer: the stream ended before the hole did; what has come is kept.
+            StorageError: the bytes could not be written.
+        """
+        async with self._source.open(self.position, stop) as stream:
+            if self._partial.size is None:
+                # Claimed before anybody can see that there is a chunk: another process's reader would fill it as well.
+                if self._lock.take(0, CHUNK):
+                    self._chunk = 0
+                await self._stored(stream.size, self._partial.begin, stream.size)
+                self._progress()
+                if self._chunk is None:
+                    return
+            if stream.size != self._partial.size:
+                raise UpstreamNonsense(
+                    f"upstream now says that {self._partial.digest} has {stream.size} bytes, not {self._partial.size}"
+                )
+            await self._copy(stream, stream.size if stop is None else stop)
+
+    async def _copy(self, stream: BlobStream, stop: int) -> None:
+        if self.position >= stop:
+            return
+        async for block in stream.blocks():
+            rest = memoryview(block)[: stop - self.position]
+            while rest:
+                piece = rest[: CHUNK - self.position % CHUNK]
+                end = self.position + len(piece)
+                finished = self._chunk if end % CHUNK == 0 and end < stop else None
+                # Before anybody can see that this chunk is full: who follows would take the next one from under this stream.
+                goes_on = finished is None or (self._take(end // CHUNK) and self._partial.arrived_in_chunk(end // CHUNK) == 0)
+                await self._stored(stop - self.position, self._partial.write, self.position, piece)
+                self.position = end
+                rest = rest[len(piece) :]
+                if finished is not None:
+                    self._lock.release(finished * CHUNK, CHUNK)
+                self._progress()
+                if end >= stop or not goes_on:
+                    return
+
+    async def _stored(self, needed: int, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Do work on the partial file; if the disk is full, once more after an attempt to make room."""
+        try:
+            await in_thread(self._workshop.executor, work, *args, **kwargs)
+        except StorageError as error:
+            if error.reason != "full":
+                raise
+            await self._workshop.make_room(needed)
+            await in_thread(self._workshop.executor, work, *args, **kwargs)
+
+    def _take(self, index: int) -> bool:
+        """Claim a chunk, keeping the one before it."""
+        if not self._partial.claim(self._lock, index):
+            return False
+        self._chunk = index
+        return True
+
+    def close(self) -> None:
+        """Give the claimed chunk back."""
+        self._lock.close()

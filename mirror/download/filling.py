@@ -1,0 +1,175 @@
+"""How the holes of one blob get filled: by one filler after the other, and by further ones where readers wait far ahead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from mirror.aio import Signal
+from mirror.core.retry import backoff
+from mirror.download.filler import Filler
+from mirror.download.partial import CHUNK, Partial
+from mirror.download.source import Source
+from mirror.download.workshop import Workshop
+from mirror.errors import (
+    MirrorError,
+    StorageError,
+    UpstreamAnswer,
+    UpstreamError,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+)
+
+log = structlog.get_logger(__name__)
+
+# An attempt that brought this many bytes was worth it: the count of attempts starts anew.
+_PROGRESS = 256 << 10
+# How often to look whether a hole that somebody else fills has been filled or left, in seconds.
+_LOOK_AGAIN = 0.03
+
+
+class Filling:
+    """The fillers of one partial blob in this process."""
+
+    def __init__(
+        self,
+        partial: Partial,
+        source: Source,
+        workshop: Workshop,
+        signal: Signal,
+        progressed: Callable[[], None],
+    ) -> None:
+        self._partial = partial
+        self._source = source
+        self._workshop = workshop
+        self._signal = signal
+        self._progressed = progressed
+        # Stays set between two attempts: who waits there is served by the next one, and must not make one of their own.
+        self._main: Filler | None = None
+        self._ahead: dict[Filler, asyncio.Task[None]] = {}
+        self._ahead_failures = 0
+        self._ahead_again = 0.0
+
+    async def fill(self) -> None:
+        """Fill hole after hole until there is none. For the driver of the download.
+
+        Raises:
+            UpstreamError, UpstreamAnswer: the attempts are used up.
+            StorageError: the bytes cannot be written.
+        """
+        failures, loop = 0, asyncio.get_running_loop()
+        progressed_at, seen = loop.time(), -1
+        while not self._partial.is_complete():
+            before = self._partial.received()
+            try:
+                filled = await self._fill_first_hole()
+            except (UpstreamError, UpstreamAnswer) as error:
+                progressed = self._partial.received() - before
+                failures = 1 if progressed >= _PROGRESS else failures + 1
+                await self._prepare_retry(error, failures, progressed > 0)
+                continue
+            if not filled:
+                # Every hole has somebody else writing into it, perhaps in another process.
+                await self._signal.wait(_LOOK_AGAIN)
+                self._partial.refresh()
+                if self._partial.received() != seen:
+                    progressed_at, seen = loop.time(), self._partial.received()
+                elif loop.time() - progressed_at > self._workshop.policy.stall:
+                    raise StorageError(f"another worker holds a part of {self._partial.digest} and hangs", "busy")
+
+    def want(self, position: int) -> None:
+        """Make sure that somebody is heading for `position`, because a reader waits there."""
+        start = self._partial.available(position)
+        fillers = [*self._ahead, *([self._main] if self._main else [])]
+        if self._is_near(start, fillers):
+            # Nearly always so: without a look through the map, which would cost every waiting reader at every block.
+            return
+        hole = self._partial.hole(max(start, position // CHUNK * CHUNK))
+        loop = asyncio.get_running_loop()
+        if hole is None or len(fillers) >= self._workshop.policy.fillers or loop.time() < self._ahead_again:
+            return
+        if self._is_near(hole[0], fillers):
+            return
+        filler = self._filler(hole[0])
+        if filler.claim():
+            self._ahead[filler] = loop.create_task(self._fill_ahead(filler, self._stop(hole)))
+        else:
+            filler.close()
+
+    def _is_near(self, position: int, fillers: list[Filler]) -> bool:
+        return any(0 <= position - filler.position < self._workshop.policy.look_ahead for filler in fillers)
+
+    async def close(self) -> None:
+        """End what still runs; the partial file may be closed afterwards."""
+        tasks = list(self._ahead.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # A task that is cancelled before its first step never comes to giving its filler back.
+        for filler in self._ahead:
+            filler.close()
+        self._ahead.clear()
+
+    async def _fill_first_hole(self) -> bool:
+        """Fill the first hole that nobody else works on; False if there is none."""
+        hole: tuple[int, int | None] | None = (0, None) if self._partial.size is None else self._partial.hole(0)
+        while hole is not None:
+            filler = self._filler(hole[0])
+            try:
+                if self._partial.size is None or filler.claim():
+                    self._main = filler
+                    await filler.fill(self._stop(hole))
+                    return True
+            finally:
+                filler.close()
+            hole = self._partial.hole(hole[1] or 0)
+        self._main = None
+        return False
+
+    async def _fill_ahead(self, filler: Filler, stop: int | None) -> None:
+        try:
+            await filler.fill(stop)
+            self._ahead_failures = 0
+        except (UpstreamError, UpstreamAnswer, StorageError) as error:
+            # Not fatal: the driver of the download comes to this place, too.
+            log.info("fill_ahead_failed", digest=str(self._partial.digest), at=filler.position, cause=str(error))
+            self._ahead_failures += 1
+            self._ahead_again = asyncio.get_running_loop().time() + _pause(self._ahead_failures)
+        finally:
+            filler.close()
+            self._ahead.pop(filler, None)
+
+    async def _prepare_retry(self, error: UpstreamError | UpstreamAnswer, failures: int, progressed: bool) -> None:
+        """Wait as long as is due before the next attempt, or raise the error if there should be none."""
+        if self._hopeless(error, failures):
+            raise error
+        reason = error.reason if isinstance(error, UpstreamError) else "answer"
+        log.info(
+            "download_interrupted",
+            digest=str(self._partial.digest),
+            received=self._partial.received(),
+            reason=reason,
+            cause=str(error),
+        )
+        self._workshop.resumed(reason)
+        if not progressed and not (isinstance(error, UpstreamError) and error.another):
+            await asyncio.sleep(_pause(failures))
+
+    def _hopeless(self, error: MirrorError, failures: int) -> bool:
+        if self._partial.received() or (isinstance(error, UpstreamError) and error.another):
+            return failures >= self._workshop.policy.attempts
+        # Nothing has come yet: a client is better served by a quick answer, with which it turns to another host.
+        return failures > 1 or isinstance(error, UpstreamAnswer | UpstreamRateLimited | UpstreamTimeout)
+
+    def _stop(self, hole: tuple[int, int | None]) -> int | None:
+        return None if hole[1] == self._partial.size else hole[1]
+
+    def _filler(self, position: int) -> Filler:
+        return Filler(self._partial, self._source, self._workshop, self._progressed, position)
+
+
+def _pause(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return backoff(failures, base=0.25, cap=4.0, jitter=0.5)

@@ -1,0 +1,172 @@
+"""A reader: one client's place in a blob, held or still arriving."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from io import FileIO
+from typing import Protocol
+
+from mirror.download.bypass import Bypass
+from mirror.download.download import Download
+from mirror.errors import DigestMismatch, StorageError, UpstreamNonsense
+from mirror.storage.blobs import HeldBlob
+
+# No span is longer, so that a reader's progress can be seen and cancelled.
+_SPAN = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes that can be sent now, straight from a file.
+
+    Attributes:
+        file: open for reading.
+        start: position of the first byte.
+        count: how many, at least one.
+    """
+
+    file: FileIO
+    start: int
+    count: int
+
+
+class Body(Protocol):
+    """The bytes of a blob, whatever state it is in. Close it when done.
+
+    Attributes:
+        bypassed: whether they come past the store.
+    """
+
+    @property
+    def bypassed(self) -> bool: ...
+
+    async def sized(self) -> int:
+        """Bytes of the whole blob, as soon as they are known; raises MirrorError if that fails."""
+        ...
+
+    async def ready(self, position: int) -> None:
+        """Return when the byte at `position` can be sent; until then a failure can still become an error answer."""
+        ...
+
+    def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
+        """The bytes from `start` up to `stop`, as they can be sent; raises MirrorError when they end short."""
+        ...
+
+    async def close(self) -> None:
+        """Leave."""
+        ...
+
+
+class HeldBody:
+    """A blob that is held."""
+
+    bypassed = False
+
+    def __init__(self, blob: HeldBlob) -> None:
+        self._blob = blob
+
+    async def sized(self) -> int:
+        """Bytes of the blob."""
+        return self._blob.size
+
+    async def ready(self, position: int) -> None:
+        """At once."""
+
+    async def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
+        """One span."""
+        yield Span(self._blob.file, start, stop - start)
+
+    async def close(self) -> None:
+        """Give the descriptor back."""
+        self._blob.close()
+
+
+class ArrivingBody:
+    """A place in a download. Neither its pace nor its leaving changes anything for the download or for other readers.
+
+    If the store cannot take the blob, the reader goes on by its own stream from upstream, from its own position.
+
+    Attributes:
+        bypassed: whether it had to.
+    """
+
+    def __init__(self, download: Download) -> None:
+        self._download = download
+        self._file: FileIO | None = None
+        self._bypass: Bypass | None = None
+        self._size: int | None = None
+        # One for everything before the first byte, second tries included: clients have one, too.
+        self._deadline = asyncio.get_running_loop().time() + download.policy.first_byte
+        download.readers += 1
+
+    @property
+    def bypassed(self) -> bool:
+        return self._bypass is not None
+
+    async def sized(self) -> int:
+        """Wait for the size."""
+        while True:
+            try:
+                self._size = await self._download.sized(self._deadline)
+            except DigestMismatch:
+                self._move_on()
+                continue
+            except StorageError:
+                self._size = await self._leave_store().open(0)
+            return self._size
+
+    async def ready(self, position: int) -> None:
+        """Wait for the byte at `position`."""
+        while self._bypass is None:
+            try:
+                size = await self._download.sized(self._deadline)
+                if self._size not in (None, size):
+                    raise UpstreamNonsense(f"{self._download.digest} had {self._size} bytes at first, and now {size}")
+                await self._download.ready(position, self._deadline)
+                break
+            except DigestMismatch:
+                self._move_on()
+            except StorageError:
+                await self._leave_store().open(position)
+
+    async def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
+        """What has arrived, as often as there is more."""
+        position = start
+        while position < stop and self._bypass is None:
+            try:
+                end = min(await self._download.readable(position), stop, position + _SPAN)
+                if self._file is None:
+                    self._file = self._download.open_file()
+            except StorageError:
+                self._leave_store()
+                break
+            yield Span(self._file, position, end - position)
+            position = end
+        if self._bypass is not None and position < stop:
+            async for block in self._bypass.blocks(position, stop, None if start else self._file):
+                yield block
+
+    async def close(self) -> None:
+        """Leave the download; it goes on."""
+        self._download.readers -= 1
+        if self._file is not None:
+            self._file.close()
+        if self._bypass is not None:
+            await self._bypass.close()
+
+    def _leave_store(self) -> Bypass:
+        download = self._download
+        self._bypass = Bypass(download.digest, download.source, download.executor, download.policy.attempts, self._size)
+        return self._bypass
+
+    def _move_on(self) -> None:
+        """Turn to the second try, if the first met a wrong digest before anything was handed out."""
+        successor = self._download.successor
+        if successor is None:
+            assert self._download.cause is not None
+            raise self._download.cause
+        self._download.readers -= 1
+        successor.readers += 1
+        self._download = successor

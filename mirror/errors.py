@@ -1,0 +1,156 @@
+"""What can go wrong, in the words of the domain.
+
+Foreign exceptions (aiohttp, OSError, sqlite3) stop at the adapter that met them and travel on as one of these. Only
+`mirror.web.problems` knows which HTTP status each becomes. Input that does not parse is `mirror.core.errors.InvalidInput`.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+
+class MirrorError(Exception):
+    """Anything this package raises on purpose."""
+
+
+class ConfigurationError(MirrorError):
+    """The configuration cannot be used; each problem is one line that names the key.
+
+    Attributes:
+        problems: the lines, at least one.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class UpstreamError(MirrorError):
+    """Upstream could not be asked, or did not answer usefully: an outage, so what is held may be served stale.
+
+    Attributes:
+        reason: one bounded word for logs and metrics.
+        retry_after: seconds after which upstream wants to be asked again, if it said so.
+        elsewhere: it happened at a host that upstream had redirected to.
+        another: another upstream of the list may well do better.
+        asked: upstream was asked, and this is not the memory of an earlier failure.
+    """
+
+    reason = "error"
+    asked = True
+    elsewhere = False
+    another = False
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def again(self, prefix: str, retry_after: float) -> Self:
+        """The same failure for somebody for whom upstream was not asked anew."""
+        copy = type(self)(f"{prefix}: {self}", retry_after=retry_after)
+        copy.asked = False
+        return copy
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection to upstream: name, route, refusal or TLS."""
+
+    reason = "connect"
+
+
+class UpstreamTimeout(UpstreamError):
+    """Upstream did not connect, answer or go on within its time limit."""
+
+    reason = "timeout"
+
+
+class UpstreamFailing(UpstreamError):
+    """Upstream answered 5xx."""
+
+    reason = "server_error"
+
+
+class UpstreamRateLimited(UpstreamError):
+    """Upstream answered 429."""
+
+    reason = "rate_limited"
+
+
+class UpstreamCut(UpstreamError):
+    """Upstream ended a body before its announced end."""
+
+    reason = "cut"
+
+
+class UpstreamNonsense(UpstreamError):
+    """Upstream broke the protocol: wrong digest, length or type, endless redirects, a page instead of a manifest."""
+
+    reason = "protocol"
+
+
+class UpstreamBusy(UpstreamError):
+    """The limit of connections to upstream was reached for longer than a client should wait."""
+
+    reason = "busy"
+
+
+class MethodRefused(UpstreamNonsense):
+    """Upstream does not answer HEAD."""
+
+
+class CredentialsRefused(UpstreamError):
+    """The configured credentials were refused: the mirror's own fault, not the client's."""
+
+    reason = "credentials"
+
+
+class UpstreamAnswer(MirrorError):
+    """Upstream's negative answer: not an outage, and never replaced by something stale."""
+
+
+class NotFound(UpstreamAnswer):
+    """Upstream does not have it (404)."""
+
+
+class AccessDenied(UpstreamAnswer):
+    """Upstream does not grant it (401 or 403 although a token was obtained)."""
+
+
+class DigestMismatch(UpstreamNonsense):
+    """The bytes that upstream delivered do not have the digest they were asked by."""
+
+    reason = "digest_mismatch"
+
+
+class PolicyDenied(MirrorError):
+    """This mirror is configured not to serve it; upstream was not asked.
+
+    Attributes:
+        rule: the rule that spoke, in words.
+    """
+
+    def __init__(self, message: str, rule: str) -> None:
+        super().__init__(f"{message}: {rule}")
+        self.rule = rule
+
+
+class StorageError(MirrorError):
+    """The store cannot take bytes (full, read-only, I/O error); pulls go on without it.
+
+    Attributes:
+        reason: one bounded word: `full`, `too_large`, `read_only`, `io`, or `busy` if another process holds the blob and hangs.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class RequestLoop(MirrorError):
+    """A request has come back to the mirror that sent it, by way of its own upstreams."""
+
+
+class DownloadAbandoned(UpstreamError):
+    """Another worker's download of the same blob ended without the blob."""
+
+    reason = "abandoned"

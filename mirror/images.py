@@ -1,0 +1,111 @@
+"""Images as what the store holds of them: which content a manifest needs, and how much of it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
+from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
+from mirror.core.names import Repository, Tag
+from mirror.storage.blobs import BlobFiles
+from mirror.storage.index import Index
+
+MANIFEST_LIMIT = 4 << 20
+# Indexes nest two deep in practice; a hostile one could nest for ever.
+_DEEPEST = 4
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What can be reached from some manifests.
+
+    Attributes:
+        manifests: named as manifests, held or not.
+        blobs: named as config or layer, held or not.
+        complete: whether everything that a client of at least one platform needs is held.
+    """
+
+    manifests: frozenset[Digest]
+    blobs: frozenset[Digest]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A tag, or a manifest that was pulled by digest, and what is held of it.
+
+    Attributes:
+        size: bytes of what is held.
+        pulled: seconds since the epoch; when a client asked for it last.
+    """
+
+    repository: Repository
+    tag: Tag | None
+    digest: Digest
+    size: int
+    pulled: float
+    complete: bool
+
+
+def held_manifest(files: BlobFiles, digest: Digest, media_type: str | None = None) -> Manifest | None:
+    """A held manifest, read; None if it is not held or is none."""
+    raw = files.read(digest, MANIFEST_LIMIT)
+    if raw is None:
+        return None
+    try:
+        return parse_manifest(raw, media_type, digest)
+    except InvalidInput:
+        return None
+
+
+def is_complete(files: BlobFiles, digest: Digest, depth: int = 0) -> bool:
+    """Whether all blobs of a manifest are held; of an index, whether that is so for at least one of its manifests."""
+    manifest = held_manifest(files, digest) if depth <= _DEEPEST else None
+    if manifest is None:
+        return False
+    if manifest.kind is ManifestKind.INDEX:
+        children = manifest.children
+        return not children or any(is_complete(files, child.digest, depth + 1) for child in children)
+    return all(files.size(blob.digest) is not None for blob in manifest.blobs if not blob.is_foreign)
+
+
+def reach(files: BlobFiles, roots: Iterable[Digest]) -> Reach:
+    """Everything that the manifests `roots` need. Blocks for as long as reading the held manifests takes."""
+    start = list(roots)
+    manifests: set[Digest] = set()
+    blobs: set[Digest] = set()
+    waiting = [(digest, 0) for digest in start]
+    while waiting:
+        digest, depth = waiting.pop()
+        if digest in manifests:
+            continue
+        manifests.add(digest)
+        manifest = held_manifest(files, digest) if depth <= _DEEPEST else None
+        if manifest is not None:
+            blobs.update(blob.digest for blob in manifest.blobs)
+            waiting += [(child.digest, depth + 1) for child in manifest.children]
+    complete = bool(start) and all(is_complete(files, digest) for digest in start)
+    return Reach(frozenset(manifests), frozenset(blobs), complete)
+
+
+def images(files: BlobFiles, index: Index) -> Iterator[Image]:
+    """Every tag of which the manifest is held, and every manifest that no tag leads to, by name."""
+    tagged: dict[Repository, set[Digest]] = {}
+    found = []
+    for repository, tag, record in index.tags():
+        reached = reach(files, [record.digest])
+        tagged.setdefault(repository, set()).update(reached.manifests)
+        if files.size(record.digest) is not None:
+            found.append(_image(files, repository, tag, record.digest, record.pulled, reached))
+    for repository, digest in index.manifests():
+        if digest not in tagged.get(repository, ()) and files.size(digest) is not None:
+            used = files.used(digest) or 0.0
+            found.append(_image(files, repository, None, digest, used, reach(files, [digest])))
+    yield from sorted(found, key=lambda image: (str(image.repository), str(image.tag or ""), str(image.digest)))
+
+
+def _image(files: BlobFiles, repository: Repository, tag: Tag | None, digest: Digest, pulled: float, reached: Reach) -> Image:
+    size = sum(files.size(part) or 0 for part in reached.manifests | reached.blobs)
+    return Image(repository, tag, digest, size, pulled, reached.complete)

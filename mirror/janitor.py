@@ -1,0 +1,229 @@
+"""The janitor: keeps the store within its bounds and in order, one process of a store at a time, off the requests' path.
+
+Everything that walks over files runs in a thread of its own, so that it never waits behind a download's writes nor they
+behind it; what walks over all blobs even in a process of its own (`storage.census`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+from mirror.aio import in_thread
+from mirror.core.digest import Digest
+from mirror.images import reach
+from mirror.leftovers import Leftovers
+from mirror.metrics import Metrics
+from mirror.pull.settings import TagPolicies
+from mirror.pull.usage import Usage
+from mirror.scrub import Scrub
+from mirror.storage import census
+from mirror.storage.blobs import BlobFiles
+from mirror.storage.eviction import Eviction
+from mirror.storage.index import Index
+from mirror.storage.layout import Layout
+from mirror.storage.room import Fit, on_disk
+
+log = structlog.get_logger(__name__)
+
+# Evicting begins above the high-water mark and ends at the low one: shares of the limit.
+_HIGH, _LOW = 0.95, 0.90
+_TICK = 5.0
+# Evicting goes on for so long before what is pinned is looked up again; a survey of a slow disk has to fit in. Seconds.
+_SPELL = 600.0
+_WRITE_USAGE = 15.0
+_COUNT_AGAIN = 3600.0
+# The account was found to be wrong, and others made changes while the files were counted.
+_COUNT_SOON = 60.0
+# A request may wait for room for so long; then its blob goes past the store. Nor does a stop wait longer. Seconds.
+_PATIENCE = 5.0
+
+
+class Janitor:
+    """Cleans up one store.
+
+    Args:
+        policies: called for the policies of the day, which tell what is pinned.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        files: BlobFiles,
+        index: Index,
+        eviction: Eviction,
+        scrub: Scrub,
+        usage: Usage,
+        metrics: Metrics,
+        policies: Callable[[], TagPolicies],
+    ) -> None:
+        self._layout = layout
+        self._files = files
+        self._index = index
+        self._eviction = eviction
+        self._scrub = scrub
+        self._usage = usage
+        self._metrics = metrics
+        self._policies = policies
+        self._leftovers = Leftovers(layout, files, index)
+        # One for each kind of work that may be under way: none of them waits behind another's long walk.
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
+        self._stopping = threading.Event()
+        self._making_room = asyncio.Lock()
+        self._evicting = False
+
+    async def make_room(self, size: int) -> None:
+        """Try to make `size` bytes fit, within a few seconds; for whoever was told that they do not fit now."""
+        async with self._making_room:
+            await in_thread(self._threads, self._make_room, size)
+
+    async def run(self) -> None:
+        """Work until cancelled. Of several processes, one gets to clean up; the others wait for its end."""
+        works = [asyncio.get_running_loop().create_task(work()) for work in (self._write_usage, self._when_elected)]
+        try:
+            await asyncio.gather(*works)
+        finally:
+            # What is under way in the threads is waited for, and may have much to do yet.
+            self._stopping.set()
+            self._eviction.stop()
+            self._leftovers.stop()
+            for work in works:
+                work.cancel()
+            await asyncio.gather(*works, return_exceptions=True)
+            await in_thread(self._threads, self._usage.write, self._files, self._index)
+            self._threads.shutdown()
+
+    async def _when_elected(self) -> None:
+        with contextlib.closing(_Election(self._layout.janitor_lock)) as election:
+            while not election.won():  # noqa: ASYNC110 - the kernel has no event for a lock
+                await asyncio.sleep(_TICK)
+            await asyncio.gather(self._clean_up(), self._scrub_on())
+
+    async def _write_usage(self) -> None:
+        while True:
+            await asyncio.sleep(_WRITE_USAGE)
+            await self._guarded("usage", lambda: self._usage.write(self._files, self._index))
+
+    async def _clean_up(self) -> None:
+        count_at = float("-inf")
+        while True:
+            due = time.monotonic() > count_at
+            if due:
+                count_at = time.monotonic() + _COUNT_AGAIN
+                if await self._guarded("count", self._count) is False:
+                    count_at = time.monotonic() + _COUNT_SOON
+            while await self._guarded("evict", self._evict):
+                pass
+            if due:
+                await self._guarded("leftovers", self._leftovers.clear)
+            await asyncio.sleep(_TICK)
+
+    async def _scrub_on(self) -> None:
+        while True:
+            step = asyncio.ensure_future(self._guarded("scrub", lambda: self._scrub.step(time.time())))
+            try:
+                await asyncio.shield(step)
+            finally:
+                # A large blob takes minutes: nobody waits for that with an end.
+                if not step.done():
+                    self._scrub.stop()
+                    await step
+            await asyncio.sleep(_TICK)
+
+    async def _guarded(self, what: str, work: Callable[[], object]) -> object:
+        """One failure of one kind of work must not end the others, nor this one for good."""
+        try:
+            return await in_thread(self._threads, work)
+        except Exception:
+            log.exception("janitor_failed", work=what)
+            return None
+
+    # ---- in the thread
+
+    def _count(self) -> bool:
+        """Count the files and put the account right; False if that has to be tried again soon."""
+        began = time.monotonic()
+        room = self._files.room
+        mark = room.mark()
+        making = {partial.digest: on_disk(partial.size) for partial in self._leftovers.partials()}
+        held = census.take(self._layout, self._stopping.is_set)
+        if held is None:
+            return False
+        used = held.taken + sum(making.values())
+        log.info("store_counted", blobs=held.blobs, bytes=used, seconds=round(time.monotonic() - began, 3))
+        # What was committed meanwhile may have been counted twice: better too much for a while than too little.
+        twice = any(self._files.size(digest) is not None for digest in making)
+        return room.correct(mark, used, held.blobs) and not twice
+
+    def _evict(self) -> bool:
+        """Evict for a while, if it is due; whether there is more to do."""
+        room = self._files.room
+        needed = room.excess(_LOW) if self._evicting or room.excess(_HIGH) else 0
+        if needed:
+            self._usage.write(self._files, self._index)
+        self._evicting = bool(needed and self._remove(needed, time.monotonic() + _SPELL)) and not self._stopping.is_set()
+        return self._evicting
+
+    def _make_room(self, size: int) -> None:
+        room, deadline = self._files.room, time.monotonic() + _PATIENCE
+        # What was used a moment ago is not to go for want of a note.
+        self._usage.write(self._files, self._index)
+
+        def enough() -> bool:
+            return room.fits(size) is not Fit.NOT_NOW
+
+        while not enough() and time.monotonic() < deadline:
+            needed = room.missing(size)
+            # If everything together would not do, nothing has to go.
+            if needed > room.used() - self._leftovers.busy() or not self._remove(needed, deadline, enough):
+                return
+
+    def _remove(self, needed: int, deadline: float, enough: Callable[[], bool] = lambda: False) -> int:
+        began = time.monotonic()
+        room = self._files.room
+        reason = "max_size" if room.max_size and room.used() + needed > room.max_size * _LOW else "min_free"
+        removed = self._leftovers.clear_idle_partials(needed)
+        if removed < needed:
+            evicted = self._eviction.evict(needed - removed, self._pinned(), deadline, enough)
+            removed += evicted.size
+            self._metrics.evicted_blobs.labels(reason).inc(evicted.blobs)
+            self._metrics.evicted_bytes.labels(reason).inc(evicted.size)
+            seconds = round(time.monotonic() - began, 3)
+            if evicted.blobs:
+                log.info("evicted", blobs=evicted.blobs, bytes=evicted.size, reason=reason, seconds=seconds)
+            if evicted.pinned:
+                log.warning("pinned_evicted", blobs=evicted.pinned, hint="raise storage.max_size or pin less")
+        return removed
+
+    def _pinned(self) -> frozenset[Digest]:
+        policies = self._policies()
+        if not any(rule.pin for rules in policies.rules.values() for rule in rules):
+            return frozenset()
+        roots = [record.digest for repository, tag, record in self._index.tags() if policies.is_pinned(repository, tag)]
+        reached = reach(self._files, roots)
+        return reached.manifests | reached.blobs
+
+
+class _Election:
+    """A lock that a process keeps until it ends."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def won(self) -> bool:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        os.close(self._descriptor)

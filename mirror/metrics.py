@@ -1,0 +1,69 @@
+"""Every metric of the mirror. Labels are bounded: never a repository, tag or digest."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from mirror import __version__
+
+# Of several processes' gauges, these add up; of the others the least counts.
+SUMMED_GAUGES = frozenset({"registry_mirror_downloads_in_progress", "registry_mirror_download_readers"})
+
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+
+
+class Metrics:
+    """The metric families of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Requests by clients", "registry", "kind", "outcome", "status")
+        self.request_duration = self._histogram("request_duration_seconds", "Until the last byte", "kind", "outcome")
+        self.first_byte = self._histogram("time_to_first_byte_seconds", "Until the headers", "kind", "outcome")
+        self.served_bytes = self._counter("served_bytes", "Bytes of bodies sent to clients", "registry", "outcome")
+        self.upstream_requests = self._counter(
+            "upstream_requests", "Requests to upstreams", "registry", "upstream", "kind", "status"
+        )
+        self.upstream_bytes = self._counter("upstream_bytes", "Bytes of bodies from upstreams", "registry", "upstream")
+        self.upstream_duration = self._histogram(
+            "upstream_duration_seconds", "Until an upstream's headers", "registry", "upstream", "kind"
+        )
+        self.upstream_up = self._gauge("upstream_up", "1 if the last request got an answer", "registry", "upstream")
+        self.upstream_ratelimit_limit = self._gauge("upstream_ratelimit_limit", "Pulls per window", "registry")
+        self.upstream_ratelimit_remaining = self._gauge("upstream_ratelimit_remaining", "Pulls left", "registry")
+        self.upstream_credentials_ok = self._gauge(
+            "upstream_credentials_ok", "0 while an upstream refuses the configured credentials", "registry"
+        )
+        self.downloads_in_progress = self._gauge("downloads_in_progress", "Blobs being fetched")
+        self.download_readers = self._gauge("download_readers", "Requests that read from a blob being fetched")
+        self.downloads = self._counter("downloads", "Downloads that ended", "result")
+        self.download_resumes = self._counter("download_resumes", "Downloads that went on after a break", "reason")
+        self.stale_served = self._counter("stale_served", "Cached answers given in an outage", "registry", "reason")
+        self.refused = self._counter("refused", "Requests and connections that this mirror turned away itself", "reason")
+        self.evicted_bytes = self._counter("evicted_bytes", "Bytes of blobs that were evicted", "reason")
+        self.evicted_blobs = self._counter("evicted_blobs", "Blobs that were evicted", "reason")
+        self.purged_bytes = self._counter("purged_bytes", "Bytes of blobs that were purged")
+        self.scrubbed_blobs = self._counter("scrubbed_blobs", "Held blobs that were hashed again", "result")
+        self.storage_bytes = self._gauge("storage_bytes", "Bytes that the store takes, reservations included")
+        self.storage_limit_bytes = self._gauge("storage_limit_bytes", "Bytes that the store may take")
+        self.storage_blobs = self._gauge("storage_blobs", "Blobs that are held")
+        for reason in ("max_size", "min_free"):
+            self.evicted_bytes.labels(reason)
+            self.evicted_blobs.labels(reason)
+        for reason in ("policy", "network", "credentials", "connections", "requests"):
+            self.refused.labels(reason)
+        for result in ("ok", "wrong"):
+            self.scrubbed_blobs.labels(result)
+        build = self._gauge("build_info", "Always 1", "version")
+        build.labels(__version__).set(1)
+        for result in ("committed", "digest_mismatch", "failed", "bypassed"):
+            self.downloads.labels(result)
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"registry_mirror_{name}", help_text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
+        return Gauge(f"registry_mirror_{name}", help_text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
+        return Histogram(f"registry_mirror_{name}", help_text, labels, registry=self.registry, buckets=_SECONDS)

@@ -1,0 +1,156 @@
+"""Blobs: from disk, from a download that is under way, or from a new one; only to whom upstream grants them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+import structlog
+
+from mirror.core.digest import Digest
+from mirror.core.names import Repository
+from mirror.core.outcome import Outcome
+from mirror.download.downloads import Downloads
+from mirror.download.reader import ArrivingBody, Body, HeldBody
+from mirror.download.source import BlobStream
+from mirror.errors import UpstreamAnswer
+from mirror.flights import Flights
+from mirror.pull.context import Context
+from mirror.pull.holdings import Holdings
+from mirror.storage.blobs import HeldBlob
+from mirror.upstream.registry import Registry
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobAnswer:
+    """A blob that may be read.
+
+    Attributes:
+        body: to be closed by whoever gets this.
+    """
+
+    digest: Digest
+    size: int
+    body: Body
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _UpstreamSource:
+    """The bytes of a blob by way of one repository."""
+
+    registry: Registry
+    path: str
+    digest: Digest
+
+    def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[BlobStream]:
+        return self.registry.blob(self.path, self.digest, start, stop)
+
+    def distrust(self) -> None:
+        self.registry.distrust(self.digest)
+
+
+class Blobs:
+    """Answers for blobs."""
+
+    def __init__(self, context: Context, holdings: Holdings, downloads: Downloads) -> None:
+        self._context = context
+        self._holdings = holdings
+        self._downloads = downloads
+        self._grants: Flights[int | None] = Flights()
+
+    async def get(self, repository: Repository, digest: Digest) -> BlobAnswer:
+        """The blob, as soon as its size is known.
+
+        Raises:
+            UpstreamAnswer: upstream does not have it or does not grant it to this repository.
+            UpstreamError: it is not held, and upstream could not be asked.
+        """
+        source = _UpstreamSource(self._context.registry(repository), repository.path, digest)
+        if not self._holdings.may_serve_blob(repository, digest) and self._is_around(digest):
+            self._holdings.refuse_absent("blob", repository, digest)
+            await self._ask(repository, digest)
+        while True:
+            # From here to the end of the download's start there is no await: hit, join or start is one decision.
+            held = self._open(repository, digest)
+            if held is not None:
+                self._context.usage.blob(digest, self._context.clock())
+                return BlobAnswer(digest, held.size, HeldBody(held), Outcome.HIT)
+            download, outcome = self._downloads.find(digest), Outcome.JOINED
+            if download is None:
+                self._holdings.refuse_absent("blob", repository, digest)
+                self._downloads.refuse_failing(source)
+                download, outcome = self._downloads.start(digest, source), Outcome.MISS
+            body = ArrivingBody(download)
+            try:
+                size = await body.sized()
+                await self._holdings.learn_blob(repository, digest, size)
+            except UpstreamAnswer as error:
+                await body.close()
+                # Another repository's no is none for this one, which is then asked itself.
+                if download.source == source:
+                    await self._holdings.remember_absent("blob", repository, digest, error)
+                    raise
+            except BaseException:
+                await body.close()
+                raise
+            else:
+                return BlobAnswer(digest, size, body, outcome)
+
+    async def head(self, repository: Repository, digest: Digest) -> tuple[int, Outcome]:
+        """The size in bytes; a blob that is not around stays so.
+
+        Raises:
+            UpstreamAnswer, UpstreamError: like `get`.
+        """
+        if not self._is_around(digest):
+            self._holdings.refuse_absent("blob", repository, digest)
+            size = await self._ask(repository, digest)
+            if size is not None:
+                return size, Outcome.MISS
+        answer = await self.get(repository, digest)
+        await answer.body.close()
+        return answer.size, answer.outcome
+
+    async def close(self) -> None:
+        """Stop asking upstream."""
+        await self._grants.close()
+
+    def _open(self, repository: Repository, digest: Digest) -> HeldBlob | None:
+        """The held blob; one that has not the size that upstream said has been damaged, and goes."""
+        held = self._context.files.open(digest)
+        if held is None:
+            return None
+        expected = self._holdings.blob_size(repository, digest)
+        if expected is None or expected == held.size:
+            return held
+        log.error("blob_damaged", digest=str(digest), size=held.size, expected=expected)
+        held.close()
+        self._context.files.delete(digest)
+        return None
+
+    def _is_around(self, digest: Digest) -> bool:
+        """Whether bytes of it could be served before upstream was asked."""
+        return (
+            self._context.files.size(digest) is not None
+            or self._downloads.find(digest) is not None
+            or self._downloads.has_partial(digest)
+        )
+
+    async def _ask(self, repository: Repository, digest: Digest) -> int | None:
+        """Have upstream grant the blob to the asking repository; returns its size if upstream told."""
+        key = (self._context.scope(repository), digest)
+        size, _ = await self._grants.run(key, lambda: self._head(repository, digest))
+        return size
+
+    async def _head(self, repository: Repository, digest: Digest) -> int | None:
+        try:
+            size = await self._context.registry(repository).head_blob(repository.path, digest)
+        except UpstreamAnswer as error:
+            await self._holdings.remember_absent("blob", repository, digest, error)
+            raise
+        if size is not None:
+            await self._holdings.learn_blob(repository, digest, size)
+        return size

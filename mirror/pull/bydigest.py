@@ -1,0 +1,99 @@
+"""Manifests by digest: held for ever, fetched once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mirror.core.digest import Digest
+from mirror.core.manifest import ManifestKind
+from mirror.core.names import Reference, Repository, Tag
+from mirror.core.outcome import Outcome
+from mirror.errors import NotFound, UpstreamAnswer
+from mirror.flights import Flights
+from mirror.pull.answers import ManifestAnswer
+from mirror.pull.context import Context
+from mirror.pull.holdings import Holdings
+from mirror.upstream.registry import ManifestHead
+
+
+class ByDigest:
+    """Answers for digests, and fetches manifests for everybody."""
+
+    def __init__(self, context: Context, holdings: Holdings) -> None:
+        self._context = context
+        self._holdings = holdings
+        self._fetches: Flights[ManifestAnswer] = Flights()
+
+    async def get(self, repository: Repository, digest: Digest, *, head: bool) -> ManifestAnswer:
+        """The manifest with a digest; raises like `Manifests.get`."""
+        held = self.held(repository, digest)
+        if held is not None:
+            await self._holdings.learn_manifest(repository, digest, held.media_type, held.size)
+            return held
+        self._holdings.refuse_absent("manifest", repository, digest)
+        if self._holdings.manifest(repository, digest) is not None:
+            return await self._granted(repository, digest)
+        if head:
+            answer = await self._headers_only(repository, digest)
+            if answer is not None:
+                return answer
+        answer, joined = await self._fetches.run((repository, digest), lambda: self.fetch(repository, digest))
+        return replace(answer, outcome=Outcome.JOINED) if joined else answer
+
+    def held(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
+        """The manifest from disk, if the repository is known to hold it."""
+        if not self._holdings.may_serve_manifest(repository, digest):
+            return None
+        held = self._holdings.manifest(repository, digest)
+        if held is None:
+            return None
+        return ManifestAnswer(digest, held.media_type, len(held.raw), held.raw, Outcome.HIT)
+
+    async def asked(self, repository: Repository, reference: Reference) -> ManifestHead:
+        """What upstream's HEAD tells of a manifest; its no is remembered."""
+        registry = self._context.registry(repository)
+        try:
+            return await registry.head_manifest(repository.path, reference)
+        except UpstreamAnswer as error:
+            await self._remember_no(repository, reference, error)
+            raise
+
+    async def fetch(self, repository: Repository, reference: Reference) -> ManifestAnswer:
+        """Get a manifest from upstream and store it; schema 1 and what the store cannot take are passed through."""
+        registry = self._context.registry(repository)
+        try:
+            manifest = await registry.manifest(repository.path, reference)
+        except UpstreamAnswer as error:
+            await self._remember_no(repository, reference, error)
+            raise
+        answer = ManifestAnswer(manifest.digest, manifest.media_type, len(manifest.raw), manifest.raw, Outcome.MISS)
+        if manifest.kind is ManifestKind.SCHEMA1 or not await self._holdings.keep(repository, manifest):
+            return replace(answer, outcome=Outcome.BYPASS)
+        return answer
+
+    async def close(self) -> None:
+        """Stop fetching."""
+        await self._fetches.close()
+
+    async def _granted(self, repository: Repository, digest: Digest) -> ManifestAnswer:
+        """What is on disk for another repository: upstream is asked whether this one has it, and nothing is fetched."""
+        await self.asked(repository, digest)
+        held = self._holdings.manifest(repository, digest)
+        if held is None:
+            return await self.fetch(repository, digest)
+        await self._holdings.learn_manifest(repository, digest, held.media_type, len(held.raw))
+        return ManifestAnswer(digest, held.media_type, len(held.raw), held.raw, Outcome.HIT)
+
+    async def _headers_only(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
+        """Upstream's own HEAD, or None if it told too little."""
+        head = await self.asked(repository, digest)
+        if head.digest is None or head.size is None or head.media_type is None:
+            return None
+        return ManifestAnswer(head.digest, head.media_type, head.size, None, Outcome.MISS)
+
+    async def _remember_no(self, repository: Repository, reference: Reference, error: UpstreamAnswer) -> None:
+        await self._holdings.remember_absent("manifest", repository, reference, error)
+        kept = repository.registry in self._context.policies.keep_deleted
+        if isinstance(reference, Tag) and isinstance(error, NotFound) and not kept:
+            await self._context.in_thread(self._context.index.delete_tag, repository, reference)
+            self._context.generation.change()

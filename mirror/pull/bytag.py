@@ -1,0 +1,143 @@
+"""Manifests by tag: as fresh as the policy wants, with one check for all who ask, and stale while upstream is out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import structlog
+
+from mirror.core.digest import Digest
+from mirror.core.freshness import Fresh, TagRecord, decide
+from mirror.core.names import Repository, Tag
+from mirror.core.outcome import Outcome
+from mirror.core.staleness import DELETED, TABLE, may_serve
+from mirror.errors import AccessDenied, MirrorError, NotFound, UpstreamAnswer, UpstreamError
+from mirror.flights import Flights
+from mirror.images import is_complete
+from mirror.pull.answers import ManifestAnswer
+from mirror.pull.bydigest import ByDigest
+from mirror.pull.context import Context
+from mirror.pull.holdings import Holdings
+
+log = structlog.get_logger(__name__)
+
+# What was found by digest after upstream had been asked for the tag.
+_COUNTS_AS = {Outcome.HIT: Outcome.REVALIDATED, Outcome.JOINED: Outcome.MISS}
+# Seconds in which one reason is logged once per registry; the metric counts each answer.
+_QUIET = 10.0
+
+
+class ByTag:
+    """Answers for tags."""
+
+    def __init__(self, context: Context, holdings: Holdings, by_digest: ByDigest) -> None:
+        self._context = context
+        self._holdings = holdings
+        self._by_digest = by_digest
+        self._logged: dict[tuple[str, str], float] = {}
+        self._checks: Flights[ManifestAnswer] = Flights()
+
+    async def get(self, repository: Repository, tag: Tag, *, head: bool) -> tuple[ManifestAnswer, float]:
+        """The manifest that a tag names, and until when that is good; raises like `Manifests.get`."""
+        context, ttl = self._context, self._context.policies.of(repository, tag).ttl
+        record = context.index.tag(repository, tag)
+        if record is not None and isinstance(decide(record, context.clock(), ttl), Fresh):
+            return await self._named(repository, record, head=head), record.checked + ttl
+        # A HEAD of what nobody knows yet is another question than a GET: it must not cost a pull.
+        key = (repository, tag, head and record is None)
+        try:
+            self._holdings.refuse_absent("manifest", repository, tag)
+            answer, joined = await self._checks.run(key, lambda: self._check(repository, tag, record, head=head))
+        except (UpstreamError, UpstreamAnswer) as error:
+            return self._stale(repository, tag, record, error), 0.0
+        if answer.raw is None and not head:
+            answer = await self._by_digest.get(repository, answer.digest, head=False)
+        elif joined:
+            answer = replace(answer, outcome=Outcome.JOINED)
+        return answer, context.clock() + ttl
+
+    async def close(self) -> None:
+        """Stop asking upstream."""
+        await self._checks.close()
+
+    async def _named(self, repository: Repository, record: TagRecord, *, head: bool) -> ManifestAnswer:
+        """What a fresh record names."""
+        held = self._by_digest.held(repository, record.digest)
+        if held is not None:
+            return held
+        if head:
+            return ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.HIT)
+        return await self._by_digest.get(repository, record.digest, head=False)
+
+    async def _check(self, repository: Repository, tag: Tag, record: TagRecord | None, *, head: bool) -> ManifestAnswer:
+        """Ask upstream what a tag names now; the record changes only when what it names is there to be served.
+
+        By HEAD, also for a tag that is not known: it costs no pull, and who asks for its digest, or for another tag of the same
+        image, at the same time or later, costs none either.
+        """
+        now = await self._by_digest.asked(repository, tag)
+        if now.digest is None:
+            answer = await self._by_digest.fetch(repository, tag)
+        elif record is not None and now.digest == record.digest:
+            unread = ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.REVALIDATED)
+            held = self._by_digest.held(repository, record.digest)
+            answer = unread if held is None else replace(held, outcome=Outcome.REVALIDATED)
+        elif head and record is None and now.media_type is not None and now.size is not None:
+            answer = ManifestAnswer(now.digest, now.media_type, now.size, None, Outcome.MISS)
+        else:
+            answer = await self._told(repository, tag, now.digest)
+        return await self._recorded(repository, tag, record, answer)
+
+    async def _told(self, repository: Repository, tag: Tag, digest: Digest) -> ManifestAnswer:
+        """The manifest that a HEAD of the tag has named."""
+        try:
+            answer = await self._by_digest.get(repository, digest, head=False)
+        except NotFound:
+            # The tag has moved in between, or upstream's HEAD is not to be trusted.
+            return await self._by_digest.fetch(repository, tag)
+        return replace(answer, outcome=_COUNTS_AS.get(answer.outcome, answer.outcome))
+
+    async def _recorded(
+        self, repository: Repository, tag: Tag, record: TagRecord | None, answer: ManifestAnswer
+    ) -> ManifestAnswer:
+        if answer.outcome is Outcome.BYPASS:
+            return answer
+        context, now = self._context, self._context.clock()
+        moved = record is not None and record.digest != answer.digest
+        changed = now if record is None or moved else record.changed
+        new = TagRecord(answer.digest, answer.media_type, answer.size, checked=now, changed=changed, pulled=now)
+        await context.in_thread(context.index.put_tag, repository, tag, new)
+        if moved:
+            context.generation.change()
+        return answer
+
+    def _stale(
+        self, repository: Repository, tag: Tag, record: TagRecord | None, error: UpstreamError | UpstreamAnswer
+    ) -> ManifestAnswer:
+        """What was known before, if the failure allows it and everything that it needs is held; else raises the failure."""
+        context, reason = self._context, self._reason(repository, error)
+        longest = context.policies.of(repository, tag).stale_if_error
+        if record is None or not may_serve(reason, context.clock() - record.checked, longest):
+            raise error
+        held = self._by_digest.held(repository, record.digest)
+        if held is None or not is_complete(context.files, record.digest):
+            raise error
+        context.metrics.stale_served.labels(repository.registry, reason).inc()
+        self._tell(repository, tag, reason, error)
+        return replace(held, outcome=Outcome.STALE, reason=reason)
+
+    def _reason(self, repository: Repository, error: UpstreamError | UpstreamAnswer) -> str:
+        if isinstance(error, UpstreamError):
+            return error.reason
+        if isinstance(error, AccessDenied):
+            return "denied"
+        return DELETED if repository.registry in self._context.policies.keep_deleted else "not_found"
+
+    def _tell(self, repository: Repository, tag: Tag, reason: str, error: MirrorError) -> None:
+        """Log it, but not a thousand times a second."""
+        now, key = self._context.clock(), (repository.registry, reason)
+        if 0 <= now - self._logged.get(key, -_QUIET) < _QUIET:
+            return
+        self._logged[key] = now
+        said = TABLE[reason].said
+        log.warning("stale_served", repository=str(repository), tag=str(tag), reason=reason, said=said, cause=str(error))

@@ -1,0 +1,118 @@
+"""Lists that are upstream's own: tags and referrers. Passed through, kept for a short while, and longer for an outage."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+
+from mirror.core import media
+from mirror.core.digest import Digest
+from mirror.core.links import format_link, next_query, parse_link_next
+from mirror.core.names import Repository
+from mirror.core.outcome import Outcome
+from mirror.core.staleness import may_serve
+from mirror.errors import UpstreamError, UpstreamNonsense
+from mirror.flights import Flights
+from mirror.pull.context import Context
+from mirror.upstream.registry import Listing
+
+_MOST_BYTES = 16 << 20
+_MOST_ENTRIES = 1024
+_PASSED_ON = ("n", "last", "artifactType")
+
+
+@dataclass(frozen=True, slots=True)
+class ListAnswer:
+    """A list to be served.
+
+    Attributes:
+        headers: type and, if there is more, a Link to where the client finds it here.
+    """
+
+    body: bytes
+    headers: dict[str, str]
+    outcome: Outcome
+
+
+class Listings:
+    """Answers for lists."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._flights: Flights[Listing] = Flights()
+        self._kept: OrderedDict[Hashable, tuple[Listing, float]] = OrderedDict()
+        self._bytes = 0
+
+    async def tags(self, repository: Repository, path: str, query: dict[str, str]) -> ListAnswer:
+        """The tags that upstream has, a page at a time (OCI distribution-spec, Listing tags).
+
+        Args:
+            path: where the client asked; the link to the next page leads there.
+
+        Raises:
+            UpstreamAnswer, UpstreamError: see those.
+        """
+        listing, outcome = await self._get("tags", repository, "tags/list", query)
+        try:
+            tags = [str(tag) for tag in json.loads(listing.body).get("tags") or []]
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise UpstreamNonsense(f"{repository}: upstream's list of tags is none") from error
+        body = json.dumps({"name": repository.path, "tags": tags}).encode()
+        return ListAnswer(body, {"Content-Type": "application/json", **_link(listing, path, query)}, outcome)
+
+    async def referrers(self, repository: Repository, digest: Digest, path: str, query: dict[str, str]) -> ListAnswer:
+        """The manifests that refer to one (OCI distribution-spec, Listing Referrers). Raises like `tags`.
+
+        Upstream's 404 says that it has no such API; clients then ask for a tag, so it is passed on.
+        """
+        listing, outcome = await self._get("referrers", repository, f"referrers/{digest}", query)
+        headers = {"Content-Type": media.OCI_INDEX, **_link(listing, path, query)}
+        if listing.filters is not None:
+            headers["OCI-Filters-Applied"] = "artifactType"
+        return ListAnswer(listing.body, headers, outcome)
+
+    async def close(self) -> None:
+        """Stop asking upstream."""
+        await self._flights.close()
+
+    async def _get(self, kind: str, repository: Repository, rest: str, query: dict[str, str]) -> tuple[Listing, Outcome]:
+        passed_on = {name: value for name, value in query.items() if name in _PASSED_ON}
+        key = (repository, rest, tuple(sorted(passed_on.items())))
+        now = self._context.clock()
+        kept = self._kept.get(key)
+        if kept is not None and 0 <= now - kept[1] < self._context.policies.general.ttl:
+            return kept[0], Outcome.HIT
+        registry = self._context.registry(repository)
+        try:
+            listing, joined = await self._flights.run(key, lambda: registry.listing(kind, repository.path, rest, passed_on))
+        except UpstreamError as error:
+            if kept is None or not may_serve(error.reason, now - kept[1], self._context.policies.general.stale_if_error):
+                raise
+            self._context.metrics.stale_served.labels(repository.registry, error.reason).inc()
+            return kept[0], Outcome.STALE
+        self._keep(key, listing, now)
+        return listing, Outcome.JOINED if joined else Outcome.MISS
+
+    def _keep(self, key: Hashable, listing: Listing, now: float) -> None:
+        self._drop(key)
+        self._kept[key] = (replace(listing, links=listing.links[:4]), now)
+        self._bytes += len(listing.body)
+        while self._bytes > _MOST_BYTES or len(self._kept) > _MOST_ENTRIES:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: Hashable) -> None:
+        dropped = self._kept.pop(key, None)
+        if dropped is not None:
+            self._bytes -= len(dropped[0].body)
+
+
+def _link(listing: Listing, path: str, query: dict[str, str]) -> dict[str, str]:
+    """Upstream's link to the next page, led back here: an absolute one would lead clients around the mirror."""
+    target = parse_link_next(listing.links)
+    if target is None:
+        return {}
+    following = next_query(target)
+    namespace = {"ns": query["ns"]} if "ns" in query else {}
+    return {"Link": format_link(path, {**following, **namespace})}

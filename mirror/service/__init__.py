@@ -1,0 +1,1 @@
+"""The running mirror: builds the object graph, listens, reloads, and stops in order."""

@@ -1,0 +1,111 @@
+"""The board: where the processes of one mirror put up what each has counted, so that any of them can answer for all.
+
+Each process rewrites its own sheet every second and whenever it is asked. The sheet of a process that has died stays: what it
+counted has happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mirror.metrics import SUMMED_GAUGES, Metrics
+
+
+class Board:
+    """What all processes of a mirror have counted.
+
+    Args:
+        directory: where the sheets hang; None if there is only this process.
+    """
+
+    def __init__(self, metrics: Metrics, directory: Path | None) -> None:
+        self._metrics = metrics
+        self._directory = directory
+        self._own = None if directory is None else directory / f"{os.getpid()}-{time.monotonic_ns()}.json"
+        # Threads of one process may write at the same time.
+        self._writing = threading.Lock()
+
+    def put_up(self, downloads: list[dict[str, Any]]) -> None:
+        """Write the own sheet. Blocks for a moment."""
+        if self._own is None:
+            return
+        new = self._own.with_suffix(".new")
+        with self._writing, contextlib.suppress(OSError):
+            sheet = {"metrics": generate_latest(self._metrics.registry).decode(), "downloads": downloads}
+            new.write_text(json.dumps(sheet))
+            new.replace(self._own)
+
+    def metrics(self) -> bytes:
+        """The metrics of all processes as one, in Prometheus's text format; put up the own ones first. Blocks for a moment.
+
+        The own ones are taken from the sheet, too: what was told of this process must still be there when it has died.
+        """
+        sheets = [(text_string_to_metric_families(sheet["metrics"]), alive) for _, sheet, alive in self._sheets()]
+        if not sheets:
+            return generate_latest(self._metrics.registry)
+        summed = CollectorRegistry()
+        summed.register(_Summed(sheets))
+        return generate_latest(summed)
+
+    def downloads(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The downloads of all processes that live. Blocks for a moment."""
+        others = (sheet for path, sheet, alive in self._sheets() if alive and path != self._own)
+        return own + [entry for sheet in others for entry in sheet["downloads"]]
+
+    def _sheets(self) -> list[tuple[Path, dict[str, Any], bool]]:
+        found = []
+        for path in sorted(self._directory.glob("*.json")) if self._directory is not None else ():
+            with contextlib.suppress(OSError, ValueError):
+                found.append((path, json.loads(path.read_text()), _is_alive(int(path.stem.partition("-")[0]))))
+        return found
+
+
+class _Summed:
+    """A collector of what several processes have counted."""
+
+    def __init__(self, sheets: list[tuple[Iterable[Metric], bool]]) -> None:
+        self._sheets = sheets
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+        for metrics, alive in self._sheets:
+            for metric in metrics:
+                if metric.type == "gauge" and not alive:
+                    continue
+                families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                found = values.setdefault(metric.name, {})
+                for sample in metric.samples:
+                    key = (sample.name, tuple(sample.labels.items()))
+                    if key not in found:
+                        found[key] = sample.value
+                    elif metric.type != "gauge" or metric.name in SUMMED_GAUGES:
+                        found[key] += sample.value
+                    else:
+                        found[key] = min(found[key], sample.value)
+        for name, family in families.items():
+            for (sample_name, labels), value in values[name].items():
+                family.add_sample(sample_name, dict(labels), value)
+        return families.values()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

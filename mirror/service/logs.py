@@ -1,0 +1,46 @@
+"""The log: one line an event, to standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from mirror.config import Log
+
+# The one that comes with colours shows the values of variables, and credentials are among them.
+_traceback = structlog.dev.plain_traceback
+
+
+def _without_controls(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """A terminal must not be steered by what came from outside; JSON escapes it anyway."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = repr(value)
+    return event
+
+
+def configure(config: Log) -> None:
+    """Set up logging for this process."""
+    level = logging.getLevelName(config.level.upper())
+    renderers: list[Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if config.format == "json"
+        else [_without_controls, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback)]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *renderers,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        # One write per line: several processes share the stream.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    # The HTTP library speaks of broken requests, asyncio of its own surprises; both only at a level that is worth it.
+    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, force=True)

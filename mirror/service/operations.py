@@ -1,0 +1,106 @@
+"""What the admin address can have done, on this process's store and graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mirror.core.names import ImagePattern, canonical_registry
+from mirror.download.downloads import Downloads
+from mirror.images import Image, images
+from mirror.metrics import Metrics
+from mirror.purge import Order, Purge, Purged
+from mirror.service.board import Board
+from mirror.service.graph import Graph
+from mirror.service.store import Store
+from mirror.web.admin_api import Readiness
+
+
+class AdminOperations:
+    """Carries out what operators ask for.
+
+    Args:
+        graph: called for the graph of the day.
+        draining: whether the mirror is about to stop.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        downloads: Downloads,
+        metrics: Metrics,
+        board: Board,
+        graph: Callable[[], Graph],
+        draining: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._downloads = downloads
+        self._metrics = metrics
+        self._board = board
+        self._graph = graph
+        self._draining = draining
+
+    def token(self) -> str | None:
+        """The token that is wanted, read afresh when the configuration was."""
+        return self._graph().admin_token
+
+    def readiness(self) -> Readiness:
+        """Ready while the store can be written and nobody wants us to stop."""
+        writable, draining = self._store.is_writable(), self._draining()
+        upstreams = {
+            f"{name} {endpoint.name}": endpoint.state
+            for name, registry in self._graph().registries.items()
+            for endpoint in registry.endpoints
+        }
+        details = {"draining": draining, "store_writable": writable, "upstreams": upstreams}
+        return Readiness(writable and not draining, details)
+
+    def metrics(self) -> bytes:
+        """The metrics of all processes."""
+        used, blobs = self._store.room.figures()
+        self._metrics.storage_bytes.set(used)
+        self._metrics.storage_blobs.set(blobs)
+        self._metrics.storage_limit_bytes.set(self._store.room.max_size)
+        self.put_up()
+        return self._board.metrics()
+
+    def put_up(self) -> None:
+        """Let the other processes know what this one has counted."""
+        self._board.put_up(self._own_downloads())
+
+    def downloads(self) -> list[dict[str, Any]]:
+        """What is being fetched, in all processes."""
+        return self._board.downloads(self._own_downloads())
+
+    def images(self, pattern: ImagePattern | None) -> list[Image]:
+        """What is held of which image."""
+        found = images(self._store.files, self._store.index)
+        return [image for image in found if pattern is None or pattern.matches(image.repository, image.tag, image.digest)]
+
+    def purge(self, order: Order) -> Purged:
+        """Take images out of the store."""
+        purged = Purge(self._store.files, self._store.index, self._store.generation).carry_out(order)
+        if not order.dry_run:
+            self._metrics.purged_bytes.inc(purged.size)
+        return purged
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def pattern(self, text: str) -> ImagePattern:
+        """Read a pattern as operators of this mirror write it."""
+        return ImagePattern.parse(text, canonical_registry(self._graph().config.default_registry))
+
+    def _own_downloads(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "digest": str(download.digest),
+                "state": download.state.name,
+                "bytes": download.received,
+                "size": download.size,
+                "readers": download.readers,
+            }
+            for download in self._downloads
+        ]

@@ -1,0 +1,50 @@
+"""The store as one thing: files, index, generation, and the threads that work on them. Outlives reloads."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+from mirror.config import Storage
+from mirror.storage.blobs import BlobFiles
+from mirror.storage.generation import Generation
+from mirror.storage.index import Index
+from mirror.storage.layout import Layout
+from mirror.storage.room import Room
+
+# More threads would only queue inside the disk.
+_THREADS = 8
+
+
+class Store:
+    """An open store.
+
+    Raises:
+        ConfigurationError: from the constructor, if the directory cannot be used.
+    """
+
+    def __init__(self, config: Storage) -> None:
+        self.layout = Layout(str(config.path.resolve()))
+        self.layout.prepare()
+        self.room = Room(self.layout, config.max_size, config.min_free)
+        self.files = BlobFiles(self.layout, self.room)
+        self.index = Index(self.layout.index)
+        self.generation = Generation(f"{self.layout.root}/generation")
+        self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
+
+    def is_writable(self) -> bool:
+        """Whether a file can be created just now. Blocks."""
+        probe = f"{self.layout.temporary}/probe-{uuid.uuid4().hex}"
+        try:
+            os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            os.unlink(probe)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go of everything; waits for the threads."""
+        self.executor.shutdown()
+        self.index.close()
+        self.generation.close()

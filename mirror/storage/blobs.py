@@ -1,0 +1,224 @@
+"""Held blobs: files under the name of their digest, complete and verified, never changed.
+
+A blob is held if its file opens. The open file is the pin: whoever reads goes on reading after an unlink.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import FileIO
+
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidDigest
+from mirror.errors import StorageError
+from mirror.storage.faults import storage_errors
+from mirror.storage.layout import Layout
+from mirror.storage.room import Room
+
+# Seconds.
+_WRONG_CLOCK = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBlob:
+    """An open blob file. Close it when done; until then it can be read whatever happens to its name.
+
+    Attributes:
+        file: the open file, unbuffered.
+        size: bytes.
+    """
+
+    file: FileIO
+    size: int
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self.file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFile:
+    """A held blob as the file system lists it.
+
+    Attributes:
+        size: bytes.
+        used: when it was used last, in seconds since the epoch.
+    """
+
+    digest: Digest
+    size: int
+    used: float
+
+
+class BlobFiles:
+    """The verified content of a store. All methods block for about one disk operation."""
+
+    def __init__(self, layout: Layout, room: Room) -> None:
+        self.room = room
+        self._layout = layout
+
+    def open(self, digest: Digest) -> HeldBlob | None:
+        """Open a held blob, or None.
+
+        Raises:
+            StorageError: it may be held, but this process has no descriptor left to find out.
+        """
+        try:
+            file = FileIO(self._layout.blob(digest))
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise StorageError(f"opening {digest}: {error.strerror}", "io") from error
+            return None
+        return HeldBlob(file, os.fstat(file.fileno()).st_size)
+
+    def size(self, digest: Digest) -> int | None:
+        """Bytes of a held blob, or None."""
+        try:
+            return os.stat(self._layout.blob(digest)).st_size
+        except OSError:
+            return None
+
+    def size_if_same(self, digest: Digest, descriptor: int) -> int | None:
+        """Bytes of a held blob if it is the very file that is open as `descriptor`, else None."""
+        mine = os.fstat(descriptor)
+        try:
+            held = os.stat(self._layout.blob(digest))
+        except OSError:
+            return None
+        return held.st_size if (held.st_dev, held.st_ino) == (mine.st_dev, mine.st_ino) else None
+
+    def read(self, digest: Digest, limit: int) -> bytes | None:
+        """The whole of a small held blob, or None if it is not held or longer than `limit` bytes."""
+        held = self.open(digest)
+        if held is None:
+            return None
+        with held.file as file:
+            return file.read(limit + 1)[: held.size] if held.size <= limit else None
+
+    def put(self, digest: Digest, data: bytes) -> None:
+        """Store a small blob whose digest the caller has verified; durable on return. One that is held stays.
+
+        Raises:
+            StorageError: it could not be stored.
+        """
+        if self.size(digest) == len(data):
+            return
+        self.room.claim(len(data), str(digest))
+        try:
+            self._put(digest, data)
+        except StorageError:
+            self.room.release(len(data))
+            raise
+
+    def _put(self, digest: Digest, data: bytes) -> None:
+        with storage_errors(f"storing {digest}"):
+            descriptor, name = tempfile.mkstemp(dir=self._layout.temporary)
+            try:
+                with open(descriptor, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._rename(name, digest)
+            except (OSError, StorageError):
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+                raise
+
+    def adopt(self, path: str, descriptor: int, digest: Digest) -> None:
+        """Make a verified file of this file system the held blob: flush, rename, flush the directory.
+
+        The room that the file takes has been reserved by whoever wrote it.
+
+        Raises:
+            StorageError: it could not be made durable or be renamed.
+        """
+        with storage_errors(f"committing {digest}"):
+            os.fsync(descriptor)
+            self._rename(path, digest)
+
+    def delete(self, digest: Digest) -> int:
+        """Remove a blob's name; returns the bytes of the file, 0 if it was not held. Open readers finish."""
+        path = self._layout.blob(digest)
+        try:
+            size = os.stat(path).st_size
+            os.unlink(path)
+        except OSError:
+            return 0
+        self.room.release(size, blobs=1)
+        return size
+
+    def used(self, digest: Digest) -> float | None:
+        """When a held blob was used last, in seconds since the epoch; None if it is not held."""
+        try:
+            return os.stat(self._layout.blob(digest)).st_mtime
+        except OSError:
+            return None
+
+    def touch(self, digest: Digest, when: float) -> None:
+        """Note when a blob was used last, in seconds since the epoch; kept as the file's modification time.
+
+        Of several notes the latest counts, but for one from so far ahead that a clock must have been wrong.
+        """
+        noted = self.used(digest)
+        if noted is None or when <= noted < when + _WRONG_CLOCK:
+            return
+        with contextlib.suppress(OSError):
+            os.utime(self._layout.blob(digest), (when, when))
+
+    def walk(self, shard: str = "*") -> Iterator[HeldFile]:
+        """Every held blob, in no order; or those of one shard, the first two digits of the encoded digest.
+
+        Blobs that come or go meanwhile may or may not be there.
+        """
+        for algorithm in ("sha256", "sha512"):
+            base = f"{self._layout.root}/blobs/{algorithm}"
+            for directory in sorted(_names(base)) if shard == "*" else [shard]:
+                yield from _files(f"{base}/{directory}", algorithm)
+
+    def _rename(self, path: str, digest: Digest) -> None:
+        target = self._layout.blob(digest)
+        directory = os.path.dirname(target)
+        if not os.path.isdir(directory):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            _flush_directory(os.path.dirname(directory))
+
+        def move() -> int | None:
+            replaced = self.size(digest)
+            with storage_errors(f"storing {digest}"):
+                os.rename(path, target)
+            return replaced
+
+        self.room.hold(move)
+        _flush_directory(directory)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _files(directory: str, algorithm: str) -> Iterator[HeldFile]:
+    try:
+        entries = os.scandir(directory)
+    except OSError:
+        return
+    with entries:
+        for entry in entries:
+            with contextlib.suppress(OSError, InvalidDigest):
+                state = entry.stat(follow_symlinks=False)
+                yield HeldFile(Digest.parse(f"{algorithm}:{entry.name}"), state.st_size, state.st_mtime)
+
+
+def _flush_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

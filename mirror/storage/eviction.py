@@ -1,0 +1,129 @@
+"""Evicts least recently used blobs. Blocks for long; belongs in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from mirror.core.digest import Digest
+from mirror.storage import census
+from mirror.storage.blobs import BlobFiles, HeldFile
+from mirror.storage.generation import Generation
+from mirror.storage.layout import Layout
+from mirror.storage.room import on_disk
+
+# Remembered from one survey of the store, some 50 bytes each; fewer would cost more surveys.
+_CANDIDATES = 100_000
+# What was found out by a survey is used for so long, in seconds; the files' times are looked at again before they go.
+_GOOD_FOR = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What went.
+
+    Attributes:
+        size: bytes.
+        pinned: how many of the blobs were pinned.
+    """
+
+    blobs: int
+    size: int
+    pinned: int
+
+
+class Eviction:
+    """Makes room by removing what was used least recently, pinned blobs last."""
+
+    def __init__(self, layout: Layout, files: BlobFiles, generation: Generation) -> None:
+        self._layout = layout
+        self._files = files
+        self._generation = generation
+        self._oldest: Iterator[HeldFile] = iter(())
+        self._found = float("-inf")
+        self._seen = self._skipped = 0
+        self._stopping = threading.Event()
+
+    def evict(
+        self,
+        needed: int,
+        pinned: AbstractSet[Digest],
+        deadline: float,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> Evicted:
+        """Remove blobs until `needed` bytes of disk are free, everything is gone, or `deadline` (monotonic) has come.
+
+        Args:
+            enough: while somebody else evicts: whether that has made the room that is needed here.
+        """
+        blobs = size = taken = pins = 0
+        with self._lock(deadline, enough) as locked:
+            for last_resort in (False, True) if locked else ():
+                if taken >= needed:
+                    break
+                for file in self._candidates(pinned, deadline, last_resort=last_resort):
+                    removed = self._files.delete(file.digest)
+                    blobs, size, taken = blobs + 1, size + removed, taken + on_disk(removed)
+                    pins += last_resort
+                    if taken >= needed:
+                        break
+        if blobs:
+            self._generation.change()
+        return Evicted(blobs, size, pins)
+
+    def stop(self) -> None:
+        """End what is under way, and do nothing any more."""
+        self._stopping.set()
+
+    def _over(self, deadline: float) -> bool:
+        return self._stopping.is_set() or time.monotonic() >= deadline
+
+    def _candidates(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[HeldFile]:
+        """Blobs to remove, oldest first; as long as there are any and time is left."""
+        if time.monotonic() - self._found < _GOOD_FOR:
+            yield from self._unchanged(pinned, deadline, last_resort=last_resort)
+        again = True
+        while again and not self._over(deadline):
+            found = census.take(self._layout, lambda: self._over(deadline), _CANDIDATES, pinned, only_pinned=last_resort)
+            if found is None:
+                return
+            self._oldest, self._found, self._seen, self._skipped = found.oldest(), time.monotonic(), 0, 0
+            yield from self._unchanged(pinned, deadline, last_resort=last_resort)
+            # Others may be left if not all were named, or if some have been used since.
+            again = self._seen >= _CANDIDATES or self._skipped > 0
+
+    def _unchanged(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[HeldFile]:
+        """Those found by the last survey that have not been used since."""
+        while not self._over(deadline) and (file := next(self._oldest, None)) is not None:
+            self._seen += 1
+            if (file.digest in pinned) == last_resort and self._files.used(file.digest) == file.used:
+                yield file
+            else:
+                self._skipped += 1
+
+    @contextlib.contextmanager
+    def _lock(self, deadline: float, enough: Callable[[], bool]) -> Iterator[bool]:
+        descriptor = os.open(self._layout.eviction_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while not _flock(descriptor):
+                if self._over(deadline) or enough():
+                    yield False
+                    return
+                time.sleep(0.02)
+            yield True
+        finally:
+            os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,231 @@
+"""The index: what is known of tags, of what repositories hold, and of what upstream does not have.
+
+tags        what a tag was found to name, and when a client asked for it last
+manifests   that a repository holds a manifest
+grants      that upstream granted a blob, or a manifest, within a scope: one repository, or a whole public registry
+absent      upstream's negative answers, for a short while
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
+from mirror.core.freshness import TagRecord
+from mirror.core.names import ImagePattern, Reference, Repository, Tag, parse_reference
+from mirror.storage.table import Table
+
+# A digest can be asked for as either, and may exist as one and not as the other.
+Kind = Literal["manifest", "blob"]
+
+# Rows that are walked over in some milliseconds.
+_PAUSE_EVERY = 250
+
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+
+_ABSENT, _DENIED = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a repository holds under a digest.
+
+    Attributes:
+        size: bytes.
+    """
+
+    media_type: str
+    size: int
+
+
+class Index:
+    """Facts by name. Reads cost microseconds; writes and walks belong in a thread."""
+
+    def __init__(self, directory: str) -> None:
+        self._tags = Table(f"{directory}/tags")
+        self._manifests = Table(f"{directory}/manifests")
+        self._grants = Table(f"{directory}/grants")
+        self._absent = Table(f"{directory}/absent")
+
+    def close(self) -> None:
+        """Let go of the databases."""
+        for table in (self._tags, self._manifests, self._grants, self._absent):
+            table.close()
+
+    # ---- tags
+
+    def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        """What is known of a tag."""
+        return _tag_record(self._tags.get(f"tag|{repository}|{tag}"))
+
+    def put_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
+        """Remember what a tag names."""
+        self._tags.set(f"tag|{repository}|{tag}", {**asdict(record), "digest": str(record.digest)})
+
+    def note_pull(self, repository: Repository, tag: Tag, when: float) -> None:
+        """Remember when a client asked last; kept apart, so that it can be written without reading what the tag names."""
+        self._tags.set(f"pulled|{repository}|{tag}", when)
+
+    def delete_tag(self, repository: Repository, tag: Tag) -> None:
+        """Forget a tag."""
+        self._tags.delete(f"tag|{repository}|{tag}")
+        self._tags.delete(f"pulled|{repository}|{tag}")
+
+    def tags(self) -> Iterator[tuple[Repository, Tag, TagRecord]]:
+        """Every tag that is known."""
+        for key in self._tags.keys():  # noqa: SIM118 - no mapping
+            kind, name = _split(key)
+            record = _tag_record(self._tags.get(key)) if kind == "tag" and name is not None else None
+            if record is None or name is None or not isinstance(name[1], Tag):
+                continue
+            pulled = self._tags.get(f"pulled|{name[0]}|{name[1]}")
+            if isinstance(pulled, int | float):
+                record = replace(record, pulled=max(record.pulled, float(pulled)))
+            yield name[0], name[1], record
+
+    def drop_tags(self, is_around: Callable[[Digest], bool], before: float) -> int:
+        """Forget tags of which the manifest is gone and that nobody has asked for since `before`; returns how many.
+
+        Until then they are good for answers that need no more than the digest.
+        """
+        dropped = 0
+        for repository, tag, record in self.tags():
+            if max(record.checked, record.pulled) < before and not is_around(record.digest):
+                self.delete_tag(repository, tag)
+                dropped += 1
+        for key in self._tags.keys():  # noqa: SIM118 - no mapping
+            kind, _, name = key.partition("|")
+            if kind == "pulled" and self._tags.get(f"tag|{name}") is None:
+                self._tags.delete(key)
+        return dropped
+
+    def tags_naming(self, repository: Repository, digest: Digest) -> list[Tag]:
+        """The tags of a repository that were last found to name a digest. Costs a read for each tag of the repository."""
+        found = []
+        for key in self._tags.keys_from(f"tag|{repository}|"):
+            record = _tag_record(self._tags.get(key))
+            _, name = _split(key)
+            if record is not None and record.digest == digest and name is not None and isinstance(name[1], Tag):
+                found.append(name[1])
+        return found
+
+    # ---- what repositories hold
+
+    def manifest(self, repository: Repository, digest: Digest) -> Held | None:
+        """What a repository is known to hold as a manifest."""
+        value = self._manifests.get(f"manifest|{repository}|{digest}")
+        try:
+            return None if value is None else Held(str(value["media_type"]), int(value["size"]))
+        except _MALFORMED:
+            return None
+
+    def put_manifest(self, repository: Repository, digest: Digest, held: Held) -> None:
+        """Remember that a repository holds a manifest."""
+        self._manifests.set(f"manifest|{repository}|{digest}", asdict(held))
+
+    def delete_manifest(self, repository: Repository, digest: Digest) -> None:
+        """Forget that a repository holds a manifest."""
+        self._manifests.delete(f"manifest|{repository}|{digest}")
+
+    def manifests(self) -> Iterator[tuple[Repository, Digest]]:
+        """Every manifest that a repository is known to hold."""
+        for key in self._manifests.keys():  # noqa: SIM118 - no mapping
+            _, name = _split(key)
+            if name is not None and isinstance(name[1], Digest):
+                yield name[0], name[1]
+
+    def drop_manifests(self, is_around: Callable[[Digest], bool]) -> int:
+        """Forget manifests that are gone; returns how many. They are learned again with the next pull."""
+        dropped = 0
+        for repository, digest in self.manifests():
+            if not is_around(digest):
+                self.delete_manifest(repository, digest)
+                dropped += 1
+        return dropped
+
+    # ---- grants
+
+    def granted(self, kind: Kind, scope: str, digest: Digest) -> int | None:
+        """The size in bytes of what upstream granted, or None."""
+        value = self._grants.get(f"{kind}|{scope}|{digest}")
+        return value if isinstance(value, int) else None
+
+    def grant(self, kind: Kind, scope: str, digest: Digest, size: int) -> None:
+        """Remember that upstream granted this within `scope`."""
+        self._grants.set(f"{kind}|{scope}|{digest}", size)
+
+    def drop_grants(self, is_around: Callable[[Digest], bool], pause: Callable[[], bool] = lambda: False) -> int:
+        """Forget grants of what is no longer around; returns how many. They are learned again with the next pull.
+
+        Args:
+            pause: called every few hundred grants; True to have it left at that.
+        """
+        dropped = 0
+        for number, key in enumerate(self._grants.keys(), 1):
+            if not number % _PAUSE_EVERY and pause():
+                break
+            digest = _digest(key.rpartition("|")[2])
+            if digest is None or not is_around(digest):
+                self._grants.delete(key)
+                dropped += 1
+        return dropped
+
+    # ---- negative answers
+
+    def absent(self, kind: Kind, repository: Repository, reference: Reference) -> bool:
+        """Whether upstream has lately said that it does not have this."""
+        return self._absent.get(f"{kind}|{repository}|{reference}") is not None
+
+    def denied(self, kind: Kind, repository: Repository, reference: Reference) -> bool:
+        """Whether upstream has lately said that it does not grant this."""
+        return bool(self._absent.get(f"{kind}|{repository}|{reference}") == _DENIED)
+
+    def put_absent(
+        self, kind: Kind, repository: Repository, reference: Reference, seconds: float, *, denied: bool = False
+    ) -> None:
+        """Remember upstream's no for a while."""
+        if seconds > 0:
+            self._absent.set(f"{kind}|{repository}|{reference}", _DENIED if denied else _ABSENT, seconds)
+
+    def forget_absent(self, pattern: ImagePattern) -> None:
+        """Forget upstream's noes about what a pattern covers."""
+        for key in self._absent.keys():  # noqa: SIM118 - no mapping
+            _, name = _split(key)
+            if name is not None and pattern.matches_repository(name[0]):
+                self._absent.delete(key)
+
+
+def _split(key: str) -> tuple[str, tuple[Repository, Reference] | None]:
+    """The parts of a key `kind|registry/path|reference`."""
+    kind, _, rest = key.partition("|")
+    name, _, reference = rest.partition("|")
+    registry, _, path = name.partition("/")
+    try:
+        return kind, (Repository.parse(registry, path), parse_reference(reference))
+    except InvalidInput:
+        return kind, None
+
+
+def _digest(text: str) -> Digest | None:
+    try:
+        return Digest.parse(text)
+    except InvalidInput:
+        return None
+
+
+def _tag_record(value: Any) -> TagRecord | None:
+    try:
+        return TagRecord(
+            Digest.parse(value["digest"]),
+            str(value["media_type"]),
+            int(value["size"]),
+            float(value["checked"]),
+            float(value["changed"]),
+            float(value["pulled"]),
+            bool(value.get("due")),
+        )
+    except _MALFORMED:
+        return None

@@ -1,0 +1,222 @@
+"""How much of the disk the store may take: space is reserved before bytes are written, by all processes from one account.
+
+The account is a file with a few numbers: the bytes of everything held or in the making, each file rounded up to whole blocks,
+how many blobs are held, and how many bytes were ever taken and given back. It is changed under a lock of the kernel. A crash
+between a change on disk and the change of the account leaves it a little wrong; the janitor counts the files again and corrects
+it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from mirror.errors import StorageError
+from mirror.storage.faults import storage_errors
+from mirror.storage.layout import Layout
+
+_NUMBERS = struct.Struct("=QQQQ")
+_BLOCK = 4096
+
+
+def on_disk(size: int) -> int:
+    """The bytes that a file of `size` bytes takes, counted in whole blocks."""
+    return -(-size // _BLOCK) * _BLOCK
+
+
+class Fit(enum.Enum):
+    """What came of a reservation."""
+
+    RESERVED = "reserved"
+    """The bytes may be written."""
+    NOT_NOW = "not now"
+    """There would be room if something else went."""
+    NEVER = "never"
+    """It is larger than the whole store may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The numbers of the account, in bytes but for `blobs`.
+
+    Attributes:
+        used: taken just now.
+        blobs: how many are held.
+        taken: ever reserved.
+        given: ever released.
+    """
+
+    used: int = 0
+    blobs: int = 0
+    taken: int = 0
+    given: int = 0
+
+
+class Room:
+    """The account of one store. Every method blocks for a moment, so it belongs in a thread, and
+    raises StorageError if the account cannot be kept.
+
+    Attributes:
+        max_size: bytes that the store may take; 0 for no limit.
+        min_free: bytes that stay free on the file system.
+    """
+
+    def __init__(self, layout: Layout, max_size: int, min_free: int) -> None:
+        self.max_size = max_size
+        self.min_free = min_free
+        self._root = layout.root
+        self._path = layout.account
+
+    def used(self) -> int:
+        """Bytes that are taken, reservations included."""
+        return self.figures()[0]
+
+    def figures(self) -> tuple[int, int]:
+        """Bytes that are taken, reservations included, and blobs that are held."""
+        account = self.mark()
+        return account.used, account.blobs
+
+    def mark(self) -> Account:
+        """The account as it is now, for `correct`."""
+        with storage_errors("reading the account of the store"):
+            try:
+                # Not opened for writing: these can be told of a read-only store, too.
+                descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return Account()
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                return _read(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def fits(self, size: int) -> Fit:
+        """Whether `size` more bytes would fit, without reserving them."""
+        return self._fit(self.used(), on_disk(size))
+
+    def missing(self, size: int) -> int:
+        """Bytes that have to go before `size` more bytes fit."""
+        over = self.used() + on_disk(size) - self.max_size if self.max_size else 0
+        return max(0, over, self.min_free + on_disk(size) - self.free())
+
+    def reserve(self, size: int, begin: Callable[[], None] = lambda: None) -> Fit:
+        """Take room for a file of `size` bytes; give it back with `release` when the file goes.
+
+        Args:
+            begin: makes the file, before anybody else can reserve or count; if it raises, nothing is taken.
+        """
+        wanted = on_disk(size)
+        with self._account() as descriptor:
+            account = _read(descriptor)
+            fit = self._fit(account.used, wanted)
+            if fit is Fit.RESERVED:
+                begin()
+                _write(descriptor, replace(account, used=account.used + wanted, taken=account.taken + wanted))
+            return fit
+
+    def claim(self, size: int, what: str, begin: Callable[[], None] = lambda: None) -> None:
+        """Like `reserve`, or raise.
+
+        Raises:
+            StorageError: `full` or `too_large`.
+        """
+        fit = self.reserve(size, begin)
+        if fit is Fit.NEVER:
+            raise StorageError(f"{what} is larger than storage.max_size", "too_large")
+        if fit is Fit.NOT_NOW:
+            raise StorageError(f"no room for {what}", "full")
+
+    def release(self, size: int, blobs: int = 0) -> None:
+        """A file of `size` bytes has gone, or will not come; it was so many held blobs."""
+        # What has gone has gone, whether the account can be kept or not; the next count puts it right.
+        with contextlib.suppress(StorageError), self._account() as descriptor:
+            account, size = _read(descriptor), on_disk(size)
+            used, held = max(0, account.used - size), max(0, account.blobs - blobs)
+            _write(descriptor, replace(account, used=used, blobs=held, given=account.given + size))
+
+    def hold(self, move: Callable[[], int | None]) -> None:
+        """A file whose room was reserved becomes a held blob.
+
+        Args:
+            move: gives the file its name, and returns the bytes of the one that had it before, None if there was none.
+        """
+        with self._account() as descriptor:
+            replaced = move()
+            account = _read(descriptor)
+            if replaced is None:
+                _write(descriptor, replace(account, blobs=account.blobs + 1))
+            else:
+                size = on_disk(replaced)
+                _write(descriptor, replace(account, used=max(0, account.used - size), given=account.given + size))
+
+    def correct(self, mark: Account, counted: int, blobs: int) -> bool:
+        """Put the account right after a count; False if it was wrong and others made changes meanwhile: then count again.
+
+        What was taken meanwhile may or may not have been counted, and so what was given back. The account is moved just into
+        the bounds that follow; one that was right lies within them and stays as it is.
+
+        Args:
+            mark: the account before counting began.
+            counted: bytes on disk, as whole blocks.
+        """
+        with self._account() as descriptor:
+            account = _read(descriptor)
+            least = counted - max(0, account.given - mark.given)
+            most = counted + max(0, account.taken - mark.taken)
+            used = max(0, least, min(account.used, most))
+            # The number of blobs is for people: it waits for a count that nobody disturbed.
+            held = blobs if account == mark else account.blobs
+            _write(descriptor, replace(account, used=used, blobs=held))
+            return used == account.used or least == most
+
+    def excess(self, low: float) -> int:
+        """Bytes that have to go to come down to the share `low` of the limit and of the free space that must remain."""
+        over = self.used() - int(self.max_size * low) if self.max_size else 0
+        short = int(self.min_free * (2 - low)) - self.free()
+        return max(0, over, short)
+
+    def free(self) -> int:
+        """Bytes that the file system has left for us, without those that blobs in the making will still write."""
+        state = os.statvfs(self._root)
+        return state.f_bavail * state.f_frsize - self._promised()
+
+    def _promised(self) -> int:
+        promised = 0
+        for algorithm in ("sha256", "sha512"):
+            with contextlib.suppress(OSError), os.scandir(f"{self._root}/partial/{algorithm}") as entries:
+                for entry in entries:
+                    with contextlib.suppress(OSError):
+                        state = entry.stat(follow_symlinks=False)
+                        promised += max(0, on_disk(state.st_size) - state.st_blocks * 512)
+        return promised
+
+    def _fit(self, used: int, wanted: int) -> Fit:
+        if self.max_size and wanted > self.max_size:
+            return Fit.NEVER
+        if self.max_size and used + wanted > self.max_size:
+            return Fit.NOT_NOW
+        return Fit.RESERVED if self.free() - wanted >= self.min_free else Fit.NOT_NOW
+
+    @contextlib.contextmanager
+    def _account(self) -> Iterator[int]:
+        with storage_errors("keeping the account of the store"):
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield descriptor
+            finally:
+                os.close(descriptor)
+
+
+def _read(descriptor: int) -> Account:
+    data = os.pread(descriptor, _NUMBERS.size, 0)
+    return Account(*_NUMBERS.unpack(data)) if len(data) == _NUMBERS.size else Account()
+
+
+def _write(descriptor: int, account: Account) -> None:
+    os.pwrite(descriptor, _NUMBERS.pack(account.used, account.blobs, account.taken, account.given), 0)

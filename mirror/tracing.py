@@ -1,0 +1,54 @@
+"""Which request is being served, and by way of which mirrors it came: goes into answers, logs, and upstream."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterable
+from contextvars import ContextVar
+
+from mirror.errors import RequestLoop
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+via: ContextVar[str] = ContextVar("via", default="")
+
+_PLAIN = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
+
+
+class RequestIds:
+    """Names for requests: a client's own if it is short and plain, else the next of ours."""
+
+    def __init__(self) -> None:
+        self._prefix = os.urandom(4).hex()
+        self._numbers = itertools.count(1)
+
+    def name(self, given: str | None) -> str:
+        """The name of a request that came with `given` in its X-Request-Id."""
+        if given is not None and _PLAIN.fullmatch(given):
+            return given
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+
+_HOP = re.compile(r"1\.1 registry-mirror-[0-9a-f]{1,32}", re.ASCII)
+_MOST_HOPS = 8
+
+
+class Trail:
+    """The mirrors that a request has come through (RFC 9110 section 7.6.3), this one at its end.
+
+    Args:
+        name: hexadecimal; another mirror's must be another.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._own = f"1.1 registry-mirror-{name}"
+
+    def enter(self, values: Iterable[str]) -> None:
+        """Note the way of the request being served, by its Via headers; raises RequestLoop if it has been here before."""
+        hops = [hop for value in values for part in value.split(",") if _HOP.fullmatch(hop := part.strip())]
+        if self._own in hops:
+            raise RequestLoop("this request has been here before: an upstream of this mirror has this mirror as its upstream")
+        if len(hops) >= _MOST_HOPS:
+            raise RequestLoop(f"this request has come through {len(hops)} mirrors, which can only be a circle")
+        via.set(", ".join([*hops, self._own]))

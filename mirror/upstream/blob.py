@@ -1,0 +1,99 @@
+"""The body of a blob as it arrives from upstream, checked against what was asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
+from mirror.core.ranges import parse_content_range
+from mirror.errors import UpstreamCut, UpstreamNonsense, UpstreamTimeout
+
+# A body that brings less than this in so many seconds is as good as none: it would hold a connection, and clients, for ever.
+_LEAST, _WINDOW = 16 << 10, 60.0
+
+
+class _Pace:
+    """Notices a stream that only trickles."""
+
+    def __init__(self, host: str, clock: Callable[[], float]) -> None:
+        self._host = host
+        self._clock = clock
+        self._begun, self._count = clock(), 0
+
+    def check(self, count: int) -> None:
+        """Note bytes; raises UpstreamTimeout if they come too slowly."""
+        self._count += count
+        elapsed = self._clock() - self._begun
+        if elapsed > _WINDOW:
+            if self._count < _LEAST:
+                raise UpstreamTimeout(f"{self._host} sent {self._count} bytes in {elapsed:.0f} s")
+            self._begun, self._count = self._clock(), 0
+
+
+class UpstreamBlob:
+    """A successful response to the request for a blob, or for a part of it.
+
+    Attributes:
+        start: position of the first byte that `blocks` gives.
+        size: bytes of the whole blob.
+    """
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        digest: Digest,
+        start: int,
+        received: Callable[[int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._response = response
+        self._digest = digest
+        self._received = received
+        self.start = start
+        first, self._stop, self.size = _extent(response, digest)
+        if first > start:
+            raise UpstreamNonsense(f"{response.url.host} answers from byte {first} where {start} was asked for")
+        # Upstream may ignore a range; then what is in front of it is read and dropped.
+        self._skip = start - first
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """The bytes as they come; raises UpstreamCut if they end early, and what the connection raises."""
+        position, skip = self.start - self._skip, self._skip
+        pace = _Pace(self._response.url.host or "upstream", self._clock)
+        async for block in self._response.content.iter_any():
+            self._received(len(block))
+            pace.check(len(block))
+            position += len(block)
+            if position > self._stop:
+                raise UpstreamNonsense(f"{self._response.url.host} sends more of {self._digest} than it announced")
+            if skip >= len(block):
+                skip -= len(block)
+                continue
+            yield block[skip:] if skip else block
+            skip = 0
+        if position < self._stop:
+            raise UpstreamCut(f"{self._response.url.host} ended {self._digest} at byte {position} of {self._stop}")
+
+
+def _extent(response: aiohttp.ClientResponse, digest: Digest) -> tuple[int, int, int]:
+    """First byte, end and whole size of what a response carries (RFC 9110 sections 8.6 and 14.4)."""
+    host = response.url.host
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UpstreamNonsense(f"{host} encodes {digest}, although identity was asked for")
+    if response.status == 206:
+        try:
+            start, stop, size = parse_content_range(response.headers.get("Content-Range", ""))
+        except InvalidInput as error:
+            raise UpstreamNonsense(f"{host} answers a range of {digest}: {error}") from error
+        if size is None:
+            raise UpstreamNonsense(f"{host} answers a range of {digest} without its size")
+        return start, stop, size
+    length = response.content_length
+    if length is None:
+        raise UpstreamNonsense(f"{host} does not say how long {digest} is")
+    return 0, length, length

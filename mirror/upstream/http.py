@@ -1,0 +1,229 @@
+"""The connections to upstreams. The only place that knows the HTTP client's exceptions, which all end here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from mirror.errors import (
+    UpstreamBusy,
+    UpstreamCut,
+    UpstreamNonsense,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from mirror.upstream.redirects import is_inside
+from mirror.upstream.resolver import PublicResolver
+
+# What all connections together may hold of received bytes, so that memory does not grow with their number.
+_RECEIVED = 2 << 20
+_LEAST_RECEIVED = 8 << 10
+_MOST_RECEIVED = 128 << 10
+
+# A longer body costs more to read than a new connection.
+_DISMISSED = 16 << 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the traffic with upstreams; times in seconds.
+
+    Attributes:
+        connect: until a connection stands.
+        headers: from the request to the end of the response's headers.
+        stall: without a byte of a body.
+        queue: waiting for a free connection.
+        blob_connections: most connections for blobs at a time.
+        manifest_connections: most connections for everything else at a time, so that blobs cannot starve manifests.
+    """
+
+    connect: float = 5.0
+    headers: float = 10.0
+    stall: float = 15.0
+    queue: float = 20.0
+    blob_connections: int = 64
+    manifest_connections: int = 32
+
+
+class Http:
+    """The client with two pools: one for blobs, one for everything else.
+
+    Args:
+        resolver: called for what turns names into addresses; None for the system's.
+    """
+
+    def __init__(self, limits: Limits, user_agent: str, resolver: Callable[[], AbstractResolver] | None = None) -> None:
+        self.limits = limits
+        self._user_agent = user_agent
+        self._resolver = resolver or aiohttp.DefaultResolver
+        self._session: aiohttp.ClientSession | None = None
+        self._guarded: aiohttp.ClientSession | None = None
+        self._blobs = asyncio.Semaphore(limits.blob_connections)
+        self._under_way = 0
+        self._others = asyncio.Semaphore(limits.manifest_connections)
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests are under way or waiting for a connection."""
+        return self._under_way > 0
+
+    async def start(self) -> None:
+        """Open the sessions; needs a running event loop."""
+        self._session = self._open(self._resolver())
+        # One of its own: neither its connections nor its remembered addresses may come from where all is allowed.
+        self._guarded = self._open(PublicResolver(self._resolver()))
+
+    def _open(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, resolver=resolver),
+            # A CDN's cookies are none of the next request's business.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.limits.connect, sock_read=self.limits.stall),
+            auto_decompress=False,
+            trust_env=False,
+            requote_redirect_url=False,
+            headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for session in (self._session, self._guarded):
+            if session is not None:
+                await session.close()
+
+    @contextlib.asynccontextmanager
+    async def slot(self, *, blob: bool) -> AsyncIterator[None]:
+        """Wait for one of the limited connections; raises UpstreamBusy if that takes too long."""
+        pool = self._blobs if blob else self._others
+        self._under_way += 1
+        try:
+            async with self._acquired(pool):
+                yield
+        finally:
+            self._under_way -= 1
+
+    @contextlib.asynccontextmanager
+    async def _acquired(self, pool: asyncio.Semaphore) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self.limits.queue):
+                await pool.acquire()
+        except TimeoutError as error:
+            raise UpstreamBusy(f"all connections to upstreams were busy for {self.limits.queue:g} s", retry_after=5) from error
+        try:
+            yield
+        finally:
+            pool.release()
+
+    @contextlib.asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        *,
+        tls: ssl.SSLContext | bool = True,
+        proxy: str | None = None,
+        guarded: bool = False,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send one request, follow nothing, and hand out the response as soon as its headers are there.
+
+        Args:
+            guarded: connect to addresses on the Internet only. A proxy connects by itself, and is trusted with that.
+
+        Raises:
+            UpstreamError: connection, time limit or protocol, also while the body is read inside the context.
+        """
+        session = self._guarded if guarded and proxy is None else self._session
+        assert session is not None
+        if guarded and proxy is None and is_inside(url.host or ""):
+            # An address in the URL is not resolved.
+            raise UpstreamNonsense(f"{url.host} is an internal address, to which a public upstream does not lead")
+        share = max(_LEAST_RECEIVED, min(_MOST_RECEIVED, _RECEIVED // max(1, self._under_way)))
+        with translated(url):
+            async with asyncio.timeout(self.limits.connect + self.limits.headers):
+                response = await session.request(
+                    method,
+                    url,
+                    headers=headers,
+                    allow_redirects=False,
+                    ssl=tls,
+                    proxy=proxy,
+                    # Reading pauses when twice this is waiting to be written to disk.
+                    read_bufsize=share // 4,
+                )
+            if response.connection is not None and response.connection.transport is not None:
+                # What one call to the kernel may bring; asyncio has no public way to say it.
+                response.connection.transport.max_size = share  # type: ignore[attr-defined]
+            try:
+                yield response
+            finally:
+                # A body that was read to its end has given its connection back already; any other connection is closed.
+                response.close()
+
+
+@contextlib.contextmanager
+def translated(url: URL) -> Iterator[None]:
+    """Turn the client's exceptions into ours. Messages name the host only: paths may carry signatures."""
+    host = url.authority
+    try:
+        yield
+    except TimeoutError as error:
+        raise UpstreamTimeout(f"{host} did not answer in time") from error
+    except (
+        aiohttp.ClientConnectorError,
+        aiohttp.ClientProxyConnectionError,
+        aiohttp.ServerFingerprintMismatch,
+    ) as error:
+        raise UpstreamUnreachable(f"cannot connect to {host}: {_short(error)}") from error
+    except (
+        aiohttp.ClientPayloadError,
+        aiohttp.ServerDisconnectedError,
+        aiohttp.ClientOSError,
+        ConnectionError,
+    ) as error:
+        raise UpstreamCut(f"{host} closed the connection: {_short(error)}") from error
+    except (aiohttp.ClientError, ValueError) as error:
+        raise UpstreamNonsense(f"{host} does not speak HTTP as it should: {type(error).__name__}") from error
+
+
+def _short(error: BaseException) -> str:
+    return str(error)[:200] or type(error).__name__
+
+
+def peer(response: aiohttp.ClientResponse) -> str | None:
+    """The address that a response comes from, as long as its connection stands."""
+    connection = response.connection
+    name = connection.transport.get_extra_info("peername") if connection is not None and connection.transport else None
+    return str(name[0]) if name else None
+
+
+async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Read a whole small body.
+
+    Raises:
+        UpstreamNonsense: it is longer than `limit` bytes.
+    """
+    announced = response.content_length
+    if announced is not None and announced > limit:
+        raise UpstreamNonsense(f"{response.url.host} announces {announced} bytes where at most {limit} are allowed")
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > limit:
+            raise UpstreamNonsense(f"{response.url.host} sends more than {limit} bytes where that is the most")
+    return bytes(body)
+
+
+async def dismiss(response: aiohttp.ClientResponse) -> None:
+    """Be done with a response whose body does not matter; a short one is read, so that its connection can be used again."""
+    length = response.content_length
+    if length is not None and length <= _DISMISSED:
+        await response.content.read()
+    response.release()

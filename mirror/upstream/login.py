@@ -1,0 +1,112 @@
+"""The account that an upstream knows the mirror by: read afresh, and not tried again and again when it is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from mirror.core.breaker import Admission, Breaker
+from mirror.errors import CredentialsRefused
+
+log = structlog.get_logger(__name__)
+
+# Docker Hub locks an account for ten minutes after too many wrong passwords. Seconds until the same ones are tried again.
+_FIRST, _LONGEST = 60.0, 3600.0
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What an upstream knows the mirror by. Never printed."""
+
+    username: str
+    password: str = field(repr=False)
+
+    def basic(self) -> str:
+        """The value of an Authorization header (RFC 7617)."""
+        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+
+
+class Login:
+    """The credentials for one upstream, and whether it takes them.
+
+    Args:
+        read: called for the credentials at each use, so that new ones count at once; None for an anonymous mirror.
+        told: called with whether they are accepted, whenever that has been found out.
+        anonymous_fallback: go on without them while they are refused.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Credentials] | None,
+        told: Callable[[bool], None] = lambda _: None,
+        *,
+        anonymous_fallback: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read = read
+        self._told = told
+        self.anonymous_fallback = anonymous_fallback
+        self._clock = clock
+        self._known: Credentials | None = None
+        self._accepted = False
+        self._breaker = Breaker(_FIRST, _LONGEST, threshold=1)
+        self._turn = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One at a time, as long as nobody knows whether the credentials are right: many wrong ones at once lock an account."""
+        if self._accepted or self._read is None:
+            yield
+            return
+        async with self._turn:
+            yield
+
+    def credentials(self) -> Credentials | None:
+        """What to show, or None for nothing.
+
+        Raises:
+            CredentialsRefused: there are none that could be read, or they have lately been refused.
+        """
+        if self._read is None:
+            return None
+        try:
+            found = self._read()
+        except CredentialsRefused:
+            self._told(False)
+            if self.anonymous_fallback:
+                return None
+            raise
+        if found != self._known:
+            self._known, self._accepted = found, False
+            self._breaker = Breaker(_FIRST, _LONGEST, threshold=1)
+        now = self._clock()
+        if self._breaker.admits(now):
+            return found
+        if self.anonymous_fallback:
+            return None
+        refusal = CredentialsRefused("the credentials were refused: check username and password_file")
+        raise refusal.again("not tried again for now", max(1.0, self._breaker.wait(now)))
+
+    def accepted(self, credentials: Credentials) -> None:
+        """The upstream has taken them."""
+        if credentials == self._known:
+            self._accepted = True
+            self._breaker.succeeded()
+        self._told(True)
+
+    def refused(self, credentials: Credentials) -> None:
+        """The upstream has refused them."""
+        if credentials == self._known:
+            self._accepted = False
+            now = self._clock()
+            admission = Admission.NORMAL if self._breaker.is_closed else Admission.TRIAL
+            if self._breaker.wait(now) == 0.0:
+                self._breaker.failed(now, admission)
+        self._told(False)
+        log.error("credentials_refused", username=credentials.username, again_in_seconds=round(self._breaker.wait(self._clock())))

@@ -1,0 +1,59 @@
+"""Asks an upstream that is out of order whether it is back, so that no client has to wait to find that out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from mirror.core.breaker import Admission
+from mirror.errors import UpstreamError
+from mirror.upstream.health import Health
+
+log = structlog.get_logger(__name__)
+
+
+class Prober:
+    """Probes one upstream while it is out of order; after a probe that was answered one client's request is let through.
+
+    Args:
+        probe: raises UpstreamError if there is no answer; bounded in time.
+    """
+
+    def __init__(self, health: Health, probe: Callable[[], Awaitable[None]]) -> None:
+        self._health = health
+        self._probe = probe
+        self._task: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        """Begin to probe, unless it is being done."""
+        # At once: the task's first step comes later.
+        self._health.own.breaker.reserve()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop probing."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        health, breaker = self._health, self._health.own.breaker
+        log.warning("upstream_down", state=health.state)
+        while not breaker.is_closed:
+            if wait := breaker.wait(health.clock()):
+                await asyncio.sleep(wait)
+                # A request that had been under way for long may have been answered after all.
+                continue
+            try:
+                await self._probe()
+            except UpstreamError as error:
+                health.probed(error)
+                health.own.still(error, health.clock())
+            else:
+                health.probed(None)
+                breaker.released(Admission.TRIAL)
+                log.info("upstream_answers_again", state=health.state)
+                return

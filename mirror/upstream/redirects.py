@@ -1,0 +1,53 @@
+"""Where a redirect may lead."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from yarl import URL
+
+from mirror.errors import UpstreamNonsense
+
+MOST_HOPS = 5
+STATUSES = frozenset({301, 302, 303, 307, 308})
+
+
+def target(current: URL, location: str | None, upstream: URL, *, public: bool) -> URL:
+    """The URL that a redirect leads to, its escapes untouched: they are part of a signature.
+
+    Args:
+        public: whether upstream is on the Internet; then names that turn out to be inside have to be refused as well, where
+            they are resolved.
+
+    Raises:
+        UpstreamNonsense: no location, a scheme less safe than upstream's, credentials in the URL, or an address inside
+            this host or its links although upstream is elsewhere.
+    """
+    if not location:
+        raise UpstreamNonsense(f"{current.host} redirects to nowhere")
+    try:
+        found = URL(location, encoded=True)
+        url = found if found.scheme else current.join(found)
+        host, _ = url.host, url.port
+    except ValueError as error:
+        raise UpstreamNonsense(f"{current.host} redirects to something that is no URL") from error
+    if url.scheme not in ("https", upstream.scheme) or url.scheme not in ("http", "https") or not host:
+        raise UpstreamNonsense(f"{current.host} redirects from {upstream.scheme} to {url.scheme}://{url.host}")
+    if url.user or url.password:
+        raise UpstreamNonsense(f"{current.host} redirects to a URL with credentials")
+    if public and is_inside(host):
+        raise UpstreamNonsense(f"{current.host} redirects to the internal address {host}")
+    return url
+
+
+def is_inside(host: str) -> bool:
+    """Whether a host name is, by itself, an address of this host, a private network, or a link (metadata services)."""
+    host = host.lower().removesuffix(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        # Resolvers still take 127.1, 0x7f000001 and 2130706433 for addresses; no public name ends in a number.
+        return host.rpartition(".")[2][:1].isdigit()
+    return not address.is_global

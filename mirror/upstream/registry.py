@@ -1,0 +1,226 @@
+"""One registry as the mirror sees it: what can be asked of its upstreams, in the words of the OCI distribution specification."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import aiohttp
+
+from mirror.core import errors
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
+from mirror.core.manifest import Manifest, parse_manifest
+from mirror.core.media import UPSTREAM_ACCEPT, strip_parameters
+from mirror.core.names import Reference
+from mirror.errors import DigestMismatch, MethodRefused, UpstreamError, UpstreamNonsense, UpstreamTimeout
+from mirror.upstream.blob import UpstreamBlob
+from mirror.upstream.endpoint import Ask, Endpoint
+from mirror.upstream.http import read_bounded
+
+T = TypeVar("T")
+
+MANIFEST_LIMIT = 4 << 20
+_LIST_LIMIT = 8 << 20
+# Everything but blobs has to be there by then: clients give up after 30 s, and want an answer before.
+_PATIENCE = 20.0
+
+
+@dataclass(frozen=True)
+class ManifestHead:
+    """What a HEAD of a manifest told; any of it may be missing.
+
+    Attributes:
+        size: bytes.
+    """
+
+    digest: Digest | None
+    media_type: str | None
+    size: int | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A list passed through from upstream: of tags or of referrers.
+
+    Attributes:
+        links: the values of its Link headers.
+        filters: the value of OCI-Filters-Applied, if any.
+    """
+
+    body: bytes
+    links: tuple[str, ...]
+    filters: str | None
+
+
+class Registry:
+    """A registry, by way of its upstreams: the first that answers usefully is it."""
+
+    def __init__(self, name: str, endpoints: list[Endpoint]) -> None:
+        self.name = name
+        self.endpoints = endpoints
+
+    async def manifest(self, repository: str, reference: Reference) -> Manifest:
+        """Fetch a manifest; its bytes are verified if the reference is a digest, else against upstream's own word.
+
+        Raises:
+            DigestMismatch: the bytes have another digest.
+            UpstreamError, UpstreamAnswer: see those.
+        """
+        expected = reference if isinstance(reference, Digest) else None
+        ask = Ask("manifest", repository, f"manifests/{reference}", headers={"Accept": UPSTREAM_ACCEPT})
+
+        async def get(endpoint: Endpoint) -> Manifest:
+            async with endpoint.request(ask) as response:
+                raw = await read_bounded(response, MANIFEST_LIMIT)
+                endpoint.received(len(raw))
+                wanted = expected or _digest(response)
+                try:
+                    return parse_manifest(raw, response.headers.get("Content-Type"), wanted)
+                except errors.DigestMismatch as error:
+                    raise DigestMismatch(f"{endpoint.name}, manifest {reference}: {error}") from error
+                except InvalidInput as error:
+                    raise UpstreamNonsense(f"{endpoint.name}, manifest {reference}: {error}") from error
+
+        return await self._first(ask, get)
+
+    async def head_manifest(self, repository: str, reference: Reference) -> ManifestHead:
+        """Ask for a manifest's headers: Docker Hub does not count that as a pull. Raises like `manifest`."""
+        ask = Ask("manifest", repository, f"manifests/{reference}", "HEAD", {"Accept": UPSTREAM_ACCEPT})
+
+        async def head(endpoint: Endpoint) -> ManifestHead:
+            async with endpoint.request(ask) as response:
+                media_type = response.headers.get("Content-Type")
+                return ManifestHead(_digest(response), strip_parameters(media_type) if media_type else None, _length(response))
+
+        try:
+            return await self._first(ask, head)
+        except MethodRefused:
+            return ManifestHead(None, None, None)
+
+    async def head_blob(self, repository: str, digest: Digest) -> int | None:
+        """Ask whether upstream grants a blob, and for its size in bytes, which upstream may not tell."""
+        ask = Ask("blob", repository, f"blobs/{digest}", "HEAD")
+
+        async def head(endpoint: Endpoint) -> int | None:
+            async with endpoint.request(ask) as response:
+                return _length(response)
+
+        return await self._first(ask, head)
+
+    async def listing(self, kind: str, repository: str, rest: str, query: dict[str, str]) -> Listing:
+        """Fetch a list of tags or of referrers as it is."""
+        ask = Ask(kind, repository, rest, headers={"Accept": "application/json, */*"}, query=query)
+
+        async def get(endpoint: Endpoint) -> Listing:
+            async with endpoint.request(ask) as response:
+                body = await read_bounded(response, _LIST_LIMIT)
+                endpoint.received(len(body))
+                links = tuple(response.headers.getall("Link", []))
+                return Listing(body, links, response.headers.get("OCI-Filters-Applied"))
+
+        return await self._first(ask, get)
+
+    @contextlib.asynccontextmanager
+    async def blob(self, repository: str, digest: Digest, start: int, stop: int | None) -> AsyncIterator[UpstreamBlob]:
+        """Open the stream of a blob from `start` on.
+
+        Raises:
+            UpstreamError, UpstreamAnswer: see those; the former also while the stream is read.
+        """
+        headers = {}
+        if start or stop is not None:
+            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+        ask = Ask("blob", repository, f"blobs/{digest}", headers=headers)
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def opened(endpoint: Endpoint) -> tuple[Endpoint, UpstreamBlob]:
+                async with contextlib.AsyncExitStack() as own:
+                    response = await own.enter_async_context(endpoint.request(ask))
+                    blob = UpstreamBlob(response, digest, start, endpoint.received)
+                    # Kept only if it is of use: else its connection would be missing for the next upstream.
+                    await stack.enter_async_context(own.pop_all())
+                    return endpoint, blob
+
+            endpoint, blob = await self._first(ask, opened)
+            # Around the response, whose errors become ours only where it ends.
+            with self._body_of(endpoint):
+                async with stack.pop_all():
+                    yield blob
+
+    @contextlib.contextmanager
+    def _body_of(self, endpoint: Endpoint) -> Iterator[None]:
+        """Note how a blob's body ends; whoever gets its failure learns whether another upstream may do better."""
+        try:
+            yield
+        except UpstreamError as error:
+            endpoint.health.body_ended(error)
+            error.another = any(other.health.is_sound for other in self.endpoints if other is not endpoint)
+            raise
+        endpoint.health.body_ended(None)
+
+    def distrust(self, digest: Digest) -> None:
+        """Bytes of a blob were wrong: have the upstream that is asked first for blobs be asked last, for a while."""
+        endpoint = self._blob_order()[0]
+        endpoint.health.body_ended(DigestMismatch(f"{endpoint.name} has delivered wrong bytes of {digest}"))
+
+    def allows_background(self, reserve: int) -> bool:
+        """Whether work that nobody waits for may ask: an upstream is in order, and leaves more than `reserve` pulls."""
+        sound = next((endpoint.health for endpoint in self.endpoints if endpoint.health.is_sound), None)
+        return sound is not None and sound.budget.allows_background(reserve, sound.clock())
+
+    async def close(self) -> None:
+        """Stop probing upstreams."""
+        for endpoint in self.endpoints:
+            await endpoint.close()
+
+    async def _first(self, ask: Ask, work: Callable[[Endpoint], Awaitable[T]]) -> T:
+        """The result of the first upstream that is not out of order; the last one's failure if all are.
+
+        One that is known to be out of order costs no time. Each of the others has its share of the time that clients have.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _PATIENCE
+        endpoints = self._in_order(ask)
+        failure: UpstreamError | None = None
+        for number, endpoint in enumerate(endpoints):
+            share = (deadline - loop.time()) / (len(endpoints) - number)
+            try:
+                with endpoint.health.attempt(ask.kind, ask.method):
+                    return await self._within(share, endpoint, work)
+            except UpstreamError as error:
+                failure = error
+        assert failure is not None
+        raise failure
+
+    def _in_order(self, ask: Ask) -> list[Endpoint]:
+        """The upstreams as configured; for blobs, those whose bodies have broken lately come last."""
+        if ask.kind != "blob":
+            return self.endpoints
+        return self._blob_order()
+
+    def _blob_order(self) -> list[Endpoint]:
+        return sorted(self.endpoints, key=lambda endpoint: endpoint.health.doubted_until)
+
+    async def _within(self, seconds: float, endpoint: Endpoint, work: Callable[[Endpoint], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(seconds):
+                return await work(endpoint)
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"{endpoint.name} did not answer within {seconds:.0f} s") from error
+
+
+def _digest(response: aiohttp.ClientResponse) -> Digest | None:
+    text = response.headers.get("Docker-Content-Digest")
+    try:
+        return Digest.parse(text) if text else None
+    except InvalidInput as error:
+        raise UpstreamNonsense(f"{response.url.host} sends a Docker-Content-Digest that is none: {error}") from error
+
+
+def _length(response: aiohttp.ClientResponse) -> int | None:
+    text = response.headers.get("Content-Length", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None

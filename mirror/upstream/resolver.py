@@ -1,0 +1,32 @@
+"""Names become addresses here; those of the own network are left out for public upstreams."""
+
+from __future__ import annotations
+
+import socket
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from mirror.errors import UpstreamNonsense
+from mirror.upstream.redirects import is_inside
+
+
+class PublicResolver(AbstractResolver):
+    """Gives only addresses on the Internet, and these are the ones that are connected to.
+
+    So no name that a public upstream redirects to can lead to this host, its network, or the cloud's metadata service.
+    """
+
+    def __init__(self, inner: AbstractResolver) -> None:
+        self._inner = inner
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+        """Addresses of a host; raises UpstreamNonsense if all it has are internal."""
+        found = await self._inner.resolve(host, port, family)
+        public = [result for result in found if not is_inside(result["host"])]
+        if found and not public:
+            raise UpstreamNonsense(f"{host} has an internal address, to which a public upstream does not lead")
+        return public
+
+    async def close(self) -> None:
+        """Let go of the inner resolver."""
+        await self._inner.close()

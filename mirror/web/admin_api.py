@@ -1,0 +1,199 @@
+"""The admin address: health and metrics for machines, and what operators do to the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from mirror.core.errors import InvalidInput
+from mirror.core.names import ImagePattern
+from mirror.core.units import parse_duration
+from mirror.images import Image
+from mirror.purge import Order, Purged
+from mirror.web.paging import page
+
+log = structlog.get_logger(__name__)
+
+_OPEN = ("/healthz", "/readyz", "/metrics")
+_PURGE_KEYS = {"match": str, "older_than": str, "soft": bool, "dry_run": bool}
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether requests should be sent here.
+
+    Attributes:
+        ready: False while the store cannot be written or the mirror is stopping.
+        details: for people: why, and the state of upstreams, which does not make a mirror unready.
+    """
+
+    ready: bool
+    details: dict[str, object]
+
+
+class Operations(Protocol):
+    """What the admin address can have done. All but `token` block for a while and are called in a thread."""
+
+    def token(self) -> str | None:
+        """The token that is wanted, if any."""
+        ...
+
+    def readiness(self) -> Readiness: ...
+    def metrics(self) -> bytes: ...
+    def downloads(self) -> list[dict[str, Any]]: ...
+    def images(self, pattern: ImagePattern | None) -> list[Image]: ...
+    def purge(self, order: Order) -> Purged: ...
+    def now(self) -> float: ...
+    def pattern(self, text: str) -> ImagePattern: ...
+
+
+def admin_application(operations: Operations) -> web.Application:
+    """The application of the admin address."""
+    api = _Api(operations)
+    application = web.Application(middlewares=[_problems, _guard(operations)], client_max_size=64 << 10)
+    application.router.add_get("/healthz", api.healthz)
+    application.router.add_get("/readyz", api.readyz)
+    application.router.add_get("/metrics", api.metrics)
+    application.router.add_get("/api/v1/images", api.images)
+    application.router.add_delete("/api/v1/images/{name:.+}", api.delete)
+    application.router.add_post("/api/v1/purge", api.purge)
+    application.router.add_get("/api/v1/downloads", api.downloads)
+    return application
+
+
+def _guard(operations: Operations) -> Middleware:
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        token = operations.token()
+        if token is not None and request.path not in _OPEN:
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            # The scheme's name is the same in any case (RFC 9110 section 11.1).
+            right = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
+            if scheme.lower() != "bearer" or not right:
+                log.warning("audit", action="refused", method=request.method, path=request.path[:200], client=request.remote)
+                raise web.HTTPUnauthorized(text="a token is wanted", headers={"WWW-Authenticate": "Bearer"})
+        return await handler(request)
+
+    return guard
+
+
+@web.middleware
+async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error is JSON: `{"error": "…"}`."""
+    try:
+        return await handler(request)
+    except InvalidInput as error:
+        return web.json_response({"error": str(error)}, status=400)
+    except web.HTTPException as error:
+        headers = {name: error.headers[name] for name in ("Allow", "WWW-Authenticate") if name in error.headers}
+        return web.json_response({"error": error.text or error.reason}, status=error.status, headers=headers)
+
+
+class _Api:
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+
+    async def healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        state = await asyncio.to_thread(self._operations.readiness)
+        body = json.dumps({"ready": state.ready, **state.details}, indent=2) + "\n"
+        return web.Response(text=body, status=200 if state.ready else 503, content_type="application/json")
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        body = await asyncio.to_thread(self._operations.metrics)
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def downloads(self, _: web.Request) -> web.Response:
+        return web.json_response({"downloads": await asyncio.to_thread(self._operations.downloads)})
+
+    async def images(self, request: web.Request) -> web.Response:
+        match = request.query.get("match")
+        with _naming("match"):
+            pattern = self._operations.pattern(match) if match else None
+        found = {_name(image): image for image in await asyncio.to_thread(self._operations.images, pattern)}
+        names, more = page(sorted(found), request.query.get("n"), request.query.get("last"))
+        return web.json_response({"images": [_describe(found[name]) for name in names], "next": names[-1] if more else None})
+
+    async def delete(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        return await self._purge(request, Order(self._operations.pattern(name)))
+
+    async def purge(self, request: web.Request) -> web.Response:
+        wanted = _checked(await request.read())
+        before = None
+        with _naming("older_than"):
+            if "older_than" in wanted:
+                before = self._operations.now() - parse_duration(wanted["older_than"])
+        with _naming("match"):
+            pattern = self._operations.pattern(wanted["match"])
+        order = Order(pattern, before, wanted.get("soft", False), wanted.get("dry_run", False))
+        return await self._purge(request, order)
+
+    async def _purge(self, request: web.Request, order: Order) -> web.Response:
+        purged = await asyncio.to_thread(self._operations.purge, order)
+        answer = {"tags": purged.tags, "manifests": purged.manifests, "blobs": purged.blobs, "bytes": purged.size}
+        log.info(
+            "audit",
+            action="purge",
+            match=str(order.pattern),
+            pulled_before=order.pulled_before,
+            soft=order.soft,
+            dry_run=order.dry_run,
+            client=request.remote,
+            **answer,
+        )
+        return web.json_response(answer)
+
+
+@contextlib.contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Name the key of an order whose value cannot be understood."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise web.HTTPBadRequest(text=f"{key}: {error}") from error
+
+
+def _checked(body: bytes) -> dict[str, Any]:
+    try:
+        wanted = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise web.HTTPBadRequest(text="the body has to be JSON") from error
+    if not isinstance(wanted, dict):
+        raise web.HTTPBadRequest(text="the body has to be a JSON object")
+    for key, value in wanted.items():
+        if key not in _PURGE_KEYS:
+            raise web.HTTPBadRequest(text=f"{key[:100]}: there is no such key; there are {', '.join(_PURGE_KEYS)}")
+        if not isinstance(value, _PURGE_KEYS[key]):
+            raise web.HTTPBadRequest(text=f"{key}: has to be a {_PURGE_KEYS[key].__name__}")
+    if "match" not in wanted:
+        raise web.HTTPBadRequest(text="match: has to say which images")
+    return wanted
+
+
+def _name(image: Image) -> str:
+    return f"{image.repository}:{image.tag}" if image.tag is not None else f"{image.repository}@{image.digest}"
+
+
+def _describe(image: Image) -> dict[str, Any]:
+    return {
+        "name": _name(image),
+        "registry": image.repository.registry,
+        "repository": image.repository.path,
+        "tag": str(image.tag) if image.tag is not None else None,
+        "digest": str(image.digest),
+        "bytes": image.size,
+        "pulled": image.pulled,
+        "complete": image.complete,
+    }

@@ -1,0 +1,116 @@
+"""A blob as a response: whole, one range, or several, from wherever its bytes are."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+import structlog
+from aiohttp import web
+
+from mirror.core.errors import RangeNotSatisfiable
+from mirror.core.outcome import Outcome
+from mirror.core.ranges import ByteRange, Full, content_range, if_range_matches, parse_range
+from mirror.errors import MirrorError
+from mirror.pull.blobs import BlobAnswer
+from mirror.web import problems
+from mirror.web.responses import API_VERSION, problem_response, send_spans
+
+log = structlog.get_logger(__name__)
+
+_TYPE = "application/octet-stream"
+
+
+async def send_blob(
+    request: web.BaseRequest,
+    answer: BlobAnswer,
+    request_id: str,
+    begun: Callable[[Outcome], None],
+    ended: Callable[[Outcome, int, int], None],
+) -> web.StreamResponse:
+    """Stream what the request asks of a blob. A body that cannot be completed ends short, with an orderly close.
+
+    Args:
+        begun: told when the headers go out.
+        ended: told outcome, status and bytes of the body that were sent.
+
+    Raises:
+        MirrorError: the first byte could not be had; nothing has been sent.
+    """
+    try:
+        wanted = _wanted(request, answer)
+    except RangeNotSatisfiable:
+        ended(answer.outcome, 416, 0)
+        return problem_response(problems.range_refused(answer.size), request_id)
+    parts = _Parts(answer.size, wanted)
+    await answer.body.ready(parts.first)
+    outcome = Outcome.BYPASS if answer.body.bypassed else answer.outcome
+    response = web.StreamResponse(
+        status=parts.status,
+        headers={
+            **API_VERSION,
+            **parts.headers,
+            "Docker-Content-Digest": str(answer.digest),
+            "ETag": f'"{answer.digest}"',
+            "Accept-Ranges": "bytes",
+            "Cache-Control": "max-age=31536000",
+            "X-Cache": outcome,
+            "X-Request-Id": request_id,
+        },
+    )
+    response.content_length = parts.length
+    await response.prepare(request)
+    begun(outcome)
+    sent = 0
+    try:
+        for preamble, part in parts.pieces():
+            if preamble:
+                await response.write(preamble)
+            if part is not None:
+                sent += await send_spans(request, answer.body, part.start, part.stop)
+    except (MirrorError, RuntimeError, OSError) as error:
+        # The status is out: only an early end can tell the client, who then resumes.
+        response.force_close()
+        log.log(_level(error), "body_ended_short", digest=str(answer.digest), sent=sent, cause=str(error))
+    ended(Outcome.BYPASS if answer.body.bypassed else answer.outcome, parts.status, sent)
+    return response
+
+
+def _wanted(request: web.BaseRequest, answer: BlobAnswer) -> Full | tuple[ByteRange, ...]:
+    condition = request.headers.get("If-Range")
+    if condition is not None and not if_range_matches(condition, f'"{answer.digest}"'):
+        return Full()
+    return parse_range(request.headers.get("Range"), answer.size)
+
+
+def _level(error: Exception) -> int:
+    return 30 if isinstance(error, MirrorError) else 20
+
+
+class _Parts:
+    """What goes into the body: everything, one range, or several with their boundaries (RFC 9110 section 14.6)."""
+
+    def __init__(self, size: int, wanted: Full | tuple[ByteRange, ...]) -> None:
+        self.status, self._closing = 206, b""
+        self._parts: list[tuple[bytes, ByteRange]] = []
+        if isinstance(wanted, Full):
+            self.status, self.headers = 200, {"Content-Type": _TYPE}
+            self._parts = [(b"", ByteRange(0, size))] if size else []
+        elif len(wanted) == 1:
+            self.headers = {"Content-Type": _TYPE, "Content-Range": content_range(wanted[0], size)}
+            self._parts = [(b"", wanted[0])]
+        else:
+            boundary = secrets.token_hex(16)
+            self.headers = {"Content-Type": f"multipart/byteranges; boundary={boundary}"}
+            self._parts = [(_preamble(boundary, part, size), part) for part in wanted]
+            self._closing = f"\r\n--{boundary}--\r\n".encode()
+        self.first = self._parts[0][1].start if self._parts else 0
+        self.length = sum(len(text) + part.length for text, part in self._parts) + len(self._closing)
+
+    def pieces(self) -> list[tuple[bytes, ByteRange | None]]:
+        """Text to send as it is, and the part of the blob that follows it."""
+        return [*self._parts, (self._closing, None)]
+
+
+def _preamble(boundary: str, part: ByteRange, size: int) -> bytes:
+    return (f"\r\n--{boundary}\r\nContent-Type: {_TYPE}\r\nContent-Range: {content_range(part, size)}\r\n\r\n").encode()

@@ -1,0 +1,43 @@
+"""Pages of a list that is ours (OCI distribution-spec, Listing tags, describes the form)."""
+
+from __future__ import annotations
+
+from mirror.core.errors import InvalidInput
+from mirror.core.links import format_link
+
+_MOST = 1000
+
+
+class InvalidPage(InvalidInput):
+    """`n` is no number of entries."""
+
+    what = "page size"
+
+
+def page_size(n: str | None) -> int:
+    """How many entries a client wants, at most a thousand.
+
+    Raises:
+        InvalidPage: `n` is not a number.
+    """
+    if n is None:
+        return _MOST
+    if not (n.isascii() and n.isdigit() and len(n) < 10):
+        raise InvalidPage(n, "n must be a number of entries")
+    return min(int(n), _MOST)
+
+
+def page(names: list[str], n: str | None, last: str | None) -> tuple[list[str], bool]:
+    """The entries after `last`, at most `n` and never more than a thousand; and whether there are more.
+
+    Raises:
+        InvalidPage: `n` is not a number.
+    """
+    count = page_size(n)
+    rest = [name for name in names if last is None or name > last]
+    return rest[:count], 0 < count < len(rest)
+
+
+def page_link(path: str, count: int, last: str) -> str:
+    """The Link header to the page after `last`."""
+    return format_link(path, {"n": str(count), "last": last})

@@ -1,0 +1,142 @@
+"""The one table from what went wrong to what the client is told (OCI distribution-spec, Error Codes).
+
+The aim is that every client gets an answer fast and then does what helps its user: turns to another host, waits, or stops.
+503 rather than 502 or 504, because containerd goes on to the next host after it; 404 for what upstream denies, because
+Docker then asks Docker Hub itself, with its user's own credentials.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from mirror.core import errors as core
+from mirror.errors import (
+    AccessDenied,
+    DigestMismatch,
+    NotFound,
+    PolicyDenied,
+    RequestLoop,
+    StorageError,
+    UpstreamError,
+    UpstreamRateLimited,
+)
+from mirror.web.paging import InvalidPage
+
+_RETRY_AFTER = 10
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error answer.
+
+    Attributes:
+        code: from the specification's table.
+        detail: never empty: Docker retries an error for a minute that has only the code's default message.
+    """
+
+    status: int
+    code: str
+    message: str
+    detail: Any
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def body(self) -> bytes:
+        """The JSON of the specification."""
+        error = {"code": self.code, "message": self.message, "detail": self.detail}
+        return json.dumps({"errors": [error]}).encode()
+
+
+def problem(error: Exception, kind: str) -> Problem:
+    """The answer to an error that a request of a kind (manifest, blob, tags, referrers) met."""
+    text = str(error)
+    if isinstance(error, core.InvalidInput):
+        return Problem(400, _invalid_code(error), "the request is malformed", text)
+    if isinstance(error, NotFound):
+        codes = {"manifest": "MANIFEST_UNKNOWN", "blob": "BLOB_UNKNOWN"}
+        return Problem(404, codes.get(kind, "NAME_UNKNOWN"), "upstream does not have it", text)
+    if isinstance(error, AccessDenied):
+        return Problem(404, "NAME_UNKNOWN", "upstream does not have it, or does not grant it to this mirror", text)
+    if isinstance(error, PolicyDenied):
+        return Problem(403, "DENIED", f"this mirror is configured not to serve it ({error.rule})", text)
+    if isinstance(error, DigestMismatch):
+        return _unavailable("upstream delivered other bytes than asked for", text, error)
+    if isinstance(error, UpstreamRateLimited):
+        return _unavailable("upstream limits the rate of pulls", text, error, "TOOMANYREQUESTS")
+    if isinstance(error, UpstreamError):
+        return _unavailable("upstream cannot be asked, and it is not cached", text, error)
+    if isinstance(error, RequestLoop):
+        return _unavailable("the mirrors' upstreams lead in a circle", text, None)
+    if isinstance(error, StorageError):
+        return _unavailable("the mirror's store is out of order", text, None)
+    return Problem(500, "UNKNOWN", "the mirror made a mistake; its log says more", type(error).__name__)
+
+
+def not_found(target: str) -> Problem:
+    """There is no such path."""
+    return Problem(404, "UNSUPPORTED", "there is nothing of this kind here", target[:200])
+
+
+def malformed(cause: str) -> Problem:
+    """It is not HTTP, or more of it than is taken."""
+    return Problem(400, "UNSUPPORTED", "the request is malformed", cause)
+
+
+def outside() -> Problem:
+    """The client's address is not one of those that are served."""
+    return Problem(403, "DENIED", "this mirror does not serve your address", "the address lies in none of its networks")
+
+
+def unauthorized(why: str) -> Problem:
+    """Credentials are missing or wrong (RFC 7617)."""
+    return Problem(401, "UNAUTHORIZED", "log in to this mirror", why, {"WWW-Authenticate": 'Basic realm="registry-mirror"'})
+
+
+def too_many(what: str) -> Problem:
+    """A client has more under way than its share."""
+    return Problem(429, "TOOMANYREQUESTS", f"too many {what}", "try again a little later", {"Retry-After": "1"})
+
+
+def overloaded(why: str) -> Problem:
+    """All clients together have more under way than can be served."""
+    return Problem(503, "UNAVAILABLE", "this mirror is overloaded", why, {"Retry-After": str(_RETRY_AFTER)})
+
+
+def write_refused(method: str) -> Problem:
+    """A mirror is read-only."""
+    return Problem(
+        405,
+        "UNSUPPORTED",
+        "this mirror is read-only: push to the registry itself",
+        method[:20],
+        {"Allow": "GET, HEAD"},
+    )
+
+
+def range_refused(size: int) -> Problem:
+    """A range that lies outside of the blob (RFC 9110 section 15.5.17)."""
+    return Problem(
+        416,
+        "RANGE_INVALID",
+        "no byte of the blob lies in the range",
+        {"size": size},
+        {"Content-Range": f"bytes */{size}"},
+    )
+
+
+def _unavailable(message: str, text: str, error: UpstreamError | None, code: str = "UNAVAILABLE") -> Problem:
+    wait = error.retry_after if error is not None and error.retry_after is not None else _RETRY_AFTER
+    return Problem(503, code, message, text, {"Retry-After": str(max(1, round(wait)))})
+
+
+def _invalid_code(error: core.InvalidInput) -> str:
+    for kind, code in (
+        (InvalidPage, "PAGINATION_NUMBER_INVALID"),
+        (core.InvalidDigest, "DIGEST_INVALID"),
+        (core.InvalidTag, "TAG_INVALID"),
+        (core.InvalidName, "NAME_INVALID"),
+    ):
+        if isinstance(error, kind):
+            return code
+    return "UNSUPPORTED"

@@ -1,0 +1,102 @@
+"""The two forms of answer at the registry address: short ones that are ready, and bodies that are streamed from files.
+
+A hit of a small answer is the most frequent thing this server does, so its bytes are written as they are, past the header
+machinery of the HTTP library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from mirror.aio import in_thread
+from mirror.download.reader import Body, Span
+from mirror.errors import StorageError
+from mirror.web.problems import Problem
+
+# How much is read from a file at a time where it has to be encrypted: the only bytes of a blob that are in memory.
+_PIECE = 256 << 10
+
+API_VERSION = {"Server": "registry-mirror", "Docker-Distribution-Api-Version": "registry/2.0"}
+
+
+def head(status: int, headers: Mapping[str, str]) -> bytes:
+    """Status line and headers of an HTTP/1.1 response, without the empty line that ends them."""
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in {**API_VERSION, **headers}.items()]
+    return ("\r\n".join(lines) + "\r\n").encode("latin-1", "replace")
+
+
+class ReadyResponse(web.StreamResponse):
+    """An answer whose head is rendered and whose whole body is at hand."""
+
+    def __init__(self, status: int, rendered: bytes, body: bytes, request_id: str) -> None:
+        super().__init__(status=status)
+        self._rendered = rendered
+        self._bytes = body
+        self._request_id = request_id
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Write the whole answer at once."""
+        alive = request.keep_alive and self._keep_alive is not False
+        if not alive:
+            self.force_close()
+        end = b"\r\n\r\n" if alive else b"\r\nConnection: close\r\n\r\n"
+        body = b"" if request.method == "HEAD" else self._bytes
+        self._keep_alive = alive
+        self._req = request
+        await request.writer.write(b"".join((self._rendered, b"X-Request-Id: ", self._request_id.encode(), end, body)))
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Everything has been written."""
+
+
+def problem_response(problem: Problem, request_id: str) -> ReadyResponse:
+    """An error answer."""
+    body = problem.body()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **problem.headers}
+    return ReadyResponse(problem.status, head(problem.status, headers), body, request_id)
+
+
+async def send_spans(request: web.BaseRequest, body: Body, start: int, stop: int) -> int:
+    """Send a part of a blob to the client; returns the bytes sent, which are all.
+
+    Raises:
+        ConnectionError: the client has gone; `args[1]` has the bytes that were sent.
+        MirrorError: the blob ended short.
+    """
+    sent = 0
+    async for span in body.spans(start, stop):
+        if isinstance(span, bytes):
+            await request.writer.write(span)
+            sent += len(span)
+        else:
+            sent += await _send_file(request, span)
+    return sent
+
+
+async def _send_file(request: web.BaseRequest, span: Span) -> int:
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client has gone")
+    if request.protocol.ssl_context is not None:
+        return await _send_encrypted(request, span)
+    return await asyncio.get_running_loop().sendfile(transport, span.file, span.start, span.count)
+
+
+async def _send_encrypted(request: web.BaseRequest, span: Span) -> int:
+    """What `sendfile` cannot do: asyncio's own stand-in for it goes in steps of 16 KiB, with a thread's turn for each."""
+    position, stop = span.start, span.start + span.count
+    while position < stop:
+        piece = await in_thread(None, os.pread, span.file.fileno(), min(_PIECE, stop - position), position)
+        if not piece:
+            raise StorageError("a file of the store has become shorter", "io")
+        await request.writer.write(piece)
+        position += len(piece)
+    return span.count

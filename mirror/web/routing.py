@@ -1,0 +1,123 @@
+"""What a path of the registry address asks for. Names contain slashes, so paths are read from their right end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import parse_qsl, unquote
+
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
+from mirror.core.names import Reference, Repository, canonical_registry, parse_reference
+from mirror.errors import NotFound
+
+Kind = Literal["ping", "catalog", "manifest", "blob", "tags", "referrers"]
+
+
+class InvalidTarget(InvalidInput):
+    """Not a path and a query that could be read."""
+
+    what = "target"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A request, understood.
+
+    Attributes:
+        path: the path as the client wrote it, up to the kind; Link headers are built on it.
+        query: what was asked beside the path.
+    """
+
+    kind: Kind
+    repository: Repository | None = None
+    reference: Reference | None = None
+    path: str = ""
+    query: tuple[tuple[str, str], ...] = ()
+
+    def parameter(self, name: str) -> str | None:
+        """The first value of a query parameter."""
+        return next((value for key, value in self.query if key == name), None)
+
+
+class Router:
+    """Reads paths for a set of configured registries."""
+
+    def __init__(self, registries: Collection[str], default: str) -> None:
+        self._registries = frozenset(registries)
+        self._default = default
+
+    def route(self, target: str) -> Route | None:
+        """Understand a request's target; None if there is nothing of this kind.
+
+        Raises:
+            InvalidInput: a name, tag or digest is malformed, or the target as a whole.
+            NotFound: `ns` names a registry that is not mirrored.
+        """
+        raw, _, raw_query = _origin_form(target).partition("?")
+        try:
+            query = tuple(parse_qsl(raw_query, keep_blank_values=True, max_num_fields=20))
+            path = unquote(raw, errors="strict")
+        except ValueError as error:
+            raise InvalidTarget(target, "not UTF-8, or with too many parameters") from error
+        prefix, found, rest = path.partition("/v2")
+        if not found or (rest and not rest.startswith("/")):
+            return None
+        if prefix and not self._is_registry(prefix.removeprefix("/")):
+            return None
+        if rest in ("", "/"):
+            return Route("ping")
+        if rest == "/_catalog":
+            return Route("catalog", path=raw, query=query)
+        return self._content(prefix.removeprefix("/"), rest[1:], raw, query)
+
+    def _content(self, prefix: str, rest: str, path: str, query: tuple[tuple[str, str], ...]) -> Route | None:
+        name, kind, last = self._split(rest)
+        if kind is None or not name:
+            return None
+        repository = self._repository(prefix, name, dict(query).get("ns"))
+        if kind == "tags":
+            return Route("tags", repository, None, path, query)
+        if kind == "manifests":
+            return Route("manifest", repository, parse_reference(last), path, query)
+        digest = Digest.parse(last)
+        return Route("blob" if kind == "blobs" else "referrers", repository, digest, path, query)
+
+    @staticmethod
+    def _split(rest: str) -> tuple[str, str | None, str]:
+        head, _, last = rest.rpartition("/")
+        name, _, kind = head.rpartition("/")
+        if kind in ("manifests", "blobs", "referrers") or (kind == "tags" and last == "list"):
+            return name, kind, last
+        return rest, None, ""
+
+    def _repository(self, prefix: str, name: str, namespace: str | None) -> Repository:
+        if namespace:
+            registry = canonical_registry(namespace)
+            if registry not in self._registries:
+                raise NotFound(f"registry {namespace[:100]!r} is not mirrored here")
+            return Repository.parse(registry, _without(registry, name))
+        if prefix:
+            return Repository.parse(prefix, _without(prefix, name))
+        first, _, others = name.partition("/")
+        if others and self._is_registry(first):
+            return Repository.parse(canonical_registry(first), others)
+        return Repository.parse(self._default, name)
+
+    def _is_registry(self, text: str) -> bool:
+        return text in self._registries
+
+
+def _without(registry: str, name: str) -> str:
+    """A name without its registry: containerd sends both `ns` and whatever path its hosts.toml gives the mirror."""
+    return name.removeprefix(f"{registry}/")
+
+
+def _origin_form(target: str) -> str:
+    """Path and query of a target; proxies are sent it in absolute form (RFC 9112 section 3.2.2), which tells nothing more."""
+    scheme, colon, rest = target.partition("://")
+    if not colon or scheme.lower() not in ("http", "https"):
+        return target
+    _, slash, path = rest.partition("/")
+    return slash + path

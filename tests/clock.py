@@ -1,0 +1,42 @@
+"""A clock for a mirror under test, so that what expires does so without waiting."""
+
+import time
+
+import diskcache
+
+
+class Clock:
+    """Seconds since the epoch; runs like the real one and can be moved on.
+
+    It is put in the place of every clock that judges the age of something: the index's, the pull context's, and those of
+    upstreams' health, pull limits, logins, and failures that are remembered.
+    """
+
+    def __init__(self, under_test, monkeypatch):
+        self.offset = 0.0
+        self._context = under_test.mirror._graph.manifests._context
+        # The context is frozen for everybody but a test that owns the time.
+        object.__setattr__(self._context, "clock", self)
+        monkeypatch.setattr(diskcache.core, "time", self)
+        graph = under_test.mirror._graph
+        for registry in graph.registries.values():
+            for endpoint in registry.endpoints:
+                endpoint.health.clock = endpoint._tokens._login._clock = self.monotonic
+        by_tag, by_digest = graph.manifests._by_tag, graph.manifests._by_digest
+        for flights in (by_tag._checks, by_digest._fetches, graph.blobs._grants, graph.listings._flights):
+            flights.memory.clock = self.monotonic
+        under_test.mirror._downloads._failures.clock = self.monotonic
+
+    def __call__(self):
+        return time.time() + self.offset
+
+    time = __call__
+
+    def monotonic(self):
+        return time.monotonic() + self.offset
+
+    def sleep(self, seconds):
+        time.sleep(seconds)
+
+    def advance(self, seconds):
+        self.offset += seconds

@@ -1,0 +1,115 @@
+"""The mirror is stopped at any moment: nothing leaks, nothing is locked, nothing is fetched again."""
+
+import asyncio
+import contextlib
+import os
+
+import pytest
+
+from mirror.core.digest import Digest
+from mirror.download.partial import CHUNK
+from tests.descriptors import opened_under
+from tests.download.source import ScriptedSource
+from tests.download.world import GIVE_UP, InlineExecutor, World, content, open_partial
+
+DATA = content(3 * CHUNK + 5000)
+DIGEST = Digest.of(DATA)
+BLOCK = 512 << 10
+
+
+@pytest.fixture
+def inline(tmp_path, monkeypatch):
+    """Makes stores whose every turn of the event loop can be counted."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    return lambda name: World(tmp_path / name, InlineExecutor())
+
+
+def free(layout):
+    """Whether all locks of the blob are to be had."""
+    with contextlib.closing(open_partial(layout, DIGEST)) as partial:
+        if not partial.drive():
+            return False
+        if not partial.refresh():
+            return True
+        with contextlib.closing(partial.locks()) as lock:
+            return all(partial.claim(lock, index) for index in range(-(-partial.size // CHUNK)))
+
+
+async def interrupted(world, source, turns, readers):
+    """Stop a worker after so many turns of the event loop; returns whether it had finished before."""
+    worker = world.worker()
+    pulls = [world.pull(worker, source, start, stop) for start, stop in readers]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(GIVE_UP):
+        await worker.close()
+        await asyncio.wait([reader.task for reader in pulls])
+    return world.holds(DATA)
+
+
+@pytest.mark.parametrize("readers", [[(0, None)], [(0, None), (2 * CHUNK + 100, 2 * CHUNK + 200)]], ids=["one", "with a range"])
+async def test_stopped_at_every_turn(inline, readers):
+    """After every number of turns: no descriptor stays open, no lock held, and the next run fetches just the rest."""
+    turns, finished = 0, False
+    while not finished:
+        world, source = inline(str(turns)), ScriptedSource(DATA, BLOCK)
+        finished = await interrupted(world, source, turns, readers)
+        assert opened_under(world.layout.root) == []
+        assert free(world.layout)
+        assert source.under_way == 0
+        assert await world.pull(world.worker(), source).whole() == DATA
+        await world.quiet()
+        assert world.holds(DATA)
+        assert opened_under(world.layout.root) == []
+        assert source.fetched_twice() == []
+        assert source.given() == len(DATA)
+        turns += 1
+    assert turns > 20
+
+
+async def test_stopped_before_the_first_turn(world):
+    """Readers of a download that is stopped before it could begin learn of it at once, too."""
+    worker = world.worker()
+    reader = world.pull(worker, ScriptedSource(DATA))
+    await worker.close()
+    assert "shutting down" in str(await reader.ended_short())
+    assert len(worker) == 0
+
+
+async def test_stopped_while_the_partial_is_being_opened(world, monkeypatch):
+    """Files that a thread opens while the download is stopped are closed again."""
+    import threading
+
+    from mirror.download import partial
+
+    begun, go = threading.Event(), threading.Event()
+    real = partial.Lock
+
+    def slow(descriptor):
+        begun.set()
+        go.wait(GIVE_UP)
+        return real(descriptor)
+
+    monkeypatch.setattr(partial, "Lock", slow)
+    worker = world.worker()
+    reader = world.pull(worker, ScriptedSource(DATA))
+    assert await asyncio.to_thread(begun.wait, GIVE_UP)
+    closing = asyncio.create_task(worker.close())
+    await asyncio.sleep(0)
+    go.set()
+    await closing
+    await reader.ended_short()
+    assert opened_under(world.layout.root) == []
+
+
+async def test_readers_learn_of_the_stop(world):
+    """Readers of a download that is stopped end short at once, with a cause."""
+    source = ScriptedSource(DATA)
+    gate, worker = source.gate(CHUNK), world.worker()
+    readers = [world.pull(worker, source) for _ in range(3)]
+    await gate.reached.wait()
+    await worker.close()
+    for reader in readers:
+        assert "shutting down" in str(await reader.ended_short())
+    assert source.under_way == 0
+    assert world.results == []

@@ -1,0 +1,72 @@
+"""What the end-to-end tests share: a directory, an upstream with images, a mirror, and its log on failure."""
+
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness.mirror import Mirror, start_mirror
+from tests.e2e.harness.samples import Samples, build_samples
+from tests.e2e.harness.upstream import Upstream
+
+TEST_SECONDS = 150
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every end-to-end test a bound that leaves room for the waits that real clients make."""
+    for item in items:
+        if item.get_closest_marker("e2e") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Add the end of the mirror's log to the report of a test that failed."""
+    report = yield
+    mirror = getattr(item, "funcargs", {}).get("mirror")
+    if report.failed and isinstance(mirror, Mirror):
+        report.sections.append(("log of the mirror", mirror.log_tail()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def directory() -> Iterator[Path]:
+    """A directory for everything that the processes write; short, because of the limit on socket paths."""
+    with tempfile.TemporaryDirectory(prefix="mirror-e2e-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def numbers() -> Iterator[int]:
+    """Numbers for directory names, so that fixtures made anew never share one."""
+    return count()
+
+
+@pytest.fixture(scope="session")
+def samples() -> Samples:
+    """The sample images."""
+    return build_samples()
+
+
+@pytest.fixture(scope="module")
+def upstream(directory: Path, numbers: Iterator[int], samples: Samples) -> Iterator[Upstream]:
+    """A registry that holds the sample images as library/NAME:1."""
+    registry = Upstream(directory / f"upstream-{next(numbers)}")
+    try:
+        for name in ("app", "oci", "single", "large"):
+            registry.push(getattr(samples, name), f"library/{name}", "1")
+        yield registry
+    finally:
+        registry.stop()
+
+
+@pytest.fixture(scope="module")
+def mirror(directory: Path, numbers: Iterator[int], upstream: Upstream) -> Iterator[Mirror]:
+    """A mirror with an empty store in front of the upstream."""
+    started = start_mirror(directory / f"mirror-{next(numbers)}", [upstream.url])
+    try:
+        yield started
+    finally:
+        started.close()

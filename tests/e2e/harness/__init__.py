@@ -1,0 +1,1 @@
+"""Real clients, a real upstream and the mirror under test, each as a process on loopback addresses."""

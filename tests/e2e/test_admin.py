@@ -1,0 +1,31 @@
+"""What an operator's own tools see at the admin address of a mirror that real clients use."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness.client import request
+from tests.e2e.harness.mirror import Mirror
+from tests.e2e.harness.process import client_environment, run
+from tests.e2e.harness.skopeo import Skopeo
+
+pytestmark = pytest.mark.e2e
+
+
+def test_prometheus_accepts_the_metrics(directory: Path, numbers: Iterator[int], mirror: Mirror) -> None:
+    """After a pull, `promtool check metrics` finds nothing to object to, and the pull has been counted."""
+    workplace = directory / f"skopeo-{next(numbers)}"
+    Skopeo(workplace, mirror.port).copy("docker.io/library/app:1")
+
+    metrics = request("GET", f"{mirror.admin_url}/metrics").body
+
+    checked = run(["promtool", "check", "metrics"], client_environment(workplace / "home"), 30, metrics)
+    assert checked.returncode == 0, checked.stderr.decode()
+    assert b"registry_mirror_requests_total{" in metrics
+
+
+def test_probes_answer(mirror: Mirror) -> None:
+    """The liveness and the readiness probe of a healthy mirror answer 200."""
+    assert request("GET", f"{mirror.admin_url}/healthz").status == 200
+    assert request("GET", f"{mirror.admin_url}/readyz").status == 200

@@ -1,0 +1,29 @@
+"""Prometheus's own tool finds nothing to say about the metrics."""
+
+import asyncio
+
+import pytest
+
+from tests.fakehub import Rule, Status
+from tests.mirrors import MirrorUnderTest
+
+TAG = "/v2/library/app/manifests/1"
+
+
+pytestmark = pytest.mark.e2e
+
+
+async def test_promtool(hub, tmp_path):
+    """`promtool check metrics` accepts what a mirror with some traffic shows, without a remark."""
+    image = hub.add_image("library/app", "1")
+    async with MirrorUnderTest(hub, tmp_path / "store") as mirror:
+        for path in (TAG, TAG, f"/v2/library/app/blobs/{image.layers[0].digest}", "/v2/library/app/tags/list"):
+            assert (await mirror.get(path)).status == 200
+        hub.script(Rule(kind="manifest"), Status(503))
+        await mirror.get("/v2/library/app/manifests/2")
+        async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/metrics") as response:
+            text = await response.read()
+    pipe = asyncio.subprocess.PIPE
+    tool = await asyncio.create_subprocess_exec("promtool", "check", "metrics", stdin=pipe, stdout=pipe, stderr=pipe)
+    out, err = await asyncio.wait_for(tool.communicate(text), 20)
+    assert (tool.returncode, out, err) == (0, b"", b"")

@@ -1,0 +1,57 @@
+"""Fixtures for tests of a whole mirror."""
+
+import asyncio
+import dataclasses
+import logging
+
+import pytest
+import structlog
+
+from tests.clock import Clock
+
+GIVE_UP = 10.0
+
+
+@pytest.fixture
+def clock(mirror, monkeypatch):
+    """The clock of `mirror`, to be moved on instead of waiting."""
+    return Clock(mirror, monkeypatch)
+
+
+@pytest.fixture
+def impatient(mirror):
+    """A `mirror` that waits for upstream's headers for a moment only."""
+    http = mirror.mirror._graph.http
+    http.limits = dataclasses.replace(http.limits, connect=0.1, headers=0.2)
+    return mirror
+
+
+@pytest.fixture
+def all_in(mirror):
+    """Waits until the mirror has so many requests under way, so that none of them comes after the fact."""
+
+    async def wait(count):
+        async with asyncio.timeout(GIVE_UP):
+            while mirror.mirror._entrance.in_progress < count:
+                await asyncio.sleep(0.005)
+
+    return wait
+
+
+@pytest.fixture
+def log(caplog):
+    """The events that the mirror logs, at every level."""
+    caplog.set_level(logging.DEBUG)
+    with structlog.testing.capture_logs() as events:
+        yield events
+
+
+@pytest.fixture
+def quiet(log, caplog):
+    """Fails if anything was logged as an error or with a traceback, by the mirror or by a library."""
+
+    def check():
+        assert not [event for event in log if "exc_info" in event or event["log_level"] in ("error", "critical")]
+        assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
+
+    return check

@@ -1,0 +1,210 @@
+"""Credentials: used where they were configured for, not tried again and again when refused, and never left away silently."""
+
+import asyncio
+import base64
+
+import pytest
+
+from tests.clock import Clock
+from tests.fakehub import NoHeaders, Rule, Status
+from tests.mirrors import MirrorUnderTest
+
+APP = "library/app"
+TAG = f"/v2/{APP}/manifests/1"
+PASSWORD = "correct-horse-battery"
+
+
+@pytest.fixture
+def settled(hub, tmp_path, monkeypatch):
+    """Makes mirrors with an account at the hub."""
+
+    def make(**more):
+        password = tmp_path / "password"
+        password.write_text(PASSWORD)
+        hub.users = {"robot": PASSWORD}
+        entry = {
+            "upstreams": [hub.url],
+            "token_hosts": [hub.token_host],
+            "username": "robot",
+            "password_file": str(password),
+            **more,
+        }
+        mirror = MirrorUnderTest(hub, tmp_path / "store", registries={"docker.io": entry})
+        mirror.password = password
+        return mirror
+
+    return make
+
+
+async def ok(mirror):
+    return await mirror.metric("upstream_credentials_ok", registry="docker.io")
+
+
+async def ready(mirror):
+    async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/readyz") as response:
+        return await response.text()
+
+
+def logins(hub):
+    """Requests that carried the account."""
+    return [seen for seen in hub.requests if (seen.authorization or "").startswith("Basic ")]
+
+
+@pytest.mark.parametrize("auth", ["bearer", "basic"])
+async def test_refused_login(hub, settled, monkeypatch, auth):
+    """A refused login is tried again after one minute, two, four; readiness and metric tell; a right one ends it."""
+    async with settled() as mirror:
+        clock = Clock(mirror, monkeypatch)
+        hub.auth = auth
+        image = hub.add_image(APP, "1")
+        hub.users = {"robot": "another"}
+        for tries, pause in enumerate((60, 120, 240), 1):
+            for number in range(20):
+                answer = await mirror.get(f"/v2/{APP}{number % 3}/manifests/{number}")
+                assert (answer.status, answer.code()) == (503, "UNAVAILABLE")
+            assert len(logins(hub)) == tries
+            assert await ok(mirror) == 0
+            assert "refuses the credentials" in await ready(mirror)
+            clock.advance(pause)
+        hub.users = {"robot": PASSWORD}
+        assert (await mirror.get(TAG)).body == image.raw
+        assert await ok(mirror) == 1
+        assert "refuses" not in await ready(mirror)
+
+
+async def test_many_at_once_do_not_lock_the_account(hub, settled):
+    """However many repositories are asked for at the start, a wrong password is shown once."""
+    async with settled() as mirror:
+        hub.users = {"robot": "another"}
+        held = NoHeaders()
+        hub.script(Rule(kind="token"), held)
+        asking = [asyncio.create_task(mirror.get(f"/v2/library/app{number}/manifests/1")) for number in range(30)]
+        await asyncio.wait_for(held.reached.wait(), 10)
+        await hub.wait_for(30, kind="manifest", status=401)
+        held.release()
+        assert {answer.status for answer in await asyncio.gather(*asking)} == {503}
+        assert len(logins(hub)) == 1
+
+
+async def test_stale_with_refused_credentials(hub, settled, monkeypatch):
+    """With a refused login what is held is served for a day, and no longer: an account that was closed stays closed."""
+    async with settled() as mirror:
+        clock = Clock(mirror, monkeypatch)
+        image = hub.add_image(APP, "1")
+        for path in (TAG, *(f"/v2/{APP}/blobs/{blob.digest}" for blob in (image.config, *image.layers))):
+            assert (await mirror.get(path)).status == 200
+        await mirror.idle()
+        hub.users = {"robot": "another"}
+        hub.advance(400)
+        clock.advance(86_000)
+        assert (await mirror.get(TAG)).cache == "STALE"
+        assert await mirror.metric("stale_served_total", reason="credentials") == 1
+        clock.advance(500)
+        assert (await mirror.get(TAG)).status == 503
+
+
+@pytest.mark.parametrize("auth", ["bearer", "basic"])
+async def test_never_silently_anonymous(hub, settled, auth):
+    """Without being told so, a mirror does not go on anonymously with a wrong password or without its file."""
+    async with settled() as mirror:
+        hub.auth = auth
+        hub.add_image(APP, "1")
+        mirror.password.unlink()
+        assert (await mirror.get(TAG)).status == 503
+        assert await ok(mirror) == 0
+        assert hub.count(kind="token") == 0
+
+
+async def test_anonymous_if_told_so(hub, settled):
+    """With `anonymous_fallback` what is public is pulled without the account, what is private is not; the metric is red."""
+    async with settled(anonymous_fallback=True) as mirror:
+        image = hub.add_image(APP, "1")
+        hub.add_image("library/secret", "1")
+        hub.private("library/secret", ["robot"])
+        hub.users = {"robot": "another"}
+        assert (await mirror.get(TAG)).body == image.raw
+        assert (await mirror.get("/v2/library/secret/manifests/1")).status == 404
+        assert await ok(mirror) == 0
+        assert len(logins(hub)) == 1
+
+
+async def test_forbidden_scope_is_an_answer(hub, settled):
+    """A token host that answers 403 takes the account and denies the repository: others are pulled as ever."""
+    async with settled() as mirror:
+        image = hub.add_image(APP, "1")
+        hub.script(Rule(kind="token"), Status(403))
+        assert (await mirror.get("/v2/library/secret/manifests/1")).code() == "NAME_UNKNOWN"
+        assert (await mirror.get(TAG)).body == image.raw
+        assert await ok(mirror) == 1
+
+
+async def test_proxy(hub, settled):
+    """With a proxy everything goes through it: registry, tokens and content; what is secret goes to whom it went before."""
+    targets = []
+
+    async def forward(reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        method, target, version = head.split("\r\n", 1)[0].split(" ")
+        targets.append(target)
+        host, _, path = target.removeprefix("http://").partition("/")
+        address, _, port = host.partition(":")
+        inner, outer = await asyncio.open_connection(address, int(port))
+        rest = head.split("\r\n", 1)[1].replace("Connection: keep-alive", "Connection: close")
+        outer.write(f"{method} /{path} {version}\r\nConnection: close\r\n{rest}".encode("latin-1"))
+        while block := await inner.read(65536):
+            writer.write(block)
+        for stream in (outer, writer):
+            stream.close()
+
+    server = await asyncio.start_server(forward, "127.0.0.1", 0)
+    async with server, settled(proxy=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as mirror:
+        image = hub.add_image(APP, "1")
+        blob = image.layers[0]
+        assert (await mirror.get(TAG)).body == image.raw
+        assert (await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
+    hosts = {target.removeprefix("http://").partition("/")[0] for target in targets}
+    assert hosts == {hub.registry_host, hub.token_host, hub.cdn_host}
+    assert len(targets) == len(hub.requests)
+    basic = "Basic " + base64.b64encode(f"robot:{PASSWORD}".encode()).decode()
+    assert {seen.host for seen in logins(hub)} == {"token"}
+    assert {seen.authorization for seen in hub.find(kind="token")} == {basic}
+
+
+# ---- what upstream has deleted
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_keep_deleted(hub, tmp_path, monkeypatch, keep):
+    """With `keep_deleted` upstream's 404 does not take away a tag that is held, however old; without it, it does."""
+    entry = {"upstreams": [hub.url], "token_hosts": [hub.token_host], "keep_deleted": keep}
+    async with MirrorUnderTest(hub, tmp_path / "store", registries={"docker.io": entry}) as mirror:
+        clock = Clock(mirror, monkeypatch)
+        image = hub.add_image(APP, "1")
+        for path in (TAG, *(f"/v2/{APP}/blobs/{blob.digest}" for blob in (image.config, *image.layers))):
+            assert (await mirror.get(path)).status == 200
+        await mirror.idle()
+        hub.delete_tag(APP, "1")
+        clock.advance(365 * 86400)
+        hub.reset_counters()
+        answers = [await mirror.get(TAG) for _ in range(3)]
+        if keep:
+            assert {(answer.status, answer.cache, answer.body) for answer in answers} == {(200, "STALE", image.raw)}
+            assert await mirror.metric("stale_served_total", reason="deleted") == 3
+        else:
+            assert {(answer.status, answer.code()) for answer in answers} == {(404, "MANIFEST_UNKNOWN")}
+        assert hub.count("HEAD", "manifest", status=404) == 1
+
+
+async def test_keep_deleted_is_not_keep_denied(hub, tmp_path, monkeypatch):
+    """What upstream denies is not kept by `keep_deleted`, nor while its no is remembered."""
+    entry = {"upstreams": [hub.url], "token_hosts": [hub.token_host], "keep_deleted": True}
+    async with MirrorUnderTest(hub, tmp_path / "store", registries={"docker.io": entry}) as mirror:
+        clock = Clock(mirror, monkeypatch)
+        image = hub.add_image(APP, "1")
+        for path in (TAG, *(f"/v2/{APP}/blobs/{blob.digest}" for blob in (image.config, *image.layers))):
+            assert (await mirror.get(path)).status == 200
+        await mirror.idle()
+        clock.advance(61)
+        hub.private(APP, ["somebody"])
+        answers = [await mirror.get(TAG) for _ in range(3)]
+        assert {(answer.status, answer.code()) for answer in answers} == {(404, "NAME_UNKNOWN")}

@@ -1,0 +1,288 @@
+"""Several upstreams of one registry: the first that answers usefully is it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import random
+import socket
+import time
+
+import pytest
+
+from tests.clock import Clock
+from tests.fakehub import (
+    BadContentRange,
+    Corrupt,
+    Cut,
+    Disconnect,
+    FakeHub,
+    Headers,
+    Html,
+    NoHeaders,
+    RateLimited,
+    Reset,
+    Rule,
+    Stall,
+    Status,
+)
+from tests.mirrors import MirrorUnderTest
+
+APP = "library/app"
+
+
+@pytest.fixture
+async def second():
+    """Another upstream with the same content."""
+    async with FakeHub() as running:
+        yield running
+
+
+@pytest.fixture
+async def both(hub, second, tmp_path):
+    """A mirror that asks `hub` first and `second` after it, with one connection for blobs."""
+    entry = {"upstreams": [hub.url, second.url], "token_hosts": [hub.token_host, second.token_host]}
+    settings = {"registries": {"docker.io": entry}, "downloads": {"max_upstream_connections": 1}}
+    async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
+        yield mirror
+
+
+FAULTS = [Status(503), RateLimited(), Disconnect(), Status(418), Headers({"Content-Encoding": "gzip"})]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+async def test_second_steps_in(hub, second, both, fault):
+    """What the first upstream cannot deliver comes from the second, at once, even if there is only one connection."""
+    for one in (hub, second):
+        image = one.add_image(APP, "1")
+        one.redirect_blobs = False
+    blob = image.layers[0]
+    hub.script(Rule(kind="blob", times=None), fault)
+    assert (await both.get(f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
+    assert hub.count("GET", "blob", status=200) <= 1
+    assert second.count("GET", "blob", status=200) == 1
+
+
+@pytest.mark.parametrize("fault", [Status(503), Html(), RateLimited()], ids=lambda fault: type(fault).__name__)
+async def test_second_has_the_manifest(hub, second, both, fault):
+    """Manifests come from the second as well, and both upstreams' states are told."""
+    for one in (hub, second):
+        image = one.add_image(APP, "1")
+    hub.script(Rule(kind="manifest", times=None), fault)
+    assert (await both.get(f"/v2/{APP}/manifests/1")).body == image.raw
+    assert await both.metric("upstream_up", upstream=hub.registry_host) == 0
+    assert await both.metric("upstream_up", upstream=second.registry_host) == 1
+
+
+async def test_first_is_down(hub, second, both):
+    """A first upstream that is down costs nothing but a refused connection."""
+    image = second.add_image(APP, "1")
+    await hub.stop()
+    assert (await both.get(f"/v2/{APP}/manifests/1")).body == image.raw
+
+
+async def test_all_are_down(hub, second, both):
+    """With all upstreams down the answer is 503."""
+    await hub.stop()
+    await second.stop()
+    assert (await both.get(f"/v2/{APP}/manifests/1")).status == 503
+
+
+async def test_first_is_enough(hub, second, both):
+    """As long as the first upstream answers, the second is not asked."""
+    hub.add_image(APP, "1")
+    assert (await both.get(f"/v2/{APP}/manifests/1")).status == 200
+    assert (await both.get(f"/v2/{APP}/manifests/2")).status == 404
+    assert sum(second.accepted.values()) == 0
+
+
+# ---- in the middle of a blob
+
+SIZE, BREAK = 3 << 20, 2 << 20
+
+
+@pytest.fixture
+async def pair(hub, second, tmp_path, monkeypatch):
+    """A mirror with a clock that asks `hub` first and `second` after it."""
+    entry = {"upstreams": [hub.url, second.url], "token_hosts": [hub.token_host, second.token_host]}
+    settings = {"registries": {"docker.io": entry}, "downloads": {"stall_timeout": "0.5s", "connect_timeout": "0.3s"}}
+    async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
+        mirror.clock = Clock(mirror, monkeypatch)
+        yield mirror
+
+
+def same_blob(*hubs, size=SIZE, seed=1):
+    data = random.Random(seed).randbytes(size)
+    (digest,) = {one.add_blob(APP, data) for one in hubs}
+    return data, f"/v2/{APP}/blobs/{digest}"
+
+
+def ranges(hub):
+    return [seen.range for seen in hub.find("GET", host="cdn")]
+
+
+@pytest.mark.parametrize("fault", [Cut(BREAK), Reset(BREAK), Stall(BREAK)], ids=["cut", "reset", "stall"])
+async def test_second_goes_on_from_the_broken_byte(hub, second, pair, fault):
+    """A body that breaks is continued by the second upstream from where it broke; the client sees nothing of it."""
+    data, path = same_blob(hub, second)
+    hub.script(Rule(host="cdn", method="GET"), fault)
+    assert (await pair.get(path)).body == data
+    assert ranges(hub) == [None]
+    (rest,) = ranges(second)
+    assert BREAK - (256 << 10) <= int(rest.removeprefix("bytes=").removesuffix("-")) <= BREAK
+
+
+async def test_first_is_trusted_again(hub, second, pair):
+    """After a broken body the next blobs come from the second upstream, and after a while from the first again."""
+    blobs = [same_blob(hub, second, size=300_000, seed=seed) for seed in range(3)]
+    hub.script(Rule(host="cdn", method="GET"), Cut(100_000))
+    for (data, path), wait in zip(blobs, (0, 31, 0), strict=True):
+        assert (await pair.get(path)).body == data
+        pair.clock.advance(wait)
+    assert (len(ranges(hub)), len(ranges(second))) == (2, 2)
+
+
+async def test_first_stalls_before_the_first_byte(hub, second, pair):
+    """An upstream that announces a blob and sends no byte of it costs one stall, not the pull."""
+    data, path = same_blob(hub, second)
+    hub.script(Rule(host="cdn", method="GET", times=None), Stall(0))
+    assert (await pair.get(path)).body == data
+
+
+async def test_sizes_must_agree(hub, second, pair):
+    """A second upstream with another size for the blob is not mixed in; the first finishes it."""
+    data, path = same_blob(hub, second)
+    hub.script(Rule(host="cdn", method="GET"), Cut(BREAK))
+    second.script(Rule(host="cdn", method="GET", times=None), BadContentRange(f"bytes {BREAK}-{SIZE}/{SIZE + 1}"))
+    assert (await pair.get(path)).body == data
+    assert len(ranges(hub)) == 2
+
+
+async def test_wrong_bytes_come_from_the_second(hub, second, pair):
+    """A blob that comes with the wrong digest from the first upstream is fetched anew from the second."""
+    data, path = same_blob(hub, second, size=1000)
+    hub.script(Rule(host="cdn", method="GET", times=None), Corrupt(5))
+    assert (await pair.get(path)).body == data
+    assert (ranges(hub), ranges(second)) == ([None], [None])
+
+
+# ---- out of order
+
+
+def names(hub):
+    return {"registry": "docker.io", "upstream": hub.registry_host}
+
+
+async def fast(mirror, path):
+    """An answer that takes less time than any time limit."""
+    started = time.monotonic()
+    answer = await mirror.get(path)
+    assert time.monotonic() - started < 0.25
+    return answer
+
+
+def limit_headers(mirror, seconds):
+    http = mirror.mirror._graph.http
+    http.limits = dataclasses.replace(http.limits, connect=seconds / 2, headers=seconds / 2)
+
+
+async def test_silent_upstream_costs_one_time_limit(hub, second, pair):
+    """An upstream that takes requests and never answers is waited for once; it is found by itself when it is back."""
+    images = [hub.add_image(APP, str(tag)) for tag in range(20)]
+    second.repositories = hub.repositories
+    limit_headers(pair, 0.6)
+    silence = NoHeaders()
+    rules = [hub.script(Rule(kind=kind, times=None, challenge=True), silence) for kind in ("ping", "manifest")]
+    assert (await pair.get(f"/v2/{APP}/manifests/0")).body == images[0].raw
+    asked = hub.count(kind="manifest")
+    for tag in range(1, 20):
+        assert (await fast(pair, f"/v2/{APP}/manifests/{tag}")).body == images[tag].raw
+    assert hub.count(kind="manifest") == asked
+    assert await pair.metric("upstream_up", **names(hub)) == 0
+    for rule in rules:
+        rule.remove()
+    silence.release()
+    async with asyncio.timeout(20):
+        while await pair.metric("upstream_up", **names(hub)) == 0:
+            await asyncio.sleep(0.05)
+    hub.add_image(APP, "new")
+    assert (await pair.get(f"/v2/{APP}/manifests/new")).status == 200
+
+
+async def test_upstream_that_drops_packets(hub, tmp_path):
+    """An upstream to which no connection comes about costs one time limit, then nothing."""
+    with socket.socket() as listener, contextlib.ExitStack() as others:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            # With its queue full the kernel drops what else comes.
+            other = others.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(listener.getsockname())
+        image = hub.add_image(APP, "1")
+        dead = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        entry = {"upstreams": [dead, hub.url], "token_hosts": [hub.token_host]}
+        settings = {"registries": {"docker.io": entry}, "downloads": {"connect_timeout": "0.5s"}}
+        async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
+            started = time.monotonic()
+            assert (await mirror.get(f"/v2/{APP}/manifests/1")).body == image.raw
+            assert time.monotonic() - started >= 0.5
+            assert (await fast(mirror, f"/v2/{APP}/manifests/none")).status == 404
+            assert (await fast(mirror, f"/v2/{APP}/blobs/{image.layers[0].digest}")).status == 200
+
+
+async def test_storm_on_dead_upstreams(hub, second, pair):
+    """Two thousand requests for many tags of dead upstreams are answered 503 at once, and each is asked a handful of times."""
+    for one in (hub, second):
+        one.auth = "none"
+        one.script(Rule(kind="manifest", times=None), Status(503))
+        one.script(Rule(kind="ping", times=None), Status(503))
+    paths = [f"/v2/{APP}/manifests/{number % 200}" for number in range(2000)]
+    for start in range(0, len(paths), 100):
+        answers = await asyncio.gather(*[pair.get(path) for path in paths[start : start + 100]])
+        assert {answer.status for answer in answers} == {503}
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers)
+    # What had been under way when the first failures came back, at most one for each of the first hundred.
+    assert max(hub.count(kind="manifest"), second.count(kind="manifest")) <= 120
+    before = hub.count(kind="manifest")
+    assert (await fast(pair, paths[0])).code() == "UNAVAILABLE"
+    assert hub.count(kind="manifest") == before
+
+
+async def test_storm_on_one_bad_tag(hub, mirror):
+    """A tag for which upstream has only nonsense costs it a handful of requests, however many want it, and others none."""
+    hub.auth = "none"
+    image = hub.add_image(APP, "good")
+    hub.add_image(APP, "bad")
+    hub.script(Rule(kind="manifest", reference="bad", times=None), Status(418))
+    for _ in range(10):
+        answers = await asyncio.gather(*[mirror.get(f"/v2/{APP}/manifests/bad") for _ in range(100)])
+        assert {answer.status for answer in answers} == {503}
+    assert hub.count(kind="manifest", reference="bad") <= 5
+    assert (await mirror.get(f"/v2/{APP}/manifests/good")).body == image.raw
+
+
+async def test_dead_cdn_does_not_stop_manifests(hub, impatient):
+    """Where only the host of the content is dead, manifests are fetched as ever, and blobs refused without a wait."""
+    image = hub.add_image(APP, "1", layers=[b"one", b"two"])
+    hub.script(Rule(host="cdn", times=None), NoHeaders())
+    blobs = [f"/v2/{APP}/blobs/{blob.digest}" for blob in image.layers]
+    assert (await impatient.get(blobs[0])).status == 503
+    assert (await fast(impatient, blobs[1])).status == 503
+    assert (await impatient.get(f"/v2/{APP}/manifests/1")).body == image.raw
+
+
+async def test_no_is_an_answer(hub, mirror):
+    """An upstream that says no to everything is up, and is asked on."""
+    for number in range(10):
+        assert (await mirror.get(f"/v2/{APP}/manifests/{number}")).status == 404
+    assert await mirror.metric("upstream_up", **names(hub)) == 1
+
+
+async def test_time_that_runs_out_counts(hub, mirror, monkeypatch):
+    """An attempt that is ended because clients would not wait longer counts against upstream."""
+    monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 0.3)
+    hub.add_image(APP, "1")
+    hub.script(Rule(kind="manifest", times=None, challenge=True), NoHeaders())
+    assert (await mirror.get(f"/v2/{APP}/manifests/1")).status == 503
+    assert await mirror.metric("upstream_up", **names(hub)) == 0
+    assert (await fast(mirror, f"/v2/{APP}/manifests/2")).status == 503

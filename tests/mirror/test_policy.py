@@ -1,0 +1,124 @@
+"""Policies of registries, end to end: what is refused, by which rule, and that upstream hears nothing of it."""
+
+import json
+
+import pytest
+
+from tests.mirrors import MirrorUnderTest
+
+ABSENT = f"sha256:{'0' * 64}"
+ALLOW = "allow has no rule for it"
+
+
+@pytest.fixture
+def governed(hub, tmp_path):
+    """Makes mirrors of the fake Hub with rules, over one and the same store."""
+
+    def make(**rules):
+        registry = {"upstreams": [hub.url], "token_hosts": [hub.token_host], **rules}
+        return MirrorUnderTest(hub, tmp_path / "store", registries={"docker.io": registry})
+
+    return make
+
+
+async def assert_denied(mirror, path, rule):
+    for method in ("GET", "HEAD", "GET"):
+        answer = await mirror.get(path, method)
+        assert answer.status == 403
+        if method == "GET":
+            (error,) = json.loads(answer.body)["errors"]
+            assert error["code"] == "DENIED"
+            assert rule in error["message"]
+            assert rule in error["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [
+        ("evil/app/manifests/1", ALLOW),
+        (f"evil/app/manifests/{ABSENT}", ALLOW),
+        (f"evil/app/blobs/{ABSENT}", ALLOW),
+        (f"evil/app/referrers/{ABSENT}", ALLOW),
+        ("evil/app/tags/list", ALLOW),
+        ("bitnami/redis/manifests/2.0", ALLOW),
+        ("secret/manifests/1", "deny: secret"),
+        ("library/secret/manifests/1", "deny: secret"),
+        (f"library/secret/blobs/{ABSENT}", "deny: secret"),
+        ("app/manifests/latest", "deny: */*:latest"),
+        ("docker.io/library/app/manifests/latest", "deny: */*:latest"),
+        ("library/app/manifests/latest?ns=docker.io", "deny: */*:latest"),
+        ("library/%61pp/manifests/latest", "deny: */*:latest"),
+    ],
+)
+async def test_refused_without_a_word_to_upstream(hub, governed, path, rule):
+    """What the rules exclude is 403 DENIED with the rule that spoke, and upstream is not even connected to."""
+    for name in ("evil/app", "bitnami/redis", "library/secret", "library/app"):
+        hub.add_image(name, "latest")
+    async with governed(allow=["library/*", "bitnami/*:1.*"], deny=["secret", "*/*:latest"]) as mirror:
+        await assert_denied(mirror, f"/v2/{path}", rule)
+        assert sum(hub.accepted.values()) == 0
+        assert await mirror.metric("refused_total", reason="policy") == 3
+        assert await mirror.metric("requests_total", registry="docker.io", status="403") == 3
+
+
+async def test_allowed(hub, governed):
+    """What the rules cover is pulled whole: by tag, by digest, its blobs and the lists."""
+    image = hub.add_image("bitnami/redis", "1.2")
+    async with governed(allow=["library/*", "bitnami/*:1.*"], deny=["*/*:latest"]) as mirror:
+        base = "/v2/bitnami/redis"
+        for _ in range(2):
+            assert (await mirror.get(f"{base}/manifests/1.2")).body == image.raw
+            assert (await mirror.get(f"{base}/manifests/{image.digest}")).body == image.raw
+            assert (await mirror.get(f"{base}/blobs/{image.layers[0].digest}")).body == image.layers[0].data
+            assert (await mirror.get(f"{base}/tags/list")).status == 200
+        assert await mirror.metric("refused_total", reason="policy") == 0
+
+
+async def test_digest_of_a_refused_tag(hub, governed):
+    """What only a refused tag is known to name is refused by its digest, until a tag that is allowed is found to name it."""
+    image = hub.add_image("library/app", "latest")
+    hub.move_tag("library/app", "1", image.digest)
+    path = f"/v2/library/app/manifests/{image.digest}"
+    async with governed() as mirror:
+        assert (await mirror.get("/v2/library/app/manifests/latest")).status == 200
+    async with governed(deny=["*/*:latest"]) as mirror:
+        await assert_denied(mirror, path, "deny: */*:latest")
+        assert (await mirror.get("/v2/library/app/manifests/1")).status == 200
+        assert (await mirror.get(path)).body == image.raw
+
+
+async def test_held_content_of_a_refused_repository(hub, governed):
+    """What was pulled before the rule is not served any more."""
+    image = hub.add_image("library/app", "1")
+    layer = image.layers[0].digest
+    async with governed() as mirror:
+        assert (await mirror.get("/v2/library/app/manifests/1")).status == 200
+        assert (await mirror.get(f"/v2/library/app/blobs/{layer}")).status == 200
+        await mirror.idle()
+    async with governed(deny=["library/app"]) as mirror:
+        for rest in ("manifests/1", f"manifests/{image.digest}", f"blobs/{layer}", "tags/list"):
+            await assert_denied(mirror, f"/v2/library/app/{rest}", "deny: library/app")
+
+
+async def test_rules_are_each_registrys_own(hub, tmp_path):
+    """A rule of one registry says nothing about the same repository of another."""
+    image = hub.add_image("team/app", "1")
+    upstream = {"upstreams": [hub.url], "token_hosts": [hub.token_host]}
+    registries = {"docker.io": {**upstream, "deny": ["team/*"]}, "other.example": upstream}
+    async with MirrorUnderTest(hub, tmp_path / "store", registries=registries) as mirror:
+        assert (await mirror.get("/v2/team/app/manifests/1?ns=other.example")).body == image.raw
+        assert (await mirror.get("/v2/team/app/manifests/1")).status == 403
+
+
+async def test_reload_changes_the_rules(hub, governed):
+    """A reload refuses what was served from memory a moment ago, and the next one serves it again."""
+    image = hub.add_image("library/app", "1")
+    path = "/v2/library/app/manifests/1"
+    async with governed() as mirror:
+        for rules, status in (((), 200), (("library/*",), 403), ((), 200)):
+            registry = {"upstreams": [hub.url], "token_hosts": [hub.token_host], "deny": list(rules)}
+            await mirror.reload(registries={"docker.io": registry})
+            for _ in range(3):
+                answer = await mirror.get(path)
+                assert answer.status == status
+                assert status == 403 or answer.body == image.raw

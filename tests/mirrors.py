@@ -1,0 +1,146 @@
+"""A whole mirror in the test's own process and event loop, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from pathlib import Path
+from typing import Any, Self
+from unittest import mock
+
+import aiohttp
+
+from mirror.config import Config
+from mirror.service.mirror import Mirror
+from mirror.service.sockets import listen
+from mirror.service.store import Store
+
+GIVE_UP = 20.0
+
+
+class MirrorUnderTest:
+    """Starts a mirror with a configuration for tests, and asks it things.
+
+    Attributes:
+        store_path: where its store lies; survives `restart`.
+    """
+
+    def __init__(self, hub: Any, store_path: Path, **settings: Any) -> None:
+        self.hub = hub
+        self.store_path = store_path
+        self.settings = settings
+        self._stack = contextlib.AsyncExitStack()
+
+    def config(self) -> Config:
+        values: dict[str, Any] = {
+            "listen": "127.0.0.1:0",
+            "admin": {"listen": "127.0.0.1:0"},
+            "storage": {"path": str(self.store_path), "min_free": "0"},
+            "registries": {"docker.io": {"upstreams": [self.hub.url], "token_hosts": [self.hub.token_host]}},
+            "downloads": {"stall_timeout": "2s", "connect_timeout": "2s"},
+            "log": {"level": "warning"},
+        }
+        for key, value in self.settings.items():
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        return Config(**values)
+
+    async def __aenter__(self) -> Self:
+        config = self.config()
+        sockets = listen("listen", config.listen), listen("admin.listen", config.admin.listen)
+        self.port, self.admin_port = (sock.getsockname()[1] for sock in sockets)
+        self.store = Store(config.storage)
+        self.mirror = Mirror(config, None, self.store)
+        self._stop = asyncio.Event()
+        self._task = asyncio.create_task(self.mirror.serve(*sockets, self._stop))
+        self.session = aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=GIVE_UP))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.session.close()
+        self._stop.set()
+        await asyncio.wait_for(self._task, 40)
+        self.store.close()
+
+    def url(self, path: str) -> str:
+        return f"{'https' if 'tls' in self.settings else 'http'}://127.0.0.1:{self.port}{path}"
+
+    async def reload(self, **settings: Any) -> None:
+        """Have it read a configuration in which these sections are changed."""
+        self.settings = {**self.settings, **settings}
+        config = self.config()
+        # The log belongs to all tests.
+        with mock.patch("mirror.service.mirror.load", return_value=config), mock.patch("mirror.service.logs.configure"):
+            await self.mirror.reload()
+
+    async def get(self, path: str, method: str = "GET", **kwargs: Any) -> Answer:
+        """The whole answer."""
+        async with self.session.request(method, self.url(path), **kwargs) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def head(self, path: str, **kwargs: Any) -> Answer:
+        return await self.get(path, "HEAD", **kwargs)
+
+    async def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics by its name with labels."""
+        async with self.session.get(f"http://127.0.0.1:{self.admin_port}/metrics") as response:
+            text = await response.text()
+        lines = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, value in lines}
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of all samples of a family that have these labels."""
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        return sum(
+            value
+            for sample, value in (await self.metrics()).items()
+            if sample.partition("{")[0] == f"registry_mirror_{name}" and all(w in sample for w in wanted)
+        )
+
+    async def recovered(self) -> None:
+        """Wait until every upstream that was out of order has been found to be back."""
+        async with asyncio.timeout(GIVE_UP):
+            while not all(value for name, value in (await self.metrics()).items() if "_upstream_up{" in name):
+                await asyncio.sleep(0.05)
+
+    def holds(self, digest: object) -> bool:
+        """Whether a blob lies in the store under its final name."""
+        return self.blob_path(digest).exists()
+
+    def blob_path(self, digest: object) -> Path:
+        algorithm, _, encoded = str(digest).partition(":")
+        return self.store_path / "blobs" / algorithm / encoded[:2] / encoded
+
+    def partials(self) -> list[Path]:
+        return [path for path in (self.store_path / "partial").rglob("*") if path.is_file()]
+
+    def download(self, digest: object) -> Any:
+        """The download of a blob that is under way."""
+        return next(d for d in self.mirror._downloads if str(d.digest) == str(digest))
+
+    async def idle(self) -> None:
+        """Wait until no download is under way."""
+        async with asyncio.timeout(GIVE_UP):
+            while len(self.mirror._downloads):
+                await asyncio.sleep(0.01)
+
+
+class Answer:
+    """A response that has been read to its end."""
+
+    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def cache(self) -> str | None:
+        return self.headers.get("X-Cache")
+
+    @property
+    def sha256(self) -> str:
+        return "sha256:" + hashlib.sha256(self.body).hexdigest()
+
+    def code(self) -> str:
+        """The code of an error answer."""
+        import json
+
+        return json.loads(self.body)["errors"][0]["code"]

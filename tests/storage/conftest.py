@@ -1,0 +1,49 @@
+"""Stores in all conditions: healthy, full, read-only."""
+
+import os
+import subprocess
+
+import pytest
+
+from mirror.storage.blobs import BlobFiles
+from mirror.storage.layout import Layout
+from mirror.storage.room import Room
+from tests.descriptors import opened_under
+
+
+@pytest.fixture
+def layout(tmp_path):
+    """A prepared store, which has to be left without an open file."""
+    layout = Layout(str(tmp_path / "store"))
+    layout.prepare()
+    yield layout
+    assert opened_under(layout.root) == []
+
+
+@pytest.fixture
+def files(layout):
+    return BlobFiles(layout, Room(layout, 0, 0))
+
+
+class SmallDisk:
+    """A file system of its own with hardly any room."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def read_only(self):
+        subprocess.run(["mount", "-o", "remount,ro", self.path], check=True, timeout=10)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB; only root can have one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", path], check=False, capture_output=True, timeout=10
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("needs the right to mount")
+    yield SmallDisk(path)
+    subprocess.run(["umount", path], check=True, timeout=10)

@@ -1,0 +1,207 @@
+"""The index: facts about tags, manifests, rights and absences, which survive a restart and can be lost without harm."""
+
+import sqlite3
+
+import pytest
+
+from mirror.core.digest import Digest
+from mirror.core.freshness import TagRecord
+from mirror.core.names import ImagePattern, Repository, Tag
+from mirror.storage.index import Held, Index
+
+DIGEST, OTHER = Digest.of(b"manifest"), Digest.of(b"other")
+NGINX = Repository.parse("docker.io", "nginx")
+REDIS = Repository.parse("docker.io", "redis")
+LOCAL = Repository.parse("[::1]:5000", "team/app")
+TAG = Tag.parse("1.27")
+RECORD = TagRecord(DIGEST, "application/vnd.oci.image.index.v1+json", 1234, 10.5, 9.0, 11.25)
+HELD = Held("application/vnd.oci.image.manifest.v1+json", 77)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return str(tmp_path / "index")
+
+
+@pytest.fixture
+def index(directory):
+    one = Index(directory)
+    yield one
+    one.close()
+
+
+def change_all(directory, table, query, *values):
+    """Run SQL on one table behind the index's back."""
+    database = sqlite3.connect(f"{directory}/{table}/cache.db")
+    with database:
+        database.execute(query, values)
+    database.close()
+
+
+@pytest.mark.parametrize("repository", [NGINX, LOCAL], ids=str)
+def test_facts_are_kept_over_a_restart(index, directory, repository):
+    """What was put is there for this and for the next process, exactly."""
+    index.put_tag(repository, TAG, RECORD)
+    index.put_manifest(repository, DIGEST, HELD)
+    index.grant("blob", str(repository), OTHER, 5)
+    again = Index(directory)
+    for one in (index, again):
+        assert one.tag(repository, TAG) == RECORD
+        assert list(one.tags()) == [(repository, TAG, RECORD)]
+        assert one.manifest(repository, DIGEST) == HELD
+        assert list(one.manifests()) == [(repository, DIGEST)]
+        assert one.granted("blob", str(repository), OTHER) == 5
+    again.close()
+
+
+def test_unknown_is_none(index):
+    """Facts that nobody put are not known."""
+    assert index.tag(NGINX, TAG) is None
+    assert index.manifest(NGINX, DIGEST) is None
+    assert index.granted("blob", str(NGINX), DIGEST) is None
+    assert not index.absent("manifest", NGINX, TAG)
+    assert list(index.tags()) == []
+    assert list(index.manifests()) == []
+
+
+def test_tag_moves_and_goes(index):
+    """A later record replaces the earlier; a deleted one is not known, and deleting it again is no error."""
+    index.put_tag(NGINX, TAG, RECORD)
+    moved = TagRecord(OTHER, RECORD.media_type, 1, 2.0, 3.0, 4.0, due=True)
+    index.put_tag(NGINX, TAG, moved)
+    assert index.tag(NGINX, TAG) == moved
+    index.delete_tag(NGINX, TAG)
+    index.delete_tag(NGINX, TAG)
+    assert index.tag(NGINX, TAG) is None
+
+
+def test_last_pull(index):
+    """The latest of all notes about a pull counts, and goes with its tag."""
+    index.put_tag(NGINX, TAG, RECORD)
+    for when, latest in ((5.0, 11.25), (20.0, 20.0)):
+        index.note_pull(NGINX, TAG, when)
+        ((_, _, record),) = index.tags()
+        assert record.pulled == latest
+    index.delete_tag(NGINX, TAG)
+    index.put_tag(NGINX, TAG, RECORD)
+    ((_, _, record),) = index.tags()
+    assert record.pulled == 11.25
+
+
+def test_manifests_of_repositories_are_apart(index):
+    """What one repository holds is nothing in another."""
+    index.put_manifest(NGINX, DIGEST, HELD)
+    assert index.manifest(REDIS, DIGEST) is None
+    index.delete_manifest(REDIS, DIGEST)
+    assert index.manifest(NGINX, DIGEST) == HELD
+    index.delete_manifest(NGINX, DIGEST)
+    assert index.manifest(NGINX, DIGEST) is None
+
+
+def test_grants_of_kinds_and_scopes_are_apart(index):
+    """A digest that is a manifest in one scope is neither a blob there nor anything in another scope."""
+    index.grant("manifest", str(NGINX), DIGEST, 7)
+    assert index.granted("manifest", str(NGINX), DIGEST) == 7
+    assert index.granted("blob", str(NGINX), DIGEST) is None
+    assert index.granted("manifest", str(REDIS), DIGEST) is None
+    assert index.granted("manifest", "docker.io", DIGEST) is None
+
+
+def test_empty_blob_is_granted(index):
+    """A grant of no bytes is a grant."""
+    index.grant("blob", "docker.io", DIGEST, 0)
+    assert index.granted("blob", "docker.io", DIGEST) == 0
+
+
+def test_grants_of_what_is_gone_are_dropped(index, directory):
+    """Grants go with the content they are about, in all scopes, and so do unreadable ones; the others stay."""
+    for scope in ("docker.io", str(LOCAL)):
+        index.grant("blob", scope, DIGEST, 1)
+        index.grant("blob", scope, OTHER, 1)
+    index.grant("blob", "nonsense", DIGEST, 1)
+    change_all(directory, "grants", "UPDATE Cache SET key = 'blob' WHERE key LIKE '%nonsense%'")
+    assert index.drop_grants(lambda digest: digest == OTHER) == 3
+    for scope in ("docker.io", str(LOCAL)):
+        assert index.granted("blob", scope, DIGEST) is None
+        assert index.granted("blob", scope, OTHER) == 1
+
+
+def test_absence_is_remembered_for_its_time(index, directory):
+    """A no is good until it expires; one for no time at all is not remembered."""
+    index.put_absent("blob", NGINX, DIGEST, 30)
+    assert index.absent("blob", NGINX, DIGEST)
+    assert not index.absent("manifest", NGINX, DIGEST)
+    change_all(directory, "absent", "UPDATE Cache SET expire_time = 1.0")
+    assert not index.absent("blob", NGINX, DIGEST)
+    index.put_absent("manifest", NGINX, TAG, 0)
+    assert not index.absent("manifest", NGINX, TAG)
+
+
+def test_absence_is_forgotten_by_pattern(index):
+    """Noes about the repositories of a pattern are forgotten, and no others."""
+    for repository in (NGINX, REDIS):
+        index.put_absent("manifest", repository, TAG, 30)
+    index.forget_absent(ImagePattern.parse("nginx:*"))
+    assert not index.absent("manifest", NGINX, TAG)
+    assert index.absent("manifest", REDIS, TAG)
+
+
+@pytest.mark.parametrize("value", ["not json", "null", "[]", '"text"', "{}", '{"digest": "sha256:1"}', '{"digest": 3}'])
+def test_nonsense_is_not_known(index, directory, value):
+    """JSON that is no record is a fact not known, never an exception."""
+    index.put_tag(NGINX, TAG, RECORD)
+    index.put_manifest(NGINX, DIGEST, HELD)
+    index.grant("blob", "docker.io", DIGEST, 1)
+    for table in ("tags", "manifests", "grants"):
+        change_all(directory, table, "UPDATE Cache SET value = ?", value)
+    assert index.tag(NGINX, TAG) is None
+    assert index.manifest(NGINX, DIGEST) is None
+    assert index.granted("blob", "docker.io", DIGEST) is None
+    assert list(index.tags()) == []
+
+
+@pytest.mark.parametrize("key", ["", "tag", "tag|", "tag|docker.io", "tag|docker.io/x|", "tag|a/B|c", "tag|docker.io/x|sha256:1"])
+def test_nonsense_keys_are_left_out(index, directory, key):
+    """A key that names nothing is left out of every walk, and hides no other."""
+    index.put_tag(NGINX, Tag.parse("a"), RECORD)
+    index.put_tag(NGINX, Tag.parse("b"), RECORD)
+    index.put_manifest(NGINX, DIGEST, HELD)
+    index.put_absent("manifest", NGINX, TAG, 30)
+    change_all(directory, "tags", "UPDATE Cache SET key = ? WHERE key LIKE '%|a'", key)
+    for table in ("manifests", "absent"):
+        change_all(directory, table, "UPDATE Cache SET key = ?", key)
+    assert [str(tag) for _, tag, _ in index.tags()] == ["b"]
+    assert list(index.manifests()) == []
+    index.forget_absent(ImagePattern.parse("nginx"))
+
+
+def test_rows_of_what_is_gone_are_dropped(index):
+    """A tag without its manifest is forgotten once nobody asks for it any more; a manifest's row goes with it."""
+    for name, digest, checked, pulled in [
+        ("held", OTHER, 1, 1),
+        ("asked lately", DIGEST, 1, 50),
+        ("checked lately", DIGEST, 50, 1),
+        ("forgotten", DIGEST, 1, 1),
+        ("noted", DIGEST, 1, 1),
+    ]:
+        tag = Tag.parse(name.replace(" ", "_"))
+        index.put_tag(NGINX, tag, TagRecord(digest, "", 1, float(checked), 1.0, float(pulled)))
+    index.note_pull(NGINX, Tag.parse("noted"), 60)
+    for digest in (DIGEST, OTHER):
+        index.put_manifest(NGINX, digest, HELD)
+    assert index.drop_tags(lambda digest: digest == OTHER, 40) == 1
+    assert [str(tag) for _, tag, _ in index.tags()] == ["asked_lately", "checked_lately", "held", "noted"]
+    assert index.drop_manifests(lambda digest: digest == OTHER) == 1
+    assert list(index.manifests()) == [(NGINX, OTHER)]
+
+
+def test_notes_without_a_tag_are_dropped(index, directory):
+    """A pull that is noted for a tag of which nothing is known does not stay for ever."""
+    index.put_tag(NGINX, TAG, RECORD)
+    index.note_pull(NGINX, TAG, 20)
+    index.note_pull(REDIS, TAG, 20)
+    assert index.drop_tags(lambda digest: True, 100) == 0
+    database = sqlite3.connect(f"{directory}/tags/cache.db")
+    keys = database.execute("SELECT key FROM Cache ORDER BY key").fetchall()
+    database.close()
+    assert keys == [(f"pulled|{NGINX}|{TAG}",), (f"tag|{NGINX}|{TAG}",)]

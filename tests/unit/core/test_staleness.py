@@ -1,0 +1,58 @@
+"""The table of what is served although upstream fails."""
+
+import math
+
+import pytest
+
+from mirror import errors
+from mirror.core.staleness import DAY, DELETED, TABLE, may_serve
+
+MONTH = 30 * DAY
+
+CASES = [
+    # reason, age, served with stale_if_error of a month
+    ("connect", MONTH, True),
+    ("connect", MONTH + 1, False),
+    ("timeout", MONTH, True),
+    ("server_error", MONTH, True),
+    ("rate_limited", MONTH, True),
+    ("rate_limited", MONTH + 1, False),
+    ("cut", MONTH, True),
+    ("protocol", MONTH, True),
+    ("digest_mismatch", MONTH, True),
+    ("busy", MONTH, True),
+    ("credentials", DAY, True),
+    ("credentials", DAY + 1, False),
+    ("denied", 0, False),
+    ("not_found", 0, False),
+    (DELETED, MONTH, True),
+    (DELETED, math.inf, True),
+]
+
+
+@pytest.mark.parametrize(("reason", "age", "served"), CASES)
+def test_table(reason, age, served):
+    """Outages serve up to `stale_if_error`, refused credentials for a day at most, answers never, what is kept for ever."""
+    assert may_serve(reason, age, MONTH) is served
+
+
+def test_nothing_stale_if_so_configured():
+    """With `stale_if_error: 0` no outage serves anything."""
+    assert [reason for reason in TABLE if may_serve(reason, 1, 0)] == [DELETED]
+
+
+def test_clock_set_back():
+    """A check in the future is one whose age nobody knows: old over nothing."""
+    assert may_serve("connect", -1e9, 0)
+
+
+def test_every_reason_has_its_row():
+    """Each failure that an upstream can have is in the table, with words for people."""
+
+    def reasons(kind):
+        yield kind.reason
+        for child in kind.__subclasses__():
+            yield from reasons(child)
+
+    assert set(reasons(errors.UpstreamError)) <= set(TABLE)
+    assert all(verdict.said for verdict in TABLE.values())

@@ -1,0 +1,326 @@
+"""The configuration: what can be said, and a clear word about every mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from mirror.config import Address, Config, find, load
+from mirror.errors import ConfigurationError
+
+DAY = 86400.0
+# Self-signed, of a key that nobody has.
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBdTCCARugAwIBAgIUFHdWwRjr1+skZS/uXs9OTSe8IpMwCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjEwMjQyMTFaGA8yMTI2MTAyODAyNDIx
+MVowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABLTb
++sZ1Npmkn+chOUCUxQQ8vPKqRMo7+W7eIv7Mr/1ThbL/IUPdxOymVXg0SxREV694
+8nVGaiTkdZX6jn1Mb22jUzBRMB0GA1UdDgQWBBTd22p704iYm99I9HoiJHW1maCR
+7TAfBgNVHSMEGDAWgBTd22p704iYm99I9HoiJHW1maCR7TAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0gAMEUCIQCchGM/lh5S4ikMmnCiQEt+AmUFQ0cgkbwe
+OBNxaeYxtAIgZ177cB8YxjXnpVUl8PTUGGNQRkXSybYGCxfevM6jlLU=
+-----END CERTIFICATE-----
+"""
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    """No configuration but the test's own."""
+    import os
+
+    for name in [name for name in os.environ if name.startswith("MIRROR")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def write(text, name="mirror.yaml"):
+    path = Path(name)
+    path.write_text(text)
+    return path
+
+
+def problems(text):
+    """The lines about a configuration that cannot be used."""
+    with pytest.raises(ConfigurationError) as caught:
+        load(write(text))
+    assert all("\n" not in line for line in caught.value.problems)
+    return caught.value.problems
+
+
+def test_defaults():
+    """With no file it is a mirror of Docker Hub on this host."""
+    config = load(None)
+    assert str(config.listen) == "127.0.0.1:5000"
+    assert str(config.admin.listen) == "127.0.0.1:5001"
+    assert config.storage.path == Path("./cache")
+    assert config.default_registry == "docker.io"
+    assert config.registries["docker.io"].upstreams == ["https://registry-1.docker.io"]
+    assert config.registries["docker.io"].token_hosts == {"auth.docker.io"}
+    assert (config.tags.ttl, config.tags.stale_if_error, config.tags.not_found_ttl) == (60, 30 * DAY, 30)
+    downloads = config.downloads
+    assert (downloads.connections_per_blob, downloads.max_upstream_connections) == (4, 64)
+    assert (downloads.connect_timeout, downloads.stall_timeout) == (5, 15)
+    assert (config.log.format, config.log.level) == ("console", "info")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}"])
+def test_empty_file(text):
+    """A file that says nothing says the defaults."""
+    assert load(write(text)) == load(None)
+
+
+def test_every_key(tmp_path):
+    """Every key can be set, in the form that the documentation shows."""
+    password = tmp_path / "password"
+    password.write_text("x")
+    certificates = tmp_path / "ca.pem"
+    certificates.write_text(CERTIFICATE)
+    config = load(
+        write(
+            f"""
+            listen: 0.0.0.0:80
+            admin: {{listen: "[::1]:81"}}
+            storage: {{path: /somewhere}}
+            default_registry: ghcr.io
+            registries:
+              docker.io:
+              GHCR.io:
+                upstreams: [https://ghcr.io/, "http://10.0.0.1:5000"]
+                username: someone
+                password_file: {password}
+                token_hosts: [auth.example]
+                ca_file: {certificates}
+                anonymous_fallback: true
+                proxy: http://proxy.example:3128/
+                keep_deleted: true
+                allow: [team/*, "other/app:1.*"]
+                deny: ["*:latest"]
+            tags: {{ttl: 5m, stale_if_error: 1h30m, not_found_ttl: 0}}
+            downloads: {{connections_per_blob: 1, max_upstream_connections: 5, connect_timeout: 500ms, stall_timeout: 1m}}
+            log: {{format: json, level: debug}}
+            """
+        )
+    )
+    assert (config.listen, config.admin.listen) == (Address(host="0.0.0.0", port=80), Address(host="::1", port=81))
+    assert str(config.admin.listen) == "[::1]:81"
+    assert config.storage.path == Path("/somewhere")
+    assert set(config.registries) == {"docker.io", "ghcr.io"}
+    ghcr = config.registries["ghcr.io"]
+    assert ghcr.upstreams == ["https://ghcr.io", "http://10.0.0.1:5000"]
+    assert (ghcr.username, ghcr.password_file, ghcr.ca_file) == ("someone", password, certificates)
+    assert ghcr.token_hosts == {"auth.example"}
+    assert (ghcr.anonymous_fallback, ghcr.proxy, ghcr.keep_deleted) == (True, "http://proxy.example:3128", True)
+    assert (ghcr.allow, ghcr.deny) == (("team/*", "other/app:1.*"), ("*:latest",))
+    assert config.registries["docker.io"].upstreams == ["https://registry-1.docker.io"]
+    assert (config.tags.ttl, config.tags.stale_if_error, config.tags.not_found_ttl) == (300, 5400, 0)
+    downloads = config.downloads
+    assert (downloads.connections_per_blob, downloads.max_upstream_connections) == (1, 5)
+    assert (downloads.connect_timeout, downloads.stall_timeout) == (0.5, 60)
+    assert (config.log.format, config.log.level) == ("json", "debug")
+
+
+MISTAKES = [
+    ("lisen: 127.0.0.1:5000", "lisen: there is no such key"),
+    ("storage: {pat: x}", "storage.pat: there is no such key"),
+    ("registries: {docker.io: {user: x}}", "registries.docker.io.user: there is no such key"),
+    ("listen: 5000", "listen: "),
+    ("listen: localhost", "listen: must be HOST:PORT"),
+    ("listen: 127.0.0.1:99999", "listen: must be HOST:PORT"),
+    ("listen: 127.0.0.1:http", "listen: must be HOST:PORT"),
+    ("listen: 127.0.0.1:²", "listen: must be HOST:PORT"),
+    ("listen: ::1:5000", "listen: must be HOST:PORT"),
+    ("listen: [1]", "listen: "),
+    ("listen:", "listen: "),
+    ("admin: {listen: x}", "admin.listen: must be HOST:PORT"),
+    ("admin: yes", "admin: "),
+    ("storage: {path: [1]}", "storage.path: "),
+    ("storage: x", "storage: "),
+    ("tags: {ttl: 60}", "tags.ttl: "),
+    ("tags: {ttl: sixty}", "tags.ttl: "),
+    ("tags: {ttl: -1s}", "tags.ttl: "),
+    ("tags: {ttl: 60 seconds}", "tags.ttl: "),
+    ("tags: {ttl: true}", "tags.ttl: "),
+    ("tags: {ttl: 10MB}", "tags.ttl: "),
+    ("tags: {stale_if_error: [1d]}", "tags.stale_if_error: "),
+    ("tags: {not_found_ttl: {}}", "tags.not_found_ttl: "),
+    ("downloads: {connections_per_blob: 0}", "downloads.connections_per_blob: "),
+    ("downloads: {connections_per_blob: 17}", "downloads.connections_per_blob: "),
+    ("downloads: {connections_per_blob: many}", "downloads.connections_per_blob: "),
+    ("downloads: {max_upstream_connections: 0}", "downloads.max_upstream_connections: "),
+    ("downloads: {connect_timeout: 0}", "downloads.connect_timeout: "),
+    ("downloads: {connect_timeout: 11s}", "downloads.connect_timeout: "),
+    ("downloads: {stall_timeout: 1h}", "downloads.stall_timeout: "),
+    ("log: {format: xml}", "log.format: "),
+    ("log: {level: loud}", "log.level: "),
+    ("default_registry: ghcr.io", "default_registry: 'ghcr.io' is not one of the registries: docker.io"),
+    ("default_registry: UPPER CASE", "default_registry: "),
+    ("registries: {}", "default_registry: "),
+    ("registries: [docker.io]", "registries: "),
+    ("registries: {ghcr.io: {}}", "registries.ghcr.io.upstreams: "),
+    ("registries: {'a b': {upstreams: ['https://x']}}", "registries: "),
+    ("registries: {docker.io: {upstreams: []}}", "registries.docker.io.upstreams: "),
+    ("registries: {docker.io: {upstreams: registry-1.docker.io}}", "registries.docker.io.upstreams: "),
+    ("registries: {docker.io: {upstreams: [registry-1.docker.io]}}", "registries.docker.io.upstreams.0: must be a URL"),
+    ("registries: {docker.io: {upstreams: ['https://']}}", "registries.docker.io.upstreams.0: must be a URL"),
+    ("registries: {docker.io: {upstreams: ['https://a:99999']}}", "registries.docker.io.upstreams.0: "),
+    ("registries: {docker.io: {upstreams: ['https://[::1']}}", "registries.docker.io.upstreams.0: "),
+    ("registries: {docker.io: {upstreams: ['https://u:p@x']}}", "registries.docker.io.upstreams.0: must not contain"),
+    ("registries: {docker.io: {upstreams: ['https://x?y=1']}}", "registries.docker.io.upstreams.0: must not contain"),
+    ("registries: {docker.io: {username: [1]}}", "registries.docker.io.username: "),
+    ("registries: {docker.io: {password_file: /nowhere/x}}", "registries.docker.io.password_file: cannot be read: /nowhere/x"),
+    ("registries: {docker.io: {password_file: /}}", "registries.docker.io.password_file: cannot be read: /"),
+    ("registries: {docker.io: {password_file: /dev/null}}", "registries.docker.io.password_file: is empty"),
+    ("registries: {docker.io: {password_file: /bin/true, username: x}}", "registries.docker.io.password_file: is not text"),
+    ("registries: {docker.io: {username: x}}", "registries.docker.io: username and password_file only make sense together"),
+    ("registries: {docker.io: {password_file: /etc/passwd}}", "registries.docker.io: username and password_file only make"),
+    ("registries: {docker.io: {proxy: proxy.example}}", "registries.docker.io.proxy: must be a URL like http://proxy"),
+    ("registries: {docker.io: {proxy: 'https://proxy.example'}}", "registries.docker.io.proxy: must be a URL like http://proxy"),
+    ("registries: {docker.io: {proxy: 'http://u:p@proxy.example'}}", "registries.docker.io.proxy: must not contain credentials"),
+    ("registries: {docker.io: {keep_deleted: perhaps}}", "registries.docker.io.keep_deleted: "),
+    ("registries: {docker.io: {ca_file: /etc/passwd}}", "registries.docker.io.ca_file: holds no certificates: /etc/passwd"),
+    ("registries: {docker.io: {allow: library/*}}", "registries.docker.io.allow: "),
+    ("registries: {docker.io: {allow: [UPPER]}}", "registries.docker.io.allow.0: "),
+    ("registries: {docker.io: {deny: [x, 'a:b:c']}}", "registries.docker.io.deny.1: "),
+    ("registries: {docker.io: {ca_file: /nowhere/x}}", "registries.docker.io.ca_file: cannot be read: /nowhere/x"),
+    ("listen: 127.0.0.1:1\nlisten: 127.0.0.1:2", "listen: stands there twice, the second time in line 2"),
+    ("tags: {ttl: 1s}\nlog: {level: info, level: debug}", "level: stands there twice, the second time in line 2"),
+    ("[1, 2]", "mirror.yaml: must be a mapping"),
+    ("text", "mirror.yaml: must be a mapping"),
+    ("1: 2", "mirror.yaml: must be a mapping"),
+    ("a: [", "mirror.yaml: is not YAML"),
+    ("a: !!python/object/apply:os.system [x]", "mirror.yaml: is not YAML"),
+    ("? [a, b]\n: c", "mirror.yaml: "),
+    ("? {a: b}\n: c", "mirror.yaml: "),
+    ("[" * 100_000, "mirror.yaml: "),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), MISTAKES)
+def test_mistakes(text, expected):
+    """A mistake is one line that begins with its key."""
+    (line,) = problems(text)
+    assert line.startswith(expected)
+    assert len(line) < 500
+
+
+def test_all_mistakes_at_once():
+    """Whoever made several mistakes hears of all of them."""
+    lines = problems("lisen: x\ntags: {ttl: x, tttl: 1s}\nlog: {level: loud}")
+    assert sorted(line.partition(":")[0] for line in lines) == ["lisen", "log.level", "tags.ttl", "tags.tttl"]
+
+
+def test_two_names_of_one_registry():
+    """Two entries for one registry would leave one of them without effect."""
+    lines = problems("registries: {docker.io: {}, registry-1.docker.io: {username: x}}")
+    assert lines[0].startswith("registries")
+
+
+def test_secrets_are_not_repeated(tmp_path):
+    """A mistake next to a secret does not bring the secret into the log."""
+    lines = problems("registries: {docker.io: {username: {password: hunter2}, password: hunter2}}")
+    assert "hunter2" not in str(lines)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])
+def test_unreadable_file(tmp_path, content):
+    """A file that cannot be read is named."""
+    path = tmp_path / "x.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=rf"^{path}: "):
+        load(path)
+
+
+def test_environment(monkeypatch):
+    """The environment overrides the file, key by key."""
+    path = write("tags: {ttl: 5m, not_found_ttl: 1m}\nlisten: 127.0.0.1:1")
+    monkeypatch.setenv("MIRROR__TAGS__TTL", "7m")
+    monkeypatch.setenv("MIRROR__STORAGE__PATH", "/elsewhere")
+    monkeypatch.setenv("MIRROR__LISTEN", "127.0.0.1:2")
+    monkeypatch.setenv("MIRROR__ADMIN__LISTEN", "[::1]:3")
+    monkeypatch.setenv("MIRROR__REGISTRIES__DOCKER.IO__UPSTREAMS", "[https://a.example, https://b.example]")
+    monkeypatch.setenv("MIRROR__DOWNLOADS__CONNECTIONS_PER_BLOB", "3")
+    config = load(path)
+    assert (config.tags.ttl, config.tags.not_found_ttl) == (420, 60)
+    assert config.storage.path == Path("/elsewhere")
+    assert (str(config.listen), str(config.admin.listen)) == ("127.0.0.1:2", "[::1]:3")
+    assert config.registries["docker.io"].upstreams == ["https://a.example", "https://b.example"]
+    assert config.downloads.connections_per_blob == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "key"),
+    [
+        ("MIRROR__TAGS__TTL", "x", "tags.ttl"),
+        ("MIRROR__TAGS__TTTL", "1s", "tags.tttl"),
+        ("MIRROR__TAG__TTL", "1s", "tag"),
+        ("MIRROR__LISEN", "127.0.0.1:1", "lisen"),
+        ("MIRROR__LISTEN", "here", "listen"),
+        ("MIRROR__REGISTRIES", "{a: [}", "MIRROR__REGISTRIES"),
+        ("MIRROR__TAGS", "x", "tags"),
+    ],
+)
+def test_mistakes_in_the_environment(monkeypatch, name, value, key):
+    """A mistake in the environment is named by its key as well."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=rf"^{key}: "):
+        load(None)
+
+
+def test_contradiction_in_the_environment(monkeypatch):
+    """A section cannot be text and have keys."""
+    monkeypatch.setenv("MIRROR__TAGS", "x")
+    monkeypatch.setenv("MIRROR__TAGS__TTL", "1s")
+    with pytest.raises(ConfigurationError, match=r"^MIRROR__TAGS__TTL: "):
+        load(None)
+
+
+def test_registries_in_the_environment(monkeypatch, tmp_path):
+    """What the environment says about a registry is added to what the file says."""
+    password = tmp_path / "password"
+    password.write_text("x")
+    monkeypatch.setenv("MIRROR__REGISTRIES", '{"docker.io": {"username": "x"}}')
+    config = load(write(f"registries: {{docker.io: {{password_file: {password}}}}}"))
+    assert (config.registries["docker.io"].username, config.registries["docker.io"].password_file) == ("x", password)
+
+
+def test_password_from_systemd(monkeypatch, tmp_path):
+    """A bare file name is looked for among the credentials that systemd hands out, and else in this directory."""
+    directory = tmp_path / "credentials"
+    directory.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
+    for name in ("hub", "other"):
+        write("x", name)
+    write("y", "credentials/hub")
+    found = {}
+    for name in ("hub", "other", "./hub"):
+        config = load(write(f"registries: {{docker.io: {{username: x, password_file: {name}}}}}"))
+        found[name] = config.registries["docker.io"].password_file
+    assert found == {"hub": directory / "hub", "other": Path("other"), "./hub": Path("hub")}
+
+
+def test_search(monkeypatch, tmp_path):
+    """The file is the named one, else the environment's, else the one in this directory, else none."""
+    monkeypatch.setattr("mirror.config.SEARCH_PATH", ("./mirror.yaml", str(tmp_path / "etc.yaml")))
+    assert find(None) is None
+    write("", "etc.yaml")
+    assert find(None) == tmp_path / "etc.yaml"
+    write("")
+    assert find(None) == Path("mirror.yaml")
+    monkeypatch.setenv("MIRROR_CONFIG", "/named/by/environment")
+    assert find(None) == Path("/named/by/environment")
+    assert find(Path("/named")) == Path("/named")
+
+
+def test_configuration_is_not_shown_with_its_types():
+    """Messages speak of keys and values, not of the library that checks them."""
+    for text, _ in MISTAKES:
+        for line in problems(text):
+            assert "pydantic" not in line
+            assert "Value error" not in line
+
+
+def test_config_is_frozen():
+    """Nobody changes a configuration in use."""
+    with pytest.raises(ValueError, match="frozen"):
+        Config().listen = None

@@ -1,0 +1,96 @@
+"""The janitor's long walks are in nobody's way: not of a request that needs room, and not of the end of the process."""
+
+import asyncio
+import threading
+
+import pytest
+
+from mirror.core.digest import Digest
+from mirror.janitor import Janitor
+from mirror.metrics import Metrics
+from mirror.pull.settings import TagPolicies, TagPolicy
+from mirror.pull.usage import Usage
+from mirror.scrub import Scrub
+from mirror.storage import census
+from mirror.storage.blobs import BlobFiles
+from mirror.storage.eviction import Eviction
+from mirror.storage.generation import Generation
+from mirror.storage.index import Index
+from mirror.storage.layout import Layout
+from mirror.storage.room import Fit, Room
+
+BLOCK = 4096
+LIMIT = 20.0
+
+
+@pytest.fixture
+def files(tmp_path):
+    layout = Layout(str(tmp_path / "store"))
+    layout.prepare()
+    files = BlobFiles(layout, Room(layout, 4 * BLOCK, 0))
+    for number in range(4):
+        digest = Digest.of(b"%d" % number)
+        files.put(digest, b"%d" % number)
+        files.touch(digest, 1000.0 + number)
+    return files
+
+
+@pytest.fixture
+def usage():
+    return Usage()
+
+
+@pytest.fixture
+def janitor(tmp_path, files, usage):
+    layout = Layout(str(tmp_path / "store"))
+    generation, index = Generation(f"{layout.root}/generation"), Index(layout.index)
+    policies = TagPolicies(TagPolicy(60.0, 60.0, 60.0), {})
+    scrub = Scrub(layout, files, generation, 0, lambda result: None)
+    eviction = Eviction(layout, files, generation)
+    yield Janitor(layout, files, index, eviction, scrub, usage, Metrics(), lambda: policies)
+    index.close()
+    generation.close()
+
+
+@pytest.fixture
+def long_count(monkeypatch):
+    """The first survey, which is the count's, takes until it is told to stop; tells when it has begun."""
+    take, begun = census.take, threading.Event()
+
+    def long(layout, over, most=0, *args, **kwargs):
+        if most:
+            return take(layout, over, most, *args, **kwargs)
+        begun.set()
+        ends = threading.Event()
+        while not over():
+            ends.wait(0.01)
+        return None
+
+    monkeypatch.setattr(census, "take", long)
+    return begun
+
+
+async def stop(running):
+    running.cancel()
+    await asyncio.wait([running], timeout=LIMIT)
+    assert running.cancelled()
+
+
+async def test_room_is_made_during_a_count(janitor, files, long_count):
+    """A request that needs room gets it while the store is being counted."""
+    running = asyncio.create_task(janitor.run())
+    await asyncio.to_thread(long_count.wait, LIMIT)
+    assert files.room.fits(1) is Fit.NOT_NOW
+    await asyncio.wait_for(janitor.make_room(1), LIMIT)
+    assert files.room.fits(1) is Fit.RESERVED
+    assert files.size(Digest.of(b"0")) is None
+    await stop(running)
+
+
+async def test_the_end_waits_for_no_count_and_loses_no_usage(janitor, files, usage, long_count):
+    """Cancelled in the middle of a count, the janitor ends soon, and what has been used last is written down."""
+    running = asyncio.create_task(janitor.run())
+    await asyncio.to_thread(long_count.wait, LIMIT)
+    usage.blob(Digest.of(b"0"), 5000.0)
+    await stop(running)
+    assert files.used(Digest.of(b"0")) == 5000.0

@@ -1,0 +1,124 @@
+"""What several processes have counted, as one."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mirror.metrics import Metrics
+from mirror.service.board import Board
+
+OTHER = """
+import sys
+from pathlib import Path
+from mirror.metrics import Metrics
+from mirror.service.board import Board
+metrics = Metrics()
+metrics.downloads.labels("failed").inc(5)
+metrics.request_duration.labels("blob", "HIT").observe(0.2)
+metrics.upstream_ratelimit_remaining.labels("docker.io").set(1)
+metrics.download_readers.set(3)
+Board(metrics, Path(sys.argv[1])).put_up([{"digest": "x"}])
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that has put up its sheet, and lives."""
+    process = subprocess.Popen([sys.executable, "-c", OTHER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"there\n"
+    yield process
+    process.communicate()
+
+
+@pytest.fixture
+def metrics():
+    metrics = Metrics()
+    metrics.downloads.labels("failed").inc(2)
+    metrics.request_duration.labels("blob", "HIT").observe(0.3)
+    metrics.upstream_ratelimit_remaining.labels("docker.io").set(7)
+    metrics.download_readers.set(4)
+    return metrics
+
+
+def samples(text):
+    """Every sample by its name with labels; each may be there once, under a family that is described once."""
+    lines = text.decode().splitlines()
+    for family in (line for line in lines if line.startswith("# TYPE")):
+        assert lines.count(family) == 1, family
+    found = {}
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            key = (sample.name.removeprefix("registry_mirror_"), *sample.labels.values())
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def test_sum(tmp_path, metrics, other):
+    """Counters and histograms add up, and so do gauges of which each process has a part; of others the least counts."""
+    board = Board(metrics, tmp_path)
+    board.put_up([{"digest": "y"}])
+    found = samples(board.metrics())
+    assert found["downloads_total", "failed"] == 7
+    assert found["request_duration_seconds_count", "blob", "HIT"] == 2
+    assert found["request_duration_seconds_bucket", "blob", "0.25", "HIT"] == 1
+    assert found["upstream_ratelimit_remaining", "docker.io"] == 1
+    assert found["download_readers",] == 7
+    assert board.downloads([{"digest": "now"}]) == [{"digest": "now"}, {"digest": "x"}]
+
+
+def test_same_families_as_of_one_process(tmp_path, metrics, other):
+    """Several processes have the families and the samples that one has."""
+    board = Board(metrics, tmp_path)
+    board.put_up([])
+    alone = samples(Board(metrics, None).metrics())
+    together = samples(board.metrics())
+    assert set(together) == set(alone)
+
+
+def test_dead_process(tmp_path, metrics, other):
+    """What a dead process has counted has happened; what it had under way is no more."""
+    other.communicate()
+    board = Board(metrics, tmp_path)
+    board.put_up([])
+    found = samples(board.metrics())
+    assert found["downloads_total", "failed"] == 7
+    assert found["download_readers",] == 4
+    assert found["upstream_ratelimit_remaining", "docker.io"] == 7
+    assert board.downloads([]) == []
+
+
+def test_what_was_told_survives(tmp_path, metrics):
+    """What /metrics has told of a process can be told by another one when it is dead: counting on meanwhile changes nothing."""
+    board = Board(metrics, tmp_path)
+    board.put_up([])
+    metrics.downloads.labels("failed").inc(100)
+    told = samples(board.metrics())["downloads_total", "failed"]
+    assert samples(Board(Metrics(), tmp_path).metrics())["downloads_total", "failed"] == told
+
+
+def test_threads(tmp_path, metrics):
+    """A sheet that several threads write at once is never seen in pieces."""
+    board, reader = Board(metrics, tmp_path), Board(Metrics(), tmp_path)
+    board.put_up([])
+    end = threading.Event()
+
+    def write():
+        while not end.is_set():
+            board.put_up([])
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(30):
+            assert samples(reader.metrics())["downloads_total", "failed"] == 2
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
