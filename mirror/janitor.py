@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from mirror.pull.usage import Usage
 from mirror.scrub import Scrub
 from mirror.storage import census
 from mirror.storage.blobs import BlobFiles
+from mirror.storage.election import Election
 from mirror.storage.eviction import Eviction
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
@@ -102,7 +101,7 @@ class Janitor:
             self._threads.shutdown()
 
     async def _when_elected(self) -> None:
-        with contextlib.closing(_Election(self._layout.janitor_lock)) as election:
+        with contextlib.closing(Election(self._layout.janitor_lock)) as election:
             while not election.won():  # noqa: ASYNC110 - the kernel has no event for a lock
                 await asyncio.sleep(_TICK)
             await asyncio.gather(self._clean_up(), self._scrub_on())
@@ -210,20 +209,3 @@ class Janitor:
         roots = [record.digest for repository, tag, record in self._index.tags() if policies.is_pinned(repository, tag)]
         reached = reach(self._files, roots)
         return reached.manifests | reached.blobs
-
-
-class _Election:
-    """A lock that a process keeps until it ends."""
-
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def won(self) -> bool:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def close(self) -> None:
-        os.close(self._descriptor)

@@ -129,6 +129,11 @@ class Download:
             await self._wait(1.0)
         return end
 
+    async def committed(self) -> None:
+        """Wait until the blob is held under its name; raises MirrorError if it does not come to that."""
+        while self.state is not State.COMMITTED:
+            await self._wait(1.0)
+
     def open_file(self) -> FileIO:
         """A descriptor to read what `readable` says is there. The size must be known."""
         if self._held is None and self._partial is not None and not self._partial.is_closed:

@@ -54,6 +54,14 @@ class Body(Protocol):
         """The bytes from `start` up to `stop`, as they can be sent; raises MirrorError when they end short."""
         ...
 
+    async def stored(self) -> bool:
+        """Wait until the blob is held, without taking a byte; whether it had to be fetched.
+
+        Raises:
+            MirrorError: it cannot be fetched, or the store cannot take it.
+        """
+        ...
+
     async def close(self) -> None:
         """Leave."""
         ...
@@ -77,6 +85,10 @@ class HeldBody:
     async def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
         """One span."""
         yield Span(self._blob.file, start, stop - start)
+
+    async def stored(self) -> bool:
+        """It is."""
+        return False
 
     async def close(self) -> None:
         """Give the descriptor back."""
@@ -147,6 +159,16 @@ class ArrivingBody:
         if self._bypass is not None and position < stop:
             async for block in self._bypass.blocks(position, stop, None if start else self._file):
                 yield block
+
+    async def stored(self) -> bool:
+        """Wait for the end of the download, and of the second try if there is one."""
+        while True:
+            try:
+                await self._download.committed()
+            except DigestMismatch:
+                self._move_on()
+            else:
+                return True
 
     async def close(self) -> None:
         """Leave the download; it goes on."""

@@ -114,6 +114,21 @@ class Blobs:
         await answer.body.close()
         return answer.size, answer.outcome
 
+    async def bring(self, repository: Repository, digest: Digest) -> int:
+        """Have the blob held before a client asks for it; returns the bytes that had to be fetched, 0 if it was held.
+
+        The download goes on if whoever asked for it is cancelled.
+
+        Raises:
+            UpstreamAnswer, UpstreamError: like `get`.
+            StorageError: the store cannot take it.
+        """
+        answer = await self.get(repository, digest)
+        try:
+            return answer.size if await answer.body.stored() else 0
+        finally:
+            await answer.body.close()
+
     async def close(self) -> None:
         """Stop asking upstream."""
         await self._grants.close()

@@ -18,6 +18,7 @@ from mirror.pull.answers import ManifestAnswer
 from mirror.pull.bydigest import ByDigest
 from mirror.pull.context import Context
 from mirror.pull.holdings import Holdings
+from mirror.pull.records import Records
 
 log = structlog.get_logger(__name__)
 
@@ -30,10 +31,11 @@ _QUIET = 10.0
 class ByTag:
     """Answers for tags."""
 
-    def __init__(self, context: Context, holdings: Holdings, by_digest: ByDigest) -> None:
+    def __init__(self, context: Context, holdings: Holdings, by_digest: ByDigest, records: Records) -> None:
         self._context = context
         self._holdings = holdings
         self._by_digest = by_digest
+        self._records = records
         self._logged: dict[tuple[str, str], float] = {}
         self._checks: Flights[ManifestAnswer] = Flights()
 
@@ -86,7 +88,9 @@ class ByTag:
             answer = ManifestAnswer(now.digest, now.media_type, now.size, None, Outcome.MISS)
         else:
             answer = await self._told(repository, tag, now.digest)
-        return await self._recorded(repository, tag, record, answer)
+        if answer.outcome is not Outcome.BYPASS:
+            await self._records.found(repository, tag, answer)
+        return answer
 
     async def _told(self, repository: Repository, tag: Tag, digest: Digest) -> ManifestAnswer:
         """The manifest that a HEAD of the tag has named."""
@@ -96,20 +100,6 @@ class ByTag:
             # The tag has moved in between, or upstream's HEAD is not to be trusted.
             return await self._by_digest.fetch(repository, tag)
         return replace(answer, outcome=_COUNTS_AS.get(answer.outcome, answer.outcome))
-
-    async def _recorded(
-        self, repository: Repository, tag: Tag, record: TagRecord | None, answer: ManifestAnswer
-    ) -> ManifestAnswer:
-        if answer.outcome is Outcome.BYPASS:
-            return answer
-        context, now = self._context, self._context.clock()
-        moved = record is not None and record.digest != answer.digest
-        changed = now if record is None or moved else record.changed
-        new = TagRecord(answer.digest, answer.media_type, answer.size, checked=now, changed=changed, pulled=now)
-        await context.in_thread(context.index.put_tag, repository, tag, new)
-        if moved:
-            context.generation.change()
-        return answer
 
     def _stale(
         self, repository: Repository, tag: Tag, record: TagRecord | None, error: UpstreamError | UpstreamAnswer

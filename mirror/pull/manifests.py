@@ -11,18 +11,17 @@ from mirror.pull.answers import ManifestAnswer
 from mirror.pull.bydigest import ByDigest
 from mirror.pull.bytag import ByTag
 from mirror.pull.context import Context
-from mirror.pull.holdings import Holdings
 from mirror.pull.memory import Memory
 
 
 class Manifests:
     """Answers for manifests."""
 
-    def __init__(self, context: Context, holdings: Holdings) -> None:
+    def __init__(self, context: Context, by_digest: ByDigest, by_tag: ByTag) -> None:
         self._context = context
         self._memory: Memory[ManifestAnswer] = Memory(context.generation)
-        self._by_digest = ByDigest(context, holdings)
-        self._by_tag = ByTag(context, holdings, self._by_digest)
+        self._by_digest = by_digest
+        self._by_tag = by_tag
 
     def remembered(self, repository: Repository, reference: Reference) -> ManifestAnswer | None:
         """A HIT that needs no look at disk or index, or None."""

@@ -7,6 +7,8 @@ later, and those of blobs a little later than those of manifests: what is needed
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from mirror.core.digest import Digest
 from mirror.core.names import Reference, Repository, Tag
 from mirror.images import reach
@@ -17,16 +19,31 @@ from mirror.storage.index import Index
 _AFTER = 0.01
 
 
+@dataclass(slots=True)
+class _Noted:
+    """Requests for one manifest by one name."""
+
+    digest: Digest
+    when: float
+    times: int = 1
+
+
 class Usage:
     """What has been used since the last `write`."""
 
     def __init__(self) -> None:
-        self._manifests: dict[tuple[Repository, Reference], tuple[Digest, float]] = {}
+        self._manifests: dict[tuple[Repository, Reference], _Noted] = {}
         self._blobs: dict[Digest, float] = {}
 
     def manifest(self, repository: Repository, reference: Reference, digest: Digest, now: float) -> None:
         """A client was given a manifest. Costs less than a microsecond."""
-        self._manifests[(repository, reference)] = (digest, now)
+        key = (repository, reference)
+        noted = self._manifests.get(key)
+        if noted is None:
+            self._manifests[key] = _Noted(digest, now)
+        else:
+            noted.digest, noted.when = digest, now
+            noted.times += 1
 
     def blob(self, digest: Digest, now: float) -> None:
         """A client was given a blob, or a part of it."""
@@ -38,10 +55,10 @@ class Usage:
         blobs, self._blobs = self._blobs, {}
         latest: dict[Digest, float] = {}
         # Copies: a request that was just noting something may still have hold of the old ones.
-        for (repository, reference), (digest, when) in list(manifests.items()):
-            latest[digest] = max(when, latest.get(digest, 0.0))
+        for (repository, reference), noted in list(manifests.items()):
+            latest[noted.digest] = max(noted.when, latest.get(noted.digest, 0.0))
             if isinstance(reference, Tag):
-                index.note_pull(repository, reference, when)
+                index.note_pull(repository, reference, noted.when, noted.times)
         for digest, when in list(blobs.items()):
             files.touch(digest, when)
         for digest, when in latest.items():

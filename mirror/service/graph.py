@@ -17,12 +17,15 @@ from mirror.download.downloads import Downloads
 from mirror.errors import CredentialsRefused
 from mirror.metrics import Metrics
 from mirror.pull.blobs import Blobs
+from mirror.pull.bydigest import ByDigest
+from mirror.pull.bytag import ByTag
 from mirror.pull.catalog import Catalog
 from mirror.pull.context import Context
 from mirror.pull.holdings import Holdings
 from mirror.pull.listings import Listings
 from mirror.pull.manifests import Manifests
 from mirror.pull.permission import Permission
+from mirror.pull.records import Records
 from mirror.pull.settings import TagPolicies, TagPolicy, TagRule
 from mirror.pull.usage import Usage
 from mirror.service.store import Store
@@ -99,7 +102,9 @@ def build(
         make_room=make_room,
     )
     holdings = Holdings(context)
-    manifests, blobs, listings = Manifests(context, holdings), Blobs(context, holdings, downloads), Listings(context)
+    by_digest, records = ByDigest(context, holdings), Records(context)
+    manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records))
+    blobs, listings = Blobs(context, holdings, downloads), Listings(context)
     default = canonical_registry(config.default_registry)
     permission = Permission(context, {name: _policy(name, entry) for name, entry in config.registries.items()})
     router, catalog = Router(registries, default), Catalog(store.index, default)

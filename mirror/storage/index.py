@@ -16,6 +16,7 @@ from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.freshness import TagRecord
 from mirror.core.names import ImagePattern, Reference, Repository, Tag, parse_reference
+from mirror.core.popularity import NONE, Pulls
 from mirror.storage.table import Table
 
 # A digest can be asked for as either, and may exist as one and not as the other.
@@ -65,9 +66,22 @@ class Index:
         """Remember what a tag names."""
         self._tags.set(f"tag|{repository}|{tag}", {**asdict(record), "digest": str(record.digest)})
 
-    def note_pull(self, repository: Repository, tag: Tag, when: float) -> None:
-        """Remember when a client asked last; kept apart, so that it can be written without reading what the tag names."""
-        self._tags.set(f"pulled|{repository}|{tag}", when)
+    def note_pull(self, repository: Repository, tag: Tag, when: float, times: int = 1) -> None:
+        """Remember that clients asked, the last of them at `when`; kept apart, so that what the tag names cannot be overwritten.
+
+        Of two processes that note at the same moment, one may not be counted: it only says what is popular.
+        """
+        pulls = self.pulls(repository, tag).plus(times, when)
+        self._tags.set(f"pulled|{repository}|{tag}", [pulls.last, pulls.weight])
+
+    def pulls(self, repository: Repository, tag: Tag) -> Pulls:
+        """How often clients asked for a tag."""
+        value = self._tags.get(f"pulled|{repository}|{tag}")
+        try:
+            last, weight = value
+            return Pulls(float(last), float(weight))
+        except _MALFORMED:
+            return NONE
 
     def delete_tag(self, repository: Repository, tag: Tag) -> None:
         """Forget a tag."""
@@ -81,10 +95,8 @@ class Index:
             record = _tag_record(self._tags.get(key)) if kind == "tag" and name is not None else None
             if record is None or name is None or not isinstance(name[1], Tag):
                 continue
-            pulled = self._tags.get(f"pulled|{name[0]}|{name[1]}")
-            if isinstance(pulled, int | float):
-                record = replace(record, pulled=max(record.pulled, float(pulled)))
-            yield name[0], name[1], record
+            pulled = self.pulls(name[0], name[1]).last
+            yield name[0], name[1], replace(record, pulled=max(record.pulled, pulled))
 
     def drop_tags(self, is_around: Callable[[Digest], bool], before: float) -> int:
         """Forget tags of which the manifest is gone and that nobody has asked for since `before`; returns how many.
