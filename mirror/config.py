@@ -4,172 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from mirror.core.errors import InvalidInput
 from mirror.core.names import canonical_registry
+from mirror.core.wanted import Wanted
 from mirror.errors import ConfigurationError
-from mirror.fields import (
-    Address,
-    CertificatesFile,
-    Duration,
-    HtpasswdFile,
-    Listen,
-    NetworkText,
-    Pattern,
-    ProxyUrl,
-    ReadableFile,
-    Section,
-    Size,
-    UpstreamUrl,
-    credential,
-    with_content,
-)
+from mirror.fields import Address, Listen
+from mirror.sections import Access, Admin, DownloadsConfig, Limits, Log, RegistryConfig, Storage, Sync, Tags, Tls
 from mirror.sources import read_environment, read_file
-from mirror.tls import server_context
 
 SEARCH_PATH = ("./mirror.yaml", "/etc/registry-mirror/mirror.yaml")
-
-
-class Tls(Section):
-    """How the registry address is encrypted."""
-
-    certificate: CertificatesFile | None = None
-    key: ReadableFile | None = None
-    client_ca: CertificatesFile | None = None
-
-    @field_validator("key")
-    @classmethod
-    def _belongs(cls, key: Path | None, info: ValidationInfo) -> Path | None:
-        certificate = info.data.get("certificate")
-        if certificate is not None:
-            server_context(certificate, key)
-        return key
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if self.certificate is None and (self.key is not None or self.client_ca is not None):
-            raise ValueError("certificate has to name a file, too")
-        if self.certificate is not None and self.key is None:
-            server_context(self.certificate)
-        return self
-
-
-class Access(Section):
-    """Who may use the registry address."""
-
-    htpasswd_file: HtpasswdFile | None = None
-    anonymous: bool = True
-    networks: tuple[NetworkText, ...] = ()
-
-    @model_validator(mode="after")
-    def _somebody(self) -> Self:
-        if not self.anonymous and self.htpasswd_file is None:
-            raise ValueError("nobody could pass: anonymous is false, and there is no htpasswd_file")
-        return self
-
-
-class Limits(Section):
-    """How much clients may have under way at the registry address; 0 is no limit."""
-
-    connections: Annotated[int, Field(ge=0)] = 10_000
-    connections_per_address: Annotated[int, Field(ge=0)] = 2000
-    requests_per_address: Annotated[int, Field(ge=0)] = 1000
-
-
-class Admin(Section):
-    """Where operators ask: metrics, health, administration."""
-
-    listen: Listen = Address(host="127.0.0.1", port=5001)
-    token_file: ReadableFile | None = None
-
-    @field_validator("token_file")
-    @classmethod
-    def _not_empty(cls, path: Path | None) -> Path | None:
-        return with_content(path)
-
-    @model_validator(mode="after")
-    def _token_where_others_reach_it(self) -> Self:
-        if self.token_file is None and not self.listen.is_loopback:
-            raise ValueError(f"{self.listen} can be reached from elsewhere: token_file has to name a file with a token")
-        return self
-
-
-class Storage(Section):
-    """Where content is kept."""
-
-    path: Path = Path("./cache")
-    max_size: Size = 50 << 30
-    min_free: Size = 2 << 30
-    scrub_interval: Duration = 30 * 86400.0
-
-
-class TagRuleConfig(Section):
-    """What is different for the tags that match; the first rule that matches counts."""
-
-    match: Pattern
-    ttl: Duration | None = None
-    pin: bool = False
-
-
-class RegistryConfig(Section):
-    """One registry that is mirrored."""
-
-    upstreams: Annotated[list[UpstreamUrl], Field(min_length=1)]
-    username: str | None = None
-    password_file: ReadableFile | None = None
-    token_hosts: frozenset[str] = frozenset()
-    anonymous_fallback: bool = False
-    ca_file: CertificatesFile | None = None
-    proxy: ProxyUrl | None = None
-    keep_deleted: bool = False
-    allow: tuple[Pattern, ...] = ()
-    deny: tuple[Pattern, ...] = ()
-    tags: tuple[TagRuleConfig, ...] = ()
-
-    @field_validator("password_file", mode="before")
-    @classmethod
-    def _found(cls, value: Any) -> Any:
-        return credential(value) if isinstance(value, str) else value
-
-    @field_validator("password_file")
-    @classmethod
-    def _not_empty(cls, path: Path | None) -> Path | None:
-        return with_content(path)
-
-    @model_validator(mode="after")
-    def _whole_credentials(self) -> Self:
-        if (self.username is None) != (self.password_file is None):
-            raise ValueError("username and password_file only make sense together")
-        return self
-
-
-class Tags(Section):
-    """How long answers about tags are good."""
-
-    ttl: Duration = 60.0
-    stale_if_error: Duration = 30 * 86400.0
-    not_found_ttl: Duration = 30.0
-
-
-class DownloadsConfig(Section):
-    """How blobs are fetched."""
-
-    connections_per_blob: Annotated[int, Field(ge=1, le=16)] = 4
-    max_upstream_connections: Annotated[int, Field(ge=1, le=10_000)] = 64
-    connect_timeout: Annotated[Duration, Field(gt=0, le=10)] = 5.0
-    stall_timeout: Annotated[Duration, Field(gt=0, le=600)] = 15.0
-
-
-class Log(Section):
-    """What is written to standard error."""
-
-    format: Literal["console", "json"] = "console"
-    level: Literal["debug", "info", "warning", "error"] = "info"
-
 
 DOCKER_HUB = RegistryConfig(upstreams=["https://registry-1.docker.io"], token_hosts=frozenset({"auth.docker.io"}))
 
@@ -202,6 +51,7 @@ class Config(BaseSettings):
     registries: dict[str, RegistryConfig] = {"docker.io": DOCKER_HUB}
     tags: Tags = Tags()
     downloads: DownloadsConfig = DownloadsConfig()
+    sync: Sync = Sync()
     access: Access = Access()
     limits: Limits = Limits()
     log: Log = Log()
@@ -241,9 +91,24 @@ class Config(BaseSettings):
         return canonical_registry(value)
 
     def model_post_init(self, _: Any) -> None:
+        known = f"one of the registries: {', '.join(sorted(self.registries)) or 'none'}"
         if self.default_registry not in self.registries:
-            known = ", ".join(sorted(self.registries)) or "none"
-            raise ConfigurationError([f"default_registry: {self.default_registry!r} is not one of the registries: {known}"])
+            raise ConfigurationError([f"default_registry: {self.default_registry!r} is not {known}"])
+        problems = []
+        for place, entry in enumerate(self.sync.images):
+            try:
+                registry = entry.wanted(self.default_registry).repository.registry
+            except InvalidInput as error:
+                problems.append(f"sync.images.{place}: {error}")
+            else:
+                if registry not in self.registries:
+                    problems.append(f"sync.images.{place}: {registry!r} is not {known}")
+        if problems:
+            raise ConfigurationError(problems)
+
+    def wanted(self) -> tuple[Wanted, ...]:
+        """The images that are to be kept, in the order of `sync.images`."""
+        return tuple(entry.wanted(self.default_registry) for entry in self.sync.images)
 
 
 def find(named: Path | None) -> Path | None:

@@ -14,7 +14,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from mirror.core.htpasswd import parse_htpasswd
 from mirror.core.names import PathPattern
 from mirror.core.networks import parse_network
+from mirror.core.platform import Platform
 from mirror.core.units import parse_bytes, parse_duration
+from mirror.core.versions import VersionRange
 from mirror.tls import check_certificates
 
 
@@ -108,14 +110,6 @@ def _proxy(value: str) -> str:
 ProxyUrl = Annotated[str, AfterValidator(_proxy)]
 
 
-def credential(name: str) -> str:
-    """Where a file lies: a bare name may be that of a credential which systemd hands out (systemd.exec, Credentials)."""
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    if directory is not None and os.path.basename(name) == name and os.path.exists(os.path.join(directory, name)):
-        return os.path.join(directory, name)
-    return name
-
-
 def with_content(path: Path | None) -> Path | None:
     """A file that holds some text."""
     if path is not None:
@@ -126,6 +120,18 @@ def with_content(path: Path | None) -> Path | None:
         if empty:
             raise ValueError(f"is empty: {path}")
     return path
+
+
+def _credential(name: Any) -> Any:
+    """Where a file lies: a bare name may be that of a credential which systemd hands out (systemd.exec, Credentials)."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if directory is None or not isinstance(name, str) or os.path.basename(name) != name:
+        return name
+    handed_out = os.path.join(directory, name)
+    return handed_out if os.path.exists(handed_out) else name
+
+
+SecretFile = Annotated[ReadableFile, BeforeValidator(_credential), AfterValidator(with_content)]
 
 
 def _certificates(path: Path) -> Path:
@@ -145,6 +151,38 @@ def _htpasswd(path: Path) -> Path:
 
 
 HtpasswdFile = Annotated[ReadableFile, AfterValidator(_htpasswd)]
+
+
+def _receiver(value: str) -> str:
+    parts = urlsplit(value)
+    # Reading the port is what checks it.
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError("must be a URL like https://example.com/hook")
+    if parts.username or parts.password or parts.fragment:
+        raise ValueError("must not contain credentials or a fragment")
+    return value
+
+
+ReceiverUrl = Annotated[str, AfterValidator(_receiver)]
+
+
+def _platform(value: Any) -> Any:
+    if not isinstance(value, str | Platform):
+        raise ValueError("must be os/architecture, for example linux/amd64")  # noqa: TRY004 - pydantic wants a ValueError
+    return Platform.parse(value) if isinstance(value, str) else value
+
+
+PlatformText = Annotated[Platform, BeforeValidator(_platform)]
+
+
+def _versions(value: Any) -> Any:
+    if not isinstance(value, str | VersionRange):
+        # YAML makes 1.20 the number 1.2.
+        raise ValueError('must be text in quotes, for example ">=1.25 <2"')  # noqa: TRY004 - pydantic wants a ValueError
+    return VersionRange.parse(value) if isinstance(value, str) else value
+
+
+VersionsText = Annotated[VersionRange, BeforeValidator(_versions)]
 
 
 def _network(value: str) -> str:

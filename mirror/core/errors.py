@@ -76,3 +76,15 @@ class InvalidQuantity(InvalidInput):
     """Not a duration or a number of bytes."""
 
     what = "quantity"
+
+
+class InvalidVersionRange(InvalidInput):
+    """Not a range of versions, or one that no version is in."""
+
+    what = "range of versions"
+
+
+class InvalidWanted(InvalidInput):
+    """Not an image, or images, that a mirror could keep."""
+
+    what = "image"

@@ -242,7 +242,8 @@ def _bounded(text: str) -> str:
     return text
 
 
-def _is_glob(text: str) -> bool:
+def is_glob(text: str) -> bool:
+    """Whether a part of a pattern stands for more than itself."""
     return _GLOB.search(text) is not None
 
 
@@ -251,7 +252,7 @@ def _is_glob(text: str) -> bool:
 
 def _registry_glob(text: str) -> str:
     lowered = text.lower()
-    if lowered.startswith("[") or not _is_glob(lowered):
+    if lowered.startswith("[") or not is_glob(lowered):
         return canonical_registry(lowered)
     if _REGISTRY_GLOB.fullmatch(lowered) is None:
         raise InvalidRegistry(text, "not a pattern over host[:port]")
@@ -259,7 +260,7 @@ def _registry_glob(text: str) -> str:
 
 
 def _path_glob(text: str) -> str:
-    if not _is_glob(text):
+    if not is_glob(text):
         return parse_path(text)
     if _PATH_GLOB.fullmatch(text) is None:
         raise InvalidName(text, "not a pattern over repository paths")
@@ -267,7 +268,7 @@ def _path_glob(text: str) -> str:
 
 
 def _tag_glob(text: str | None) -> str | None:
-    if text is None or not _is_glob(text):
+    if text is None or not is_glob(text):
         return None if text is None else Tag.parse(text).value
     if _TAG_GLOB.fullmatch(text) is None:
         raise InvalidTag(text, "not a pattern over tags")
@@ -275,7 +276,7 @@ def _tag_glob(text: str | None) -> str | None:
 
 
 def _digest_glob(text: str | None) -> str | None:
-    if text is None or not _is_glob(text):
+    if text is None or not is_glob(text):
         return None if text is None else str(Digest.parse(text))
     if _DIGEST_GLOB.fullmatch(text) is None:
         raise InvalidDigest(text, "not a pattern over digests")

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import structlog
 
-from mirror.config import Access, Config, Limits, Tls
+from mirror.config import Config
 from mirror.core.htpasswd import parse_htpasswd
 from mirror.core.networks import parse_network
 from mirror.errors import ConfigurationError
 from mirror.metrics import Metrics
+from mirror.sections import Access, Limits, Tls
 from mirror.service.sockets import BACKLOG
 from mirror.tls import server_context
 from mirror.web.door import Door, Handler

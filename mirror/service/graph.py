@@ -10,7 +10,7 @@ from pathlib import Path
 from yarl import URL
 
 from mirror import __version__
-from mirror.config import Config, RegistryConfig
+from mirror.config import Config
 from mirror.core.names import PathPattern, canonical_registry
 from mirror.core.policy import Policy
 from mirror.download.downloads import Downloads
@@ -28,6 +28,7 @@ from mirror.pull.permission import Permission
 from mirror.pull.records import Records
 from mirror.pull.settings import TagPolicies, TagPolicy, TagRule
 from mirror.pull.usage import Usage
+from mirror.sections import RegistryConfig
 from mirror.service.store import Store
 from mirror.tracing import Trail
 from mirror.upstream.endpoint import Endpoint

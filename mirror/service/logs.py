@@ -8,7 +8,7 @@ import sys
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from mirror.config import Log
+from mirror.sections import Log
 
 # The one that comes with colours shows the values of variables, and credentials are among them.
 _traceback = structlog.dev.plain_traceback

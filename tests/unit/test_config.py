@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 
 from mirror.config import Address, Config, find, load
+from mirror.core.digest import Digest
+from mirror.core.platform import Platform
+from mirror.core.versions import VersionRange
+from mirror.core.wanted import Wanted
 from mirror.errors import ConfigurationError
 
 DAY = 86400.0
@@ -60,6 +64,10 @@ def test_defaults():
     downloads = config.downloads
     assert (downloads.connections_per_blob, downloads.max_upstream_connections) == (4, 64)
     assert (downloads.connect_timeout, downloads.stall_timeout) == (5, 15)
+    sync = config.sync
+    assert (sync.interval, sync.active_within, sync.reserve) == (3600, 7 * DAY, 20)
+    assert (sync.images, sync.platforms, sync.webhook_secret_file) == ((), (Platform("linux", "amd64"),), None)
+    assert (sync.notify.url, sync.notify.secret_file) == (None, None)
     assert (config.log.format, config.log.level) == ("console", "info")
 
 
@@ -152,6 +160,35 @@ MISTAKES = [
     ("downloads: {stall_timeout: 1h}", "downloads.stall_timeout: "),
     ("log: {format: xml}", "log.format: "),
     ("log: {level: loud}", "log.level: "),
+    ("sync: {interval: 60}", "sync.interval: "),
+    ("sync: {active_within: x}", "sync.active_within: "),
+    ("sync: {reserve: -1}", "sync.reserve: "),
+    ("sync: {platforms: []}", "sync.platforms: nothing could be fetched ahead"),
+    ("sync: {platforms: [linux/amd64, linux]}", "sync.platforms.1: invalid platform 'linux'"),
+    ("sync: {platforms: [5]}", "sync.platforms.0: must be os/architecture"),
+    ("sync: {images: nginx}", "sync.images: "),
+    ("sync: {images: [nginx, 'Nginx']}", "sync.images.1: invalid name 'Nginx'"),
+    ("sync: {images: [5]}", "sync.images.0: must be an image, or a mapping with the key image"),
+    ("sync: {images: ['library/*']}", "sync.images.0: invalid image 'library/*': only the tag can be a glob: a registry cannot"),
+    ("sync: {images: [{image: 'library/*'}]}", "sync.images.0: invalid image 'library/*': only the tag"),
+    ("sync: {images: [{versions: '1'}]}", "sync.images.0.image: "),
+    ("sync: {images: [nginx, {image: nginx, version: '1'}]}", "sync.images.1.version: there is no such key"),
+    ("sync: {images: [{image: nginx, versions: 1.20}]}", "sync.images.0.versions: must be text in quotes"),
+    ("sync: {images: [{image: nginx, versions: '>'}]}", "sync.images.0.versions: invalid range of versions '>'"),
+    ("sync: {images: [{image: nginx, platforms: [{os: linux, architecture: arm64}]}]}", "sync.images.0.platforms.0: must be os/"),
+    ("sync: {images: [{image: nginx, newest: 0}]}", "sync.images.0.newest: "),
+    ("sync: {images: [{image: nginx, newest: 1001}]}", "sync.images.0.newest: "),
+    ("sync: {images: [{image: nginx, platforms: [linux/amd64, x]}]}", "sync.images.0.platforms.1: invalid platform 'x'"),
+    ("sync: {images: [{image: 'nginx:1', newest: 2}]}", "sync.images.0: invalid image 'nginx:1': versions and newest choose"),
+    ("sync: {images: [nginx, ghcr.io/x/y]}", "sync.images.1: 'ghcr.io' is not one of the registries: docker.io"),
+    ("sync: {webhook_secret_file: /nowhere/x}", "sync.webhook_secret_file: cannot be read: /nowhere/x"),
+    ("sync: {webhook_secret_file: /dev/null}", "sync.webhook_secret_file: is empty"),
+    ("sync: {notify: {url: example.com}}", "sync.notify.url: must be a URL like https://example.com/hook"),
+    ("sync: {notify: {url: 'ftp://example.com'}}", "sync.notify.url: must be a URL like"),
+    ("sync: {notify: {url: 'https://u:p@example.com'}}", "sync.notify.url: must not contain credentials"),
+    ("sync: {notify: {url: 'https://example.com/#x'}}", "sync.notify.url: must not contain credentials or a fragment"),
+    ("sync: {notify: {secret_file: /etc/passwd}}", "sync.notify: url has to say who is told"),
+    ("sync: {notify: {url: 'https://x', secret_file: /dev/null}}", "sync.notify.secret_file: is empty"),
     ("default_registry: ghcr.io", "default_registry: 'ghcr.io' is not one of the registries: docker.io"),
     ("default_registry: UPPER CASE", "default_registry: "),
     ("registries: {}", "default_registry: "),
@@ -201,6 +238,76 @@ def test_mistakes(text, expected):
     (line,) = problems(text)
     assert line.startswith(expected)
     assert len(line) < 500
+
+
+def test_images_to_keep():
+    """An entry is text or a mapping; a name without a registry belongs to the default one."""
+    config = load(
+        write(
+            """
+            default_registry: quay.io
+            registries: {docker.io: {}, quay.io: {upstreams: [https://quay.io]}}
+            sync:
+              interval: 0
+              active_within: 1d
+              reserve: 0
+              platforms: [linux/arm64/v8, linux/amd64]
+              images:
+                - owner/app
+                - docker.io/nginx:1.27.*
+                - {image: docker.io/nginx, versions: ">=1.25 <2", newest: 3, platforms: [linux/arm64]}
+                - docker.io/nginx@DIGEST
+            """.replace("DIGEST", str(Digest.of(b"x")))
+        )
+    )
+    assert (config.sync.interval, config.sync.active_within, config.sync.reserve) == (0, DAY, 0)
+    assert config.sync.platforms == (Platform("linux", "arm64", "v8"), Platform("linux", "amd64"))
+    assert config.wanted() == (
+        Wanted.parse("quay.io/owner/app:latest"),
+        Wanted.parse("nginx:1.27.*"),
+        Wanted.parse("nginx", versions=VersionRange.parse(">=1.25 <2"), newest=3, platforms=[Platform("linux", "arm64")]),
+        Wanted.parse(f"nginx@{Digest.of(b'x')}"),
+    )
+
+
+def test_images_to_keep_in_the_environment(monkeypatch):
+    """A list in the environment is read like the file's."""
+    monkeypatch.setenv("MIRROR__SYNC__IMAGES", "[nginx, {image: 'redis:*', newest: 2}]")
+    assert [str(wanted) for wanted in load(None).wanted()] == ["docker.io/library/nginx:latest", "docker.io/library/redis:*"]
+
+
+def test_an_image_that_is_written_as_a_key():
+    """Whoever takes the mapping for name and tag hears what is missing and what is not known."""
+    lines = problems("sync: {images: [{nginx: '1.*'}]}")
+    assert sorted(line.partition(":")[0] for line in lines) == ["sync.images.0.image", "sync.images.0.nginx"]
+
+
+def test_every_wrong_image_is_named():
+    """Images of registries that are not mirrored are all named, by their places."""
+    lines = problems("sync: {images: [ghcr.io/x/y, nginx, quay.io/x]}")
+    assert [line.partition(":")[0] for line in lines] == ["sync.images.0", "sync.images.2"]
+
+
+def test_a_secret_that_could_be_guessed(tmp_path):
+    """The secret of the webhook is all that it has to show, so a short one is refused, and not repeated."""
+    write("0123456789abcde\n", "short")
+    (line,) = problems("sync: {webhook_secret_file: short}")
+    assert line.startswith("sync.webhook_secret_file: holds fewer than 16 characters")
+    assert "0123456789abcde" not in line
+    write("0123456789abcdef\n", "long")
+    assert load(write("sync: {webhook_secret_file: long}")).sync.webhook_secret_file == Path("long")
+
+
+def test_secrets_from_systemd(monkeypatch, tmp_path):
+    """The files with secrets of sync are found like password files."""
+    directory = tmp_path / "credentials"
+    directory.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
+    for name in ("in", "out"):
+        write("0123456789abcdef", f"credentials/{name}")
+    sync = load(write("sync: {webhook_secret_file: in, notify: {url: 'https://x/?token=1', secret_file: out}}")).sync
+    assert (sync.webhook_secret_file, sync.notify.secret_file) == (directory / "in", directory / "out")
+    assert sync.notify.url == "https://x/?token=1"
 
 
 def test_all_mistakes_at_once():

@@ -6,7 +6,7 @@ import logging
 import pytest
 import structlog
 
-from mirror.config import Log
+from mirror.sections import Log
 from mirror.service import logs
 
 
