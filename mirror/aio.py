@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Iterable
 from concurrent.futures import Executor
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -22,6 +22,16 @@ async def in_thread(executor: Executor | None, work: Callable[P, T], *args: P.ar
     except asyncio.CancelledError:
         await asyncio.wait([future])
         raise
+
+
+async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do several things side by side; the first failure cancels the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
 
 
 class Signal:

@@ -51,6 +51,7 @@ class Janitor:
 
     Args:
         policies: called for the policies of the day, which tell what is pinned.
+        kept: called for the names of the images that the configuration keeps here, which are pinned, too.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Janitor:
         usage: Usage,
         metrics: Metrics,
         policies: Callable[[], TagPolicies],
+        kept: Callable[[], frozenset[str]],
     ) -> None:
         self._layout = layout
         self._files = files
@@ -72,6 +74,7 @@ class Janitor:
         self._usage = usage
         self._metrics = metrics
         self._policies = policies
+        self._kept = kept
         self._leftovers = Leftovers(layout, files, index)
         # One for each kind of work that may be under way: none of them waits behind another's long walk.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
@@ -203,9 +206,14 @@ class Janitor:
         return removed
 
     def _pinned(self) -> frozenset[Digest]:
-        policies = self._policies()
-        if not any(rule.pin for rules in policies.rules.values() for rule in rules):
+        policies, kept = self._policies(), self._kept()
+        if not kept and not any(rule.pin for rules in policies.rules.values() for rule in rules):
             return frozenset()
-        roots = [record.digest for repository, tag, record in self._index.tags() if policies.is_pinned(repository, tag)]
+        roots = [
+            record.digest
+            for repository, tag, record in self._index.tags()
+            if policies.is_pinned(repository, tag) or f"{repository}:{tag}" in kept
+        ]
+        roots += [Digest.parse(name.partition("@")[2]) for name in kept if "@" in name]
         reached = reach(self._files, roots)
         return reached.manifests | reached.blobs

@@ -6,8 +6,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from mirror import __version__
 
-# Of several processes' gauges, these add up; of the others the least counts.
+# Of several processes' gauges, these add up, of these the largest counts, and of the others the least.
 SUMMED_GAUGES = frozenset({"registry_mirror_downloads_in_progress", "registry_mirror_download_readers"})
+LARGEST_GAUGES = frozenset({"registry_mirror_sync_last_success_timestamp_seconds"})
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
@@ -47,6 +48,15 @@ class Metrics:
         self.storage_bytes = self._gauge("storage_bytes", "Bytes that the store takes, reservations included")
         self.storage_limit_bytes = self._gauge("storage_limit_bytes", "Bytes that the store may take")
         self.storage_blobs = self._gauge("storage_blobs", "Blobs that are held")
+        self.sync_runs = self._counter("sync_runs", "Orders to bring images in step that were carried out", "result")
+        self.sync_tags = self._counter("sync_tags", "Images that were looked at", "result")
+        self.sync_last_success = self._gauge(
+            "sync_last_success_timestamp_seconds", "When a scheduled run last found everything in step"
+        )
+        for result in ("completed", "limited", "failed", "timeout"):
+            self.sync_runs.labels(result)
+        for result in ("unchanged", "moved", "gone", "failed", "skipped"):
+            self.sync_tags.labels(result)
         for reason in ("max_size", "min_free"):
             self.evicted_bytes.labels(reason)
             self.evicted_blobs.labels(reason)

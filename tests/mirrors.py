@@ -39,6 +39,7 @@ class MirrorUnderTest:
             "storage": {"path": str(self.store_path), "min_free": "0"},
             "registries": {"docker.io": {"upstreams": [self.hub.url], "token_hosts": [self.hub.token_host]}},
             "downloads": {"stall_timeout": "2s", "connect_timeout": "2s"},
+            "sync": {"interval": "0"},
             "log": {"level": "warning"},
         }
         for key, value in self.settings.items():

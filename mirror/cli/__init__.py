@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mirror import __version__
-from mirror.cli import administration, serving, verification
+from mirror.cli import administration, serving, syncing, verification
 
 app = typer.Typer(
     help="A pull-through caching mirror for container registries.",
@@ -34,6 +34,8 @@ app.command()(serving.serve)
 app.command("check-config")(serving.check_config)
 app.command()(administration.images)
 app.command()(administration.purge)
+app.command()(syncing.sync)
+app.command()(syncing.warm)
 app.command()(verification.verify)
 
 

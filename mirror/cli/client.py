@@ -61,7 +61,7 @@ class Admin:
             answer = json.loads(text)
         except ValueError:
             refuse([f"{self._url} answers {status}, but not as a mirror's admin address does"], 1)
-        if status != 200:
+        if status not in (200, 202):
             hint = " (name it with --token-file)" if status == 401 else ""
             refuse([f"{self._url} refuses ({status}): {answer.get('error', answer)}{hint}"], 1)
         return answer

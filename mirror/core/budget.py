@@ -90,8 +90,11 @@ class Budget:
             gate.released(admission)
 
     def allows_background(self, reserve: int, now: float) -> bool:
-        """Whether work that nobody waits for may ask: nothing is limited, and more than `reserve` pulls are left."""
-        if not self._pulls.is_closed or not all(gate.is_closed for gate in self._limited.values()):
+        """Whether work that nobody waits for may ask: nothing is limited, and more than `reserve` pulls are left.
+
+        When a pause is over it may be the probe: at night there is nobody else.
+        """
+        if not all(gate.admits(now) for gate in (self._pulls, *self._limited.values())):
             return False
         remaining = self.remaining(now)
         return remaining is None or remaining > reserve

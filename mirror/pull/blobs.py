@@ -129,6 +129,11 @@ class Blobs:
         finally:
             await answer.body.close()
 
+    def received(self, digest: Digest) -> int:
+        """Bytes that have arrived of a blob that is under way."""
+        download = self._downloads.find(digest)
+        return download.received if download is not None else 0
+
     async def close(self) -> None:
         """Stop asking upstream."""
         await self._grants.close()

@@ -20,7 +20,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mirror.metrics import SUMMED_GAUGES, Metrics
+from mirror.metrics import LARGEST_GAUGES, SUMMED_GAUGES, Metrics
 
 
 class Board:
@@ -94,7 +94,8 @@ class _Summed:
                     elif metric.type != "gauge" or metric.name in SUMMED_GAUGES:
                         found[key] += sample.value
                     else:
-                        found[key] = min(found[key], sample.value)
+                        chosen = max if metric.name in LARGEST_GAUGES else min
+                        found[key] = chosen(found[key], sample.value)
         for name, family in families.items():
             for (sample_name, labels), value in values[name].items():
                 family.add_sample(sample_name, dict(labels), value)

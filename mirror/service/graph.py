@@ -11,10 +11,10 @@ from yarl import URL
 
 from mirror import __version__
 from mirror.config import Config
-from mirror.core.names import PathPattern, canonical_registry
+from mirror.core.names import PathPattern, Repository, canonical_registry
 from mirror.core.policy import Policy
 from mirror.download.downloads import Downloads
-from mirror.errors import CredentialsRefused
+from mirror.errors import CredentialsRefused, NotFound
 from mirror.metrics import Metrics
 from mirror.pull.blobs import Blobs
 from mirror.pull.bydigest import ByDigest
@@ -27,9 +27,13 @@ from mirror.pull.manifests import Manifests
 from mirror.pull.permission import Permission
 from mirror.pull.records import Records
 from mirror.pull.settings import TagPolicies, TagPolicy, TagRule
+from mirror.pull.tags import every_tag
 from mirror.pull.usage import Usage
 from mirror.sections import RegistryConfig
 from mirror.service.store import Store
+from mirror.sync.bringer import Bringer
+from mirror.sync.keeper import Means
+from mirror.sync.plan import Planner
 from mirror.tracing import Trail
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.http import Http, Limits
@@ -51,6 +55,7 @@ class Graph:
     blobs: Blobs
     listings: Listings
     policies: TagPolicies
+    means: Means
     admin_token: str | None
     api: RegistryApi
 
@@ -111,7 +116,28 @@ def build(
     router, catalog = Router(registries, default), Catalog(store.index, default)
     api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, trail)
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
-    return Graph(config, http, registries, manifests, blobs, listings, policies, token, api)
+    means = Means(
+        Bringer(context, by_digest, records, blobs, permission, config.sync.reserve),
+        _planner(config, registries),
+        config.sync.interval,
+    )
+    return Graph(config, http, registries, manifests, blobs, listings, policies, means, token, api)
+
+
+def _planner(config: Config, registries: dict[str, Registry]) -> Planner:
+    async def list_tags(repository: Repository) -> list[str]:
+        registry = registries.get(repository.registry)
+        if registry is None:
+            raise NotFound(f"registry {repository.registry} is not mirrored here")
+        return await every_tag(registry, repository)
+
+    return Planner(
+        config.wanted(),
+        config.sync.platforms,
+        config.sync.active_within,
+        list_tags,
+        canonical_registry(config.default_registry),
+    )
 
 
 def _policies(config: Config) -> TagPolicies:

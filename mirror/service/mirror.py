@@ -28,6 +28,7 @@ from mirror.service.graph import Graph, build
 from mirror.service.operations import AdminOperations
 from mirror.service.store import Store
 from mirror.storage.eviction import Eviction
+from mirror.sync.keeper import Keeper
 from mirror.tracing import Trail
 from mirror.web.admin_api import admin_application
 
@@ -69,6 +70,7 @@ class Mirror:
         self._started = time.time()
         self._draining = self._hurried = False
         self._background: set[asyncio.Task[None]] = set()
+        self._keeper = Keeper(store.layout, store.index, store.ledger, self._metrics, lambda: self._graph.means)
         self._janitor = self._hire(config)
         self._downloads = Downloads(self._workshop(config), lambda result: self._metrics.downloads.labels(result).inc())
         self._metrics.downloads_in_progress.set_function(lambda: len(self._downloads))
@@ -95,6 +97,7 @@ class Mirror:
         await self._graph.start()
         janitor = self._spawn(self._janitor.run())
         self._spawn(self._put_up())
+        self._spawn(self._keeper.run())
         await self._entrance.open(registry_socket)
         self._spawn(self._entrance.watch())
         runner = web.AppRunner(admin_application(self._operations), access_log=None, handle_signals=False)
@@ -144,6 +147,7 @@ class Mirror:
             self._usage,
             self._metrics,
             lambda: self._graph.policies,
+            self._keeper.kept,
         )
 
     def _workshop(self, config: Config) -> Workshop:

@@ -6,15 +6,26 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import structlog
+
+from mirror.core.errors import InvalidRegistry
 from mirror.core.names import ImagePattern, canonical_registry
+from mirror.core.wanted import Wanted
 from mirror.download.downloads import Downloads
 from mirror.images import Image, images
 from mirror.metrics import Metrics
-from mirror.purge import Order, Purge, Purged
+from mirror.purge import Order as PurgeOrder
+from mirror.purge import Purge, Purged
 from mirror.service.board import Board
 from mirror.service.graph import Graph
 from mirror.service.store import Store
+from mirror.sync.order import Order, by_operator
 from mirror.web.admin_api import Readiness
+
+log = structlog.get_logger(__name__)
+
+# Orders that may wait; each is a row of the ledger.
+_MOST_ORDERS = 1000
 
 
 class AdminOperations:
@@ -78,12 +89,62 @@ class AdminOperations:
         found = images(self._store.files, self._store.index)
         return [image for image in found if pattern is None or pattern.matches(image.repository, image.tag, image.digest)]
 
-    def purge(self, order: Order) -> Purged:
+    def purge(self, order: PurgeOrder) -> Purged:
         """Take images out of the store."""
         purged = Purge(self._store.files, self._store.index, self._store.generation).carry_out(order)
         if not order.dry_run:
             self._metrics.purged_bytes.inc(purged.size)
         return purged
+
+    # ---- syncing
+
+    def order_sync(self, images: list[str]) -> str | None:
+        """Have held images looked at now."""
+        for text in images:
+            self.pattern(text)
+        return self._order(by_operator("sync", tuple(images)))
+
+    def order_warm(self, images: list[str], platforms: list[str]) -> str | None:
+        """Have images brought here."""
+        graph = self._graph()
+        for text in images:
+            registry = Wanted.parse(text, canonical_registry(graph.config.default_registry)).repository.registry
+            if registry not in graph.registries:
+                raise InvalidRegistry(registry, f"not mirrored here; there are {', '.join(sorted(graph.registries))}")
+        return self._order(by_operator("warm", tuple(images), tuple(platforms)))
+
+    def _order(self, order: Order) -> str | None:
+        ledger = self._store.ledger
+        if len(ledger.orders()) >= _MOST_ORDERS or not ledger.put_order(order.name, order.row()):
+            log.warning("order_refused", order=order.name, most=_MOST_ORDERS)
+            return None
+        return order.name
+
+    def sync_state(self) -> dict[str, Any]:
+        """What runs, waits, and has come to its end."""
+        ledger, running = self._store.ledger, self._store.ledger.state("running") or []
+        begun = {run["name"] for run in running}
+        schedule = ledger.state("schedule") or {}
+        return {
+            "running": running,
+            "waiting": [{"name": name, **row} for name, row in ledger.orders() if name not in begun],
+            "last": {kind: ledger.state(f"last {kind}") for kind in ("schedule", "sync", "warm")},
+            "next": schedule.get("next") if self._graph().config.sync.interval else None,
+        }
+
+    def sync_order(self, name: str) -> dict[str, Any] | None:
+        """How far an order is."""
+        state = self.sync_state()
+        found: dict[str, Any] | None = self._store.ledger.done(name)
+        if found is None:
+            found = next((run for run in state["running"] if run["name"] == name), None)
+        if found is None:
+            found = next(({**order, "result": "waiting"} for order in state["waiting"] if order["name"] == name), None)
+        return found
+
+    def sync_results(self) -> dict[str, dict[str, Any]]:
+        """What came of each image last."""
+        return dict(self._store.ledger.results())
 
     def now(self) -> float:
         """Seconds since the epoch."""

@@ -11,6 +11,7 @@ from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
+from mirror.storage.ledger import Ledger
 from mirror.storage.room import Room
 
 # More threads would only queue inside the disk.
@@ -30,6 +31,7 @@ class Store:
         self.room = Room(self.layout, config.max_size, config.min_free)
         self.files = BlobFiles(self.layout, self.room)
         self.index = Index(self.layout.index)
+        self.ledger = Ledger(self.layout.index)
         self.generation = Generation(f"{self.layout.root}/generation")
         self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
 
@@ -47,4 +49,5 @@ class Store:
         """Let go of everything; waits for the threads."""
         self.executor.shutdown()
         self.index.close()
+        self.ledger.close()
         self.generation.close()

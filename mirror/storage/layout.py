@@ -8,6 +8,7 @@
 <store>/account                           how much room is taken (`room`)
 <store>/generation                        changes when something stops being true (`generation`)
 <store>/janitor.lock, eviction.lock       locked by the process that cleans up, and by the one that evicts
+<store>/sync.lock                         locked by the process that keeps tags in step
 <store>/scrub                             how far the scrub has come
 """
 
@@ -69,6 +70,11 @@ class Layout:
     def eviction_lock(self) -> str:
         """Locked by whoever evicts, while it does."""
         return f"{self.root}/eviction.lock"
+
+    @property
+    def sync_lock(self) -> str:
+        """Locked for good by the process that carries out orders to sync."""
+        return f"{self.root}/sync.lock"
 
     @property
     def scrub_cursor(self) -> str:

@@ -140,6 +140,11 @@ class Health:
         """Whether there is no reason to do without it."""
         return self.own.breaker.is_closed and self.content.breaker.is_closed and not self.doubted_until
 
+    @property
+    def serves_background(self) -> bool:
+        """Whether work that nobody waits for may turn to it: it is sound, or may be found so by asking."""
+        return self.own.breaker.is_closed and self.content.breaker.admits(self.clock()) and not self.doubted_until
+
     def probed(self, error: UpstreamError | None) -> None:
         """Note what came of a probe."""
         if error is None:

@@ -169,7 +169,7 @@ class Registry:
 
     def allows_background(self, reserve: int) -> bool:
         """Whether work that nobody waits for may ask: an upstream is in order, and leaves more than `reserve` pulls."""
-        sound = next((endpoint.health for endpoint in self.endpoints if endpoint.health.is_sound), None)
+        sound = next((endpoint.health for endpoint in self.endpoints if endpoint.health.serves_background), None)
         return sound is not None and sound.budget.allows_background(reserve, sound.clock())
 
     async def close(self) -> None:

@@ -19,7 +19,9 @@ from mirror.core.names import ImagePattern
 from mirror.core.units import parse_duration
 from mirror.images import Image
 from mirror.purge import Order, Purged
+from mirror.web.order_body import order_body
 from mirror.web.paging import page
+from mirror.web.sync_api import SyncApi, SyncOperations
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +42,7 @@ class Readiness:
     details: dict[str, object]
 
 
-class Operations(Protocol):
+class Operations(SyncOperations, Protocol):
     """What the admin address can have done. All but `token` block for a while and are called in a thread."""
 
     def token(self) -> str | None:
@@ -67,6 +69,7 @@ def admin_application(operations: Operations) -> web.Application:
     application.router.add_delete("/api/v1/images/{name:.+}", api.delete)
     application.router.add_post("/api/v1/purge", api.purge)
     application.router.add_get("/api/v1/downloads", api.downloads)
+    SyncApi(operations).add_to(application)
     return application
 
 
@@ -130,7 +133,7 @@ class _Api:
         return await self._purge(request, Order(self._operations.pattern(name)))
 
     async def purge(self, request: web.Request) -> web.Response:
-        wanted = _checked(await request.read())
+        wanted = order_body(await request.read(), _PURGE_KEYS, required="match")
         before = None
         with _naming("older_than"):
             if "older_than" in wanted:
@@ -163,23 +166,6 @@ def _naming(key: str) -> Iterator[None]:
         yield
     except InvalidInput as error:
         raise web.HTTPBadRequest(text=f"{key}: {error}") from error
-
-
-def _checked(body: bytes) -> dict[str, Any]:
-    try:
-        wanted = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise web.HTTPBadRequest(text="the body has to be JSON") from error
-    if not isinstance(wanted, dict):
-        raise web.HTTPBadRequest(text="the body has to be a JSON object")
-    for key, value in wanted.items():
-        if key not in _PURGE_KEYS:
-            raise web.HTTPBadRequest(text=f"{key[:100]}: there is no such key; there are {', '.join(_PURGE_KEYS)}")
-        if not isinstance(value, _PURGE_KEYS[key]):
-            raise web.HTTPBadRequest(text=f"{key}: has to be a {_PURGE_KEYS[key].__name__}")
-    if "match" not in wanted:
-        raise web.HTTPBadRequest(text="match: has to say which images")
-    return wanted
 
 
 def _name(image: Image) -> str:

@@ -47,7 +47,7 @@ def janitor(tmp_path, files, usage):
     policies = TagPolicies(TagPolicy(60.0, 60.0, 60.0), {})
     scrub = Scrub(layout, files, generation, 0, lambda result: None)
     eviction = Eviction(layout, files, generation)
-    yield Janitor(layout, files, index, eviction, scrub, usage, Metrics(), lambda: policies)
+    yield Janitor(layout, files, index, eviction, scrub, usage, Metrics(), lambda: policies, frozenset)
     index.close()
     generation.close()
 

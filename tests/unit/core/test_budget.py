@@ -128,9 +128,15 @@ def test_background_leaves_a_reserve(remaining, reserve, allowed):
 
 
 def test_background_stops_at_a_429():
-    """While anything is limited nothing is asked for in the background."""
+    """While anything is limited nothing is asked for in the background; after the pause it may be the one probe."""
     assert not limited().allows_background(0, 0)
-    assert not limited(kind="blob").allows_background(0, 1000)
+    budget = limited(kind="blob")
+    assert not budget.allows_background(0, 29)
+    assert budget.allows_background(0, 31)
+    probe = budget.spend("blob", "GET", 31)
+    assert not budget.allows_background(0, 31)
+    budget.answered(probe, 32)
+    assert budget.allows_background(0, 32)
 
 
 def test_number_is_forgotten_after_its_window():

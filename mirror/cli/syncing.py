@@ -1,0 +1,115 @@
+"""Commands that have a running mirror fetch ahead: `sync` and `warm`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mirror.cli.administration import JsonOption
+from mirror.cli.client import Admin, TokenOption, UrlOption
+from mirror.cli.serving import ConfigOption
+from mirror.cli.watching import watch
+from mirror.core.units import format_bytes, format_duration
+
+DetachOption = Annotated[bool, typer.Option("--detach", help="Give the order and do not wait for its end.")]
+
+_IN_STEP = "completed"
+
+
+def sync(
+    image: Annotated[
+        list[str] | None,
+        typer.Argument(help="Which images: `nginx`, `library/*:1.*`. Left out: all that a scheduled run looks at."),
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Order nothing; tell what runs, and what came of each image.")] = False,
+    detach: DetachOption = False,
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have the mirror look now whether held and configured images have moved upstream, and fetch what is new."""
+    admin = Admin(config, url, token_file)
+    if status:
+        _status(admin, as_json=as_json)
+        return
+    order = admin.ask("POST", "/api/v1/sync", {"images": image or []})["order"]
+    _follow(admin, order, detach=detach, as_json=as_json)
+
+
+def warm(
+    image: Annotated[list[str], typer.Argument(help="Images: `nginx:1.27`, `ghcr.io/owner/app@sha256:…`, `nginx:1.27.*`.")],
+    platform: Annotated[
+        list[str] | None,
+        typer.Option(help="For which platforms, such as linux/arm64; repeat it for several. By default sync.platforms."),
+    ] = None,
+    detach: DetachOption = False,
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have the mirror fetch images before anybody pulls them."""
+    admin = Admin(config, url, token_file)
+    order = admin.ask("POST", "/api/v1/warm", {"images": image, "platforms": platform or []})["order"]
+    _follow(admin, order, detach=detach, as_json=as_json)
+
+
+def _follow(admin: Admin, order: str, *, detach: bool, as_json: bool) -> None:
+    if detach:
+        typer.echo(json.dumps({"order": order}) if as_json else f"ordered: {order}")
+        return
+    try:
+        done = watch(lambda: admin.ask("GET", f"/api/v1/sync/{order}"), quiet=as_json)
+    except KeyboardInterrupt:
+        _leave()
+    if as_json:
+        typer.echo(json.dumps(done, indent=2))
+    else:
+        _tell(done)
+    if done["result"] != _IN_STEP:
+        raise typer.Exit(1)
+
+
+def _leave() -> NoReturn:
+    typer.echo("The mirror goes on; `registry-mirror sync --status` tells how far it is.", err=True)
+    raise typer.Exit(130)
+
+
+def _tell(done: dict[str, Any]) -> None:
+    for image, cause in done["problems"].items():
+        typer.echo(f"{image}: {cause}", err=True)
+    counts = ", ".join(f"{count} {word}" for word, count in sorted(done["tags"].items())) or "no images"
+    seconds = format_duration(max(0, round(done["ended"] - done["began"])))
+    fetched, held = format_bytes(done["bytes_fetched"]), format_bytes(done["bytes_held"])
+    typer.echo(f"{done['result']} in {seconds}: {counts}; {fetched} fetched, {held} were already here")
+
+
+def _status(admin: Admin, *, as_json: bool) -> None:
+    state = admin.ask("GET", "/api/v1/sync")
+    following = state["next_image"]
+    while following is not None:
+        more = admin.ask("GET", f"/api/v1/sync?last={following}")
+        state["images"] += more["images"]
+        following = more["next_image"]
+    if as_json:
+        typer.echo(json.dumps({key: value for key, value in state.items() if key != "next_image"}, indent=2))
+        return
+    table = Table("image", "result", "looked at", "fetched", "", box=None, pad_edge=False)
+    for image in state["images"]:
+        age = format_duration(max(0, round(time.time() - image["time"])))
+        table.add_row(image["image"], image["result"], f"{age} ago", format_bytes(image["bytes_fetched"]), image["cause"] or "")
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    for run in state["running"]:
+        done = sum(run["tags"].values())
+        typer.echo(f"running: {run['kind']} by {run['by']}, {done} of {run['total']} images done")
+    for order in state["waiting"]:
+        typer.echo(f"waiting: {order['kind']} by {order['by']}: {', '.join(order['images']) or 'everything'}")
+    if state["next"] is not None:
+        typer.echo(f"next scheduled run in {format_duration(max(0, round(state['next'] - time.time())))}")

@@ -1,0 +1,229 @@
+"""Brings one image in step with upstream: asked for by HEAD, fetched whole, and only then switched to.
+
+So a pull finds a complete image at any moment, the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Literal
+
+from mirror.aio import together
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
+from mirror.core.freshness import TagRecord
+from mirror.core.manifest import Descriptor, Manifest, ManifestKind, parse_manifest
+from mirror.core.names import Reference, Repository, Tag
+from mirror.core.outcome import Outcome
+from mirror.core.platform import Platform
+from mirror.core.selection import chosen
+from mirror.errors import MirrorError, NotFound, StorageError, UpstreamRateLimited
+from mirror.images import is_complete
+from mirror.pull.answers import ManifestAnswer
+from mirror.pull.blobs import Blobs
+from mirror.pull.bydigest import ByDigest
+from mirror.pull.context import Context
+from mirror.pull.permission import Permission
+from mirror.pull.records import Records
+from mirror.sync.platforms import held_platforms
+from mirror.sync.progress import Progress
+
+# Indexes nest two deep in practice; a hostile one could nest for ever.
+_DEEPEST = 4
+# Layers of one image that are fetched side by side, as many as Docker does.
+_BLOBS_AT_ONCE = 3
+
+Word = Literal["unchanged", "moved", "gone", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An image to be brought in step.
+
+    Attributes:
+        platforms: wanted in any case, beside those that were pulled before.
+        fetch: whether its content is wanted even if the tag has not moved, or nobody has ever pulled it.
+    """
+
+    repository: Repository
+    reference: Reference
+    platforms: tuple[Platform, ...] = ()
+    fetch: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.repository}{':' if isinstance(self.reference, Tag) else '@'}{self.reference}"
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What came of an image.
+
+    Attributes:
+        word: `moved` also for what was not held before.
+        old: what the tag named before.
+        new: what it names now.
+        cause: of `gone`, `failed` and `skipped`.
+    """
+
+    word: Word
+    old: Digest | None = None
+    new: Digest | None = None
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What is wanted of what a tag names now.
+
+    Attributes:
+        platforms: of an index, these.
+        whole: of a single manifest, its blobs.
+        certain: that there is nothing for any of the platforms is a failure.
+    """
+
+    platforms: tuple[Platform, ...]
+    whole: bool
+    certain: bool
+
+
+class Bringer:
+    """Brings images.
+
+    Args:
+        reserve: pulls of the limit that are left to clients.
+    """
+
+    def __init__(
+        self, context: Context, by_digest: ByDigest, records: Records, blobs: Blobs, permission: Permission, reserve: int
+    ) -> None:
+        self._context = context
+        self._by_digest = by_digest
+        self._records = records
+        self._blobs = blobs
+        self._permission = permission
+        self._reserve = reserve
+
+    def may_ask(self, registry: str) -> bool:
+        """Whether upstream is in order and its pull limit leaves something for work that nobody waits for."""
+        found = self._context.registries.get(registry)
+        return found is not None and found.allows_background(self._reserve)
+
+    def progress(self, target: Target) -> Progress:
+        """What to give to `bring`, and to look at meanwhile."""
+        return Progress(str(target), self._blobs.received)
+
+    async def bring(self, target: Target, progress: Progress) -> Brought:
+        """Bring one image in step; what goes wrong is part of the answer.
+
+        Raises:
+            UpstreamRateLimited: upstream wants to be asked less, or what is left of its limit is for clients.
+        """
+        try:
+            await self._permission.check(target.repository, target.reference)
+            if isinstance(target.reference, Digest):
+                return await self._by_its_digest(target, target.reference, progress)
+            return await self._by_its_tag(target, target.reference, progress)
+        except UpstreamRateLimited:
+            raise
+        except (MirrorError, InvalidInput) as error:
+            return Brought("failed", cause=str(error))
+
+    async def _by_its_digest(self, target: Target, digest: Digest, progress: Progress) -> Brought:
+        fetched = progress.fetched
+        answer = await self._manifest(target.repository, digest, progress)
+        await self._content(target.repository, answer, _Wish(target.platforms, whole=True, certain=True), progress)
+        return Brought("unchanged" if progress.fetched == fetched else "moved", None, digest)
+
+    async def _by_its_tag(self, target: Target, tag: Tag, progress: Progress) -> Brought:
+        repository = target.repository
+        self._spend(repository)
+        record = self._records.of(repository, tag)
+        old = record.digest if record is not None else None
+        try:
+            head = await self._by_digest.asked(repository, tag)
+        except NotFound as error:
+            return Brought("gone", old, cause=str(error))
+        if record is not None and head.digest == old and not target.fetch:
+            await self._records.found(repository, tag, _known(record), pulled=False)
+            return Brought("unchanged", old, old)
+        answer = await self._named(repository, tag, head.digest, progress)
+        await self._content(repository, answer, await self._wish(target, old), progress)
+        await self._records.found(repository, tag, answer, pulled=False)
+        return Brought("unchanged" if answer.digest == old else "moved", old, answer.digest)
+
+    async def _wish(self, target: Target, old: Digest | None) -> _Wish:
+        if old is None:
+            return _Wish(target.platforms, whole=target.fetch, certain=target.fetch)
+        files = self._context.files
+        pulled = await self._context.in_thread(held_platforms, files, old)
+        whole = target.fetch or await self._context.in_thread(is_complete, files, old)
+        return _Wish(tuple(dict.fromkeys((*target.platforms, *pulled))), whole=whole, certain=target.fetch)
+
+    # ---- content
+
+    async def _named(self, repository: Repository, tag: Tag, digest: Digest | None, progress: Progress) -> ManifestAnswer:
+        """The manifest that a HEAD of the tag has named, if it has named one."""
+        try:
+            return await self._manifest(repository, digest or tag, progress)
+        except NotFound:
+            # The tag has moved in between, or upstream's HEAD is not to be trusted.
+            return await self._manifest(repository, tag, progress)
+
+    async def _manifest(self, repository: Repository, reference: Reference, progress: Progress) -> ManifestAnswer:
+        """A manifest, in the store."""
+        if isinstance(reference, Digest):
+            held = self._by_digest.held(repository, reference)
+            if held is not None:
+                progress.have(reference, held.size, 0)
+                return held
+            self._spend(repository)
+            answer = await self._by_digest.get(repository, reference, head=False)
+        else:
+            self._spend(repository)
+            answer = await self._by_digest.fetch(repository, reference)
+        if answer.outcome is Outcome.BYPASS:
+            raise StorageError("the store cannot take its manifest", "full")
+        progress.have(answer.digest, answer.size, answer.size)
+        return answer
+
+    async def _content(
+        self, repository: Repository, answer: ManifestAnswer, wish: _Wish, progress: Progress, depth: int = 0
+    ) -> None:
+        """Everything that a client of one of the platforms needs."""
+        assert answer.raw is not None
+        manifest = parse_manifest(answer.raw, answer.media_type, answer.digest)
+        if manifest.kind is not ManifestKind.INDEX:
+            if wish.whole or depth:
+                await self._all_blobs(repository, manifest, progress)
+            return
+        children = chosen(manifest.children, wish.platforms)
+        if wish.certain and not children and manifest.children:
+            wanted = ", ".join(map(str, wish.platforms))
+            raise NotFound(f"none of its manifests is for {wanted}; there are {_offered(manifest)}")
+        for child in children if depth < _DEEPEST else ():
+            below = await self._manifest(repository, child.digest, progress)
+            await self._content(repository, below, wish, progress, depth + 1)
+
+    async def _all_blobs(self, repository: Repository, manifest: Manifest, progress: Progress) -> None:
+        blobs = [blob for blob in {blob.digest: blob for blob in manifest.blobs}.values() if not blob.is_foreign]
+        progress.expect(blobs)
+        slots = asyncio.Semaphore(_BLOBS_AT_ONCE)
+
+        async def bring(blob: Descriptor) -> None:
+            async with slots:
+                progress.have(blob.digest, blob.size, await self._blobs.bring(repository, blob.digest))
+
+        await together(bring(blob) for blob in blobs)
+
+    def _spend(self, repository: Repository) -> None:
+        if not self.may_ask(repository.registry):
+            raise UpstreamRateLimited(f"what {repository.registry} leaves to be asked is kept for clients")
+
+
+def _known(record: TagRecord) -> ManifestAnswer:
+    return ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.REVALIDATED)
+
+
+def _offered(index: Manifest) -> str:
+    return ", ".join(dict.fromkeys(str(child.platform) for child in index.children if child.platform)) or "no platforms"

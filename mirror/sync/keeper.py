@@ -1,0 +1,180 @@
+"""Carries out orders, by itself every interval and whenever somebody asks; in one process of a store, whatever their number."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from mirror.aio import together
+from mirror.metrics import Metrics
+from mirror.storage.election import Election
+from mirror.storage.index import Index
+from mirror.storage.layout import Layout
+from mirror.storage.ledger import Ledger
+from mirror.sync.bringer import Bringer
+from mirror.sync.order import Kind, Order
+from mirror.sync.plan import HeldTag, Plan, Planner
+from mirror.sync.run import Run
+
+log = structlog.get_logger(__name__)
+
+# How often it is looked whether there is something to do, and told how far it is. Seconds.
+_LOOK = 0.25
+_ELECT = 2.0
+# Images that are brought at the same time by all runs together.
+_AT_ONCE = 8
+# A scheduled run makes way for the next one, but not before this. An order may bring many images. Seconds.
+_LONGEST_SCHEDULED = 3600.0
+_LONGEST_ORDER = 86400.0
+# Many mirrors that were started together shall not ask upstream together: the share of the interval that chance decides.
+_JITTER = 0.2
+
+
+@dataclass(frozen=True)
+class Means:
+    """What runs work with; another one when the configuration changes.
+
+    Attributes:
+        interval: seconds between scheduled runs, 0 for none but when other images are configured.
+    """
+
+    bringer: Bringer
+    planner: Planner
+    interval: float
+
+
+class Keeper:
+    """Keeps one store in step.
+
+    Args:
+        means: called for those of the day.
+    """
+
+    def __init__(self, layout: Layout, index: Index, ledger: Ledger, metrics: Metrics, means: Callable[[], Means]) -> None:
+        self._layout = layout
+        self._index = index
+        self._ledger = ledger
+        self._metrics = metrics
+        self._means = means
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._runs: dict[Kind, Run] = {}
+
+    def kept(self) -> frozenset[str]:
+        """Names of the images that the configuration keeps here, as they were found last. Costs one read."""
+        kept = self._ledger.state("kept")
+        rows = kept.values() if isinstance(kept, dict) else ()
+        return frozenset(name for names in rows if isinstance(names, list) for name in map(str, names))
+
+    async def run(self) -> None:
+        """Work until cancelled. What is under way then is taken up again after the next start."""
+        with contextlib.closing(Election(self._layout.sync_lock)) as election:
+            while not election.won():  # noqa: ASYNC110 - the kernel has no event for a lock
+                await asyncio.sleep(_ELECT)
+            last = self._ledger.state("succeeded")
+            if isinstance(last, int | float):
+                self._metrics.sync_last_success.set(last)
+            # A long order of one kind keeps none of another kind waiting: a push that is told of is looked at meanwhile.
+            await together([self._lane("schedule"), self._lane("sync"), self._lane("warm"), self._tell()])
+
+    async def _lane(self, kind: Kind) -> None:
+        while True:
+            order = self._scheduled() if kind == "schedule" else self._waiting(kind)
+            if order is None:
+                await asyncio.sleep(_LOOK)
+                continue
+            try:
+                await self._carry_out(order)
+            except Exception:
+                log.exception("sync_bug", order=order.name)
+                await asyncio.sleep(_ELECT)
+
+    async def _tell(self) -> None:
+        """Write down how far the runs are, for the other processes."""
+        told: list[dict[str, Any]] | None = None
+        while True:
+            running = [run.snapshot() for run in self._runs.values()]
+            if running != told:
+                told = running
+                await asyncio.to_thread(self._ledger.put_state, "running", running)
+            await asyncio.sleep(_LOOK)
+
+    # ---- what is next
+
+    def _waiting(self, kind: Kind) -> Order | None:
+        """The order of a kind that has waited longest and may begin."""
+        orders = (Order.read(name, row) for name, row in self._ledger.orders())
+        due = [order for order in orders if order is not None and order.kind == kind and order.after <= time.time()]
+        return min(due, key=lambda order: order.asked, default=None)
+
+    def _scheduled(self) -> Order | None:
+        """The resync, if it is time for it; one that did not come to its end is gone on with."""
+        means, now = self._means(), time.time()
+        state = self._ledger.state("schedule") or {}
+        same = state.get("fingerprint") == means.planner.fingerprint
+        if means.interval <= 0 and (same or not means.planner.wants_images):
+            return None
+        if same and now < state.get("next", 0.0):
+            return None
+        began = state.get("round", now) if same and state.get("unfinished") else now
+        return Order("schedule", "schedule", (), (), began, now, "schedule")
+
+    # ---- carrying out
+
+    async def _carry_out(self, order: Order) -> None:
+        means, began = self._means(), time.time()
+        run = Run(order, lambda: self._means().bringer, self._ledger, self._metrics, self._slots)
+        self._runs[order.kind] = run
+        try:
+            if order.kind == "schedule":
+                await self._note_schedule(order, means, began, unfinished=True)
+            plan = await self._planned(order, means)
+            summary = await run.carry_out(plan, self._bound(order, means))
+        finally:
+            del self._runs[order.kind]
+        if order.kind == "schedule":
+            await self._note_schedule(order, means, self._next(began, means), unfinished=summary.result in ("limited", "timeout"))
+            if summary.result == "completed":
+                self._metrics.sync_last_success.set(summary.ended or began)
+                await asyncio.to_thread(self._ledger.put_state, "succeeded", summary.ended)
+        await asyncio.to_thread(self._ledger.put_state, f"last {order.kind}", summary.row())
+        await asyncio.to_thread(self._ledger.put_done, order.name, summary.row())
+        await asyncio.to_thread(self._ledger.remove_order, order.name, order.row())
+
+    async def _planned(self, order: Order, means: Means) -> Plan:
+        held = await asyncio.to_thread(self._held)
+        kept = self._ledger.state("kept") or {}
+        plan = await means.planner.plan(order, held, kept, time.time())
+        # Before anything is fetched: what is to stay must not be evicted by what comes after it.
+        now_kept = plan.kept if order.kind == "schedule" else {**kept, **plan.kept}
+        if now_kept != kept:
+            await asyncio.to_thread(self._ledger.put_state, "kept", now_kept)
+        return plan
+
+    def _held(self) -> list[HeldTag]:
+        return [
+            HeldTag(repository, tag, record, self._index.pulls(repository, tag)) for repository, tag, record in self._index.tags()
+        ]
+
+    async def _note_schedule(self, order: Order, means: Means, following: float, *, unfinished: bool) -> None:
+        state = {
+            "round": order.asked,
+            "unfinished": unfinished,
+            "next": following,
+            "fingerprint": means.planner.fingerprint,
+        }
+        await asyncio.to_thread(self._ledger.put_state, "schedule", state)
+
+    @staticmethod
+    def _next(began: float, means: Means) -> float:
+        return began + means.interval * (1 + _JITTER * (random.random() - 0.5))  # noqa: S311 - no secret
+
+    @staticmethod
+    def _bound(order: Order, means: Means) -> float:
+        return max(_LONGEST_SCHEDULED, means.interval) if order.kind == "schedule" else _LONGEST_ORDER

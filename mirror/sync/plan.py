@@ -1,0 +1,176 @@
+"""Which images an order means: configured ones, with their globs asked of upstream, and held ones by how much they are pulled."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from mirror.core.errors import InvalidInput
+from mirror.core.freshness import TagRecord
+from mirror.core.names import ImagePattern, Repository, Tag
+from mirror.core.platform import Platform
+from mirror.core.popularity import Pulls
+from mirror.core.wanted import Wanted
+from mirror.errors import MirrorError
+from mirror.sync.bringer import Target
+from mirror.sync.order import Order
+
+ListTags = Callable[[Repository], Awaitable[list[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTag:
+    """A tag of which something is known here."""
+
+    repository: Repository
+    tag: Tag
+    record: TagRecord
+    pulls: Pulls
+
+
+@dataclass
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        targets: by name; what is asked for most comes first.
+        problems: by what was asked for, why nothing is done about it.
+        kept: the tags that each configured image stands for now, by its text; they are evicted last.
+    """
+
+    targets: dict[str, Target] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, target: Target) -> None:
+        """Plan an image; one that is planned already is wanted for all platforms that were named."""
+        known = self.targets.get(str(target), target)
+        platforms = tuple(dict.fromkeys((*known.platforms, *target.platforms)))
+        self.targets[str(target)] = replace(known, platforms=platforms, fetch=known.fetch or target.fetch)
+
+
+class Planner:
+    """Makes plans.
+
+    Args:
+        wanted: the configured images.
+        platforms: for configured images that name none.
+        active_within: seconds; a tag that nobody has pulled for longer is left alone.
+        list_tags: asks upstream for all tags of a repository.
+        default_registry: for names without one.
+    """
+
+    def __init__(
+        self,
+        wanted: tuple[Wanted, ...],
+        platforms: tuple[Platform, ...],
+        active_within: float,
+        list_tags: ListTags,
+        default_registry: str,
+    ) -> None:
+        self._wanted = wanted
+        self._platforms = platforms
+        self._active_within = active_within
+        self._list_tags = list_tags
+        self._default_registry = default_registry
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when other images are configured."""
+        return repr((self._wanted, self._platforms))
+
+    @property
+    def wants_images(self) -> bool:
+        """Whether any are configured."""
+        return bool(self._wanted)
+
+    async def plan(self, order: Order, held: Iterable[HeldTag], kept: dict[str, list[str]], now: float) -> Plan:
+        """What an order means.
+
+        Args:
+            kept: what configured images stood for last; still so where upstream cannot be asked.
+        """
+        plan = Plan()
+        if order.kind == "warm":
+            platforms = tuple(map(Platform.parse, order.platforms)) or self._platforms
+            for name in order.images:
+                await self._warm(name, platforms, plan)
+            return plan
+        pulled = {(entry.repository, entry.tag): entry for entry in held}
+        if order.kind == "schedule" or not order.images:
+            await self._configured(self._wanted, kept, plan)
+            active = (entry for entry in pulled.values() if now - entry.record.pulled <= self._active_within)
+            _resync((entry for entry in active if entry.record.checked < order.asked), plan)
+        else:
+            for text in order.images:
+                await self._matching(text, pulled.values(), kept, plan)
+        plan.targets = dict(sorted(plan.targets.items(), key=lambda item: -_weight(pulled, item[1], now)))
+        return plan
+
+    async def _warm(self, name: str, platforms: tuple[Platform, ...], plan: Plan) -> None:
+        try:
+            wanted = Wanted.parse(name, default_registry=self._default_registry, platforms=platforms)
+            for target in await self._resolved(wanted, platforms):
+                plan.add(target)
+        except (InvalidInput, MirrorError) as error:
+            plan.problems[name] = str(error)
+
+    async def _configured(self, wanted: Iterable[Wanted], kept: dict[str, list[str]], plan: Plan) -> None:
+        for entry in wanted:
+            name = str(entry)
+            try:
+                targets = await self._resolved(entry, entry.platforms or self._platforms)
+            except MirrorError as error:
+                plan.problems[name] = str(error)
+                plan.kept[name] = kept.get(name, [])
+                continue
+            plan.kept[name] = [str(target) for target in targets]
+            for target in targets:
+                plan.add(target)
+
+    async def _resolved(self, wanted: Wanted, platforms: tuple[Platform, ...]) -> list[Target]:
+        repository = wanted.repository
+        if wanted.reference is not None:
+            return [Target(repository, wanted.reference, platforms, fetch=True)]
+        tags = wanted.select(await self._list_tags(repository))
+        return [Target(repository, tag, platforms, fetch=True) for tag in tags]
+
+    async def _matching(self, text: str, held: Iterable[HeldTag], kept: dict[str, list[str]], plan: Plan) -> None:
+        """What is held or configured of what an operator has named."""
+        try:
+            pattern = ImagePattern.parse(text, self._default_registry)
+        except InvalidInput as error:
+            plan.problems[text] = str(error)
+            return
+        meant = Plan()
+        _resync((entry for entry in held if pattern.matches(entry.repository, entry.tag, entry.record.digest)), meant)
+        configured = Plan()
+        await self._configured(
+            (entry for entry in self._wanted if pattern.matches_repository(entry.repository)), kept, configured
+        )
+        for target in configured.targets.values():
+            if _covers(pattern, target):
+                meant.add(target)
+        plan.kept.update(configured.kept)
+        plan.problems.update(configured.problems)
+        for target in meant.targets.values():
+            plan.add(target)
+        if not meant.targets and not configured.problems:
+            plan.problems[text] = "nothing of that name is held here, and nothing is configured; `warm` would bring it"
+
+
+def _resync(held: Iterable[HeldTag], plan: Plan) -> None:
+    for entry in held:
+        plan.add(Target(entry.repository, entry.tag))
+
+
+def _covers(pattern: ImagePattern, target: Target) -> bool:
+    if isinstance(target.reference, Tag):
+        return pattern.matches(target.repository, target.reference, None)
+    return pattern.matches(target.repository, None, target.reference)
+
+
+def _weight(held: dict[tuple[Repository, Tag], HeldTag], target: Target, now: float) -> float:
+    reference = target.reference
+    entry = held.get((target.repository, reference)) if isinstance(reference, Tag) else None
+    return entry.pulls.at(now) if entry is not None else 0.0

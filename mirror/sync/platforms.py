@@ -1,0 +1,39 @@
+"""For which platforms an image was pulled, as what is held of it tells."""
+
+from __future__ import annotations
+
+import json
+
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
+from mirror.core.manifest import Manifest, ManifestKind
+from mirror.core.platform import Platform
+from mirror.images import held_manifest, is_complete
+from mirror.storage.blobs import BlobFiles
+
+# An image's config is some kilobytes; a larger one is not looked into.
+_CONFIG_LIMIT = 1 << 20
+
+
+def held_platforms(files: BlobFiles, digest: Digest) -> tuple[Platform, ...]:
+    """The platforms of which everything is held. Blocks for as long as reading the held manifests takes."""
+    manifest = held_manifest(files, digest)
+    if manifest is None:
+        return ()
+    if manifest.kind is ManifestKind.INDEX:
+        return tuple(
+            child.platform for child in manifest.children if child.platform is not None and is_complete(files, child.digest)
+        )
+    own = _own_platform(files, manifest) if is_complete(files, digest) else None
+    return () if own is None else (own,)
+
+
+def _own_platform(files: BlobFiles, manifest: Manifest) -> Platform | None:
+    """What the config of an image says (OCI image-spec, config.md)."""
+    raw = files.read(manifest.config.digest, _CONFIG_LIMIT) if manifest.config is not None else None
+    try:
+        config = json.loads(raw or b"")
+        parts = [config["os"], config["architecture"], *filter(None, [config.get("variant")])]
+        return Platform.parse("/".join(parts))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidInput):
+        return None

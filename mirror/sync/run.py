@@ -1,0 +1,196 @@
+"""Carries one order out, from its first image to its last: a few at once, within the budget and within a bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import structlog
+
+from mirror.aio import together
+from mirror.errors import UpstreamRateLimited
+from mirror.metrics import Metrics
+from mirror.storage.ledger import Ledger
+from mirror.sync.bringer import Bringer, Brought, Target
+from mirror.sync.order import Order
+from mirror.sync.plan import Plan
+from mirror.sync.progress import Progress
+
+log = structlog.get_logger(__name__)
+
+# Images that are checked or fetched side by side.
+_AT_ONCE = 4
+# An image that is not there by then counts as failed; its downloads go on, and the next run finds what they brought. Seconds.
+_LONGEST_IMAGE = 3600.0
+_MOST_PROBLEMS = 100
+_RECENT = 50
+
+
+@dataclass
+class Summary:
+    """What came of an order. Times are seconds since the epoch.
+
+    Attributes:
+        result: `running`, `completed`; `limited` if images were left for the next run; `failed` if some could not be brought in
+            step; `timeout` if the run had to be ended.
+        total: images that were meant.
+        tags: how many came out how.
+        bytes_fetched: had to travel.
+        bytes_held: were here already.
+        problems: by image, why it is not in step; the first of them.
+        recent: what came of the images that were looked at last.
+    """
+
+    name: str
+    kind: str
+    by: str
+    began: float
+    ended: float | None = None
+    result: str = "running"
+    total: int = 0
+    tags: Counter[str] = field(default_factory=Counter)
+    bytes_fetched: int = 0
+    bytes_held: int = 0
+    problems: dict[str, str] = field(default_factory=dict)
+    recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_RECENT))
+
+    def row(self) -> dict[str, Any]:
+        """For the ledger."""
+        return {**asdict(self), "tags": dict(self.tags), "recent": list(self.recent)}
+
+
+class Run:
+    """One order being carried out.
+
+    Args:
+        bringer: called for the one of the day: the configuration may change meanwhile.
+        slots: shared with other runs.
+    """
+
+    def __init__(
+        self, order: Order, bringer: Callable[[], Bringer], ledger: Ledger, metrics: Metrics, slots: asyncio.Semaphore
+    ) -> None:
+        self.summary = Summary(order.name, order.kind, order.by, time.time())
+        self._bringer = bringer
+        self._ledger = ledger
+        self._metrics = metrics
+        self._slots = slots
+        self._under_way: dict[str, Progress] = {}
+        # Registries that are not asked any more in this run, and why.
+        self._left: dict[str, str] = {}
+
+    def snapshot(self) -> dict[str, Any]:
+        """How far it is."""
+        return {**self.summary.row(), "images": [progress.snapshot() for progress in self._under_way.values()]}
+
+    async def carry_out(self, plan: Plan, bound: float) -> Summary:
+        """Bring what is planned, within `bound` seconds."""
+        summary = self.summary
+        summary.total, summary.problems = len(plan.targets), dict(plan.problems)
+        try:
+            async with asyncio.timeout(bound):
+                await together(self._registry(targets) for targets in _by_registry(plan.targets.values()))
+            summary.result = self._verdict()
+        except TimeoutError:
+            summary.result = "timeout"
+        summary.ended = time.time()
+        self._metrics.sync_runs.labels(summary.result).inc()
+        self._log()
+        return summary
+
+    def _log(self) -> None:
+        summary = self.summary
+        log.info(
+            "sync_ended",
+            order=summary.name,
+            by=summary.by,
+            result=summary.result,
+            images=summary.total,
+            **summary.tags,
+            bytes_fetched=summary.bytes_fetched,
+            bytes_held=summary.bytes_held,
+            seconds=round((summary.ended or summary.began) - summary.began, 1),
+        )
+
+    def _verdict(self) -> str:
+        if self.summary.tags["skipped"]:
+            return "limited"
+        return "failed" if self.summary.tags["failed"] or self.summary.problems else "completed"
+
+    async def _registry(self, targets: list[Target]) -> None:
+        """The images of one registry: the first by itself, which finds out whether it can be asked at all."""
+        waiting = iter(targets)
+
+        async def work() -> None:
+            for target in waiting:
+                await self._image(target)
+
+        await self._image(next(waiting))
+        await together(work() for _ in range(_AT_ONCE))
+
+    async def _image(self, target: Target) -> None:
+        async with self._slots:
+            bringer = self._bringer()
+            progress = bringer.progress(target)
+            self._under_way[str(target)] = progress
+            try:
+                brought = await self._bounded(bringer, target, progress)
+            finally:
+                del self._under_way[str(target)]
+        summary = self.summary
+        summary.tags[brought.word] += 1
+        summary.bytes_fetched += progress.fetched
+        summary.bytes_held += progress.held
+        self._metrics.sync_tags.labels(brought.word).inc()
+        if brought.word in ("failed", "skipped") and len(summary.problems) < _MOST_PROBLEMS:
+            summary.problems[str(target)] = brought.cause or brought.word
+        result = _result(brought, progress)
+        summary.recent.append({"image": str(target), **result})
+        if brought.word != "skipped":
+            await asyncio.to_thread(self._ledger.put_result, str(target), result)
+
+    async def _bounded(self, bringer: Bringer, target: Target, progress: Progress) -> Brought:
+        registry = target.repository.registry
+        if registry in self._left:
+            return Brought("skipped", cause=self._left[registry])
+        try:
+            async with asyncio.timeout(_LONGEST_IMAGE):
+                brought = await bringer.bring(target, progress)
+        except UpstreamRateLimited as error:
+            self._leave(registry, str(error))
+            return Brought("skipped", cause=str(error))
+        except TimeoutError:
+            return Brought("failed", cause=f"not there within {_LONGEST_IMAGE:.0f} s; what has been begun goes on")
+        if brought.word == "failed":
+            log.warning("sync_failed", image=str(target), cause=brought.cause)
+            if not bringer.may_ask(registry):
+                self._leave(registry, f"{registry} cannot be asked for now")
+        return brought
+
+    def _leave(self, registry: str, why: str) -> None:
+        if registry not in self._left:
+            self._left[registry] = why
+            log.warning("sync_left", registry=registry, cause=why, rest="comes in the next run")
+
+
+def _by_registry(targets: Iterable[Target]) -> list[list[Target]]:
+    found: dict[str, list[Target]] = {}
+    for target in targets:
+        found.setdefault(target.repository.registry, []).append(target)
+    return list(found.values())
+
+
+def _result(brought: Brought, progress: Progress) -> dict[str, Any]:
+    return {
+        "result": brought.word,
+        "old": str(brought.old) if brought.old else None,
+        "digest": str(brought.new) if brought.new else None,
+        "cause": brought.cause,
+        "bytes_fetched": progress.fetched,
+        "bytes_held": progress.held,
+        "time": time.time(),
+    }
