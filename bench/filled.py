@@ -112,7 +112,8 @@ def _write_images(layout: Layout, images: int, blobs: int, taken: int) -> Filled
         index.put_manifest(repository, record.digest, Held(MANIFEST_TYPE, len(raw)))
     index.grant("blob", REGISTRY, Digest.of(b""), 0)
     index.close()
-    Room(layout, 0, 0).correct(0, taken, blobs)
+    room = Room(layout, 0, 0)
+    room.correct(room.mark(), taken, blobs)
     return Filled(blobs, taken, filled.manifests, filled.small_blobs)
 
 

@@ -1,0 +1,28 @@
+"""The store that the benchmark of a million blobs makes is one that the mirror takes for its own."""
+
+from bench.filled import fill
+from mirror.core.names import Repository, Tag
+from mirror.images import images
+from mirror.storage import census
+from mirror.storage.blobs import BlobFiles
+from mirror.storage.index import Index
+from mirror.storage.layout import Layout
+from mirror.storage.room import Room
+
+
+def test_filled_store(tmp_path):
+    """Its account tells what a count of its files finds, and its images are complete."""
+    filled = fill(tmp_path / "store", 300, 20)
+    layout = Layout(str(tmp_path / "store"))
+    layout.prepare()
+    room = Room(layout, 0, 0)
+    held = census.take(layout, lambda: False)
+    assert held is not None
+    assert (held.blobs, held.taken) == (300, filled.bytes)
+    assert room.figures() == (filled.bytes, 300)
+    index = Index(layout.index)
+    found = list(images(BlobFiles(layout, room), index))
+    index.close()
+    assert len(found) == 20
+    assert all(image.complete for image in found)
+    assert (Repository.parse("docker.io", "bench/image-0"), Tag("v0")) in {(image.repository, image.tag) for image in found}
