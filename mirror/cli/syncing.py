@@ -111,5 +111,5 @@ def _status(admin: Admin, *, as_json: bool) -> None:
         typer.echo(f"running: {run['kind']} by {run['by']}, {done} of {run['total']} images done")
     for order in state["waiting"]:
         typer.echo(f"waiting: {order['kind']} by {order['by']}: {', '.join(order['images']) or 'everything'}")
-    if state["next"] is not None:
+    if state["next"] is not None and not any(run["kind"] == "schedule" for run in state["running"]):
         typer.echo(f"next scheduled run in {format_duration(max(0, round(state['next'] - time.time())))}")

@@ -42,8 +42,8 @@ def _view(quiet: bool) -> Iterator[_View]:
     if quiet:
         yield _Nothing()
     elif sys.stdout.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console()) as bars:
+        name, amount = TextColumn("{task.description}"), DownloadColumn(binary_units=True)
+        with Progress(name, BarColumn(), amount, TransferSpeedColumn(), TimeRemainingColumn(), console=Console()) as bars:
             yield _Bars(bars)
     else:
         yield _Lines()

@@ -119,7 +119,7 @@ class Run:
     def _verdict(self) -> str:
         if self.summary.tags["skipped"]:
             return "limited"
-        return "failed" if self.summary.tags["failed"] or self.summary.problems else "completed"
+        return "failed" if self.summary.problems else "completed"
 
     async def _registry(self, targets: list[Target]) -> None:
         """The images of one registry: the first by itself, which finds out whether it can be asked at all."""
@@ -146,12 +146,16 @@ class Run:
         summary.bytes_fetched += progress.fetched
         summary.bytes_held += progress.held
         self._metrics.sync_tags.labels(brought.word).inc()
-        if brought.word in ("failed", "skipped") and len(summary.problems) < _MOST_PROBLEMS:
+        if self._is_problem(brought) and len(summary.problems) < _MOST_PROBLEMS:
             summary.problems[str(target)] = brought.cause or brought.word
         result = _result(brought, progress)
         summary.recent.append({"image": str(target), **result})
         if brought.word != "skipped":
             await asyncio.to_thread(self._ledger.put_result, str(target), result)
+
+    def _is_problem(self, brought: Brought) -> bool:
+        """Whether the order is not fulfilled. That upstream has deleted a tag is an answer, but not to who wants the image."""
+        return brought.word in ("failed", "skipped") or (brought.word == "gone" and self.summary.kind == "warm")
 
     async def _bounded(self, bringer: Bringer, target: Target, progress: Progress) -> Brought:
         registry = target.repository.registry

@@ -201,10 +201,10 @@ async def test_warm_what_is_missing(hub, mirror, orders):
 
 
 async def test_warm_does_not_exist(hub, mirror, orders):
-    """An image that upstream does not have is said to be gone, by name."""
+    """An image that upstream does not have is said to be gone, by name, and the order has failed."""
     hub.add_image(APP, "1")
     done = await orders.warm("app:2")
-    assert done["tags"] == {"gone": 1}
+    assert (done["result"], done["tags"], list(done["problems"])) == ("failed", {"gone": 1}, ["docker.io/library/app:2"])
 
 
 async def test_warm_what_is_denied(hub, mirror, orders):
