@@ -11,10 +11,10 @@ from yarl import URL
 
 from mirror import __version__
 from mirror.config import Config
-from mirror.core.names import PathPattern, Repository, canonical_registry
+from mirror.core.names import PathPattern, canonical_registry
 from mirror.core.policy import Policy
 from mirror.download.downloads import Downloads
-from mirror.errors import CredentialsRefused, NotFound
+from mirror.errors import CredentialsRefused
 from mirror.metrics import Metrics
 from mirror.pull.blobs import Blobs
 from mirror.pull.bydigest import ByDigest
@@ -27,7 +27,6 @@ from mirror.pull.manifests import Manifests
 from mirror.pull.permission import Permission
 from mirror.pull.records import Records
 from mirror.pull.settings import TagPolicies, TagPolicy, TagRule
-from mirror.pull.tags import every_tag
 from mirror.pull.usage import Usage
 from mirror.sections import RegistryConfig
 from mirror.service.store import Store
@@ -116,26 +115,18 @@ def build(
     router, catalog = Router(registries, default), Catalog(store.index, default)
     api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, trail)
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
-    means = Means(
-        Bringer(context, by_digest, records, blobs, permission, config.sync.reserve),
-        _planner(config, registries),
-        config.sync.interval,
-    )
+    bringer = Bringer(context, by_digest, records, blobs, permission, config.sync.reserve)
+    means = Means(bringer, _planner(config, bringer), config.sync.interval)
     return Graph(config, http, registries, manifests, blobs, listings, policies, means, token, api)
 
 
-def _planner(config: Config, registries: dict[str, Registry]) -> Planner:
-    async def list_tags(repository: Repository) -> list[str]:
-        registry = registries.get(repository.registry)
-        if registry is None:
-            raise NotFound(f"registry {repository.registry} is not mirrored here")
-        return await every_tag(registry, repository)
-
+def _planner(config: Config, bringer: Bringer) -> Planner:
     return Planner(
         config.wanted(),
         config.sync.platforms,
         config.sync.active_within,
-        list_tags,
+        bringer.tags,
+        config.registries,
         canonical_registry(config.default_registry),
     )
 

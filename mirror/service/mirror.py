@@ -97,7 +97,7 @@ class Mirror:
         await self._graph.start()
         janitor = self._spawn(self._janitor.run())
         self._spawn(self._put_up())
-        self._spawn(self._keeper.run())
+        keeper = self._spawn(self._keeper.run())
         await self._entrance.open(registry_socket)
         self._spawn(self._entrance.watch())
         runner = web.AppRunner(admin_application(self._operations), access_log=None, handle_signals=False)
@@ -106,6 +106,8 @@ class Mirror:
         self._announce()
         ready()
         await stop.wait()
+        # Nothing is begun any more that nobody waits for; the next start goes on with it.
+        keeper.cancel()
         await self._drain()
         await runner.cleanup()
         await self._close(janitor)

@@ -18,7 +18,7 @@ from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.core.platform import Platform
 from mirror.core.selection import chosen
-from mirror.errors import MirrorError, NotFound, StorageError, UpstreamRateLimited
+from mirror.errors import MirrorError, NotFound, StorageError, UpstreamAnswer, UpstreamRateLimited
 from mirror.images import is_complete
 from mirror.pull.answers import ManifestAnswer
 from mirror.pull.blobs import Blobs
@@ -26,6 +26,7 @@ from mirror.pull.bydigest import ByDigest
 from mirror.pull.context import Context
 from mirror.pull.permission import Permission
 from mirror.pull.records import Records
+from mirror.pull.tags import every_tag
 from mirror.sync.platforms import held_platforms
 from mirror.sync.progress import Progress
 
@@ -109,6 +110,11 @@ class Bringer:
         found = self._context.registries.get(registry)
         return found is not None and found.allows_background(self._reserve)
 
+    async def tags(self, repository: Repository) -> list[str]:
+        """All tags of a repository; raises like `every_tag`, and UpstreamRateLimited if upstream may not be asked now."""
+        self._spend(repository)
+        return await every_tag(self._context.registry(repository), repository)
+
     def progress(self, target: Target) -> Progress:
         """What to give to `bring`, and to look at meanwhile."""
         return Progress(str(target), self._blobs.received)
@@ -142,7 +148,8 @@ class Bringer:
         old = record.digest if record is not None else None
         try:
             head = await self._by_digest.asked(repository, tag)
-        except NotFound as error:
+        except UpstreamAnswer as error:
+            # Docker Hub denies what it does not have.
             return Brought("gone", old, cause=str(error))
         if record is not None and head.digest == old and not target.fetch:
             await self._records.found(repository, tag, _known(record), pulled=False)

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from mirror.aio import together
 from mirror.metrics import Metrics
 from mirror.storage.election import Election
@@ -21,9 +19,7 @@ from mirror.storage.ledger import Ledger
 from mirror.sync.bringer import Bringer
 from mirror.sync.order import Kind, Order
 from mirror.sync.plan import HeldTag, Plan, Planner
-from mirror.sync.run import Run
-
-log = structlog.get_logger(__name__)
+from mirror.sync.run import Run, Summary
 
 # How often it is looked whether there is something to do, and told how far it is. Seconds.
 _LOOK = 0.25
@@ -89,11 +85,7 @@ class Keeper:
             if order is None:
                 await asyncio.sleep(_LOOK)
                 continue
-            try:
-                await self._carry_out(order)
-            except Exception:
-                log.exception("sync_bug", order=order.name)
-                await asyncio.sleep(_ELECT)
+            await self._carry_out(order)
 
     async def _tell(self) -> None:
         """Write down how far the runs are, for the other processes."""
@@ -134,18 +126,21 @@ class Keeper:
         try:
             if order.kind == "schedule":
                 await self._note_schedule(order, means, began, unfinished=True)
-            plan = await self._planned(order, means)
-            summary = await run.carry_out(plan, self._bound(order, means))
+            summary = await run.carry_out(self._planned(order, means), self._bound(order, means))
+            if order.kind == "schedule":
+                unfinished = summary.result in ("limited", "timeout")
+                await self._note_schedule(order, means, self._next(began, means), unfinished=unfinished)
+            await asyncio.to_thread(self._note_end, order, summary)
         finally:
             del self._runs[order.kind]
-        if order.kind == "schedule":
-            await self._note_schedule(order, means, self._next(began, means), unfinished=summary.result in ("limited", "timeout"))
-            if summary.result == "completed":
-                self._metrics.sync_last_success.set(summary.ended or began)
-                await asyncio.to_thread(self._ledger.put_state, "succeeded", summary.ended)
-        await asyncio.to_thread(self._ledger.put_state, f"last {order.kind}", summary.row())
-        await asyncio.to_thread(self._ledger.put_done, order.name, summary.row())
-        await asyncio.to_thread(self._ledger.remove_order, order.name, order.row())
+
+    def _note_end(self, order: Order, summary: Summary) -> None:
+        if order.kind == "schedule" and summary.result == "completed":
+            self._metrics.sync_last_success.set(summary.ended or 0.0)
+            self._ledger.put_state("succeeded", summary.ended)
+        self._ledger.put_state(f"last {order.kind}", summary.row())
+        self._ledger.put_done(order.name, summary.row())
+        self._ledger.remove_order(order.name, order.row())
 
     async def _planned(self, order: Order, means: Means) -> Plan:
         held = await asyncio.to_thread(self._held)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from mirror.core.errors import InvalidInput
@@ -11,7 +11,7 @@ from mirror.core.names import ImagePattern, Repository, Tag
 from mirror.core.platform import Platform
 from mirror.core.popularity import Pulls
 from mirror.core.wanted import Wanted
-from mirror.errors import MirrorError
+from mirror.errors import MirrorError, UpstreamRateLimited
 from mirror.sync.bringer import Target
 from mirror.sync.order import Order
 
@@ -35,12 +35,19 @@ class Plan:
     Attributes:
         targets: by name; what is asked for most comes first.
         problems: by what was asked for, why nothing is done about it.
+        limited: whether upstream, or the budget, left something for the next run.
         kept: the tags that each configured image stands for now, by its text; they are evicted last.
     """
 
     targets: dict[str, Target] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     kept: dict[str, list[str]] = field(default_factory=dict)
+    limited: bool = False
+
+    def refuse(self, text: str, cause: Exception) -> None:
+        """Nothing is done about what was asked for."""
+        self.problems[text] = str(cause)
+        self.limited = self.limited or isinstance(cause, UpstreamRateLimited)
 
     def add(self, target: Target) -> None:
         """Plan an image; one that is planned already is wanted for all platforms that were named."""
@@ -57,6 +64,7 @@ class Planner:
         platforms: for configured images that name none.
         active_within: seconds; a tag that nobody has pulled for longer is left alone.
         list_tags: asks upstream for all tags of a repository.
+        registries: that are mirrored; what is held of others is left alone.
         default_registry: for names without one.
     """
 
@@ -66,12 +74,14 @@ class Planner:
         platforms: tuple[Platform, ...],
         active_within: float,
         list_tags: ListTags,
+        registries: Collection[str],
         default_registry: str,
     ) -> None:
         self._wanted = wanted
         self._platforms = platforms
         self._active_within = active_within
         self._list_tags = list_tags
+        self._registries = registries
         self._default_registry = default_registry
 
     @property
@@ -96,7 +106,7 @@ class Planner:
             for name in order.images:
                 await self._warm(name, platforms, plan)
             return plan
-        pulled = {(entry.repository, entry.tag): entry for entry in held}
+        pulled = {(entry.repository, entry.tag): entry for entry in held if entry.repository.registry in self._registries}
         if order.kind == "schedule" or not order.images:
             await self._configured(self._wanted, kept, plan)
             active = (entry for entry in pulled.values() if now - entry.record.pulled <= self._active_within)
@@ -113,15 +123,15 @@ class Planner:
             for target in await self._resolved(wanted, platforms):
                 plan.add(target)
         except (InvalidInput, MirrorError) as error:
-            plan.problems[name] = str(error)
+            plan.refuse(name, error)
 
     async def _configured(self, wanted: Iterable[Wanted], kept: dict[str, list[str]], plan: Plan) -> None:
         for entry in wanted:
-            name = str(entry)
+            name = _text(entry)
             try:
                 targets = await self._resolved(entry, entry.platforms or self._platforms)
             except MirrorError as error:
-                plan.problems[name] = str(error)
+                plan.refuse(name, error)
                 plan.kept[name] = kept.get(name, [])
                 continue
             plan.kept[name] = [str(target) for target in targets]
@@ -140,7 +150,7 @@ class Planner:
         try:
             pattern = ImagePattern.parse(text, self._default_registry)
         except InvalidInput as error:
-            plan.problems[text] = str(error)
+            plan.refuse(text, error)
             return
         meant = Plan()
         _resync((entry for entry in held if pattern.matches(entry.repository, entry.tag, entry.record.digest)), meant)
@@ -153,10 +163,17 @@ class Planner:
                 meant.add(target)
         plan.kept.update(configured.kept)
         plan.problems.update(configured.problems)
+        plan.limited = plan.limited or configured.limited
         for target in meant.targets.values():
             plan.add(target)
         if not meant.targets and not configured.problems:
             plan.problems[text] = "nothing of that name is held here, and nothing is configured; `warm` would bring it"
+
+
+def _text(entry: Wanted) -> str:
+    """An entry in words that no other one has."""
+    choice = f" {entry.versions}" if entry.versions is not None else ""
+    return f"{entry}{choice}" + (f" newest {entry.newest}" if entry.newest is not None else "")
 
 
 def _resync(held: Iterable[HeldTag], plan: Plan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -87,16 +87,22 @@ class Run:
         """How far it is."""
         return {**self.summary.row(), "images": [progress.snapshot() for progress in self._under_way.values()]}
 
-    async def carry_out(self, plan: Plan, bound: float) -> Summary:
+    async def carry_out(self, planned: Awaitable[Plan], bound: float) -> Summary:
         """Bring what is planned, within `bound` seconds."""
         summary = self.summary
-        summary.total, summary.problems = len(plan.targets), dict(plan.problems)
         try:
             async with asyncio.timeout(bound):
+                plan = await planned
+                summary.total, summary.problems = len(plan.targets), dict(plan.problems)
                 await together(self._registry(targets) for targets in _by_registry(plan.targets.values()))
-            summary.result = self._verdict()
+            summary.result = self._verdict(plan)
         except TimeoutError:
             summary.result = "timeout"
+        except Exception as error:
+            # An order that fails so would fail again: it has come to its end.
+            log.exception("sync_bug", order=summary.name)
+            summary.result = "failed"
+            summary.problems["internal error"] = str(error)
         summary.ended = time.time()
         self._metrics.sync_runs.labels(summary.result).inc()
         self._log()
@@ -116,8 +122,8 @@ class Run:
             seconds=round((summary.ended or summary.began) - summary.began, 1),
         )
 
-    def _verdict(self) -> str:
-        if self.summary.tags["skipped"]:
+    def _verdict(self, plan: Plan) -> str:
+        if self.summary.tags["skipped"] or plan.limited:
             return "limited"
         return "failed" if self.summary.problems else "completed"
 
