@@ -61,7 +61,7 @@ class Metrics:
         for reason in ("max_size", "min_free"):
             self.evicted_bytes.labels(reason)
             self.evicted_blobs.labels(reason)
-        for reason in ("policy", "network", "credentials", "connections", "requests"):
+        for reason in ("policy", "network", "credentials", "connections", "requests", "webhook"):
             self.refused.labels(reason)
         for result in ("sent", "failed", "dropped"):
             self.notifications.labels(result)

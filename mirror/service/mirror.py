@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from mirror.config import Config, load
+from mirror.core.names import Repository, Tag
 from mirror.download.downloads import Downloads
 from mirror.download.workshop import Policy, Workshop
 from mirror.errors import ConfigurationError
@@ -33,6 +34,7 @@ from mirror.sync.keeper import Keeper
 from mirror.tracing import Trail
 from mirror.upstream.webhook import Webhook
 from mirror.web.admin_api import admin_application
+from mirror.web.hooks import Hooks
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +82,8 @@ class Mirror:
         self._notifier = Notifier(store.files, store.executor, lambda result: self._metrics.notifications.labels(result).inc())
         self._notifier.configure(_webhook(config))
         self._graph = self._build(config)
-        self._entrance = Entrance(config, self._handle, self._metrics)
+        self._hooks = Hooks(lambda: self._graph.config.sync.webhook_secret_file, self._pushed, self._metrics)
+        self._entrance = Entrance(config, self._handle, self._metrics, self._hooks.at_registry)
         self._operations = AdminOperations(
             store,
             self._downloads,
@@ -105,7 +108,7 @@ class Mirror:
         self._spawn(self._notifier.run())
         await self._entrance.open(registry_socket)
         self._spawn(self._entrance.watch())
-        runner = web.AppRunner(admin_application(self._operations), access_log=None, handle_signals=False)
+        runner = web.AppRunner(admin_application(self._operations, self._hooks), access_log=None, handle_signals=False)
         await runner.setup()
         await web.SockSite(runner, admin_socket).start()
         self._announce()
@@ -199,6 +202,9 @@ class Mirror:
 
     def _handle(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         return self._graph.api.handle(request)
+
+    async def _pushed(self, repository: Repository, tag: Tag) -> bool:
+        return await asyncio.to_thread(self._operations.pushed, repository, tag)
 
     async def _put_up(self) -> None:
         while self._workers > 1:

@@ -18,6 +18,7 @@ from mirror.sections import Storage
 from mirror.service.store import Store
 from mirror.upstream.webhook import Webhook
 from tests.clock import Clock
+from tests.mirror.syncing import Orders
 from tests.mirrors import MirrorUnderTest
 from tests.receiver import Receiver
 
@@ -43,11 +44,16 @@ async def mirror_that_tells(hub, tmp_path, receiver, monkeypatch, secret_file=No
         yield mirror, Clock(mirror, monkeypatch)
 
 
-async def pull(mirror, image):
-    await mirror.get(TAG)
+async def pull(mirror, image, tag="1"):
+    await mirror.get(f"/v2/{APP}/manifests/{tag}")
     for blob in [image.config, *image.layers]:
         await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
     await mirror.idle()
+
+
+def size(image):
+    """Bytes of a whole image for one platform."""
+    return len(image.raw) + image.config.size + sum(blob.size for blob in image.layers)
 
 
 def signature(key, body):
@@ -76,7 +82,7 @@ async def test_a_move_is_told(hub, tmp_path, monkeypatch, secret_file, log):
             "registry": "docker.io",
             "repository": APP,
             "tag": "1",
-            "old": {"digest": old.digest, "size": len(old.raw) + old.config.size + sum(blob.size for blob in old.layers)},
+            "old": {"digest": old.digest, "size": size(old)},
             "new": {"digest": new.digest, "size": len(new.raw)},
         }
         assert told.line == "POST /hook?token=hunter2 HTTP/1.1"
@@ -137,6 +143,21 @@ async def test_a_silent_receiver_delays_nobody(hub, tmp_path, monkeypatch):
             assert await mirror.metric("notifications_total", result="sent") == 0
             started = loop.time()
         assert loop.time() - started < 8
+
+
+async def test_a_run_tells_and_does_not_wait(hub, tmp_path, monkeypatch):
+    """What a run has brought is told with its whole size, and a silent receiver keeps no run from its end."""
+    async with Receiver("stall") as receiver, mirror_that_tells(hub, tmp_path, receiver, monkeypatch) as (mirror, _):
+        images = {}
+        for tag in ("1", "2"):
+            await pull(mirror, hub.add_image(APP, tag), tag)
+            images[tag] = hub.add_image(APP, tag, layers=[f"new {tag}".encode()])
+        order = await Orders(mirror).sync()
+        assert order["result"] == "completed"
+        assert not receiver.release.is_set()
+        receiver.release.set()
+        told = {body["tag"]: body["new"] for body in (json.loads(one.body) for one in await receiver.got(3))}
+        assert told == {tag: {"digest": image.digest, "size": size(image)} for tag, image in images.items()}
 
 
 async def test_reload_changes_who_is_told(hub, tmp_path, monkeypatch):
