@@ -154,3 +154,7 @@ class DownloadAbandoned(UpstreamError):
     """Another worker's download of the same blob ended without the blob."""
 
     reason = "abandoned"
+
+
+class NotificationRefused(MirrorError):
+    """The receiver of notifications does not want one, and would not want it the next time either."""

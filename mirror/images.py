@@ -90,6 +90,11 @@ def reach(files: BlobFiles, roots: Iterable[Digest]) -> Reach:
     return Reach(frozenset(manifests), frozenset(blobs), complete)
 
 
+def held_size(files: BlobFiles, reached: Reach) -> int:
+    """Bytes of what is held of everything that was reached."""
+    return sum(files.size(part) or 0 for part in reached.manifests | reached.blobs)
+
+
 def images(files: BlobFiles, index: Index) -> Iterator[Image]:
     """Every tag of which the manifest is held, and every manifest that no tag leads to, by name."""
     tagged: dict[Repository, set[Digest]] = {}
@@ -107,5 +112,4 @@ def images(files: BlobFiles, index: Index) -> Iterator[Image]:
 
 
 def _image(files: BlobFiles, repository: Repository, tag: Tag | None, digest: Digest, pulled: float, reached: Reach) -> Image:
-    size = sum(files.size(part) or 0 for part in reached.manifests | reached.blobs)
-    return Image(repository, tag, digest, size, pulled, reached.complete)
+    return Image(repository, tag, digest, held_size(files, reached), pulled, reached.complete)

@@ -45,6 +45,7 @@ class Metrics:
         self.evicted_blobs = self._counter("evicted_blobs", "Blobs that were evicted", "reason")
         self.purged_bytes = self._counter("purged_bytes", "Bytes of blobs that were purged")
         self.scrubbed_blobs = self._counter("scrubbed_blobs", "Held blobs that were hashed again", "result")
+        self.notifications = self._counter("notifications", "Moves of tags that somebody was to be told of", "result")
         self.storage_bytes = self._gauge("storage_bytes", "Bytes that the store takes, reservations included")
         self.storage_limit_bytes = self._gauge("storage_limit_bytes", "Bytes that the store may take")
         self.storage_blobs = self._gauge("storage_blobs", "Blobs that are held")
@@ -60,8 +61,10 @@ class Metrics:
         for reason in ("max_size", "min_free"):
             self.evicted_bytes.labels(reason)
             self.evicted_blobs.labels(reason)
-        for reason in ("policy", "network", "credentials", "connections", "requests"):
+        for reason in ("policy", "network", "credentials", "connections", "requests", "webhook"):
             self.refused.labels(reason)
+        for result in ("sent", "failed", "dropped"):
+            self.notifications.labels(result)
         for result in ("ok", "wrong"):
             self.scrubbed_blobs.labels(result)
         build = self._gauge("build_info", "Always 1", "version")

@@ -85,6 +85,10 @@ class Wanted:
             chosen += [tag for tag in matching if tag not in versions]
         return chosen[: self.newest or self.MOST_TAGS]
 
+    def may_mean(self, tag: Tag) -> bool:
+        """Whether a tag is wanted, as far as its name tells; of several, the newest ones may be others."""
+        return self.reference == tag if self.pattern is None else tag in self.select([tag.value])
+
     @property
     def _chooses(self) -> bool:
         return self.versions is not None or self.newest is not None

@@ -40,10 +40,11 @@ class Entrance:
 
     Args:
         handler: answers the requests that pass.
+        webhook: answers those for webhooks, which need no user.
     """
 
-    def __init__(self, config: Config, handler: Handler, metrics: Metrics) -> None:
-        self._door = Door(handler, metrics)
+    def __init__(self, config: Config, handler: Handler, metrics: Metrics, webhook: Handler) -> None:
+        self._door = Door(handler, metrics, webhook)
         self._executor = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4), "passwords")
         self._socket: socket.socket | None = None
         self._server: Server | None = None

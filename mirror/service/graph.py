@@ -25,7 +25,7 @@ from mirror.pull.holdings import Holdings
 from mirror.pull.listings import Listings
 from mirror.pull.manifests import Manifests
 from mirror.pull.permission import Permission
-from mirror.pull.records import Records
+from mirror.pull.records import Move, Records
 from mirror.pull.settings import TagPolicies, TagPolicy, TagRule
 from mirror.pull.usage import Usage
 from mirror.sections import RegistryConfig
@@ -81,8 +81,13 @@ def build(
     make_room: Callable[[int], Awaitable[None]],
     workers: int = 1,
     trail: Trail | None = None,
+    moved: Callable[[Move], None] = lambda _: None,
 ) -> Graph:
-    """Put the parts together."""
+    """Put the parts together.
+
+    Args:
+        moved: told of each tag that has moved.
+    """
     http = Http(
         Limits(
             connect=config.downloads.connect_timeout,
@@ -107,7 +112,7 @@ def build(
         make_room=make_room,
     )
     holdings = Holdings(context)
-    by_digest, records = ByDigest(context, holdings), Records(context)
+    by_digest, records = ByDigest(context, holdings), Records(context, moved)
     manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records))
     blobs, listings = Blobs(context, holdings, downloads), Listings(context)
     default = canonical_registry(config.default_registry)

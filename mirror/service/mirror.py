@@ -14,11 +14,13 @@ import structlog
 from aiohttp import web
 
 from mirror.config import Config, load
+from mirror.core.names import Repository, Tag
 from mirror.download.downloads import Downloads
 from mirror.download.workshop import Policy, Workshop
 from mirror.errors import ConfigurationError
 from mirror.janitor import Janitor
 from mirror.metrics import Metrics
+from mirror.notifier import Notifier
 from mirror.pull.usage import Usage
 from mirror.scrub import Scrub
 from mirror.service import logs
@@ -30,7 +32,9 @@ from mirror.service.store import Store
 from mirror.storage.eviction import Eviction
 from mirror.sync.keeper import Keeper
 from mirror.tracing import Trail
+from mirror.upstream.webhook import Webhook
 from mirror.web.admin_api import admin_application
+from mirror.web.hooks import Hooks
 
 log = structlog.get_logger(__name__)
 
@@ -75,8 +79,11 @@ class Mirror:
         self._downloads = Downloads(self._workshop(config), lambda result: self._metrics.downloads.labels(result).inc())
         self._metrics.downloads_in_progress.set_function(lambda: len(self._downloads))
         self._metrics.download_readers.set_function(lambda: self._downloads.readers)
+        self._notifier = Notifier(store.files, store.executor, lambda result: self._metrics.notifications.labels(result).inc())
+        self._notifier.configure(_webhook(config))
         self._graph = self._build(config)
-        self._entrance = Entrance(config, self._handle, self._metrics)
+        self._hooks = Hooks(lambda: self._graph.config.sync.webhook_secret_file, self._pushed, self._metrics)
+        self._entrance = Entrance(config, self._handle, self._metrics, self._hooks.at_registry)
         self._operations = AdminOperations(
             store,
             self._downloads,
@@ -98,9 +105,10 @@ class Mirror:
         janitor = self._spawn(self._janitor.run())
         self._spawn(self._put_up())
         keeper = self._spawn(self._keeper.run())
+        self._spawn(self._notifier.run())
         await self._entrance.open(registry_socket)
         self._spawn(self._entrance.watch())
-        runner = web.AppRunner(admin_application(self._operations), access_log=None, handle_signals=False)
+        runner = web.AppRunner(admin_application(self._operations, self._hooks), access_log=None, handle_signals=False)
         await runner.setup()
         await web.SockSite(runner, admin_socket).start()
         self._announce()
@@ -124,6 +132,7 @@ class Mirror:
         fixed = _changed_but_fixed(self._graph.config, config)
         await graph.start()
         logs.configure(config.log)
+        self._notifier.configure(_webhook(config))
         old, self._graph = self._graph, graph
         self._spawn(self._retire(old))
         log.info("configuration_reloaded", needs_restart=fixed)
@@ -172,6 +181,7 @@ class Mirror:
             self._janitor.make_room,
             self._workers,
             self._trail,
+            self._notifier.moved,
         )
 
     # ---- life
@@ -192,6 +202,9 @@ class Mirror:
 
     def _handle(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         return self._graph.api.handle(request)
+
+    async def _pushed(self, repository: Repository, tag: Tag) -> bool:
+        return await asyncio.to_thread(self._operations.pushed, repository, tag)
 
     async def _put_up(self) -> None:
         while self._workers > 1:
@@ -228,6 +241,7 @@ class Mirror:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self._notifier.close()
         await self._graph.close()
         await asyncio.to_thread(self._operations.put_up)
         log.info("stopped", seconds=round(time.time() - self._started))
@@ -237,6 +251,11 @@ class Mirror:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+def _webhook(config: Config) -> Webhook | None:
+    notify = config.sync.notify
+    return None if notify.url is None else Webhook(notify.url, notify.secret_file)
 
 
 def _changed_but_fixed(old: Config, new: Config) -> list[str]:

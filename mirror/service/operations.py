@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from mirror.core.errors import InvalidRegistry
-from mirror.core.names import ImagePattern, canonical_registry
+from mirror.core.names import ImagePattern, Repository, Tag, canonical_registry
 from mirror.core.wanted import Wanted
 from mirror.download.downloads import Downloads
 from mirror.images import Image, images
@@ -19,13 +19,15 @@ from mirror.purge import Purge, Purged
 from mirror.service.board import Board
 from mirror.service.graph import Graph
 from mirror.service.store import Store
-from mirror.sync.order import Order, by_operator
+from mirror.sync.order import Order, by_operator, by_webhook
 from mirror.web.admin_api import Readiness
 
 log = structlog.get_logger(__name__)
 
 # Orders that may wait; each is a row of the ledger.
 _MOST_ORDERS = 1000
+# Upstream tells of a push before everything there answers so. Seconds.
+_LOOK_AGAIN = 15.0
 
 
 class AdminOperations:
@@ -112,6 +114,14 @@ class AdminOperations:
             if registry not in graph.registries:
                 raise InvalidRegistry(registry, f"not mirrored here; there are {', '.join(sorted(graph.registries))}")
         return self._order(by_operator("warm", tuple(images), tuple(platforms)))
+
+    def pushed(self, repository: Repository, tag: Tag) -> bool:
+        """Have a tag looked at that upstream says was pushed; False if it is not held here and not configured."""
+        configured = any(wanted.repository == repository and wanted.may_mean(tag) for wanted in self._graph().config.wanted())
+        if not configured and self._store.index.tag(repository, tag) is None:
+            return False
+        orders = by_webhook(f"{repository}:{tag}", _LOOK_AGAIN)
+        return all(self._order(order) is not None for order in orders)
 
     def _order(self, order: Order) -> str | None:
         ledger = self._store.ledger

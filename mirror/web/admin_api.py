@@ -19,6 +19,7 @@ from mirror.core.names import ImagePattern
 from mirror.core.units import parse_duration
 from mirror.images import Image
 from mirror.purge import Order, Purged
+from mirror.web.hooks import PREFIX, Hooks, without_secret
 from mirror.web.order_body import order_body
 from mirror.web.paging import page
 from mirror.web.sync_api import SyncApi, SyncOperations
@@ -58,7 +59,7 @@ class Operations(SyncOperations, Protocol):
     def pattern(self, text: str) -> ImagePattern: ...
 
 
-def admin_application(operations: Operations) -> web.Application:
+def admin_application(operations: Operations, hooks: Hooks) -> web.Application:
     """The application of the admin address."""
     api = _Api(operations)
     application = web.Application(middlewares=[_problems, _guard(operations)], client_max_size=64 << 10)
@@ -70,6 +71,7 @@ def admin_application(operations: Operations) -> web.Application:
     application.router.add_post("/api/v1/purge", api.purge)
     application.router.add_get("/api/v1/downloads", api.downloads)
     SyncApi(operations).add_to(application)
+    application.router.add_route("*", PREFIX + "{secret:.*}", hooks.at_admin)
     return application
 
 
@@ -82,7 +84,8 @@ def _guard(operations: Operations) -> Middleware:
             # The scheme's name is the same in any case (RFC 9110 section 11.1).
             right = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
             if scheme.lower() != "bearer" or not right:
-                log.warning("audit", action="refused", method=request.method, path=request.path[:200], client=request.remote)
+                path = without_secret(request.path)[:200]
+                log.warning("audit", action="refused", method=request.method, path=path, client=request.remote)
                 raise web.HTTPUnauthorized(text="a token is wanted", headers={"WWW-Authenticate": "Bearer"})
         return await handler(request)
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from mirror.metrics import Metrics
 from mirror.tracing import RequestIds
-from mirror.web import problems
+from mirror.web import hooks, problems
 from mirror.web.passwords import Passwords, TooManyChecks
 from mirror.web.peers import Admission, Bounds, Peer, Peers, Refusal
 from mirror.web.responses import ReadyResponse, problem_response
@@ -34,16 +34,20 @@ _MISSING = Refusal("credentials", problems.unauthorized("user name and password 
 class Door:
     """Lets requests through to `handler`, or answers why not.
 
+    Args:
+        webhook: answers what is sent to webhooks; it looks at their credentials itself.
+
     Attributes:
         in_progress: requests that have been let through.
     """
 
-    def __init__(self, handler: Handler, metrics: Metrics) -> None:
+    def __init__(self, handler: Handler, metrics: Metrics, webhook: Handler) -> None:
         self.peers = Peers(self._count)
         self.in_progress = 0
         self._most_requests: float = math.inf
         self._handler = handler
         self._metrics = metrics
+        self._webhook = webhook
         self._ids = RequestIds()
         self._passwords: Passwords | None = None
         self._anonymous = True
@@ -76,6 +80,8 @@ class Door:
         peer.requests += 1
         self.in_progress += 1
         try:
+            if request.raw_path.startswith(hooks.PREFIX):
+                return await self._webhook(request)
             if self._passwords is not None:
                 refusal = await self._unknown(self._passwords, request, peer)
                 if refusal is not None:

@@ -1,0 +1,166 @@
+"""What Docker Hub sends when somebody has pushed: taken from whoever knows the secret in its path, and believed in nothing more.
+
+It only ever makes the mirror look at an image sooner: nothing in it is fetched, followed or stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+import structlog
+from aiohttp import web
+
+from mirror.core.errors import InvalidInput
+from mirror.core.names import DOCKER_HUB, Repository, Tag
+from mirror.metrics import Metrics
+from mirror.tracing import RequestIds
+from mirror.web.problems import Problem
+from mirror.web.responses import ReadyResponse, head, problem_response
+
+log = structlog.get_logger(__name__)
+
+PREFIX = "/webhooks/dockerhub/"
+
+_MOST_BYTES = 64 << 10
+# Until the whole body is there, in seconds.
+_ARRIVES = 10.0
+# A flood of wrong secrets is one line in the log in this time, in seconds.
+_LOG_EVERY = 1.0
+
+
+class Pushed(Protocol):
+    """Called with each tag that Docker Hub says was pushed."""
+
+    async def __call__(self, repository: Repository, tag: Tag) -> bool:
+        """Whether the image is one of this mirror's, and will be looked at; False if the push is ignored."""
+        ...
+
+
+class InvalidPush(InvalidInput):
+    """Not what Docker Hub sends."""
+
+    what = "push"
+
+
+def parse_push(body: bytes) -> tuple[Repository, Tag]:
+    """What was pushed, by a payload of Docker Hub's. Raises InvalidInput."""
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPush(body, "not JSON") from error
+    name, tag = _member(payload, "repository", "repo_name"), _member(payload, "push_data", "tag")
+    return Repository.parse(DOCKER_HUB, name), Tag.parse(tag)
+
+
+def _member(payload: Any, *keys: str) -> str:
+    value = payload
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, str):
+        raise InvalidPush(value, f"{'.'.join(keys)} has to be there, and a text")
+    return value
+
+
+def without_secret(path: str) -> str:
+    """A path as it may be logged."""
+    before, found, _ = path.partition("/webhooks/")
+    return f"{before}{found}…" if found else path
+
+
+class Hooks:
+    """Takes webhooks at both addresses.
+
+    Args:
+        secret_file: called for the file that holds the secret; None while webhooks are not wanted. The file is read at each use.
+        pushed: told of each push that is taken.
+    """
+
+    def __init__(self, secret_file: Callable[[], Path | None], pushed: Pushed, metrics: Metrics) -> None:
+        self._secret_file = secret_file
+        self._pushed = pushed
+        self._refused = metrics.refused.labels("webhook")
+        self._ids = RequestIds()
+        self._quiet_until = 0.0
+
+    async def at_registry(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer in the manner of the registry address."""
+        name = self._ids.name(request.headers.get("X-Request-Id"))
+        try:
+            body = json.dumps({"accepted": await self._take(request)}).encode()
+        except web.HTTPException as error:
+            headers = {"Allow": "POST"} if error.status == 405 else {}
+            return problem_response(Problem(error.status, "UNSUPPORTED", error.reason, error.text, headers), name)
+        rendered = head(202, {"Content-Type": "application/json", "Content-Length": str(len(body))})
+        return ReadyResponse(202, rendered, body, name)
+
+    async def at_admin(self, request: web.Request) -> web.Response:
+        """The answer in the manner of the admin address."""
+        return web.json_response({"accepted": await self._take(request)}, status=202)
+
+    async def _take(self, request: web.BaseRequest) -> bool:
+        """Check a request and pass on what it says; whether that is of use.
+
+        Raises:
+            web.HTTPException: it is refused.
+        """
+        given = unquote_to_bytes(request.raw_path.removeprefix(PREFIX).partition("?")[0])
+        await self._check(given, request.remote)
+        if request.method != "POST":
+            raise web.HTTPMethodNotAllowed(request.method, ["POST"], text="only POST is taken here")
+        body = await _body(request)
+        try:
+            repository, tag = parse_push(body)
+        except InvalidInput as error:
+            log.info("audit", action="webhook", client=request.remote, refused=str(error))
+            raise web.HTTPBadRequest(text=str(error)) from error
+        accepted = await self._pushed(repository, tag)
+        log.info("audit", action="webhook", image=f"{repository}:{tag}", accepted=accepted, client=request.remote)
+        return accepted
+
+    async def _check(self, given: bytes, client: str | None) -> None:
+        """Answer a wrong secret as if there were nothing here."""
+        path = self._secret_file()
+        secret = None if path is None else await asyncio.to_thread(_secret, path)
+        if secret is not None:
+            if hmac.compare_digest(given, secret):
+                return
+            self._refused.inc()
+            now = time.monotonic()
+            if now >= self._quiet_until:
+                self._quiet_until = now + _LOG_EVERY
+                log.warning("audit", action="webhook", client=client, refused="wrong secret")
+        raise web.HTTPNotFound(text="there is nothing of this kind here")
+
+
+async def _body(request: web.BaseRequest) -> bytes:
+    """The whole of a small body. Raises web.HTTPException."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_ARRIVES):
+            # Said at once, however slowly the rest comes.
+            announced = request.content_length or 0
+            while len(body) <= _MOST_BYTES and announced <= _MOST_BYTES:
+                piece = await request.content.readany()
+                if not piece:
+                    return bytes(body)
+                body += piece
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout(text=f"the body has to be there within {_ARRIVES:g} seconds") from error
+    raise web.HTTPRequestEntityTooLarge(_MOST_BYTES, len(body), text=f"at most {_MOST_BYTES} bytes are taken")
+
+
+def _secret(path: Path) -> bytes | None:
+    """The secret of the day; None, and a line in the log, if there is none that could be told from nothing."""
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        log.error("webhook_secret_unreadable", file=str(path), cause=error.strerror)
+        return None
+    return secret or None
