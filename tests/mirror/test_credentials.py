@@ -97,7 +97,9 @@ async def test_stale_with_refused_credentials(hub, settled, monkeypatch):
         hub.users = {"robot": "another"}
         hub.advance(400)
         clock.advance(86_000)
-        assert (await mirror.get(TAG)).cache == "STALE"
+        answer = await mirror.get(TAG)
+        assert answer.cache == "STALE"
+        assert answer.headers["Warning"] == """110 - "upstream refuses the mirror's credentials (credentials)\""""
         assert await mirror.metric("stale_served_total", reason="credentials") == 1
         clock.advance(500)
         assert (await mirror.get(TAG)).status == 503
@@ -208,3 +210,5 @@ async def test_keep_deleted_is_not_keep_denied(hub, tmp_path, monkeypatch):
         hub.private(APP, ["somebody"])
         answers = [await mirror.get(TAG) for _ in range(3)]
         assert {(answer.status, answer.code()) for answer in answers} == {(404, "NAME_UNKNOWN")}
+            warning = '110 - "upstream has deleted it, and this mirror keeps it (deleted)"'
+            assert {answer.headers["Warning"] for answer in answers} == {warning}
