@@ -16,6 +16,7 @@ from mirror.core.staleness import may_serve
 from mirror.errors import UpstreamError, UpstreamNonsense
 from mirror.flights import Flights
 from mirror.pull.context import Context
+from mirror.pull.permission import Permission
 from mirror.upstream.registry import Listing
 
 _MOST_BYTES = 16 << 20
@@ -29,26 +30,29 @@ class ListAnswer:
 
     Attributes:
         headers: type and, if there is more, a Link to where the client finds it here.
-    """
         reason: of a STALE answer: why upstream could not be asked.
+    """
 
     body: bytes
     headers: dict[str, str]
     outcome: Outcome
-
     reason: str | None = None
+
 
 class Listings:
     """Answers for lists."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, permission: Permission) -> None:
         self._context = context
+        self._permission = permission
         self._flights: Flights[Listing] = Flights()
         self._kept: OrderedDict[Hashable, tuple[Listing, float]] = OrderedDict()
         self._bytes = 0
 
     async def tags(self, repository: Repository, path: str, query: dict[str, str]) -> ListAnswer:
-        """The tags that upstream has, a page at a time (OCI distribution-spec, Listing tags).
+        """The tags that upstream has and that may be pulled, a page at a time (OCI distribution-spec, Listing tags).
+
+        A page that lacks some is shorter than was asked for; whether there are more its link says, which is upstream's.
 
         Args:
             path: where the client asked; the link to the next page leads there.
@@ -89,7 +93,7 @@ class Listings:
         now = self._context.clock()
         kept = self._kept.get(key)
         if kept is not None and 0 <= now - kept[1] < self._context.policies.general.ttl:
-            return kept[0], Outcome.HIT
+            return kept[0], Outcome.HIT, None
         registry = self._context.registry(repository)
         try:
             listing, joined = await self._flights.run(key, lambda: registry.listing(kind, repository.path, rest, passed_on))
@@ -99,7 +103,7 @@ class Listings:
             self._context.metrics.stale_served.labels(repository.registry, error.reason).inc()
             return kept[0], Outcome.STALE, error.reason
         self._keep(key, listing, now)
-        return listing, Outcome.JOINED if joined else Outcome.MISS
+        return listing, Outcome.JOINED if joined else Outcome.MISS, None
 
     def _keep(self, key: Hashable, listing: Listing, now: float) -> None:
         self._drop(key)

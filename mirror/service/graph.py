@@ -114,10 +114,10 @@ def build(
     holdings = Holdings(context)
     by_digest, records = ByDigest(context, holdings), Records(context, moved)
     manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records))
-    blobs, listings = Blobs(context, holdings, downloads), Listings(context)
-    default = canonical_registry(config.default_registry)
     permission = Permission(context, {name: _policy(name, entry) for name, entry in config.registries.items()})
-    router, catalog = Router(registries, default), Catalog(store.index, default)
+    blobs, listings = Blobs(context, holdings, downloads), Listings(context, permission)
+    default = canonical_registry(config.default_registry)
+    router, catalog = Router(registries, default), Catalog(store.index, permission, default)
     api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, trail)
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
     bringer = Bringer(context, by_digest, records, blobs, permission, config.sync.reserve)
