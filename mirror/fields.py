@@ -85,29 +85,36 @@ def _path_pattern(value: str) -> str:
 Pattern = Annotated[str, AfterValidator(_path_pattern)]
 
 
+def _without_credentials(value: str) -> str:
+    """Looked at before the URL is understood: what cannot be is repeated in part by the words for why."""
+    if "@" in value:
+        raise ValueError("must not contain credentials; username and password_file are for those of a registry")
+    return value
+
+
 def _upstream(value: str) -> str:
     parts = urlsplit(value)
     # Reading the port is what checks it.
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError(f"must be a URL like https://registry-1.docker.io, not {value[:100]!r}")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must not contain credentials, a query or a fragment; use username and password_file")
+    if parts.query or parts.fragment:
+        raise ValueError("must not contain a query or a fragment")
     return value.rstrip("/")
 
 
-UpstreamUrl = Annotated[str, AfterValidator(_upstream)]
+UpstreamUrl = Annotated[str, AfterValidator(_without_credentials), AfterValidator(_upstream)]
 
 
 def _proxy(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme != "http" or not parts.hostname or parts.port == 0 or parts.path not in ("", "/"):
         raise ValueError("must be a URL like http://proxy.example:3128")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must not contain credentials, a query or a fragment")
+    if parts.query or parts.fragment:
+        raise ValueError("must not contain a query or a fragment")
     return value.rstrip("/")
 
 
-ProxyUrl = Annotated[str, AfterValidator(_proxy)]
+ProxyUrl = Annotated[str, AfterValidator(_without_credentials), AfterValidator(_proxy)]
 
 
 def with_content(path: Path | None) -> Path | None:
