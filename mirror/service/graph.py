@@ -153,16 +153,9 @@ def _policy(name: str, config: RegistryConfig) -> Policy:
 
 def _registry(name: str, config: RegistryConfig, http: Http, metrics: Metrics) -> Registry:
     tls = ssl.create_default_context(cafile=str(config.ca_file)) if config.ca_file else True
-    accepted: dict[str, bool] = {}
     endpoints = []
     for text in config.upstreams:
-        url = URL(text)
-
-        def told(ok: bool, upstream: str = text) -> None:
-            accepted[upstream] = ok
-            metrics.upstream_credentials_ok.labels(name).set(1 if all(accepted.values()) else 0)
-
-        login = Login(_credentials(config), told, anonymous_fallback=config.anonymous_fallback)
+        url, login = URL(text), Login(_credentials(config), anonymous_fallback=config.anonymous_fallback)
         tokens = Tokens(http, url, config.token_hosts, login, tls=tls, proxy=config.proxy)
         endpoints.append(Endpoint(name, url, http, tokens, metrics, tls=tls, proxy=config.proxy))
     return Registry(name, endpoints)

@@ -91,6 +91,7 @@ class Mirror:
             Board(self._metrics, board),
             lambda: self._graph,
             lambda: self._draining,
+            lambda: self._entrance.problems,
         )
 
     async def serve(

@@ -6,8 +6,9 @@ import contextlib
 import ssl
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import aiohttp
 from yarl import URL
@@ -17,6 +18,7 @@ from mirror.core.ratelimit import parse_rate_limit
 from mirror.core.retry import parse_retry_after
 from mirror.errors import (
     AccessDenied,
+    CredentialsRefused,
     MethodRefused,
     NotFound,
     UpstreamError,
@@ -29,7 +31,9 @@ from mirror.tracing import request_id, via
 from mirror.upstream import redirects
 from mirror.upstream.health import Health
 from mirror.upstream.http import Http, dismiss, peer
+from mirror.upstream.login import Login
 from mirror.upstream.prober import Prober
+from mirror.upstream.relogin import Relogin
 from mirror.upstream.tokens import Tokens
 
 
@@ -91,11 +95,17 @@ class Endpoint:
     @property
     def state(self) -> str:
         """For people: what came of the last request."""
+        self._relogin = Relogin(tokens.login)
         return self.health.state
 
     @contextlib.asynccontextmanager
     async def request(self, ask: Ask) -> AsyncIterator[aiohttp.ClientResponse]:
         """Hand out the successful response to a request, wherever redirects led.
+
+    @property
+    def login(self) -> Login:
+        """The account that it is used with, if any."""
+        return self._tokens.login
 
         Raises:
             UpstreamError: an outage, or an answer that makes no sense.
@@ -143,6 +153,7 @@ class Endpoint:
         response = await self._send(stack, ask, authorization)
         self._note_address(response)
         if response.status == 401:
+        await self._relogin.close()
             challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
             await dismiss(response)
             answer = await self._tokens.answer(challenges, scope, authorization, public=self._public)
@@ -153,6 +164,19 @@ class Endpoint:
             parse_rate_limit(response.headers.get("ratelimit-limit")),
             parse_rate_limit(response.headers.get("ratelimit-remaining")),
         )
+        try:
+            return await self._answered(stack, ask)
+        except CredentialsRefused:
+            self._relogin.wake(partial(self._log_in, replace(ask, method="HEAD")))
+            raise
+
+    async def _log_in(self, ask: Ask) -> None:
+        """Ask for something that the login was refused for; what upstream says of it does not matter."""
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._http.slot(blob=False))
+            await self._answered(stack, ask)
+
+    async def _answered(self, stack: contextlib.AsyncExitStack, ask: Ask) -> aiohttp.ClientResponse:
         return response
 
     def _note_address(self, response: aiohttp.ClientResponse) -> None:
