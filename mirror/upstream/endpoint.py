@@ -66,6 +66,9 @@ class Endpoint:
 
     Attributes:
         health: whether it is asked at all.
+
+    Args:
+        health: what is known of it already; None for nothing.
     """
 
     def __init__(
@@ -78,11 +81,12 @@ class Endpoint:
         *,
         tls: ssl.SSLContext | bool = True,
         proxy: str | None = None,
+        health: Health | None = None,
     ) -> None:
         self.registry = registry
         self.url = url
         self.name = url.authority
-        self.health = Health(registry, self.name, metrics, self._watch)
+        self.health = health or Health(registry, self.name, metrics, self._watch)
         self._http = http
         self._tokens = tokens
         self._metrics = metrics
@@ -91,21 +95,21 @@ class Endpoint:
         # Whether its own host is on the Internet, by the address that was connected to.
         self._public = not redirects.is_inside(url.host or "")
         self._prober = Prober(self.health, self.probe)
+        self._relogin = Relogin(tokens.login)
 
     @property
     def state(self) -> str:
         """For people: what came of the last request."""
-        self._relogin = Relogin(tokens.login)
         return self.health.state
-
-    @contextlib.asynccontextmanager
-    async def request(self, ask: Ask) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Hand out the successful response to a request, wherever redirects led.
 
     @property
     def login(self) -> Login:
         """The account that it is used with, if any."""
         return self._tokens.login
+
+    @contextlib.asynccontextmanager
+    async def request(self, ask: Ask) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Hand out the successful response to a request, wherever redirects led.
 
         Raises:
             UpstreamError: an outage, or an answer that makes no sense.
@@ -135,9 +139,21 @@ class Endpoint:
             if response.status >= 500:
                 raise UpstreamFailing(f"upstream {self.name} answers {response.status}")
 
+    def start(self) -> None:
+        """Probe from now on, at once if it is known to be out of order."""
+        self.health.opened = self._watch
+        if not self.health.own.breaker.is_closed:
+            self._watch()
+
+    async def rest(self) -> None:
+        """Leave the probing to another one, if one has taken over the health."""
+        if self.health.opened != self._watch:
+            await self._prober.close()
+
     async def close(self) -> None:
         """Stop probing and fetching tokens."""
         await self._prober.close()
+        await self._relogin.close()
         await self._tokens.close()
 
     def _watch(self) -> None:
@@ -148,22 +164,6 @@ class Endpoint:
         self._metrics.upstream_bytes.labels(self.registry, self.name).inc(count)
 
     async def _authorised(self, stack: contextlib.AsyncExitStack, ask: Ask) -> aiohttp.ClientResponse:
-        scope = pull_scope(ask.repository)
-        authorization = self._tokens.cached(scope)
-        response = await self._send(stack, ask, authorization)
-        self._note_address(response)
-        if response.status == 401:
-        await self._relogin.close()
-            challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
-            await dismiss(response)
-            answer = await self._tokens.answer(challenges, scope, authorization, public=self._public)
-            if answer is not None:
-                response = await self._send(stack, ask, answer)
-                self._tokens.answered(scope, answer, response.status)
-        self.health.limits(
-            parse_rate_limit(response.headers.get("ratelimit-limit")),
-            parse_rate_limit(response.headers.get("ratelimit-remaining")),
-        )
         try:
             return await self._answered(stack, ask)
         except CredentialsRefused:
@@ -177,6 +177,21 @@ class Endpoint:
             await self._answered(stack, ask)
 
     async def _answered(self, stack: contextlib.AsyncExitStack, ask: Ask) -> aiohttp.ClientResponse:
+        scope = pull_scope(ask.repository)
+        authorization = self._tokens.cached(scope)
+        response = await self._send(stack, ask, authorization)
+        self._note_address(response)
+        if response.status == 401:
+            challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
+            await dismiss(response)
+            answer = await self._tokens.answer(challenges, scope, authorization, public=self._public)
+            if answer is not None:
+                response = await self._send(stack, ask, answer)
+                self._tokens.answered(scope, answer, response.status)
+        self.health.limits(
+            parse_rate_limit(response.headers.get("ratelimit-limit")),
+            parse_rate_limit(response.headers.get("ratelimit-remaining")),
+        )
         return response
 
     def _note_address(self, response: aiohttp.ClientResponse) -> None:
