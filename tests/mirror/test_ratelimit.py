@@ -203,3 +203,19 @@ async def test_reload_goes_on_probing(hub, mirror):
     await hub.start()
     await mirror.recovered()
     assert (await mirror.get(TAG)).body == image.raw
+
+
+async def test_probing_after_a_reload(hub, mirror, monkeypatch):
+    """An upstream that gets out of order after a reload is probed by what has taken over, when all else is closed."""
+    monkeypatch.setattr("mirror.service.mirror._QUIET", 0.0)
+    image = hub.add_image(APP, "1")
+    old = mirror.mirror._graph
+    await mirror.reload()
+    async with asyncio.timeout(10):
+        while not old.http._session.closed:
+            await asyncio.sleep(0.01)
+    await hub.stop()
+    assert (await mirror.get(TAG)).status == 503
+    await hub.start()
+    await mirror.recovered()
+    assert (await mirror.get(TAG)).body == image.raw
