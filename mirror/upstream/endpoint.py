@@ -146,7 +146,8 @@ class Endpoint:
             self._watch()
 
     async def rest(self) -> None:
-        """Leave the probing to another one, if one has taken over the health."""
+        """Leave it to the one that takes its place to try the login, and to probe if it has taken over the health."""
+        await self._relogin.close()
         if self.health.opened != self._watch:
             await self._prober.close()
 

@@ -137,13 +137,28 @@ class Tokens:
 
     async def _asked_once(self, url: URL, guarded: bool) -> tuple[str, float]:
         credentials = self.login.credentials()
-        headers = {"Authorization": credentials.basic()} if credentials else {}
-        async with self._http.request("GET", url, headers, tls=self._tls, proxy=self._proxy, guarded=guarded) as response:
-            body = await read_bounded(response, _TOKEN_LIMIT)
-        self._check(response.status, url, credentials)
+        status, body = await self._sent(url, credentials, guarded)
+        if status == 403 and credentials is not None and not await self._is_taken(url, credentials, guarded):
+            status = 401
+        self._check(status, url, credentials)
         if credentials is not None:
             self.login.accepted(credentials)
         return _parse(body, url)
+
+    async def _is_taken(self, url: URL, credentials: Credentials, guarded: bool) -> bool:
+        """Whether a 403 was about the scope: asked without one, a token host that takes the account gives a token.
+
+        GitHub's answers 403 to an account that is wrong, too.
+        """
+        status, _ = await self._sent(url.without_query_params("scope"), credentials, guarded)
+        if status == 200:
+            self.login.accepted(credentials)
+        return status not in (401, 403)
+
+    async def _sent(self, url: URL, credentials: Credentials | None, guarded: bool) -> tuple[int, bytes]:
+        headers = {"Authorization": credentials.basic()} if credentials else {}
+        async with self._http.request("GET", url, headers, tls=self._tls, proxy=self._proxy, guarded=guarded) as response:
+            return response.status, await read_bounded(response, _TOKEN_LIMIT)
 
     def _check(self, status: int, url: URL, credentials: Credentials | None) -> None:
         if status == 401 and credentials is not None:

@@ -221,13 +221,40 @@ async def test_anonymous_if_told_so(hub, settled):
 
 
 async def test_forbidden_scope_is_an_answer(hub, settled):
-    """A token host that answers 403 takes the account and denies the repository: others are pulled as ever."""
+    """A token host that answers 403 to a scope but takes the account denies the repository: others are pulled as ever."""
     async with settled() as mirror:
         image = hub.add_image(APP, "1")
         hub.script(Rule(kind="token"), Status(403))
         assert (await mirror.get("/v2/library/secret/manifests/1")).code() == "NAME_UNKNOWN"
         assert (await mirror.get(TAG)).body == image.raw
         assert await ok(mirror) == 1
+
+
+async def test_a_login_refused_by_403(hub, settled, monkeypatch):
+    """A token host that answers 403 to the account itself, as GitHub's does, refuses it: it is not asked again and again."""
+    async with settled() as mirror:
+        clock = Clock(mirror, monkeypatch)
+        image = hub.add_image(APP, "1")
+        entry = hub.script(Rule(kind="token", times=None), Status(403))
+        for number in range(10):
+            answer = await mirror.get(f"/v2/{APP}{number % 3}/manifests/1")
+            assert (answer.status, answer.code()) == (503, "UNAVAILABLE")
+            assert "password_file" in answer.body.decode()
+        assert ["scope" in seen.query for seen in hub.find(kind="token")] == [True, False]
+        assert ((await ready(mirror))[0], await ok(mirror)) == (503, 0)
+        entry.remove()
+        clock.advance(60)
+        assert (await mirror.get(TAG)).body == image.raw
+        assert ((await ready(mirror))[0], await ok(mirror)) == (200, 1)
+
+
+async def test_public_images_with_a_login_refused_by_403(hub, settled):
+    """With `anonymous_fallback`, what is public is pulled although the token host answers 403 to the account."""
+    async with settled(anonymous_fallback=True) as mirror:
+        image = hub.add_image(APP, "1")
+        hub.script(Rule(kind="token", times=2), Status(403))
+        assert (await mirror.get(TAG)).body == image.raw
+        assert [seen.authorization is None for seen in hub.find(kind="token")] == [False, False, True]
 
 
 async def test_proxy(hub, settled):
