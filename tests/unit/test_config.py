@@ -349,6 +349,12 @@ def test_secrets_are_not_repeated(entry):
     assert "hunter2" not in str(lines)
 
 
+@pytest.mark.parametrize("url", ["https://robot:hunter2/x@hook.example", "https://robot:hunter2@hook.example", "//a:hunter2@x"])
+def test_secrets_of_who_is_told_are_not_repeated(url):
+    """Nor those in the URL of a webhook."""
+    assert "hunter2" not in str(problems(f"sync: {{notify: {{url: '{url}'}}}}"))
+
+
 @pytest.mark.parametrize("key", ["PROXY", "UPSTREAMS"])
 def test_secrets_of_the_environment_are_not_repeated(monkeypatch, key):
     """The same holds for what the environment says."""
