@@ -18,7 +18,6 @@ from mirror.core.ratelimit import parse_rate_limit
 from mirror.core.retry import parse_retry_after
 from mirror.errors import (
     AccessDenied,
-    CredentialsRefused,
     MethodRefused,
     NotFound,
     UpstreamError,
@@ -167,9 +166,10 @@ class Endpoint:
     async def _authorised(self, stack: contextlib.AsyncExitStack, ask: Ask) -> aiohttp.ClientResponse:
         try:
             return await self._answered(stack, ask)
-        except CredentialsRefused:
-            self._relogin.wake(partial(self._log_in, replace(ask, method="HEAD")))
-            raise
+        finally:
+            # Also if it went on without the account.
+            if self.login.problem is not None:
+                self._relogin.wake(partial(self._log_in, replace(ask, method="HEAD")))
 
     async def _log_in(self, ask: Ask) -> None:
         """Ask for something that the login was refused for; what upstream says of it does not matter."""

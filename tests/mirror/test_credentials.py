@@ -220,6 +220,20 @@ async def test_anonymous_if_told_so(hub, settled):
         assert len(logins(hub)) == 1
 
 
+async def test_what_is_said_of_a_fallback_ends_by_itself(hub, settled, restless):
+    """A mirror that goes on without its account finds out, too, that there is another password."""
+    async with settled(anonymous_fallback=True) as mirror:
+        hub.add_image(APP, "1")
+        hub.users = {"robot": "another"}
+        assert (await mirror.get(TAG)).status == 200
+        assert ((await ready(mirror))[0], await ok(mirror)) == (200, 0)
+        mirror.password.write_text("another")
+        async with asyncio.timeout(10):
+            while await ok(mirror) != 1:
+                await asyncio.sleep(0.01)
+        assert await ready(mirror) == (200, {})
+
+
 async def test_forbidden_scope_is_an_answer(hub, settled):
     """A token host that answers 403 to a scope but takes the account denies the repository: others are pulled as ever."""
     async with settled() as mirror:
