@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -85,29 +85,45 @@ def _path_pattern(value: str) -> str:
 Pattern = Annotated[str, AfterValidator(_path_pattern)]
 
 
+def _split(value: str) -> SplitResult:
+    """The parts of a URL. The library's words for one that cannot be read repeat a part of it, which may be half a password."""
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is no URL that can be read: look at its host and port") from None
+    return parts
+
+
+def _without_credentials(value: str) -> str:
+    """Looked at first: what is wrong with a URL is said with a part of it."""
+    if "@" in value:
+        raise ValueError("must not contain credentials; username and password_file are for those of a registry")
+    return value
+
+
 def _upstream(value: str) -> str:
-    parts = urlsplit(value)
-    # Reading the port is what checks it.
+    parts = _split(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError(f"must be a URL like https://registry-1.docker.io, not {value[:100]!r}")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must not contain credentials, a query or a fragment; use username and password_file")
+    if parts.query or parts.fragment:
+        raise ValueError("must not contain a query or a fragment")
     return value.rstrip("/")
 
 
-UpstreamUrl = Annotated[str, AfterValidator(_upstream)]
+UpstreamUrl = Annotated[str, AfterValidator(_without_credentials), AfterValidator(_upstream)]
 
 
 def _proxy(value: str) -> str:
-    parts = urlsplit(value)
+    parts = _split(value)
     if parts.scheme != "http" or not parts.hostname or parts.port == 0 or parts.path not in ("", "/"):
         raise ValueError("must be a URL like http://proxy.example:3128")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must not contain credentials, a query or a fragment")
+    if parts.query or parts.fragment:
+        raise ValueError("must not contain a query or a fragment")
     return value.rstrip("/")
 
 
-ProxyUrl = Annotated[str, AfterValidator(_proxy)]
+ProxyUrl = Annotated[str, AfterValidator(_without_credentials), AfterValidator(_proxy)]
 
 
 def with_content(path: Path | None) -> Path | None:
@@ -154,8 +170,7 @@ HtpasswdFile = Annotated[ReadableFile, AfterValidator(_htpasswd)]
 
 
 def _receiver(value: str) -> str:
-    parts = urlsplit(value)
-    # Reading the port is what checks it.
+    parts = _split(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError("must be a URL like https://example.com/hook")
     if parts.username or parts.password or parts.fragment:

@@ -35,6 +35,9 @@ class Metrics:
         self.upstream_credentials_ok = self._gauge(
             "upstream_credentials_ok", "0 while an upstream refuses the configured credentials", "registry"
         )
+        self.renewed_files_ok = self._gauge(
+            "renewed_files_ok", "0 while a file of tls or access cannot be used as it is on disk, and what it was before counts"
+        )
         self.downloads_in_progress = self._gauge("downloads_in_progress", "Blobs being fetched")
         self.download_readers = self._gauge("download_readers", "Requests that read from a blob being fetched")
         self.downloads = self._counter("downloads", "Downloads that ended", "result")

@@ -21,7 +21,7 @@ class Clock:
         graph = under_test.mirror._graph
         for registry in graph.registries.values():
             for endpoint in registry.endpoints:
-                endpoint.health.clock = endpoint._tokens._login._clock = self.monotonic
+                endpoint.health.clock = endpoint.login._clock = self.monotonic
         by_tag, by_digest = graph.manifests._by_tag, graph.manifests._by_digest
         for flights in (by_tag._checks, by_digest._fetches, graph.blobs._grants, graph.listings._flights):
             flights.memory.clock = self.monotonic

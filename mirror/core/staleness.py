@@ -19,7 +19,7 @@ class Verdict:
         served: whether a cached answer is served at all.
         longest: seconds since the last check, however long `stale_if_error` is; None for no bound of its own.
         bounded: whether `stale_if_error` bounds it.
-        said: for people, in the log.
+        said: for people, in the log and in the answer's Warning.
     """
 
     served: bool
@@ -47,9 +47,14 @@ TABLE: Final[Mapping[str, Verdict]] = MappingProxyType(
         "credentials": Verdict(True, "upstream refuses the mirror's credentials", longest=DAY),
         "denied": Verdict(False, "upstream does not grant it"),
         "not_found": Verdict(False, "upstream does not have it"),
-        DELETED: Verdict(True, "upstream does not have it any more, and it is configured to be kept", bounded=False),
+        DELETED: Verdict(True, "upstream has deleted it, and this mirror keeps it", bounded=False),
     }
 )
+
+
+def said(reason: str) -> str:
+    """Why an answer is stale: for people, with the word that stands in metrics and logs."""
+    return f"{TABLE[reason].said} ({reason})"
 
 
 def may_serve(reason: str, age: float, stale_if_error: float) -> bool:

@@ -16,6 +16,7 @@ from mirror.core.staleness import may_serve
 from mirror.errors import UpstreamError, UpstreamNonsense
 from mirror.flights import Flights
 from mirror.pull.context import Context
+from mirror.pull.permission import Permission
 from mirror.upstream.registry import Listing
 
 _MOST_BYTES = 16 << 20
@@ -29,24 +30,29 @@ class ListAnswer:
 
     Attributes:
         headers: type and, if there is more, a Link to where the client finds it here.
+        reason: of a STALE answer: why upstream could not be asked.
     """
 
     body: bytes
     headers: dict[str, str]
     outcome: Outcome
+    reason: str | None = None
 
 
 class Listings:
     """Answers for lists."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, permission: Permission) -> None:
         self._context = context
+        self._permission = permission
         self._flights: Flights[Listing] = Flights()
         self._kept: OrderedDict[Hashable, tuple[Listing, float]] = OrderedDict()
         self._bytes = 0
 
     async def tags(self, repository: Repository, path: str, query: dict[str, str]) -> ListAnswer:
-        """The tags that upstream has, a page at a time (OCI distribution-spec, Listing tags).
+        """The tags that upstream has and that may be pulled, a page at a time (OCI distribution-spec, Listing tags).
+
+        A page that lacks some is shorter than was asked for; whether there are more its link says, which is upstream's.
 
         Args:
             path: where the client asked; the link to the next page leads there.
@@ -54,36 +60,40 @@ class Listings:
         Raises:
             UpstreamAnswer, UpstreamError: see those.
         """
-        listing, outcome = await self._get("tags", repository, "tags/list", query)
+        listing, outcome, reason = await self._get("tags", repository, "tags/list", query)
         try:
             tags = [str(tag) for tag in json.loads(listing.body).get("tags") or []]
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             raise UpstreamNonsense(f"{repository}: upstream's list of tags is none") from error
-        body = json.dumps({"name": repository.path, "tags": tags}).encode()
-        return ListAnswer(body, {"Content-Type": "application/json", **_link(listing, path, query)}, outcome)
+        listed = self._permission.listed(repository, tags)
+        body = json.dumps({"name": repository.path, "tags": listed}).encode()
+        return ListAnswer(body, {"Content-Type": "application/json", **_link(listing, path, query)}, outcome, reason)
 
     async def referrers(self, repository: Repository, digest: Digest, path: str, query: dict[str, str]) -> ListAnswer:
         """The manifests that refer to one (OCI distribution-spec, Listing Referrers). Raises like `tags`.
 
         Upstream's 404 says that it has no such API; clients then ask for a tag, so it is passed on.
         """
-        listing, outcome = await self._get("referrers", repository, f"referrers/{digest}", query)
+        listing, outcome, reason = await self._get("referrers", repository, f"referrers/{digest}", query)
         headers = {"Content-Type": media.OCI_INDEX, **_link(listing, path, query)}
         if listing.filters is not None:
             headers["OCI-Filters-Applied"] = "artifactType"
-        return ListAnswer(listing.body, headers, outcome)
+        return ListAnswer(listing.body, headers, outcome, reason)
 
     async def close(self) -> None:
         """Stop asking upstream."""
         await self._flights.close()
 
-    async def _get(self, kind: str, repository: Repository, rest: str, query: dict[str, str]) -> tuple[Listing, Outcome]:
+    async def _get(
+        self, kind: str, repository: Repository, rest: str, query: dict[str, str]
+    ) -> tuple[Listing, Outcome, str | None]:
+        """The list, where it came from, and the reason if that is STALE."""
         passed_on = {name: value for name, value in query.items() if name in _PASSED_ON}
         key = (repository, rest, tuple(sorted(passed_on.items())))
         now = self._context.clock()
         kept = self._kept.get(key)
         if kept is not None and 0 <= now - kept[1] < self._context.policies.general.ttl:
-            return kept[0], Outcome.HIT
+            return kept[0], Outcome.HIT, None
         registry = self._context.registry(repository)
         try:
             listing, joined = await self._flights.run(key, lambda: registry.listing(kind, repository.path, rest, passed_on))
@@ -91,9 +101,9 @@ class Listings:
             if kept is None or not may_serve(error.reason, now - kept[1], self._context.policies.general.stale_if_error):
                 raise
             self._context.metrics.stale_served.labels(repository.registry, error.reason).inc()
-            return kept[0], Outcome.STALE
+            return kept[0], Outcome.STALE, error.reason
         self._keep(key, listing, now)
-        return listing, Outcome.JOINED if joined else Outcome.MISS
+        return listing, Outcome.JOINED if joined else Outcome.MISS, None
 
     def _keep(self, key: Hashable, listing: Listing, now: float) -> None:
         self._drop(key)

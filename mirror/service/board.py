@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
@@ -21,6 +21,9 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mirror.metrics import LARGEST_GAUGES, SUMMED_GAUGES, Metrics
+
+# What operators have to see to: of each kind, what it is about, and what is the matter, in words.
+Problems: TypeAlias = dict[str, dict[str, str]]
 
 
 class Board:
@@ -37,13 +40,14 @@ class Board:
         # Threads of one process may write at the same time.
         self._writing = threading.Lock()
 
-    def put_up(self, downloads: list[dict[str, Any]]) -> None:
+    def put_up(self, downloads: list[dict[str, Any]], problems: Problems) -> None:
         """Write the own sheet. Blocks for a moment."""
         if self._own is None:
             return
         new = self._own.with_suffix(".new")
         with self._writing, contextlib.suppress(OSError):
-            sheet = {"metrics": generate_latest(self._metrics.registry).decode(), "downloads": downloads}
+            metrics = generate_latest(self._metrics.registry).decode()
+            sheet = {"metrics": metrics, "downloads": downloads, "problems": problems}
             new.write_text(json.dumps(sheet))
             new.replace(self._own)
 
@@ -61,8 +65,18 @@ class Board:
 
     def downloads(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The downloads of all processes that live. Blocks for a moment."""
-        others = (sheet for path, sheet, alive in self._sheets() if alive and path != self._own)
-        return own + [entry for sheet in others for entry in sheet["downloads"]]
+        return own + [entry for sheet in self._others() for entry in sheet["downloads"]]
+
+    def problems(self, own: Problems) -> Problems:
+        """The problems of all processes that live; of those that several have, the own words. Blocks for a moment."""
+        found: Problems = {kind: {} for kind in own}
+        for problems in (*(sheet["problems"] for sheet in self._others()), own):
+            for kind, entries in problems.items():
+                found.setdefault(kind, {}).update(entries)
+        return found
+
+    def _others(self) -> Iterable[dict[str, Any]]:
+        return (sheet for path, sheet, alive in self._sheets() if alive and path != self._own)
 
     def _sheets(self) -> list[tuple[Path, dict[str, Any], bool]]:
         found = []

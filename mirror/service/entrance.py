@@ -33,10 +33,17 @@ _HEADERS = 30.0
 _HANDSHAKE, _SHUTDOWN = 10.0, 60.0
 # How often files are looked at that may have been renewed, in seconds.
 _LOOK = 2.0
+# Files that cannot be used are tried again, and told of again, after so many seconds.
+_AGAIN = 600.0
+
+_STILL = "cannot be used as it is now, the log says why; what was read before still counts"
 
 
 class Entrance:
     """Listens, and lets in whom the configuration wants. Connections that stand outlive every change.
+
+    Attributes:
+        problems: by their keys, files that cannot be used as they are on disk now; what they were before still counts.
 
     Args:
         handler: answers the requests that pass.
@@ -44,6 +51,7 @@ class Entrance:
     """
 
     def __init__(self, config: Config, handler: Handler, metrics: Metrics, webhook: Handler) -> None:
+        self.problems: dict[str, str] = {}
         self._door = Door(handler, metrics, webhook)
         self._executor = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4), "passwords")
         self._socket: socket.socket | None = None
@@ -55,6 +63,7 @@ class Entrance:
         self._config = config
         self._seen: dict[Path, object] = {}
         self._encrypted = False
+        metrics.renewed_files_ok.set_function(lambda: not self.problems)
 
     @property
     def in_progress(self) -> int:
@@ -91,22 +100,28 @@ class Entrance:
             if users != self._users:
                 self._users, self._passwords = users, Passwords(users, self._executor) if users else None
             self._door.configure(_bounds(config.access, config.limits), self._passwords, anonymous=config.access.anonymous)
-            self._config, self._seen = config, seen
+            self._config, self._seen, self.problems = config, seen, {}
 
     async def watch(self) -> None:
         """Follow the files as they are renewed, for ever."""
+        loop, again = asyncio.get_running_loop(), 0.0
         refused: dict[Path, object] = {}
         while True:
             await asyncio.sleep(_LOOK)
             files = _files(self._config)
             seen = await asyncio.to_thread(_look, files) if files else self._seen
-            if seen in (self._seen, refused):
+            if seen == self._seen:
+                self.problems = {}
+                continue
+            if seen == refused and loop.time() < again:
                 continue
             try:
                 await self.configure(self._config)
             except ConfigurationError as error:
                 # They may be half way through being renewed: the next change of one of them is another try.
-                refused = seen
+                refused, again = seen, loop.time() + _AGAIN
+                # In other words than the log's: those can name users, and everybody may ask for problems.
+                self.problems = {line.partition(":")[0]: _STILL for line in error.problems}
                 log.error("renewed_files_refused", problems=error.problems)
             else:
                 log.info("renewed_files_in_use", files=sorted(map(str, files)))

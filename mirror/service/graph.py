@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from yarl import URL
 
@@ -35,12 +36,16 @@ from mirror.sync.keeper import Means
 from mirror.sync.plan import Planner
 from mirror.tracing import Trail
 from mirror.upstream.endpoint import Endpoint
+from mirror.upstream.health import Health
 from mirror.upstream.http import Http, Limits
 from mirror.upstream.login import Credentials, Login
 from mirror.upstream.registry import Registry
 from mirror.upstream.tokens import Tokens
 from mirror.web.registry_api import RegistryApi
 from mirror.web.routing import Router
+
+# What is known of upstreams, by registry, URL and account: with another account the pull limit is another one, too.
+Healths: TypeAlias = dict[tuple[object, ...], Health]
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,15 @@ class Graph:
     api: RegistryApi
 
     async def start(self) -> None:
-        """Open the connections' session."""
+        """Open the connections' session, and watch upstreams that are known to be out of order."""
         await self.http.start()
+        for endpoint in self._endpoints():
+            endpoint.start()
+
+    async def rest(self) -> None:
+        """Leave upstreams that are out of order to the graph that has taken the place of this one."""
+        for endpoint in self._endpoints():
+            await endpoint.rest()
 
     async def close(self) -> None:
         """Stop what asks upstream."""
@@ -70,6 +82,18 @@ class Graph:
         for registry in self.registries.values():
             await registry.close()
         await self.http.close()
+
+    def healths(self) -> Healths:
+        """What is known of the upstreams."""
+        entries = self.config.registries
+        return {
+            _account(name, url, entries[name]): endpoint.health
+            for name, registry in self.registries.items()
+            for url, endpoint in zip(entries[name].upstreams, registry.endpoints, strict=True)
+        }
+
+    def _endpoints(self) -> list[Endpoint]:
+        return [endpoint for registry in self.registries.values() for endpoint in registry.endpoints]
 
 
 def build(
@@ -82,12 +106,15 @@ def build(
     workers: int = 1,
     trail: Trail | None = None,
     moved: Callable[[Move], None] = lambda _: None,
+    previous: Graph | None = None,
 ) -> Graph:
     """Put the parts together.
 
     Args:
         moved: told of each tag that has moved.
+        previous: the graph whose place it takes; what that has learned of the same upstreams stays known.
     """
+    healths = {} if previous is None else previous.healths()
     http = Http(
         Limits(
             connect=config.downloads.connect_timeout,
@@ -97,7 +124,7 @@ def build(
         ),
         user_agent=f"registry-mirror/{__version__}",
     )
-    registries = {name: _registry(name, entry, http, metrics) for name, entry in config.registries.items()}
+    registries = {name: _registry(name, entry, http, metrics, healths) for name, entry in config.registries.items()}
     policies = _policies(config)
     context = Context(
         registries=registries,
@@ -114,10 +141,10 @@ def build(
     holdings = Holdings(context)
     by_digest, records = ByDigest(context, holdings), Records(context, moved)
     manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records))
-    blobs, listings = Blobs(context, holdings, downloads), Listings(context)
-    default = canonical_registry(config.default_registry)
     permission = Permission(context, {name: _policy(name, entry) for name, entry in config.registries.items()})
-    router, catalog = Router(registries, default), Catalog(store.index, default)
+    blobs, listings = Blobs(context, holdings, downloads), Listings(context, permission)
+    default = canonical_registry(config.default_registry)
+    router, catalog = Router(registries, default), Catalog(store.index, permission, default)
     api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, trail)
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
     bringer = Bringer(context, by_digest, records, blobs, permission, config.sync.reserve)
@@ -151,21 +178,19 @@ def _policy(name: str, config: RegistryConfig) -> Policy:
     return Policy(allow, deny)
 
 
-def _registry(name: str, config: RegistryConfig, http: Http, metrics: Metrics) -> Registry:
+def _registry(name: str, config: RegistryConfig, http: Http, metrics: Metrics, healths: Healths) -> Registry:
     tls = ssl.create_default_context(cafile=str(config.ca_file)) if config.ca_file else True
-    accepted: dict[str, bool] = {}
     endpoints = []
     for text in config.upstreams:
-        url = URL(text)
-
-        def told(ok: bool, upstream: str = text) -> None:
-            accepted[upstream] = ok
-            metrics.upstream_credentials_ok.labels(name).set(1 if all(accepted.values()) else 0)
-
-        login = Login(_credentials(config), told, anonymous_fallback=config.anonymous_fallback)
+        url, login = URL(text), Login(_credentials(config), anonymous_fallback=config.anonymous_fallback)
         tokens = Tokens(http, url, config.token_hosts, login, tls=tls, proxy=config.proxy)
-        endpoints.append(Endpoint(name, url, http, tokens, metrics, tls=tls, proxy=config.proxy))
+        health = healths.get(_account(name, text, config))
+        endpoints.append(Endpoint(name, url, http, tokens, metrics, tls=tls, proxy=config.proxy, health=health))
     return Registry(name, endpoints)
+
+
+def _account(name: str, url: str, config: RegistryConfig) -> tuple[object, ...]:
+    return name, url, config.username, config.password_file
 
 
 def _credentials(config: RegistryConfig) -> Callable[[], Credentials] | None:

@@ -91,6 +91,7 @@ class Mirror:
             Board(self._metrics, board),
             lambda: self._graph,
             lambda: self._draining,
+            lambda: self._entrance.problems,
         )
 
     async def serve(
@@ -124,7 +125,7 @@ class Mirror:
         """Read the configuration again; a wrong one is refused and the old one stays."""
         try:
             config = await asyncio.to_thread(load, self._path)
-            graph = self._build(config)
+            graph = self._build(config, self._graph)
             await self._entrance.configure(config)
         except (ConfigurationError, OSError) as error:
             log.error("configuration_refused", problems=str(error).splitlines())
@@ -134,6 +135,7 @@ class Mirror:
         logs.configure(config.log)
         self._notifier.configure(_webhook(config))
         old, self._graph = self._graph, graph
+        await old.rest()
         self._spawn(self._retire(old))
         log.info("configuration_reloaded", needs_restart=fixed)
 
@@ -171,7 +173,7 @@ class Mirror:
             self._janitor.make_room,
         )
 
-    def _build(self, config: Config) -> Graph:
+    def _build(self, config: Config, previous: Graph | None = None) -> Graph:
         return build(
             config,
             self._store,
@@ -182,6 +184,7 @@ class Mirror:
             self._workers,
             self._trail,
             self._notifier.moved,
+            previous,
         )
 
     # ---- life

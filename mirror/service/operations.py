@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +17,11 @@ from mirror.images import Image, images
 from mirror.metrics import Metrics
 from mirror.purge import Order as PurgeOrder
 from mirror.purge import Purge, Purged
-from mirror.service.board import Board
+from mirror.service.board import Board, Problems
 from mirror.service.graph import Graph
 from mirror.service.store import Store
 from mirror.sync.order import Order, by_operator, by_webhook
+from mirror.upstream.login import Login
 from mirror.web.admin_api import Readiness
 
 log = structlog.get_logger(__name__)
@@ -36,6 +38,7 @@ class AdminOperations:
     Args:
         graph: called for the graph of the day.
         draining: whether the mirror is about to stop.
+        files: called for what is the matter with files that are followed, by their keys.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class AdminOperations:
         board: Board,
         graph: Callable[[], Graph],
         draining: Callable[[], bool],
+        files: Callable[[], dict[str, str]],
     ) -> None:
         self._store = store
         self._downloads = downloads
@@ -53,21 +57,26 @@ class AdminOperations:
         self._board = board
         self._graph = graph
         self._draining = draining
+        self._files = files
+        self._accounts: set[str] = set()
 
     def token(self) -> str | None:
         """The token that is wanted, read afresh when the configuration was."""
         return self._graph().admin_token
 
     def readiness(self) -> Readiness:
-        """Ready while the store can be written and nobody wants us to stop."""
-        writable, draining = self._store.is_writable(), self._draining()
+        """Ready while the store can be written, the configured accounts are taken, and nobody wants us to stop."""
+        graph, writable, draining = self._graph(), self._store.is_writable(), self._draining()
         upstreams = {
             f"{name} {endpoint.name}": endpoint.state
-            for name, registry in self._graph().registries.items()
+            for name, registry in graph.registries.items()
             for endpoint in registry.endpoints
         }
-        details = {"draining": draining, "store_writable": writable, "upstreams": upstreams}
-        return Readiness(writable and not draining, details)
+        problems = self._board.problems(self._own_problems())
+        entries = graph.config.registries
+        hindered = any(name in entries and not entries[name].anonymous_fallback for name in problems["credentials"])
+        details = {"draining": draining, "store_writable": writable, **problems, "upstreams": upstreams}
+        return Readiness(writable and not draining and not hindered, details)
 
     def metrics(self) -> bytes:
         """The metrics of all processes."""
@@ -80,7 +89,8 @@ class AdminOperations:
 
     def put_up(self) -> None:
         """Let the other processes know what this one has counted."""
-        self._board.put_up(self._own_downloads())
+        self._show_credentials()
+        self._board.put_up(self._own_downloads(), self._own_problems())
 
     def downloads(self) -> list[dict[str, Any]]:
         """What is being fetched, in all processes."""
@@ -164,6 +174,26 @@ class AdminOperations:
         """Read a pattern as operators of this mirror write it."""
         return ImagePattern.parse(text, canonical_registry(self._graph().config.default_registry))
 
+    def _show_credentials(self) -> None:
+        gauge, refused = self._metrics.upstream_credentials_ok, self._own_problems()["credentials"]
+        accounts = {name for name, entry in self._graph().config.registries.items() if entry.username is not None}
+        # A reload may have taken an account away, and two threads may find that at once.
+        for name in self._accounts - accounts:
+            with contextlib.suppress(KeyError):
+                gauge.remove(name)
+        self._accounts = accounts
+        for name in accounts:
+            gauge.labels(name).set(0 if name in refused else 1)
+
+    def _own_problems(self) -> Problems:
+        credentials = {}
+        for name, registry in self._graph().registries.items():
+            if found := [
+                f"{endpoint.name}: {_worded(endpoint.login)}" for endpoint in registry.endpoints if endpoint.login.problem
+            ]:
+                credentials[name] = "; ".join(found)
+        return {"credentials": credentials, "files": self._files()}
+
     def _own_downloads(self) -> list[dict[str, Any]]:
         return [
             {
@@ -175,3 +205,7 @@ class AdminOperations:
             }
             for download in self._downloads
         ]
+
+
+def _worded(login: Login) -> str:
+    return f"{login.problem}{'; pulls go on without the account' if login.anonymous_fallback else ''}"

@@ -6,8 +6,9 @@ import contextlib
 import ssl
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import aiohttp
 from yarl import URL
@@ -29,7 +30,9 @@ from mirror.tracing import request_id, via
 from mirror.upstream import redirects
 from mirror.upstream.health import Health
 from mirror.upstream.http import Http, dismiss, peer
+from mirror.upstream.login import Login
 from mirror.upstream.prober import Prober
+from mirror.upstream.relogin import Relogin
 from mirror.upstream.tokens import Tokens
 
 
@@ -62,6 +65,9 @@ class Endpoint:
 
     Attributes:
         health: whether it is asked at all.
+
+    Args:
+        health: what is known of it already; None for nothing.
     """
 
     def __init__(
@@ -74,11 +80,12 @@ class Endpoint:
         *,
         tls: ssl.SSLContext | bool = True,
         proxy: str | None = None,
+        health: Health | None = None,
     ) -> None:
         self.registry = registry
         self.url = url
         self.name = url.authority
-        self.health = Health(registry, self.name, metrics, self._watch)
+        self.health = health or Health(registry, self.name, metrics, self._watch)
         self._http = http
         self._tokens = tokens
         self._metrics = metrics
@@ -87,11 +94,17 @@ class Endpoint:
         # Whether its own host is on the Internet, by the address that was connected to.
         self._public = not redirects.is_inside(url.host or "")
         self._prober = Prober(self.health, self.probe)
+        self._relogin = Relogin(tokens.login)
 
     @property
     def state(self) -> str:
         """For people: what came of the last request."""
         return self.health.state
+
+    @property
+    def login(self) -> Login:
+        """The account that it is used with, if any."""
+        return self._tokens.login
 
     @contextlib.asynccontextmanager
     async def request(self, ask: Ask) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -125,9 +138,22 @@ class Endpoint:
             if response.status >= 500:
                 raise UpstreamFailing(f"upstream {self.name} answers {response.status}")
 
+    def start(self) -> None:
+        """Probe from now on, at once if it is known to be out of order."""
+        self.health.opened = self._watch
+        if not self.health.own.breaker.is_closed:
+            self._watch()
+
+    async def rest(self) -> None:
+        """Leave it to the one that takes its place to try the login, and to probe if it has taken over the health."""
+        await self._relogin.close()
+        if self.health.opened != self._watch:
+            await self._prober.close()
+
     async def close(self) -> None:
         """Stop probing and fetching tokens."""
         await self._prober.close()
+        await self._relogin.close()
         await self._tokens.close()
 
     def _watch(self) -> None:
@@ -138,6 +164,20 @@ class Endpoint:
         self._metrics.upstream_bytes.labels(self.registry, self.name).inc(count)
 
     async def _authorised(self, stack: contextlib.AsyncExitStack, ask: Ask) -> aiohttp.ClientResponse:
+        try:
+            return await self._answered(stack, ask)
+        finally:
+            # Also if it went on without the account.
+            if self.login.problem is not None:
+                self._relogin.wake(partial(self._log_in, replace(ask, method="HEAD")))
+
+    async def _log_in(self, ask: Ask) -> None:
+        """Ask for something that the login was refused for; what upstream says of it does not matter."""
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._http.slot(blob=False))
+            await self._answered(stack, ask)
+
+    async def _answered(self, stack: contextlib.AsyncExitStack, ask: Ask) -> aiohttp.ClientResponse:
         scope = pull_scope(ask.repository)
         authorization = self._tokens.cached(scope)
         response = await self._send(stack, ask, authorization)

@@ -63,8 +63,6 @@ class Health:
         state: for people: what came of the last request.
         own: for the upstream's own host and where it gets its tokens.
         content: for where it redirects to for the content of blobs.
-
-    Args:
         opened: called when the upstream itself has been found out of order; it sees to it that it is probed.
     """
 
@@ -81,10 +79,10 @@ class Health:
         self.content = Guard(f"where {upstream} redirects to")
         self.budget = Budget()
         self.clock = clock
+        self.opened = opened
         self._upstream = upstream
         self._registry = registry
         self._metrics = metrics
-        self._opened = opened
         self._doubted = 0.0
         self._doubts = 0
 
@@ -178,7 +176,7 @@ class Health:
         else:
             self.budget.released(spending)
         if self.own.note(own, None if error.elsewhere else error, now):
-            self._opened()
+            self.opened()
         if content is not None and error.elsewhere:
             self.content.note(content, error, now)
         else:

@@ -17,7 +17,7 @@ from mirror.errors import CredentialsRefused
 log = structlog.get_logger(__name__)
 
 # Docker Hub locks an account for ten minutes after too many wrong passwords. Seconds until the same ones are tried again.
-_FIRST, _LONGEST = 60.0, 3600.0
+FIRST, LONGEST = 60.0, 3600.0
 
 
 @dataclass(frozen=True)
@@ -35,27 +35,28 @@ class Credentials:
 class Login:
     """The credentials for one upstream, and whether it takes them.
 
+    Attributes:
+        problem: for people: why they cannot be used now, if that has been found out.
+        anonymous_fallback: go on without them while they cannot be used.
+
     Args:
         read: called for the credentials at each use, so that new ones count at once; None for an anonymous mirror.
-        told: called with whether they are accepted, whenever that has been found out.
-        anonymous_fallback: go on without them while they are refused.
     """
 
     def __init__(
         self,
         read: Callable[[], Credentials] | None,
-        told: Callable[[bool], None] = lambda _: None,
         *,
         anonymous_fallback: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
-        self._told = told
+        self.problem: str | None = None
         self.anonymous_fallback = anonymous_fallback
         self._clock = clock
         self._known: Credentials | None = None
         self._accepted = False
-        self._breaker = Breaker(_FIRST, _LONGEST, threshold=1)
+        self._breaker = Breaker(FIRST, LONGEST, threshold=1)
         self._turn = asyncio.Lock()
 
     @contextlib.asynccontextmanager
@@ -76,15 +77,11 @@ class Login:
         if self._read is None:
             return None
         try:
-            found = self._read()
+            found = self._current(self._read)
         except CredentialsRefused:
-            self._told(False)
             if self.anonymous_fallback:
                 return None
             raise
-        if found != self._known:
-            self._known, self._accepted = found, False
-            self._breaker = Breaker(_FIRST, _LONGEST, threshold=1)
         now = self._clock()
         if self._breaker.admits(now):
             return found
@@ -93,12 +90,23 @@ class Login:
         refusal = CredentialsRefused("the credentials were refused: check username and password_file")
         raise refusal.again("not tried again for now", max(1.0, self._breaker.wait(now)))
 
+    def look(self) -> None:
+        """Look whether there are other credentials than those that are known not to be of use."""
+        if self._read is not None:
+            with contextlib.suppress(CredentialsRefused):
+                self._current(self._read)
+
+    @property
+    def wait(self) -> float:
+        """Seconds until credentials that were refused are shown again."""
+        return self._breaker.wait(self._clock())
+
     def accepted(self, credentials: Credentials) -> None:
         """The upstream has taken them."""
         if credentials == self._known:
             self._accepted = True
             self._breaker.succeeded()
-        self._told(True)
+            self.problem = None
 
     def refused(self, credentials: Credentials) -> None:
         """The upstream has refused them."""
@@ -108,5 +116,19 @@ class Login:
             admission = Admission.NORMAL if self._breaker.is_closed else Admission.TRIAL
             if self._breaker.wait(now) == 0.0:
                 self._breaker.failed(now, admission)
-        self._told(False)
-        log.error("credentials_refused", username=credentials.username, again_in_seconds=round(self._breaker.wait(self._clock())))
+            self.problem = "refused: check username and password_file"
+        log.error("credentials_refused", username=credentials.username, again_in_seconds=round(self.wait))
+
+    def _current(self, read: Callable[[], Credentials]) -> Credentials:
+        """What is configured now. Whether other credentials than before are taken nobody knows."""
+        try:
+            found = read()
+        except CredentialsRefused as error:
+            self.problem = str(error)
+            raise
+        if found != self._known:
+            self._known, self._accepted = found, False
+            self._breaker = Breaker(FIRST, LONGEST, threshold=1)
+        if self._breaker.is_closed:
+            self.problem = None
+        return found

@@ -38,10 +38,12 @@ class _Token:
 class Tokens:
     """The tokens of one upstream.
 
+    Attributes:
+        login: the credentials, if there are any.
+
     Args:
         upstream: base URL; tells which realms are its own.
         token_hosts: further hosts that may be asked for tokens, and get the credentials.
-        login: the credentials, if there are any.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Tokens:
         self._http = http
         self._upstream = upstream
         self._token_hosts = token_hosts
-        self._login = login
+        self.login = login
         self._tls = tls
         self._proxy = proxy
         self._clock = clock
@@ -93,7 +95,7 @@ class Tokens:
             if challenge.scheme == "basic":
                 if refused is not None:
                     self.answered(scope, refused, 401)
-                credentials = self._login.credentials()
+                credentials = self.login.credentials()
                 if credentials is None:
                     return None
                 self._basic = {credentials.basic(): credentials}
@@ -107,9 +109,9 @@ class Tokens:
             return
         if status == 401:
             self._tokens.pop(scope, None)
-            self._login.refused(credentials)
+            self.login.refused(credentials)
             raise _refusal(self._upstream)
-        self._login.accepted(credentials)
+        self.login.accepted(credentials)
 
     async def _fetch(self, challenge: Challenge, scope: str, public: bool) -> str:
         realm = challenge.params.get("realm", "")
@@ -122,30 +124,45 @@ class Tokens:
         url = URL(realm).update_query({**query, "scope": challenge.params.get("scope") or scope})
         guarded = public and not {url.host, url.authority} & self._token_hosts
         with translated(url):
-            async with asyncio.timeout(self._http.limits.connect + self._http.limits.headers), self._login.turn():
+            async with asyncio.timeout(self._http.limits.connect + self._http.limits.headers), self.login.turn():
                 return self._keep(scope, *await self._asked(url, guarded))
 
     async def _asked(self, url: URL, guarded: bool) -> tuple[str, float]:
         try:
             return await self._asked_once(url, guarded)
         except CredentialsRefused:
-            if not self._login.anonymous_fallback:
+            if not self.login.anonymous_fallback:
                 raise
             return await self._asked_once(url, guarded)
 
     async def _asked_once(self, url: URL, guarded: bool) -> tuple[str, float]:
-        credentials = self._login.credentials()
+        credentials = self.login.credentials()
+        status, body = await self._sent(url, credentials, guarded)
+        if status == 403 and credentials is not None and not await self._is_taken(url, credentials, guarded):
+            status = 401
+        self._check(status, url, credentials)
+        if credentials is not None:
+            self.login.accepted(credentials)
+        return _parse(body, url)
+
+    async def _is_taken(self, url: URL, credentials: Credentials, guarded: bool) -> bool:
+        """Whether a 403 was about the scope: asked without one, a token host that takes the account gives a token.
+
+        GitHub's answers 403 to an account that is wrong, too.
+        """
+        status, _ = await self._sent(url.without_query_params("scope"), credentials, guarded)
+        if status == 200:
+            self.login.accepted(credentials)
+        return status not in (401, 403)
+
+    async def _sent(self, url: URL, credentials: Credentials | None, guarded: bool) -> tuple[int, bytes]:
         headers = {"Authorization": credentials.basic()} if credentials else {}
         async with self._http.request("GET", url, headers, tls=self._tls, proxy=self._proxy, guarded=guarded) as response:
-            body = await read_bounded(response, _TOKEN_LIMIT)
-        self._check(response.status, url, credentials)
-        if credentials is not None:
-            self._login.accepted(credentials)
-        return _parse(body, url)
+            return response.status, await read_bounded(response, _TOKEN_LIMIT)
 
     def _check(self, status: int, url: URL, credentials: Credentials | None) -> None:
         if status == 401 and credentials is not None:
-            self._login.refused(credentials)
+            self.login.refused(credentials)
             raise _refusal(url)
         if status in (401, 403):
             raise AccessDenied(f"{url.host} has no token ({status}) for what was asked for")

@@ -35,8 +35,8 @@ class Readiness:
     """Whether requests should be sent here.
 
     Attributes:
-        ready: False while the store cannot be written or the mirror is stopping.
-        details: for people: why, and the state of upstreams, which does not make a mirror unready.
+        ready: False while the store cannot be written, an upstream refuses the configured account, or the mirror is stopping.
+        details: for people: why, and what does not make a mirror unready: the state of upstreams, and of files that it follows.
     """
 
     ready: bool

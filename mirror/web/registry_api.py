@@ -18,6 +18,7 @@ from mirror.core.conditions import etag_matches
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
+from mirror.core.staleness import said
 from mirror.errors import MirrorError, PolicyDenied, UpstreamTimeout
 from mirror.metrics import Metrics
 from mirror.pull.answers import ManifestAnswer
@@ -57,6 +58,11 @@ async def _bounded(work: Coroutine[Any, Any, T]) -> T:
             return await work
     except TimeoutError as error:
         raise UpstreamTimeout(f"upstream did not answer all that had to be asked within {_PATIENCE:g} s") from error
+
+
+def _warning(reason: str | None) -> dict[str, str]:
+    """The header that says why an answer is stale (RFC 7234 section 5.5.1), if it is."""
+    return {} if reason is None else {"Warning": f'110 - "{said(reason)}"'}
 
 
 class RegistryApi:
@@ -181,9 +187,7 @@ class RegistryApi:
             "ETag": f'"{answer.digest}"',
             "X-Cache": answer.outcome,
         }
-        if answer.outcome is Outcome.STALE:
-            headers["Warning"] = f'110 - "upstream cannot be asked: {answer.reason}"'
-        return head(200, headers)
+        return head(200, {**headers, **_warning(answer.reason)})
 
     # ---- blobs
 
@@ -226,14 +230,14 @@ class RegistryApi:
         page_size(route.parameter("n"))
         answer = await _bounded(self._listings.tags(repository, route.path, dict(route.query)))
         self._tally.count("tags", repository, answer.outcome, 200, len(answer.body), started)
-        return self._list(answer.body, answer.headers, answer.outcome, name)
+        return self._list(answer.body, {**answer.headers, **_warning(answer.reason)}, answer.outcome, name)
 
     async def _referrers(
         self, repository: Repository, digest: Digest, route: Route, name: str, started: float
     ) -> web.StreamResponse:
         answer = await _bounded(self._listings.referrers(repository, digest, route.path, dict(route.query)))
         self._tally.count("referrers", repository, answer.outcome, 200, len(answer.body), started)
-        return self._list(answer.body, answer.headers, answer.outcome, name)
+        return self._list(answer.body, {**answer.headers, **_warning(answer.reason)}, answer.outcome, name)
 
     async def _repositories(self, route: Route, name: str) -> web.StreamResponse:
         found = await asyncio.to_thread(self._catalog.repositories)

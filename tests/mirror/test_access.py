@@ -297,6 +297,45 @@ async def test_changed_passwords_count_at_once(hub, tmp_path, htpasswd, monkeypa
         assert (await status("right"), await status("new")) == (200, 401)
 
 
+@pytest.mark.parametrize("damage", ["vanished", "plain password", "no user", "no text"])
+async def test_a_damaged_file_of_users_can_be_seen(hub, tmp_path, htpasswd, monkeypatch, log, damage):
+    """While the file of users is of no use, the old users pass, /readyz and a metric tell, and the log does again and again."""
+    monkeypatch.setattr("mirror.service.entrance._LOOK", 0.02)
+    monkeypatch.setattr("mirror.service.entrance._AGAIN", 0.05)
+
+    async def state():
+        async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/readyz") as response:
+            return response.status, (await response.json())["files"], await mirror.metric("renewed_files_ok")
+
+    async def until(problems):
+        async with asyncio.timeout(10):
+            while bool((await state())[1]) != problems:
+                await asyncio.sleep(0.01)
+
+    access = {"htpasswd_file": htpasswd, "anonymous": False}
+    async with MirrorUnderTest(hub, tmp_path / "store", access=access) as mirror:
+        assert await state() == (200, {}, 1)
+        if damage == "vanished":
+            htpasswd.unlink()
+        else:
+            htpasswd.write_bytes({"plain password": b"mallory:hunter2", "no user": b"", "no text": b"\xff"}[damage])
+        await until(True)
+        status, problems, metric = await state()
+        assert (status, list(problems), metric) == (200, ["access.htpasswd_file"], 0)
+        assert not [word for word in ("mallory", "hunter2") if word in str(problems)]
+        async with asyncio.timeout(10):
+            while sum(entry["event"] == "renewed_files_refused" for entry in log) < 3:
+                await asyncio.sleep(0.01)
+        assert (await mirror.get("/v2/", headers=ALICE)).status == 200
+        for headers in ({}, {"Authorization": WRONG["password"]}, {"Authorization": basic("mallory", "hunter2")}):
+            assert (await mirror.get("/v2/", headers=headers)).status == 401
+        write_htpasswd(htpasswd, "new")
+        await until(False)
+        assert await state() == (200, {}, 1)
+        assert (await mirror.get("/v2/", headers={"Authorization": basic("alice", "new")})).status == 200
+        assert (await mirror.get("/v2/", headers=ALICE)).status == 401
+
+
 async def test_reload_follows_the_users(hub, tmp_path, htpasswd, mirror):
     """A reload brings users in and takes them away; with a file that is of no use it is refused as a whole."""
     assert (await mirror.get("/v2/", headers={"Authorization": WRONG["password"]})).status == 200

@@ -73,7 +73,7 @@ async def test_readyz(hub, mirror):
     status, headers, text = await admin(mirror, "/readyz")
     assert (status, headers["Content-Type"].partition(";")[0]) == (200, "application/json")
     body = json.loads(text)
-    assert (body["ready"], body["draining"], body["store_writable"]) == (True, False, True)
+    assert (body["ready"], body["draining"], body["store_writable"], body["credentials"]) == (True, False, True, {})
     assert body["upstreams"] == {f"docker.io {hub.registry_host}": "not asked yet"}
     hub.add_image(APP, "1")
     await mirror.get(TAG)

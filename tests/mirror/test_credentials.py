@@ -41,8 +41,27 @@ async def ok(mirror):
 
 
 async def ready(mirror):
+    """Status of /readyz, and what its body says of the credentials."""
     async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/readyz") as response:
-        return await response.text()
+        body = await response.json()
+    assert body["ready"] == (response.status == 200)
+    return response.status, body["credentials"]
+
+
+async def until_ready(mirror):
+    """Wait until /readyz has turned green, without a word to the mirror's clients or upstreams."""
+    async with asyncio.timeout(10):
+        while (await ready(mirror))[0] != 200:
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def restless(monkeypatch):
+    """Logins that were refused are tried again after fractions of a second."""
+    for name, seconds in (("FIRST", 0.05), ("LONGEST", 0.05), ("_LOOK", 0.01)):
+        monkeypatch.setattr(f"mirror.upstream.relogin.{name}", seconds)
+        if name != "_LOOK":
+            monkeypatch.setattr(f"mirror.upstream.login.{name}", seconds)
 
 
 def logins(hub):
@@ -64,12 +83,79 @@ async def test_refused_login(hub, settled, monkeypatch, auth):
                 assert (answer.status, answer.code()) == (503, "UNAVAILABLE")
             assert len(logins(hub)) == tries
             assert await ok(mirror) == 0
-            assert "refuses the credentials" in await ready(mirror)
+            status, problems = await ready(mirror)
+            assert (status, list(problems)) == (503, ["docker.io"])
+            assert f"{hub.registry_host}: refused" in problems["docker.io"]
             clock.advance(pause)
         hub.users = {"robot": PASSWORD}
         assert (await mirror.get(TAG)).body == image.raw
         assert await ok(mirror) == 1
-        assert "refuses" not in await ready(mirror)
+        assert await ready(mirror) == (200, {})
+
+
+@pytest.mark.parametrize("auth", ["bearer", "basic"])
+async def test_readiness_needs_no_clients_to_recover(hub, settled, restless, auth):
+    """A mirror that nobody asks any more, for it is not ready, finds out by itself that the login is taken again."""
+    async with settled() as mirror:
+        hub.auth = auth
+        hub.add_image(APP, "1")
+        assert await ready(mirror) == (200, {})
+        hub.users = {"robot": "another"}
+        assert (await mirror.get(TAG)).status == 503
+        async with asyncio.timeout(10):
+            while len(logins(hub)) < 3:
+                await asyncio.sleep(0.01)
+        assert ((await ready(mirror))[0], await ok(mirror)) == (503, 0)
+        hub.users = {"robot": PASSWORD}
+        await until_ready(mirror)
+        assert await ok(mirror) == 1
+        assert hub.count("GET", "manifest", status=200) == 0
+
+
+async def test_a_new_password_makes_ready(hub, settled, monkeypatch):
+    """Other credentials than the refused ones are not refused; nobody has to ask for something first."""
+    monkeypatch.setattr("mirror.upstream.relogin._LOOK", 0.01)
+    async with settled() as mirror:
+        hub.add_image(APP, "1")
+        hub.users = {"robot": "another"}
+        assert (await mirror.get(TAG)).status == 503
+        mirror.password.touch()
+        for _ in range(20):
+            assert (await ready(mirror))[0] == 503
+            await asyncio.sleep(0.01)
+        mirror.password.write_text("another")
+        await until_ready(mirror)
+        assert (len(logins(hub)), await ok(mirror)) == (1, 1)
+        assert (await mirror.get(TAG)).status == 200
+
+
+async def test_readiness_while_the_token_host_is_out_of_order(hub, settled, restless):
+    """What is neither a yes nor a no to the credentials leaves them refused, and is not asked for without a pause."""
+    async with settled() as mirror:
+        hub.add_image(APP, "1")
+        hub.users = {"robot": "another"}
+        assert (await mirror.get(TAG)).status == 503
+        hub.users = {"robot": PASSWORD}
+        entry = hub.script(Rule(kind="token", times=None), Status(503))
+        await hub.wait_for(3, kind="token", status=503)
+        assert (await ready(mirror))[0] == 503
+        entry.remove()
+        await until_ready(mirror)
+
+
+async def test_reload_without_the_account(hub, settled):
+    """An account that is no longer configured is refused no longer, and has no metric."""
+    async with settled() as mirror:
+        hub.add_image(APP, "1")
+        hub.users = {"robot": "another"}
+        assert (await mirror.get(TAG)).status == 503
+        assert ("registry_mirror_upstream_credentials_ok", 0) in [
+            (n.partition("{")[0], v) for n, v in (await mirror.metrics()).items()
+        ]
+        await mirror.reload(registries={"docker.io": {"upstreams": [hub.url], "token_hosts": [hub.token_host]}})
+        assert await ready(mirror) == (200, {})
+        assert not [name for name in await mirror.metrics() if "credentials_ok" in name]
+        assert (await mirror.get(TAG)).status == 200
 
 
 async def test_many_at_once_do_not_lock_the_account(hub, settled):
@@ -97,7 +183,9 @@ async def test_stale_with_refused_credentials(hub, settled, monkeypatch):
         hub.users = {"robot": "another"}
         hub.advance(400)
         clock.advance(86_000)
-        assert (await mirror.get(TAG)).cache == "STALE"
+        answer = await mirror.get(TAG)
+        assert answer.cache == "STALE"
+        assert answer.headers["Warning"] == """110 - "upstream refuses the mirror's credentials (credentials)\""""
         assert await mirror.metric("stale_served_total", reason="credentials") == 1
         clock.advance(500)
         assert (await mirror.get(TAG)).status == 503
@@ -112,6 +200,8 @@ async def test_never_silently_anonymous(hub, settled, auth):
         mirror.password.unlink()
         assert (await mirror.get(TAG)).status == 503
         assert await ok(mirror) == 0
+        status, problems = await ready(mirror)
+        assert (status, "cannot be read" in problems["docker.io"]) == (503, True)
         assert hub.count(kind="token") == 0
 
 
@@ -125,17 +215,60 @@ async def test_anonymous_if_told_so(hub, settled):
         assert (await mirror.get(TAG)).body == image.raw
         assert (await mirror.get("/v2/library/secret/manifests/1")).status == 404
         assert await ok(mirror) == 0
+        status, problems = await ready(mirror)
+        assert (status, "go on without the account" in problems["docker.io"]) == (200, True)
         assert len(logins(hub)) == 1
 
 
+async def test_what_is_said_of_a_fallback_ends_by_itself(hub, settled, restless):
+    """A mirror that goes on without its account finds out, too, that there is another password."""
+    async with settled(anonymous_fallback=True) as mirror:
+        hub.add_image(APP, "1")
+        hub.users = {"robot": "another"}
+        assert (await mirror.get(TAG)).status == 200
+        assert ((await ready(mirror))[0], await ok(mirror)) == (200, 0)
+        mirror.password.write_text("another")
+        async with asyncio.timeout(10):
+            while await ok(mirror) != 1:
+                await asyncio.sleep(0.01)
+        assert await ready(mirror) == (200, {})
+
+
 async def test_forbidden_scope_is_an_answer(hub, settled):
-    """A token host that answers 403 takes the account and denies the repository: others are pulled as ever."""
+    """A token host that answers 403 to a scope but takes the account denies the repository: others are pulled as ever."""
     async with settled() as mirror:
         image = hub.add_image(APP, "1")
         hub.script(Rule(kind="token"), Status(403))
         assert (await mirror.get("/v2/library/secret/manifests/1")).code() == "NAME_UNKNOWN"
         assert (await mirror.get(TAG)).body == image.raw
         assert await ok(mirror) == 1
+
+
+async def test_a_login_refused_by_403(hub, settled, monkeypatch):
+    """A token host that answers 403 to the account itself, as GitHub's does, refuses it: it is not asked again and again."""
+    async with settled() as mirror:
+        clock = Clock(mirror, monkeypatch)
+        image = hub.add_image(APP, "1")
+        entry = hub.script(Rule(kind="token", times=None), Status(403))
+        for number in range(10):
+            answer = await mirror.get(f"/v2/{APP}{number % 3}/manifests/1")
+            assert (answer.status, answer.code()) == (503, "UNAVAILABLE")
+            assert "password_file" in answer.body.decode()
+        assert ["scope" in seen.query for seen in hub.find(kind="token")] == [True, False]
+        assert ((await ready(mirror))[0], await ok(mirror)) == (503, 0)
+        entry.remove()
+        clock.advance(60)
+        assert (await mirror.get(TAG)).body == image.raw
+        assert ((await ready(mirror))[0], await ok(mirror)) == (200, 1)
+
+
+async def test_public_images_with_a_login_refused_by_403(hub, settled):
+    """With `anonymous_fallback`, what is public is pulled although the token host answers 403 to the account."""
+    async with settled(anonymous_fallback=True) as mirror:
+        image = hub.add_image(APP, "1")
+        hub.script(Rule(kind="token", times=2), Status(403))
+        assert (await mirror.get(TAG)).body == image.raw
+        assert [seen.authorization is None for seen in hub.find(kind="token")] == [False, False, True]
 
 
 async def test_proxy(hub, settled):
@@ -189,6 +322,8 @@ async def test_keep_deleted(hub, tmp_path, monkeypatch, keep):
         answers = [await mirror.get(TAG) for _ in range(3)]
         if keep:
             assert {(answer.status, answer.cache, answer.body) for answer in answers} == {(200, "STALE", image.raw)}
+            warning = '110 - "upstream has deleted it, and this mirror keeps it (deleted)"'
+            assert {answer.headers["Warning"] for answer in answers} == {warning}
             assert await mirror.metric("stale_served_total", reason="deleted") == 3
         else:
             assert {(answer.status, answer.code()) for answer in answers} == {(404, "MANIFEST_UNKNOWN")}

@@ -102,15 +102,16 @@ async def test_tags_are_kept_for_a_while(hub, mirror, clock):
     assert (answer.cache, json.loads(answer.body)["tags"]) == ("MISS", ["1", "2"])
 
 
-@pytest.mark.parametrize("fault", [Status(503), RateLimited()])
-async def test_tags_in_an_outage(hub, mirror, clock, fault):
-    """An old list is better than none, for as long as old tags are."""
+@pytest.mark.parametrize(("fault", "reason"), [(Status(503), "server_error"), (RateLimited(), "rate_limited")])
+async def test_tags_in_an_outage(hub, mirror, clock, fault, reason):
+    """An old list is better than none, for as long as old tags are, and says why it is old."""
     hub.add_image(APP, "1")
     await mirror.get(TAGS)
     clock.advance(61)
     hub.script(Rule(kind="tags", times=None), fault)
     answer = await mirror.get(TAGS)
     assert (answer.status, answer.cache) == (200, "STALE")
+    assert reason in answer.headers["Warning"]
     clock.advance(31 * 86400)
     assert (await mirror.get(TAGS)).status == 503
 

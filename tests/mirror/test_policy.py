@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.fakehub import Rule, Status
 from tests.mirrors import MirrorUnderTest
 
 ABSENT = f"sha256:{'0' * 64}"
@@ -122,3 +123,86 @@ async def test_reload_changes_the_rules(hub, governed):
                 answer = await mirror.get(path)
                 assert answer.status == status
                 assert status == 403 or answer.body == image.raw
+
+
+# ---- lists
+
+
+async def listed(mirror, path, key):
+    """The pages of a list."""
+    pages = []
+    while path is not None:
+        answer = await mirror.get(path)
+        assert answer.status == 200
+        pages.append(json.loads(answer.body)[key])
+        path = answer.headers["Link"].partition(">")[0].removeprefix("<") if "Link" in answer.headers else None
+    return pages
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({}, [["1.0", "1.1"], ["2.0", "latest"], ["nightly"]]),
+        ({"deny": ["*:latest"]}, [["1.0", "1.1"], ["2.0"], ["nightly"]]),
+        ({"deny": ["*:1.*"]}, [[], ["2.0", "latest"], ["nightly"]]),
+        ({"deny": ["*:night*"]}, [["1.0", "1.1"], ["2.0", "latest"], []]),
+        ({"allow": ["library/app:1.*", "other/*"]}, [["1.0", "1.1"], [], []]),
+        ({"allow": ["library/app:*.0", "library/app:1.*"], "deny": ["app:1.0"]}, [["1.1"], ["2.0"], []]),
+    ],
+)
+async def test_refused_tags_are_not_listed(hub, governed, rules, expected):
+    """A list of tags lacks those that may not be pulled, from memory, too; its pages still lead to its end."""
+    hub.add_image("library/app", "1.0")
+    for tag in ("1.1", "2.0", "latest", "nightly"):
+        hub.add_image("library/app", tag)
+    async with governed(**rules) as mirror:
+        for _ in range(2):
+            assert await listed(mirror, "/v2/library/app/tags/list?n=2", "tags") == expected
+            assert await listed(mirror, "/v2/library/app/tags/list", "tags") == [[tag for page in expected for tag in page]]
+        for tag in ("1.0", "1.1", "2.0", "latest", "nightly"):
+            status = (await mirror.get(f"/v2/library/app/manifests/{tag}")).status
+            assert status == (200 if any(tag in page for page in expected) else 403)
+
+
+async def test_what_is_no_tag_is_not_listed_by_rules(hub, governed):
+    """What upstream calls a tag and nobody could pull is passed on as it is, but not where there are rules about tags."""
+    hub.add_image("library/app", "1")
+    body = json.dumps({"name": "library/app", "tags": ["1", "no tag", "-", ""]}).encode()
+    hub.script(Rule(kind="tags", times=None), Status(200, body=body))
+    async with governed() as mirror:
+        assert await listed(mirror, "/v2/library/app/tags/list", "tags") == [["1", "no tag", "-", ""]]
+    async with governed(deny=["*/*:latest"]) as mirror:
+        assert await listed(mirror, "/v2/library/app/tags/list", "tags") == [["1"]]
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({}, [["evil/app", "library/a"], ["library/b", "library/c"]]),
+        ({"deny": ["evil/*"]}, [["library/a", "library/b"], ["library/c"]]),
+        ({"deny": ["evil/*:*", "b"]}, [["library/a", "library/c"]]),
+        ({"allow": ["library/*"], "deny": ["*/*:latest"]}, [["library/a", "library/b"]]),
+        ({"allow": ["other/*"]}, [[]]),
+    ],
+)
+async def test_refused_repositories_are_not_in_the_catalog(hub, governed, rules, expected):
+    """What was pulled before the rules and may not be pulled any more is not listed; pages are as long as they can be."""
+    for name, tag in (("evil/app", "1"), ("library/a", "1"), ("library/b", "1"), ("library/c", "latest")):
+        hub.add_image(name, tag)
+    async with governed() as mirror:
+        for name, tag in (("evil/app", "1"), ("library/a", "1"), ("library/b", "1"), ("library/c", "latest")):
+            assert (await mirror.get(f"/v2/{name}/manifests/{tag}")).status == 200
+    async with governed(**rules) as mirror:
+        assert await listed(mirror, "/v2/_catalog?n=2", "repositories") == expected
+
+
+async def test_registries_that_are_gone_are_not_in_the_catalog(hub, tmp_path):
+    """What was pulled from a registry that is not configured any more is not listed: its name would mean something else."""
+    hub.add_image("team/app", "1")
+    upstream = {"upstreams": [hub.url], "token_hosts": [hub.token_host]}
+    both = {"docker.io": upstream, "other.example": upstream}
+    async with MirrorUnderTest(hub, tmp_path / "store", registries=both) as mirror:
+        assert (await mirror.get("/v2/team/app/manifests/1?ns=other.example")).status == 200
+        assert await listed(mirror, "/v2/_catalog", "repositories") == [["other.example/team/app"]]
+        await mirror.reload(registries={"docker.io": upstream})
+        assert await listed(mirror, "/v2/_catalog", "repositories") == [[]]

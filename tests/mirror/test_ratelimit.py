@@ -4,8 +4,10 @@ import asyncio
 
 import pytest
 
+from tests.clock import Clock
 from tests.fakehub import AbuseLimited, NoHeaders, RateLimited, Rule
 from tests.mirror.test_stale import pulled
+from tests.mirrors import MirrorUnderTest
 
 APP = "library/app"
 TAG = f"/v2/{APP}/manifests/1"
@@ -149,3 +151,71 @@ async def test_tag_and_digest_at_once_cost_one_pull(hub, mirror, all_in):
     assert {answer.body for answer in await asyncio.gather(*asking)} == {image.raw}
     assert hub.count("GET", "manifest", status=200) == 1
     assert hub.ratelimit_remaining == 100_000 - 1
+
+
+# ---- a reload
+
+
+async def test_reload_does_not_forget_the_limit(hub, tmp_path, monkeypatch):
+    """After a 429 nothing reaches upstream before the window ends, however often the configuration is read again."""
+    settings = {"tags": {"ttl": "0s"}}
+    async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
+        image = await pulled(hub, mirror)
+        clock = Clock(mirror, monkeypatch)
+        entry = hub.script(ALL, RateLimited(retry_after=77))
+        assert (await mirror.get(TAG)).cache == "STALE"
+        before = dict(hub.accepted)
+        hub.reset_counters()
+        for _ in range(3):
+            await mirror.reload(**settings)
+            answer = await mirror.get(TAG)
+            assert (answer.cache, answer.body) == ("STALE", image.raw)
+            assert (await mirror.get(f"/v2/{APP}/manifests/2")).code() == "TOOMANYREQUESTS"
+        assert (hub.accepted, hub.count()) == (before, 0)
+        clock.advance(78)
+        entry.remove()
+        assert (await mirror.get(TAG)).cache == "REVALIDATED"
+
+
+async def test_another_account_has_another_limit(hub, tmp_path):
+    """With an account, the limit that was met without it says nothing."""
+    password = tmp_path / "password"
+    password.write_text("correct")
+    hub.users = {"robot": "correct"}
+    registry = {"upstreams": [hub.url], "token_hosts": [hub.token_host]}
+    async with MirrorUnderTest(hub, tmp_path / "store", registries={"docker.io": registry}) as mirror:
+        image = hub.add_image(APP, "1")
+        hub.script(Rule(kind="manifest", challenge=True), RateLimited())
+        assert (await mirror.get(TAG)).code() == "TOOMANYREQUESTS"
+        account = {"username": "robot", "password_file": str(password)}
+        await mirror.reload(registries={"docker.io": {**registry, **account}})
+        assert (await mirror.get(TAG)).body == image.raw
+
+
+async def test_reload_goes_on_probing(hub, mirror):
+    """An upstream that was out of order before a reload costs nothing after it, and is found to be back all the same."""
+    image = hub.add_image(APP, "1")
+    await hub.stop()
+    assert (await mirror.get(TAG)).status == 503
+    for _ in range(2):
+        await mirror.reload()
+    assert "not asked for now" in (await mirror.get(TAG)).body.decode()
+    await hub.start()
+    await mirror.recovered()
+    assert (await mirror.get(TAG)).body == image.raw
+
+
+async def test_probing_after_a_reload(hub, mirror, monkeypatch):
+    """An upstream that gets out of order after a reload is probed by what has taken over, when all else is closed."""
+    monkeypatch.setattr("mirror.service.mirror._QUIET", 0.0)
+    image = hub.add_image(APP, "1")
+    old = mirror.mirror._graph
+    await mirror.reload()
+    async with asyncio.timeout(10):
+        while not old.http._session.closed:
+            await asyncio.sleep(0.01)
+    await hub.stop()
+    assert (await mirror.get(TAG)).status == 503
+    await hub.start()
+    await mirror.recovered()
+    assert (await mirror.get(TAG)).body == image.raw

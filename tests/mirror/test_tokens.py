@@ -262,7 +262,7 @@ async def test_refused_credentials_are_tried_again_later(hub, known):
     assert (await known.get(TAG)).status == 503
     hub.users = {"robot": PASSWORD}
     assert (await known.get(TAG)).status == 503
-    login = tokens(known)._login
+    login = tokens(known).login
     clock = login._clock
     login._clock = lambda: clock() + 61
     assert (await known.get(TAG)).body == image.raw

@@ -1,9 +1,11 @@
 """Upstream out of order: redirects, nonsense, silence; always an answer, in time, and with no secret in it."""
 
 import asyncio
+import base64
 import time
 import traceback
 
+import bcrypt
 import pytest
 
 from tests.fakehub import (
@@ -31,6 +33,8 @@ from tests.mirrors import MirrorUnderTest
 APP = "library/app"
 TAG = f"/v2/{APP}/manifests/1"
 PASSWORD = "hunter2-never-to-be-seen"
+# A client's password, and one that it is not.
+CLIENTS = ("hunter3-never-to-be-seen", "hunter4-never-to-be-seen")
 
 
 def blob_path(blob):
@@ -266,9 +270,14 @@ async def test_no_connection_free(hub, tmp_path):
 
 
 async def test_secrets_stay_here(hub, tmp_path, log, caplog):
-    """Password, tokens and signed addresses are in no log line, no metric, no answer and no file of the store."""
-    password = tmp_path / "password"
+    """Passwords, tokens and signed addresses are in no log line, no metric, no answer and no file of the store.
+
+    The passwords are the mirror's own and those of clients, right and wrong ones; neither do these go upstream.
+    """
+    password, users = tmp_path / "password", tmp_path / "htpasswd"
     password.write_text(PASSWORD)
+    users.write_bytes(b"alice:" + bcrypt.hashpw(CLIENTS[0].encode(), bcrypt.gensalt(4)))
+    logins = [base64.b64encode(f"alice:{text}".encode()).decode() for text in CLIENTS]
     hub.users = {"robot": PASSWORD}
     entry = {
         "upstreams": [hub.url],
@@ -276,8 +285,9 @@ async def test_secrets_stay_here(hub, tmp_path, log, caplog):
         "username": "robot",
         "password_file": str(password),
     }
-    shown = []
-    async with MirrorUnderTest(hub, tmp_path / "store", registries={"docker.io": entry}, tags={"ttl": "0s"}) as mirror:
+    settings = {"registries": {"docker.io": entry}, "tags": {"ttl": "0s"}, "access": {"htpasswd_file": users}}
+    shown, statuses = [], set()
+    async with MirrorUnderTest(hub, tmp_path / "store", **settings, log={"level": "debug"}) as mirror:
         image = hub.add_image(APP, "1", layers=[b"x" * 300_000])
         hub.private(APP, ["robot"])
         faults = [Status(500), Status(401), Status(403), Disconnect(), HugeHeaders(), Redirect("http://u:p@127.0.0.1/"), Cut(100)]
@@ -287,10 +297,12 @@ async def test_secrets_stay_here(hub, tmp_path, log, caplog):
                     hub.script(Rule(kind=kind), fault)
                 hub.advance(400)
                 for path in (TAG, blob_path(image.layers[0]), f"/v2/{APP}/tags/list"):
-                    async with mirror.session.get(mirror.url(path)) as response:
-                        shown.append(repr(response.headers))
-                        with_body = response.status != 200
-                        shown.append((await response.content.read()).decode() if with_body else "")
+                    for number, headers in enumerate([{}, *({"Authorization": f"Basic {login}"} for login in logins)]):
+                        async with mirror.session.get(mirror.url(path), headers=headers) as response:
+                            statuses.add((number, response.status))
+                            shown.append(repr(response.headers))
+                            with_body = response.status != 200
+                            shown.append((await response.content.read()).decode() if with_body else "")
         assert (await mirror.get(blob_path(image.layers[0]))).sha256 == image.layers[0].digest
         shown.append(str(await mirror.metrics()))
         async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/readyz") as response:
@@ -303,5 +315,9 @@ async def test_secrets_stay_here(hub, tmp_path, log, caplog):
     signatures = {seen.query.partition("verify=")[2] for seen in hub.find(host="cdn")}
     assert len(sent) > 2
     assert signatures
-    for secret in {PASSWORD, *sent, *signatures}:
+    assert {(1, 200), (2, 401)} <= statuses
+    assert (2, 200) not in statuses
+    for secret in {PASSWORD, *sent, *signatures, *CLIENTS, *logins}:
         assert not [text for text in shown if secret in text]
+    for secret in (*CLIENTS, *logins):
+        assert not [seen for seen in hub.requests if secret in f"{seen.path} {seen.query} {dict(seen.headers)}"]

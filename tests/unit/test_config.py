@@ -322,10 +322,46 @@ def test_two_names_of_one_registry():
     assert lines[0].startswith("registries")
 
 
-def test_secrets_are_not_repeated(tmp_path):
-    """A mistake next to a secret does not bring the secret into the log."""
-    lines = problems("registries: {docker.io: {username: {password: hunter2}, password: hunter2}}")
+SECRETS = [
+    "username: {password: hunter2}, password: hunter2",
+    *(
+        f"{key}: {value.format(url)}"
+        for key, value in (("proxy", "'{}'"), ("upstreams", "['{}']"))
+        for url in (
+            "http://robot:hunter2@proxy.example:3128",
+            "https://robot:hunter2@proxy.example:port",
+            "http://robot:hunter2/x@proxy.example:3128",
+            "http://robot:hun#hunter2@proxy.example:3128",
+            "http://robot:hun[hunter2@proxy.example:3128",
+            "http://robot:hunter2@",
+            "ftp://robot:hunter2@proxy.example",
+            "robot:hunter2@proxy.example:3128",
+            "//robot:hunter2@proxy.example",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("entry", SECRETS)
+def test_secrets_are_not_repeated(entry):
+    """A mistake next to a secret, or a secret where none can be, does not bring it into the log."""
+    lines = problems(f"registries: {{docker.io: {{{entry}}}}}")
     assert "hunter2" not in str(lines)
+
+
+@pytest.mark.parametrize("url", ["https://robot:hunter2/x@hook.example", "https://robot:hunter2@hook.example", "//a:hunter2@x"])
+def test_secrets_of_who_is_told_are_not_repeated(url):
+    """Nor those in the URL of a webhook."""
+    assert "hunter2" not in str(problems(f"sync: {{notify: {{url: '{url}'}}}}"))
+
+
+@pytest.mark.parametrize("key", ["PROXY", "UPSTREAMS"])
+def test_secrets_of_the_environment_are_not_repeated(monkeypatch, key):
+    """The same holds for what the environment says."""
+    monkeypatch.setenv(f"MIRROR__REGISTRIES__DOCKER.IO__{key}", "http://robot:hunter2/x@proxy.example:3128")
+    with pytest.raises(ConfigurationError) as caught:
+        load(None)
+    assert "hunter2" not in str(caught.value.problems)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])

@@ -20,7 +20,7 @@ metrics.downloads.labels("failed").inc(5)
 metrics.request_duration.labels("blob", "HIT").observe(0.2)
 metrics.upstream_ratelimit_remaining.labels("docker.io").set(1)
 metrics.download_readers.set(3)
-Board(metrics, Path(sys.argv[1])).put_up([{"digest": "x"}])
+Board(metrics, Path(sys.argv[1])).put_up([{"digest": "x"}], {"credentials": {"ghcr.io": "theirs", "docker.io": "theirs"}})
 print("there", flush=True)
 sys.stdin.read()
 """
@@ -62,7 +62,7 @@ def samples(text):
 def test_sum(tmp_path, metrics, other):
     """Counters and histograms add up, and so do gauges of which each process has a part; of others the least counts."""
     board = Board(metrics, tmp_path)
-    board.put_up([{"digest": "y"}])
+    board.put_up([{"digest": "y"}], {})
     found = samples(board.metrics())
     assert found["downloads_total", "failed"] == 7
     assert found["request_duration_seconds_count", "blob", "HIT"] == 2
@@ -72,10 +72,20 @@ def test_sum(tmp_path, metrics, other):
     assert board.downloads([{"digest": "now"}]) == [{"digest": "now"}, {"digest": "x"}]
 
 
+def test_problems(tmp_path, metrics, other):
+    """What one process has met all can tell, as long as it lives; the own words come first."""
+    board = Board(metrics, tmp_path)
+    board.put_up([], {"credentials": {"quay.io": "of long ago"}})
+    own = {"credentials": {"docker.io": "own"}, "files": {}}
+    assert board.problems(own) == {"credentials": {"ghcr.io": "theirs", "docker.io": "own"}, "files": {}}
+    other.communicate()
+    assert board.problems(own) == own
+
+
 def test_same_families_as_of_one_process(tmp_path, metrics, other):
     """Several processes have the families and the samples that one has."""
     board = Board(metrics, tmp_path)
-    board.put_up([])
+    board.put_up([], {})
     alone = samples(Board(metrics, None).metrics())
     together = samples(board.metrics())
     assert set(together) == set(alone)
@@ -85,7 +95,7 @@ def test_dead_process(tmp_path, metrics, other):
     """What a dead process has counted has happened; what it had under way is no more."""
     other.communicate()
     board = Board(metrics, tmp_path)
-    board.put_up([])
+    board.put_up([], {})
     found = samples(board.metrics())
     assert found["downloads_total", "failed"] == 7
     assert found["download_readers",] == 4
@@ -96,7 +106,7 @@ def test_dead_process(tmp_path, metrics, other):
 def test_what_was_told_survives(tmp_path, metrics):
     """What /metrics has told of a process can be told by another one when it is dead: counting on meanwhile changes nothing."""
     board = Board(metrics, tmp_path)
-    board.put_up([])
+    board.put_up([], {})
     metrics.downloads.labels("failed").inc(100)
     told = samples(board.metrics())["downloads_total", "failed"]
     assert samples(Board(Metrics(), tmp_path).metrics())["downloads_total", "failed"] == told
@@ -105,12 +115,12 @@ def test_what_was_told_survives(tmp_path, metrics):
 def test_threads(tmp_path, metrics):
     """A sheet that several threads write at once is never seen in pieces."""
     board, reader = Board(metrics, tmp_path), Board(Metrics(), tmp_path)
-    board.put_up([])
+    board.put_up([], {})
     end = threading.Event()
 
     def write():
         while not end.is_set():
-            board.put_up([])
+            board.put_up([], {})
 
     threads = [threading.Thread(target=write) for _ in range(4)]
     for thread in threads:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mirror import errors
-from mirror.core.staleness import DAY, DELETED, TABLE, may_serve
+from mirror.core.staleness import DAY, DELETED, TABLE, may_serve, said
 
 MONTH = 30 * DAY
 
@@ -56,3 +56,19 @@ def test_every_reason_has_its_row():
 
     assert set(reasons(errors.UpstreamError)) <= set(TABLE)
     assert all(verdict.said for verdict in TABLE.values())
+
+
+@pytest.mark.parametrize("reason", TABLE)
+def test_words_fit_into_a_header(reason):
+    """What is said can stand in a quoted string (RFC 9110 section 5.6.4), with the reason's own word."""
+    text = said(reason)
+    assert text.isascii()
+    assert text.isprintable()
+    assert not set(text) & {'"', "\\"}
+    assert text.endswith(f"({reason})")
+
+
+def test_what_is_kept_is_no_outage():
+    """An upstream that has answered is not said to be one that cannot be asked."""
+    assert "cannot be asked" in said("timeout")
+    assert not [reason for reason in (DELETED, "credentials", "not_found", "denied") if "cannot be asked" in said(reason)]
