@@ -13,10 +13,11 @@ from mirror.core.links import format_link, next_query, parse_link_next
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import may_serve
-from mirror.errors import UpstreamError, UpstreamNonsense
+from mirror.errors import UpstreamError
 from mirror.flights import Flights
 from mirror.pull.context import Context
 from mirror.pull.permission import Permission
+from mirror.pull.tags import tag_names
 from mirror.upstream.registry import Listing
 
 _MOST_BYTES = 16 << 20
@@ -61,11 +62,7 @@ class Listings:
             UpstreamAnswer, UpstreamError: see those.
         """
         listing, outcome, reason = await self._get("tags", repository, "tags/list", query)
-        try:
-            tags = [str(tag) for tag in json.loads(listing.body).get("tags") or []]
-        except (ValueError, AttributeError, TypeError, RecursionError) as error:
-            raise UpstreamNonsense(f"{repository}: upstream's list of tags is none") from error
-        listed = self._permission.listed(repository, tags)
+        listed = self._permission.listed(repository, tag_names(repository, listing))
         body = json.dumps({"name": repository.path, "tags": listed}).encode()
         return ListAnswer(body, {"Content-Type": "application/json", **_link(listing, path, query)}, outcome, reason)
 

@@ -40,6 +40,11 @@ TROUBLES: dict[str, dict[str, str]] = {
         f'evicted_bytes_total{{{WHO}, reason="min_free"}}': "0+2000x60",
         f"storage_bytes{{{WHO}}}": "100000x60",
     },
+    "RegistryMirrorOutOfStep": {
+        f'sync_runs_total{{{WHO}, result="failed"}}': "0+0.1x60",
+        f'sync_runs_total{{{WHO}, result="completed"}}': "7x60",
+    },
+    "RegistryMirrorNotificationsFail": {f'notifications_total{{{WHO}, result="failed"}}': "0x30 1x30"},
 }
 CALM = {
     f"upstream_up{{{UPSTREAM}}}": "1x60",
@@ -54,6 +59,10 @@ CALM = {
     f'scrubbed_blobs_total{{{WHO}, result="ok"}}': "0+100x60",
     f'evicted_bytes_total{{{WHO}, reason="max_size"}}': "0+1000x60",
     f"storage_bytes{{{WHO}}}": "500000x60",
+    f'sync_runs_total{{{WHO}, result="failed"}}': "0+1x60",
+    f'sync_runs_total{{{WHO}, result="completed"}}': "0x45 1x15",
+    f'notifications_total{{{WHO}, result="failed"}}': "2x60",
+    f'notifications_total{{{WHO}, result="sent"}}': "0+1x60",
     f'downloads_total{{{WHO}, result="digest_mismatch"}}': "0x60",
     f'downloads_total{{{WHO}, result="failed"}}': "2x60",
     f'downloads_total{{{WHO}, result="bypassed"}}': "0x60",
