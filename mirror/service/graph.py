@@ -25,6 +25,7 @@ from mirror.pull.holdings import Holdings
 from mirror.pull.listings import Listings
 from mirror.pull.manifests import Manifests
 from mirror.pull.permission import Permission
+from mirror.pull.prefetch import Prefetch, share
 from mirror.pull.records import Records
 from mirror.pull.settings import TagPolicies, TagPolicy, TagRule
 from mirror.pull.usage import Usage
@@ -49,6 +50,7 @@ class Graph:
     manifests: Manifests
     blobs: Blobs
     listings: Listings
+    prefetch: Prefetch
     policies: TagPolicies
     admin_token: str | None
     api: RegistryApi
@@ -57,8 +59,13 @@ class Graph:
         """Open the connections' session."""
         await self.http.start()
 
+    async def resign(self) -> None:
+        """Begin nothing more that no client has asked for: another graph takes over, or the mirror is about to stop."""
+        await self.prefetch.close()
+
     async def close(self) -> None:
         """Stop what asks upstream."""
+        await self.resign()
         await self.manifests.close()
         await self.blobs.close()
         await self.listings.close()
@@ -78,12 +85,13 @@ def build(
     trail: Trail | None = None,
 ) -> Graph:
     """Put the parts together."""
+    # The limit is the mirror's, whatever the number of its processes.
+    blob_connections = max(1, config.downloads.max_upstream_connections // workers)
     http = Http(
         Limits(
             connect=config.downloads.connect_timeout,
             stall=config.downloads.stall_timeout,
-            # The limit is the mirror's, whatever the number of its processes.
-            blob_connections=max(1, config.downloads.max_upstream_connections // workers),
+            blob_connections=blob_connections,
         ),
         user_agent=f"registry-mirror/{__version__}",
     )
@@ -102,15 +110,16 @@ def build(
         make_room=make_room,
     )
     holdings = Holdings(context)
-    by_digest, records = ByDigest(context, holdings), Records(context)
-    manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records))
     blobs, listings = Blobs(context, holdings, downloads), Listings(context)
+    prefetch = Prefetch(context, blobs, downloads, share(blob_connections) if config.downloads.prefetch else 0)
+    by_digest, records = ByDigest(context, holdings, prefetch), Records(context)
+    manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records), prefetch)
     default = canonical_registry(config.default_registry)
     permission = Permission(context, {name: _policy(name, entry) for name, entry in config.registries.items()})
     router, catalog = Router(registries, default), Catalog(store.index, default)
     api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, trail)
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
-    return Graph(config, http, registries, manifests, blobs, listings, policies, token, api)
+    return Graph(config, http, registries, manifests, blobs, listings, prefetch, policies, token, api)
 
 
 def _policies(config: Config) -> TagPolicies:

@@ -120,6 +120,7 @@ class Mirror:
         await graph.start()
         logs.configure(config.log)
         old, self._graph = self._graph, graph
+        await old.resign()
         self._spawn(self._retire(old))
         log.info("configuration_reloaded", needs_restart=fixed)
 
@@ -195,6 +196,7 @@ class Mirror:
     async def _drain(self) -> None:
         self._draining = True
         self._entrance.close()
+        await self._graph.resign()
         log.info("draining", requests=self._entrance.in_progress, at_most_seconds=DRAIN)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DRAIN
