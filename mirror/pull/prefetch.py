@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import structlog
 
 from mirror.core.digest import Digest
-from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
+from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.names import Repository
 from mirror.download.downloads import Downloads
 from mirror.errors import StorageError, UpstreamAnswer, UpstreamError
@@ -32,8 +32,6 @@ log = structlog.get_logger(__name__)
 _MOST_WAITING = 1000
 # Manifests that no client has been given yet.
 _MOST_UNTAKEN = 1000
-# An index is none of them: whoever gets it chooses one platform, and asks for that one's manifest.
-_KINDS = (ManifestKind.MANIFEST, ManifestKind.ARTIFACT)
 
 
 def share(connections: int) -> int:
@@ -73,8 +71,11 @@ class Prefetch:
         self._under_way: set[asyncio.Task[None]] = set()
 
     def fetched(self, repository: Repository, manifest: Manifest) -> None:
-        """Upstream has given a manifest. Nothing begins yet: it may have been for a HEAD, and some clients never send more."""
-        if not self._at_once or manifest.kind not in _KINDS:
+        """Upstream has given a manifest. Nothing begins yet: it may have been for a HEAD, and some clients never send more.
+
+        An index has no blobs: whoever gets it chooses a platform, and asks for that one's manifest.
+        """
+        if not self._at_once or not manifest.blobs:
             return
         self._untaken[repository, manifest.digest] = None
         if len(self._untaken) > _MOST_UNTAKEN:
@@ -85,7 +86,7 @@ class Prefetch:
         return (repository, digest) in self._untaken
 
     def taken(self, repository: Repository, answer: ManifestAnswer) -> None:
-        """A client is given a manifest. If it is the first one since upstream gave it, begin to fetch the blobs; returns at once."""
+        """A client is given a manifest. If it is the first one since upstream gave it, begin to fetch the blobs, not waiting."""
         if answer.raw is None or not self.awaits(repository, answer.digest):
             return
         del self._untaken[repository, answer.digest]

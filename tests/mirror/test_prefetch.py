@@ -313,13 +313,13 @@ async def test_most_manifests_that_no_client_has_taken(hub, start, monkeypatch):
     monkeypatch.setattr("mirror.pull.prefetch._MOST_UNTAKEN", 2)
     hub.script(Rule(kind="manifest", method="HEAD", times=None), HeadWithoutLength())
     mirror = await start()
+    first, *_ = images = [image(hub, tag) for tag in "123"]
     for tag in "123":
-        image(hub, tag)
         await mirror.head(at(tag))
     for tag in "123":
         assert (await mirror.get(at(tag))).cache == "HIT"
     assert await done(mirror, 2 * (1 + LAYERS)) == {"fetched": 2 * (1 + LAYERS)}
-    assert bodies(hub) == 2 * (1 + LAYERS)
+    assert [made for made in images if not mirror.holds(made.config.digest)] == [first]
 
 
 async def test_limited_upstream_is_left_alone(hub, start):
@@ -356,6 +356,8 @@ async def test_no_room_just_now(hub, start, monkeypatch):
     made = image(hub, layers=4, size=900 * KIB)
     await mirror.get(at("1"))
     assert await done(mirror, 5) == {"fetched": 1, "failed": 1, "dropped": 3}
+    # Not another time, past the store, for nobody.
+    assert bodies(hub, repository=APP) == 2
     for digest in parts(made):
         assert (await mirror.get(blob(digest))).sha256 == digest
     gate.release()
@@ -525,8 +527,7 @@ async def test_killed_in_the_middle(hub, tmp_path, after):
         await held_by(gate, 8)
         mirror.signal(signal.SIGKILL)
         await mirror.ended()
-    unfinished = mirror.store / "partial"
-    assert [path for path in unfinished.rglob("*") if path.is_file()]
+    assert len(_unfinished(mirror)) >= 8
     gate.release()
     async with Served(hub, tmp_path) as mirror:
         assert await mirror.get(at("1")) == (200, "HIT", made.raw)
@@ -534,10 +535,15 @@ async def test_killed_in_the_middle(hub, tmp_path, after):
             assert (await mirror.get(blob(part.digest)))[::2] == (200, part.data)
         async with asyncio.timeout(GIVE_UP):
             # The last bytes of a blob may be read a moment before it is held.
-            while [path for path in unfinished.rglob("*") if path.is_file()]:
+            while _unfinished(mirror):
                 await asyncio.sleep(0.01)
         status, out, complaint = await command("verify", "--config", str(mirror.file), "--json", directory=tmp_path)
         assert (status, json.loads(out)) == (0, {"checked": 10, "wrong": 0}), complaint
         mirror.signal()
         assert await mirror.ended() == 0
     assert "Traceback" not in mirror.log
+
+
+def _unfinished(mirror):
+    """Blobs in the making; the map of one that was just becoming held when the mirror was killed is cleared an hour later."""
+    return [path for path in (mirror.store / "partial").rglob("*") if path.is_file() and path.suffix != ".map"]
