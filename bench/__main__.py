@@ -41,7 +41,7 @@ Measures the mirror beside nginx and docker-registry on this machine, all in one
   hot-manifest  requests per second by digest and by tag, 32 kept-alive connections          1 min
   cold-blob     16 clients on one 200 MB blob nobody holds, upstream at 50 MB/s in total     5 min
   parallel      one 160 MB blob, upstream at 10 MB/s per connection, 4 connections and 1     1 min
-  prefetch      an image of 12 layers, cold, pulled by dockerd with and without prefetch       2 min
+  prefetch      a cold image of 12 layers, pulled by dockerd with and without prefetch       3 min
   memory        resident size with 500 downloads of distinct cold blobs under way            2 min
   million       a store of a million small blobs: start, and requests while 10% are evicted  4 min
 """
@@ -59,8 +59,8 @@ how to read it
   files need up to 10 GB and a million files below $TMPDIR and are removed at the end.
 
 examples
-  python -m bench                                   everything, about 15 minutes
-  python -m bench --quick                           the order of magnitude in about 5 minutes
+  python -m bench                                   everything, about 18 minutes
+  python -m bench --quick                           the order of magnitude in about 6 minutes
   python -m bench --only hot-blob --json hot.json   one measurement, with the value of every round
 
 exit status
