@@ -14,7 +14,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench import cold_blob, hot_blob, hot_manifest, memory, million, parallel
+from bench import cold_blob, hot_blob, hot_manifest, memory, million, parallel, prefetch
 from bench.lineup import Settings
 from bench.process import NotTakenError
 from bench.report import Report
@@ -26,6 +26,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], Report]] = {
     "hot-manifest": hot_manifest.measure,
     "cold-blob": cold_blob.measure,
     "parallel": parallel.measure,
+    "prefetch": prefetch.measure,
     "memory": memory.measure,
     "million": million.measure,
 }
@@ -40,6 +41,7 @@ Measures the mirror beside nginx and docker-registry on this machine, all in one
   hot-manifest  requests per second by digest and by tag, 32 kept-alive connections          1 min
   cold-blob     16 clients on one 200 MB blob nobody holds, upstream at 50 MB/s in total     5 min
   parallel      one 160 MB blob, upstream at 10 MB/s per connection, 4 connections and 1     1 min
+  prefetch      a cold image of 12 layers, pulled by dockerd with and without prefetch       3 min
   memory        resident size with 500 downloads of distinct cold blobs under way            2 min
   million       a store of a million small blobs: start, and requests while 10% are evicted  4 min
 """
@@ -57,8 +59,8 @@ how to read it
   files need up to 10 GB and a million files below $TMPDIR and are removed at the end.
 
 examples
-  python -m bench                                   everything, about 15 minutes
-  python -m bench --quick                           the order of magnitude in about 5 minutes
+  python -m bench                                   everything, about 18 minutes
+  python -m bench --quick                           the order of magnitude in about 6 minutes
   python -m bench --only hot-blob --json hot.json   one measurement, with the value of every round
 
 exit status

@@ -44,12 +44,13 @@ class Content:
         """Write an image manifest of ordinary size; the paths by digest and by `tag`."""
         body = json.dumps(_image_manifest(), indent=2).encode()
         digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-        paths = []
-        for reference in (digest, tag):
-            draft = self._base / "draft"
-            draft.write_bytes(body)
-            paths.append(self._keep(draft, "manifests", reference))
-        return paths[0], paths[1]
+        return self.hold("manifests", digest, body), self.hold("manifests", tag, body)
+
+    def hold(self, kind: str, reference: str, data: bytes) -> str:
+        """Write `data` as one of the `kind` (blobs or manifests) that `reference` names."""
+        draft = self._base / "draft"
+        draft.write_bytes(data)
+        return self._keep(draft, kind, reference)
 
     def size(self, path: str) -> int:
         """Bytes of the file behind a URL path."""

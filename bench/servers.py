@@ -155,7 +155,7 @@ def docker_registry(home: Path, upstream: int) -> Iterator[Server]:
 
 
 @contextmanager
-def mirror(home: Path, upstream: int, workers: int, downloads: Mapping[str, int] | None = None) -> Iterator[Server]:
+def mirror(home: Path, upstream: int, workers: int, downloads: Mapping[str, object] | None = None) -> Iterator[Server]:
     """The mirror with its defaults but for `downloads`. NotTakenError tells its own words if it refuses."""
     upstreams = {"docker.io": {"upstreams": [f"http://127.0.0.1:{upstream}"]}}
     more = {"workers": workers} if workers > 1 else {}

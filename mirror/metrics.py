@@ -42,6 +42,7 @@ class Metrics:
         self.download_readers = self._gauge("download_readers", "Requests that read from a blob being fetched")
         self.downloads = self._counter("downloads", "Downloads that ended", "result")
         self.download_resumes = self._counter("download_resumes", "Downloads that went on after a break", "reason")
+        self.prefetched_blobs = self._counter("prefetched_blobs", "Blobs of manifests that clients had just been given", "result")
         self.stale_served = self._counter("stale_served", "Cached answers given in an outage", "registry", "reason")
         self.refused = self._counter("refused", "Requests and connections that this mirror turned away itself", "reason")
         self.evicted_bytes = self._counter("evicted_bytes", "Bytes of blobs that were evicted", "reason")
@@ -68,6 +69,8 @@ class Metrics:
             self.refused.labels(reason)
         for result in ("sent", "failed", "dropped"):
             self.notifications.labels(result)
+        for result in ("fetched", "needless", "failed", "dropped"):
+            self.prefetched_blobs.labels(result)
         for result in ("ok", "wrong"):
             self.scrubbed_blobs.labels(result)
         build = self._gauge("build_info", "Always 1", "version")

@@ -153,6 +153,7 @@ class DownloadsConfig(Section):
     max_upstream_connections: Annotated[int, Field(ge=1, le=10_000)] = 64
     connect_timeout: Annotated[Duration, Field(gt=0, le=10)] = 5.0
     stall_timeout: Annotated[Duration, Field(gt=0, le=600)] = 15.0
+    prefetch: bool = True
 
 
 class Log(Section):

@@ -38,7 +38,7 @@ class MirrorUnderTest:
             "admin": {"listen": "127.0.0.1:0"},
             "storage": {"path": str(self.store_path), "min_free": "0"},
             "registries": {"docker.io": {"upstreams": [self.hub.url], "token_hosts": [self.hub.token_host]}},
-            "downloads": {"stall_timeout": "2s", "connect_timeout": "2s"},
+            "downloads": {"stall_timeout": "2s", "connect_timeout": "2s", "prefetch": False},
             "sync": {"interval": "0"},
             "log": {"level": "warning"},
         }

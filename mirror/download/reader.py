@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from io import FileIO
@@ -102,15 +103,19 @@ class ArrivingBody:
 
     Attributes:
         bypassed: whether it had to.
+
+    Args:
+        for_store: no client waits for a byte; then there is no hurry, and nothing to be had past the store.
     """
 
-    def __init__(self, download: Download) -> None:
+    def __init__(self, download: Download, *, for_store: bool = False) -> None:
         self._download = download
+        self._for_store = for_store
         self._file: FileIO | None = None
         self._bypass: Bypass | None = None
         self._size: int | None = None
         # One for everything before the first byte, second tries included: clients have one, too.
-        self._deadline = asyncio.get_running_loop().time() + download.policy.first_byte
+        self._deadline = math.inf if for_store else asyncio.get_running_loop().time() + download.policy.first_byte
         download.readers += 1
 
     @property
@@ -126,6 +131,8 @@ class ArrivingBody:
                 self._move_on()
                 continue
             except StorageError:
+                if self._for_store:
+                    raise
                 self._size = await self._leave_store().open(0)
             return self._size
 

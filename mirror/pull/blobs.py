@@ -68,6 +68,9 @@ class Blobs:
             UpstreamAnswer: upstream does not have it or does not grant it to this repository.
             UpstreamError: it is not held, and upstream could not be asked.
         """
+        return await self._answer(repository, digest, for_store=False)
+
+    async def _answer(self, repository: Repository, digest: Digest, *, for_store: bool) -> BlobAnswer:
         source = _UpstreamSource(self._context.registry(repository), repository.path, digest)
         if not self._holdings.may_serve_blob(repository, digest) and self._is_around(digest):
             self._holdings.refuse_absent("blob", repository, digest)
@@ -83,7 +86,7 @@ class Blobs:
                 self._holdings.refuse_absent("blob", repository, digest)
                 self._downloads.refuse_failing(source)
                 download, outcome = self._downloads.start(digest, source), Outcome.MISS
-            body = ArrivingBody(download)
+            body = ArrivingBody(download, for_store=for_store)
             try:
                 size = await body.sized()
                 await self._holdings.learn_blob(repository, digest, size)
@@ -123,7 +126,7 @@ class Blobs:
             UpstreamAnswer, UpstreamError: like `get`.
             StorageError: the store cannot take it.
         """
-        answer = await self.get(repository, digest)
+        answer = await self._answer(repository, digest, for_store=True)
         try:
             return answer.size if await answer.body.stored() else 0
         finally:

@@ -13,15 +13,17 @@ from mirror.flights import Flights
 from mirror.pull.answers import ManifestAnswer
 from mirror.pull.context import Context
 from mirror.pull.holdings import Holdings
+from mirror.pull.prefetch import Prefetch
 from mirror.upstream.registry import ManifestHead
 
 
 class ByDigest:
     """Answers for digests, and fetches manifests for everybody."""
 
-    def __init__(self, context: Context, holdings: Holdings) -> None:
+    def __init__(self, context: Context, holdings: Holdings, prefetch: Prefetch) -> None:
         self._context = context
         self._holdings = holdings
+        self._prefetch = prefetch
         self._fetches: Flights[ManifestAnswer] = Flights()
 
     async def get(self, repository: Repository, digest: Digest, *, head: bool) -> ManifestAnswer:
@@ -69,6 +71,7 @@ class ByDigest:
         answer = ManifestAnswer(manifest.digest, manifest.media_type, len(manifest.raw), manifest.raw, Outcome.MISS)
         if manifest.kind is ManifestKind.SCHEMA1 or not await self._holdings.keep(repository, manifest):
             return replace(answer, outcome=Outcome.BYPASS)
+        self._prefetch.fetched(repository, manifest)
         return answer
 
     async def close(self) -> None:

@@ -12,16 +12,18 @@ from mirror.pull.bydigest import ByDigest
 from mirror.pull.bytag import ByTag
 from mirror.pull.context import Context
 from mirror.pull.memory import Memory
+from mirror.pull.prefetch import Prefetch
 
 
 class Manifests:
     """Answers for manifests."""
 
-    def __init__(self, context: Context, by_digest: ByDigest, by_tag: ByTag) -> None:
+    def __init__(self, context: Context, by_digest: ByDigest, by_tag: ByTag, prefetch: Prefetch) -> None:
         self._context = context
         self._memory: Memory[ManifestAnswer] = Memory(context.generation)
         self._by_digest = by_digest
         self._by_tag = by_tag
+        self._prefetch = prefetch
 
     def remembered(self, repository: Repository, reference: Reference) -> ManifestAnswer | None:
         """A HIT that needs no look at disk or index, or None."""
@@ -50,7 +52,11 @@ class Manifests:
         else:
             answer, good_until = await self._by_tag.get(repository, reference, head=head)
         self._context.usage.manifest(repository, reference, answer.digest, self._context.clock())
-        if answer.raw is not None and answer.outcome not in (Outcome.STALE, Outcome.BYPASS):
+        if not head:
+            self._prefetch.taken(repository, answer)
+        # What is remembered is not looked at again, so a manifest waits for that until its first GET has been seen.
+        fleeting = answer.outcome in (Outcome.STALE, Outcome.BYPASS) or self._prefetch.awaits(repository, answer.digest)
+        if answer.raw is not None and not fleeting:
             hit = replace(answer, outcome=Outcome.HIT)
             self._memory.put((repository, reference), hit, len(answer.raw), good_until, generation)
         return answer

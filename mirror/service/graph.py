@@ -26,6 +26,7 @@ from mirror.pull.holdings import Holdings
 from mirror.pull.listings import Listings
 from mirror.pull.manifests import Manifests
 from mirror.pull.permission import Permission
+from mirror.pull.prefetch import Prefetch, share
 from mirror.pull.records import Move, Records
 from mirror.pull.settings import TagPolicies, TagPolicy, TagRule
 from mirror.pull.usage import Usage
@@ -58,6 +59,7 @@ class Graph:
     manifests: Manifests
     blobs: Blobs
     listings: Listings
+    prefetch: Prefetch
     policies: TagPolicies
     means: Means
     admin_token: str | None
@@ -74,8 +76,13 @@ class Graph:
         for endpoint in self._endpoints():
             await endpoint.rest()
 
+    async def resign(self) -> None:
+        """Begin nothing more that no client has asked for: another graph takes over, or the mirror is about to stop."""
+        await self.prefetch.close()
+
     async def close(self) -> None:
         """Stop what asks upstream."""
+        await self.resign()
         await self.manifests.close()
         await self.blobs.close()
         await self.listings.close()
@@ -115,12 +122,13 @@ def build(
         previous: the graph whose place it takes; what that has learned of the same upstreams stays known.
     """
     healths = {} if previous is None else previous.healths()
+    # The limit is the mirror's, whatever the number of its processes.
+    blob_connections = max(1, config.downloads.max_upstream_connections // workers)
     http = Http(
         Limits(
             connect=config.downloads.connect_timeout,
             stall=config.downloads.stall_timeout,
-            # The limit is the mirror's, whatever the number of its processes.
-            blob_connections=max(1, config.downloads.max_upstream_connections // workers),
+            blob_connections=blob_connections,
         ),
         user_agent=f"registry-mirror/{__version__}",
     )
@@ -139,17 +147,18 @@ def build(
         make_room=make_room,
     )
     holdings = Holdings(context)
-    by_digest, records = ByDigest(context, holdings), Records(context, moved)
-    manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records))
     permission = Permission(context, {name: _policy(name, entry) for name, entry in config.registries.items()})
     blobs, listings = Blobs(context, holdings, downloads), Listings(context, permission)
+    prefetch = Prefetch(context, blobs, downloads, share(blob_connections) if config.downloads.prefetch else 0)
+    by_digest, records = ByDigest(context, holdings, prefetch), Records(context, moved)
+    manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records), prefetch)
     default = canonical_registry(config.default_registry)
     router, catalog = Router(registries, default), Catalog(store.index, permission, default)
     api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, trail)
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
     bringer = Bringer(context, by_digest, records, blobs, permission, config.sync.reserve)
     means = Means(bringer, _planner(config, bringer), config.sync.interval)
-    return Graph(config, http, registries, manifests, blobs, listings, policies, means, token, api)
+    return Graph(config, http, registries, manifests, blobs, listings, prefetch, policies, means, token, api)
 
 
 def _planner(config: Config, bringer: Bringer) -> Planner:

@@ -136,6 +136,7 @@ class Mirror:
         self._notifier.configure(_webhook(config))
         old, self._graph = self._graph, graph
         await old.rest()
+        await old.resign()
         self._spawn(self._retire(old))
         log.info("configuration_reloaded", needs_restart=fixed)
 
@@ -217,6 +218,7 @@ class Mirror:
     async def _drain(self) -> None:
         self._draining = True
         self._entrance.close()
+        await self._graph.resign()
         log.info("draining", requests=self._entrance.in_progress, at_most_seconds=DRAIN)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DRAIN

@@ -28,6 +28,7 @@ FAMILIES = {
     "downloads_in_progress": ("gauge", set()),
     "download_readers": ("gauge", set()),
     "downloads": ("counter", {"result"}),
+    "prefetched_blobs": ("counter", {"result"}),
     "stale_served": ("counter", {"registry", "reason"}),
     "build_info": ("gauge", {"version"}),
 }

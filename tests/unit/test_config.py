@@ -63,7 +63,7 @@ def test_defaults():
     assert (config.tags.ttl, config.tags.stale_if_error, config.tags.not_found_ttl) == (60, 30 * DAY, 30)
     downloads = config.downloads
     assert (downloads.connections_per_blob, downloads.max_upstream_connections) == (4, 64)
-    assert (downloads.connect_timeout, downloads.stall_timeout) == (5, 15)
+    assert (downloads.connect_timeout, downloads.stall_timeout, downloads.prefetch) == (5, 15, True)
     sync = config.sync
     assert (sync.interval, sync.active_within, sync.reserve) == (3600, 7 * DAY, 20)
     assert (sync.images, sync.platforms, sync.webhook_secret_file) == ((), (Platform("linux", "amd64"),), None)
@@ -104,7 +104,12 @@ def test_every_key(tmp_path):
                 allow: [team/*, "other/app:1.*"]
                 deny: ["*:latest"]
             tags: {{ttl: 5m, stale_if_error: 1h30m, not_found_ttl: 0}}
-            downloads: {{connections_per_blob: 1, max_upstream_connections: 5, connect_timeout: 500ms, stall_timeout: 1m}}
+            downloads:
+              connections_per_blob: 1
+              max_upstream_connections: 5
+              connect_timeout: 500ms
+              stall_timeout: 1m
+              prefetch: false
             log: {{format: json, level: debug}}
             """
         )
@@ -123,7 +128,7 @@ def test_every_key(tmp_path):
     assert (config.tags.ttl, config.tags.stale_if_error, config.tags.not_found_ttl) == (300, 5400, 0)
     downloads = config.downloads
     assert (downloads.connections_per_blob, downloads.max_upstream_connections) == (1, 5)
-    assert (downloads.connect_timeout, downloads.stall_timeout) == (0.5, 60)
+    assert (downloads.connect_timeout, downloads.stall_timeout, downloads.prefetch) == (0.5, 60, False)
     assert (config.log.format, config.log.level) == ("json", "debug")
 
 

@@ -17,7 +17,7 @@ class Cluster(Served):
     """A mirror with workers; their number is 2 unless said otherwise."""
 
     def __init__(self, hub, directory, **settings):
-        defaults = {"workers": 2, "tags": {"ttl": "0s"}, "downloads": {"stall_timeout": "5s"}}
+        defaults = {"workers": 2, "tags": {"ttl": "0s"}, "downloads": {"stall_timeout": "5s", "prefetch": False}}
         super().__init__(hub, directory, **{**defaults, **settings})
         self.settings["storage"] = {"path": str(self.store), "min_free": "0", **settings.get("storage", {})}
         self.write()

@@ -149,7 +149,8 @@ class Dockerd:
 
 def fetched_layers(progress: Sequence[Progress]) -> int:
     """How many layers the daemon downloaded instead of finding them in its own store."""
-    return len({entry.layer for entry in progress if entry.status == "Download complete"})
+    # Not `Download complete`: of two news in a row the daemon may tell the latter only. One that it had already `Already exists`.
+    return len({entry.layer for entry in progress if entry.status == "Pull complete"})
 
 
 def _progress(response: HTTPResponse) -> Iterator[Progress]:

@@ -1,0 +1,150 @@
+"""Prefetch: what a client will ask for next, once it has been given a manifest that was not held.
+
+Clients download a few blobs at a time. The mirror need not wait for them: it fetches more at once, and has them when they are
+asked for. Clients come first all the same: prefetching has a share of the connections to upstreams only, joins nothing that is
+under way already, and stops where upstream is in trouble or the store has no room. Whatever goes wrong is nobody's error: a
+client that asks for the blob itself gets the true answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from mirror.core.digest import Digest
+from mirror.core.manifest import Manifest, parse_manifest
+from mirror.core.names import Repository
+from mirror.download.downloads import Downloads
+from mirror.errors import StorageError, UpstreamAnswer, UpstreamError
+from mirror.pull.answers import ManifestAnswer
+from mirror.pull.blobs import Blobs
+from mirror.pull.context import Context
+from mirror.storage.room import on_disk
+
+log = structlog.get_logger(__name__)
+
+# Blobs that wait for their turn. What is more is left to the clients.
+_MOST_WAITING = 1000
+# Manifests that no client has been given yet.
+_MOST_UNTAKEN = 1000
+
+
+def share(connections: int) -> int:
+    """How many of so many connections to upstreams prefetching may use at a time; one is always left to clients."""
+    return max(0, min(max(1, connections // 4), connections - 1))
+
+
+@dataclass(slots=True)
+class _Image:
+    """What the blobs of one manifest have in common.
+
+    Attributes:
+        repository: by way of which they are fetched, with its rights.
+        context: of the request that began it: upstream is told that one's name, and which mirrors it has come through.
+        hopeless: the store could not take one of them.
+    """
+
+    repository: Repository
+    context: contextvars.Context
+    hopeless: bool = False
+
+
+class Prefetch:
+    """Fetches blobs ahead of the clients of one process.
+
+    Args:
+        at_once: most blobs being fetched at a time; 0 turns it off.
+    """
+
+    def __init__(self, context: Context, blobs: Blobs, downloads: Downloads, at_once: int) -> None:
+        self._context = context
+        self._blobs = blobs
+        self._downloads = downloads
+        self._at_once = at_once
+        self._untaken: OrderedDict[tuple[Repository, Digest], None] = OrderedDict()
+        self._waiting: deque[tuple[_Image, Digest]] = deque()
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def fetched(self, repository: Repository, manifest: Manifest) -> None:
+        """Upstream has given a manifest. Nothing begins yet: it may have been for a HEAD, and some clients never send more.
+
+        An index has no blobs: whoever gets it chooses a platform, and asks for that one's manifest.
+        """
+        if not self._at_once or not manifest.blobs:
+            return
+        self._untaken[repository, manifest.digest] = None
+        if len(self._untaken) > _MOST_UNTAKEN:
+            self._untaken.popitem(last=False)
+
+    def awaits(self, repository: Repository, digest: Digest) -> bool:
+        """Whether `taken` has still to be told when a client is given this manifest."""
+        return (repository, digest) in self._untaken
+
+    def taken(self, repository: Repository, answer: ManifestAnswer) -> None:
+        """A client is given a manifest. If it is the first one since upstream gave it, begin to fetch the blobs, not waiting."""
+        if answer.raw is None or not self.awaits(repository, answer.digest):
+            return
+        del self._untaken[repository, answer.digest]
+        manifest = parse_manifest(answer.raw, answer.media_type, answer.digest)
+        wanted = {blob.digest: blob.size for blob in manifest.blobs if not blob.is_foreign}
+        if self._never_fits(wanted.values()):
+            self._count("dropped", len(wanted))
+            return
+        self._wait(_Image(repository, contextvars.copy_context()), list(wanted))
+        self._begin()
+
+    async def close(self) -> None:
+        """Begin nothing more; the downloads that have been begun go on."""
+        self._at_once = 0
+        self._untaken.clear()
+        self._count("dropped", len(self._waiting))
+        self._waiting.clear()
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    def _never_fits(self, sizes: Iterable[int]) -> bool:
+        """Whether the first blobs would have to go for the last ones, perhaps before the client has come to them."""
+        limit = self._context.files.room.max_size
+        return bool(limit) and sum(map(on_disk, sizes)) > limit
+
+    def _wait(self, image: _Image, digests: list[Digest]) -> None:
+        left = _MOST_WAITING - len(self._waiting)
+        self._waiting.extend((image, digest) for digest in digests[:left])
+        self._count("dropped", len(digests[left:]))
+
+    def _begin(self) -> None:
+        """Begin with as many of those that wait as may be under way, in order."""
+        while self._waiting and len(self._under_way) < self._at_once:
+            image, digest = self._waiting.popleft()
+            # Blobs are no pulls, but where none is left upstream wants to be left alone.
+            if image.hopeless or not self._context.registry(image.repository).allows_background(0):
+                self._count("dropped")
+            elif self._downloads.find(digest) is not None:
+                self._count("needless")
+            else:
+                task = asyncio.get_running_loop().create_task(self._bring(image, digest), context=image.context)
+                self._under_way.add(task)
+                task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self._begin()
+
+    async def _bring(self, image: _Image, digest: Digest) -> None:
+        try:
+            fetched = await self._blobs.bring(image.repository, digest)
+        except (UpstreamAnswer, UpstreamError, StorageError) as error:
+            image.hopeless = image.hopeless or isinstance(error, StorageError)
+            log.debug("prefetch_failed", repository=str(image.repository), digest=str(digest), cause=str(error))
+            self._count("failed")
+        else:
+            self._count("fetched" if fetched else "needless")
+
+    def _count(self, result: str, number: int = 1) -> None:
+        self._context.metrics.prefetched_blobs.labels(result).inc(number)
