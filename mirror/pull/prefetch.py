@@ -28,6 +28,9 @@ from mirror.storage.room import on_disk
 
 log = structlog.get_logger(__name__)
 
+# Blobs of one image at a time. Where upstream limits each connection, twice as many as dockerd reads save it much of its waiting.
+# Where it limits all together, more would delay the first layers, which clients unpack while the others come.
+_PER_IMAGE = 6
 # Blobs that wait for their turn. What is more is left to the clients.
 _MOST_WAITING = 1000
 # Manifests that no client has been given yet.
@@ -39,19 +42,21 @@ def share(connections: int) -> int:
     return max(0, min(max(1, connections // 4), connections - 1))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Image:
-    """What the blobs of one manifest have in common.
+    """The blobs of one manifest.
 
     Attributes:
         repository: by way of which they are fetched, with its rights.
         context: of the request that began it: upstream is told that one's name, and which mirrors it has come through.
-        hopeless: the store could not take one of them.
+        waiting: not begun yet, in the manifest's order.
+        under_way: how many are being fetched.
     """
 
     repository: Repository
     context: contextvars.Context
-    hopeless: bool = False
+    waiting: deque[Digest]
+    under_way: int = 0
 
 
 class Prefetch:
@@ -67,7 +72,7 @@ class Prefetch:
         self._downloads = downloads
         self._at_once = at_once
         self._untaken: OrderedDict[tuple[Repository, Digest], None] = OrderedDict()
-        self._waiting: deque[tuple[_Image, Digest]] = deque()
+        self._images: list[_Image] = []
         self._under_way: set[asyncio.Task[None]] = set()
 
     def fetched(self, repository: Repository, manifest: Manifest) -> None:
@@ -95,15 +100,18 @@ class Prefetch:
         if self._never_fits(wanted.values()):
             self._count("dropped", len(wanted))
             return
-        self._wait(_Image(repository, contextvars.copy_context()), list(wanted))
+        left = _MOST_WAITING - sum(len(image.waiting) for image in self._images)
+        first = deque(list(wanted)[:left])
+        self._count("dropped", len(wanted) - len(first))
+        self._images.append(_Image(repository, contextvars.copy_context(), first))
         self._begin()
 
     async def close(self) -> None:
         """Begin nothing more; the downloads that have been begun go on."""
         self._at_once = 0
         self._untaken.clear()
-        self._count("dropped", len(self._waiting))
-        self._waiting.clear()
+        for image in self._images:
+            self._give_up(image)
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
@@ -113,26 +121,27 @@ class Prefetch:
         limit = self._context.files.room.max_size
         return bool(limit) and sum(map(on_disk, sizes)) > limit
 
-    def _wait(self, image: _Image, digests: list[Digest]) -> None:
-        left = _MOST_WAITING - len(self._waiting)
-        self._waiting.extend((image, digest) for digest in digests[:left])
-        self._count("dropped", len(digests[left:]))
-
     def _begin(self) -> None:
-        """Begin with as many of those that wait as may be under way, in order."""
-        while self._waiting and len(self._under_way) < self._at_once:
-            image, digest = self._waiting.popleft()
-            # Blobs are no pulls, but where none is left upstream wants to be left alone.
-            if image.hopeless or not self._context.registry(image.repository).allows_background(0):
-                self._count("dropped")
-            elif self._downloads.find(digest) is not None:
-                self._count("needless")
-            else:
-                task = asyncio.get_running_loop().create_task(self._bring(image, digest), context=image.context)
-                self._under_way.add(task)
-                task.add_done_callback(self._ended)
+        """Begin with as many of those that wait as may be under way, those of the first image first."""
+        for image in self._images:
+            while image.waiting and image.under_way < _PER_IMAGE and len(self._under_way) < self._at_once:
+                self._take_turn(image, image.waiting.popleft())
+        self._images = [image for image in self._images if image.waiting]
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _take_turn(self, image: _Image, digest: Digest) -> None:
+        # Blobs are no pulls, but where none is left upstream wants to be left alone.
+        if not self._context.registry(image.repository).allows_background(0):
+            self._count("dropped")
+        elif self._downloads.find(digest) is not None:
+            self._count("needless")
+        else:
+            task = asyncio.get_running_loop().create_task(self._bring(image, digest), context=image.context)
+            image.under_way += 1
+            self._under_way.add(task)
+            task.add_done_callback(lambda ended: self._ended(image, ended))
+
+    def _ended(self, image: _Image, task: asyncio.Task[None]) -> None:
+        image.under_way -= 1
         self._under_way.discard(task)
         self._begin()
 
@@ -140,11 +149,16 @@ class Prefetch:
         try:
             fetched = await self._blobs.bring(image.repository, digest)
         except (UpstreamAnswer, UpstreamError, StorageError) as error:
-            image.hopeless = image.hopeless or isinstance(error, StorageError)
             log.debug("prefetch_failed", repository=str(image.repository), digest=str(digest), cause=str(error))
             self._count("failed")
+            if isinstance(error, StorageError):
+                self._give_up(image)
         else:
             self._count("fetched" if fetched else "needless")
+
+    def _give_up(self, image: _Image) -> None:
+        self._count("dropped", len(image.waiting))
+        image.waiting.clear()
 
     def _count(self, result: str, number: int = 1) -> None:
         self._context.metrics.prefetched_blobs.labels(result).inc(number)

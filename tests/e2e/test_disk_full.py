@@ -86,7 +86,7 @@ def test_disk_full_in_the_middle_of_a_pull(
     dockerd: Dockerd,
     samples: Samples,
 ) -> None:
-    """A disk filled to its last byte while dockerd pulls: the pull succeeds, with one log line; with room the next is cached."""
+    """A disk filled to its last byte while dockerd pulls: it succeeds, one log line a process; with room the next is cached."""
     layer = samples.large.layers[0]
     mirror = start_mirror(
         directory / f"mirror-{next(numbers)}",
@@ -101,10 +101,12 @@ def test_disk_full_in_the_middle_of_a_pull(
         fill_up(disk / "foreign")
         list(progress)
     assert dockerd.inspect("large:1").image_id == samples.large.config.digest
-    wait_until(lambda: mirror.metric(BYPASSED) == 1, "the metric", 5)
-    (line,) = mirror.log_lines("download_failed")
-    assert layer.digest in line
-    assert len(mirror.log_lines(layer.digest)) <= 2
+    lines = mirror.log_lines("download_failed")
+    # One a process that had it under way: prefetch begins it where the manifest was asked for, the client perhaps elsewhere.
+    assert 1 <= len(lines) <= workers
+    assert all(layer.digest in line for line in lines)
+    assert len(mirror.log_lines(layer.digest)) <= 2 * workers
+    wait_until(lambda: mirror.metric(BYPASSED) == len(lines), "the metric", 5)
     assert "Traceback" not in "".join(mirror.log_lines("Traceback"))
 
     (disk / "foreign").unlink()
