@@ -11,10 +11,14 @@ state|NAME      what the process that carries out says of itself
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from mirror.storage.table import Table
 
+T = TypeVar("T")
+
+# A row without these is none.
+_OF_RESULTS = frozenset({"result", "time", "bytes_fetched", "bytes_held", "cause"})
 # What came of an image that nobody asks for any more is forgotten. Seconds.
 _RESULTS_KEPT = 30 * 86400.0
 _DONE_KEPT = 86400.0
@@ -50,9 +54,10 @@ class Ledger:
         """Keep what came of an order, for whoever has given it."""
         self._table.set(f"done|{name}", summary, _DONE_KEPT)
 
-    def done(self, name: str) -> Any:
+    def done(self, name: str) -> dict[str, Any] | None:
         """What came of an order, or None."""
-        return self._table.get(f"done|{name}")
+        row = self._table.get(f"done|{name}")
+        return row if isinstance(row, dict) and "result" in row else None
 
     # ---- results
 
@@ -62,7 +67,7 @@ class Ledger:
 
     def results(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """What came last of each image, by name."""
-        return ((image, row) for image, row in self._rows("result|") if isinstance(row, dict))
+        return ((image, row) for image, row in self._rows("result|") if isinstance(row, dict) and row.keys() >= _OF_RESULTS)
 
     # ---- state
 
@@ -70,9 +75,10 @@ class Ledger:
         """Keep a state."""
         self._table.set(f"state|{name}", state)
 
-    def state(self, name: str) -> Any:
-        """A state, or None."""
-        return self._table.get(f"state|{name}")
+    def state(self, name: str, kind: type[T]) -> T:
+        """A state of that type; an empty one if there is none."""
+        state = self._table.get(f"state|{name}")
+        return state if isinstance(state, kind) else kind()
 
     def _rows(self, prefix: str) -> Iterator[tuple[str, Any]]:
         for key in self._table.keys_from(prefix):

@@ -20,6 +20,7 @@ from mirror.sync.bringer import Bringer
 from mirror.sync.order import Kind, Order
 from mirror.sync.plan import HeldTag, Plan, Planner
 from mirror.sync.run import Run, Summary
+from mirror.sync.schedule import Schedule, after, round_to_run
 
 # How often it is looked whether there is something to do, and told how far it is. Seconds.
 _LOOK = 0.25
@@ -29,8 +30,6 @@ _AT_ONCE = 8
 # A scheduled run makes way for the next one, but not before this. An order may bring many images. Seconds.
 _LONGEST_SCHEDULED = 3600.0
 _LONGEST_ORDER = 86400.0
-# Many mirrors that were started together shall not ask upstream together: the share of the interval that chance decides.
-_JITTER = 0.2
 
 
 @dataclass(frozen=True)
@@ -64,18 +63,18 @@ class Keeper:
 
     def kept(self) -> frozenset[str]:
         """Names of the images that the configuration keeps here, as they were found last. Costs one read."""
-        kept = self._ledger.state("kept")
-        rows = kept.values() if isinstance(kept, dict) else ()
-        return frozenset(name for names in rows if isinstance(names, list) for name in map(str, names))
+        return frozenset(name for names in self._kept().values() for name in names)
+
+    def _kept(self) -> dict[str, list[str]]:
+        rows = self._ledger.state("kept", dict)
+        return {entry: [str(name) for name in names] for entry, names in rows.items() if isinstance(names, list)}
 
     async def run(self) -> None:
         """Work until cancelled. What is under way then is taken up again after the next start."""
         with contextlib.closing(Election(self._layout.sync_lock)) as election:
             while not election.won():  # noqa: ASYNC110 - the kernel has no event for a lock
                 await asyncio.sleep(_ELECT)
-            last = self._ledger.state("succeeded")
-            if isinstance(last, int | float):
-                self._metrics.sync_last_success.set(last)
+            self._metrics.sync_last_success.set(self._ledger.state("succeeded", float))
             # A long order of one kind keeps none of another kind waiting: a push that is told of is looked at meanwhile.
             await together([self._lane("schedule"), self._lane("sync"), self._lane("warm"), self._tell()])
 
@@ -108,14 +107,12 @@ class Keeper:
     def _scheduled(self) -> Order | None:
         """The resync, if it is time for it; one that did not come to its end is gone on with."""
         means, now = self._means(), time.time()
-        state = self._ledger.state("schedule") or {}
-        same = state.get("fingerprint") == means.planner.fingerprint
-        if means.interval <= 0 and (same or not means.planner.wants_images):
-            return None
-        if same and now < state.get("next", 0.0):
-            return None
-        began = state.get("round", now) if same and state.get("unfinished") else now
-        return Order("schedule", "schedule", (), (), began, now, "schedule")
+        images = means.planner.wants_images or bool(self._ledger.state("kept", dict))
+        began = round_to_run(self._schedule(), means.planner.fingerprint, means.interval, now, images=images)
+        return None if began is None else Order("schedule", "schedule", (), (), began, now, "schedule")
+
+    def _schedule(self) -> Schedule | None:
+        return Schedule.read(self._ledger.state("schedule", dict))
 
     # ---- carrying out
 
@@ -125,11 +122,12 @@ class Keeper:
         self._runs[order.kind] = run
         try:
             if order.kind == "schedule":
-                await self._note_schedule(order, means, began, unfinished=True)
+                await self._note_schedule(Schedule(order.asked, began, began, True, means.planner.fingerprint))
             summary = await run.carry_out(self._planned(order, means), self._bound(order, means))
             if order.kind == "schedule":
                 unfinished = summary.result in ("limited", "timeout")
-                await self._note_schedule(order, means, self._next(began, means), unfinished=unfinished)
+                following = after(began, means.interval, random.random())  # noqa: S311 - no secret
+                await self._note_schedule(Schedule(order.asked, began, following, unfinished, means.planner.fingerprint))
             await asyncio.to_thread(self._note_end, order, summary)
         finally:
             del self._runs[order.kind]
@@ -144,7 +142,7 @@ class Keeper:
 
     async def _planned(self, order: Order, means: Means) -> Plan:
         held = await asyncio.to_thread(self._held)
-        kept = self._ledger.state("kept") or {}
+        kept = self._kept()
         plan = await means.planner.plan(order, held, kept, time.time())
         # Before anything is fetched: what is to stay must not be evicted by what comes after it.
         now_kept = plan.kept if order.kind == "schedule" else {**kept, **plan.kept}
@@ -157,18 +155,8 @@ class Keeper:
             HeldTag(repository, tag, record, self._index.pulls(repository, tag)) for repository, tag, record in self._index.tags()
         ]
 
-    async def _note_schedule(self, order: Order, means: Means, following: float, *, unfinished: bool) -> None:
-        state = {
-            "round": order.asked,
-            "unfinished": unfinished,
-            "next": following,
-            "fingerprint": means.planner.fingerprint,
-        }
-        await asyncio.to_thread(self._ledger.put_state, "schedule", state)
-
-    @staticmethod
-    def _next(began: float, means: Means) -> float:
-        return began + means.interval * (1 + _JITTER * (random.random() - 0.5))  # noqa: S311 - no secret
+    async def _note_schedule(self, schedule: Schedule) -> None:
+        await asyncio.to_thread(self._ledger.put_state, "schedule", schedule.row())
 
     @staticmethod
     def _bound(order: Order, means: Means) -> float:
