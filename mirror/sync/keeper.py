@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,12 @@ from mirror.storage.ledger import Ledger
 from mirror.sync.bringer import Bringer
 from mirror.sync.order import Kind, Order
 from mirror.sync.plan import HeldTag, Plan, Planner
-from mirror.sync.run import Run, Summary
+from mirror.sync.run import Run, Summary, is_settled
 from mirror.sync.schedule import Schedule, after, round_to_run
 
 # How often it is looked whether there is something to do, and told how far it is. Seconds.
 _LOOK = 0.25
 _ELECT = 2.0
-# Images that are brought at the same time by all runs together.
-_AT_ONCE = 8
 # A scheduled run makes way for the next one, but not before this. An order may bring many images. Seconds.
 _LONGEST_SCHEDULED = 3600.0
 _LONGEST_ORDER = 86400.0
@@ -58,7 +56,6 @@ class Keeper:
         self._ledger = ledger
         self._metrics = metrics
         self._means = means
-        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._runs: dict[Kind, Run] = {}
 
     def kept(self) -> frozenset[str]:
@@ -79,8 +76,10 @@ class Keeper:
             await together([self._lane("schedule"), self._lane("sync"), self._lane("warm"), self._tell()])
 
     async def _lane(self, kind: Kind) -> None:
+        look = self._scheduled if kind == "schedule" else lambda: self._waiting(kind)
         while True:
-            order = self._scheduled() if kind == "schedule" else self._waiting(kind)
+            # A thousand orders are some megabytes to be read.
+            order = await asyncio.to_thread(look)
             if order is None:
                 await asyncio.sleep(_LOOK)
                 continue
@@ -101,7 +100,7 @@ class Keeper:
     def _waiting(self, kind: Kind) -> Order | None:
         """The order of a kind that has waited longest and may begin."""
         orders = (Order.read(name, row) for name, row in self._ledger.orders())
-        due = [order for order in orders if order is not None and order.kind == kind and order.after <= time.time()]
+        due = [order for order in orders if order is not None and order.kind == kind and order.is_due(time.time())]
         return min(due, key=lambda order: order.asked, default=None)
 
     def _scheduled(self) -> Order | None:
@@ -118,12 +117,15 @@ class Keeper:
 
     async def _carry_out(self, order: Order) -> None:
         means, began = self._means(), time.time()
-        run = Run(order, lambda: self._means().bringer, self._ledger, self._metrics, self._slots)
+        run = Run(order, lambda: self._means().bringer, self._ledger, self._metrics)
         self._runs[order.kind] = run
         try:
             if order.kind == "schedule":
                 await self._note_schedule(Schedule(order.asked, began, began, True, means.planner.fingerprint))
-            summary = await run.carry_out(self._planned(order, means), self._bound(order, means))
+            carried_out = run.carry_out(self._planned(order, means), self._bound(order, means))
+            summary = await (self._unless_others(carried_out, means) if order.kind == "schedule" else carried_out)
+            if summary is None:
+                return
             if order.kind == "schedule":
                 unfinished = summary.result in ("limited", "timeout")
                 following = after(began, means.interval, random.random())  # noqa: S311 - no secret
@@ -131,6 +133,22 @@ class Keeper:
             await asyncio.to_thread(self._note_end, order, summary)
         finally:
             del self._runs[order.kind]
+
+    async def _unless_others(self, work: Coroutine[Any, Any, Summary], means: Means) -> Summary | None:
+        """What comes of a scheduled run, or None if other images are configured meanwhile: then its round begins anew with them.
+
+        What has been begun to be downloaded goes on.
+        """
+        running = asyncio.get_running_loop().create_task(work)
+        try:
+            while not running.done():
+                await asyncio.wait([running], timeout=_LOOK)
+                if not running.done() and self._means().planner.fingerprint != means.planner.fingerprint:
+                    return None
+            return running.result()
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
 
     def _note_end(self, order: Order, summary: Summary) -> None:
         if order.kind == "schedule" and summary.result == "completed":
@@ -143,7 +161,10 @@ class Keeper:
     async def _planned(self, order: Order, means: Means) -> Plan:
         held = await asyncio.to_thread(self._held)
         kept = self._kept()
-        plan = await means.planner.plan(order, held, kept, time.time())
+        results = await asyncio.to_thread(lambda: dict(self._ledger.results()))
+        plan = await means.planner.plan(
+            order, held, kept, time.time(), lambda target: is_settled(target, results.get(str(target)), order.asked)
+        )
         # Before anything is fetched: what is to stay must not be evicted by what comes after it.
         now_kept = plan.kept if order.kind == "schedule" else {**kept, **plan.kept}
         if now_kept != kept:

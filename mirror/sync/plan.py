@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -59,6 +60,9 @@ class Plan:
 class Planner:
     """Makes plans.
 
+    Attributes:
+        fingerprint: changes when other images are configured.
+
     Args:
         wanted: the configured images.
         platforms: for configured images that name none.
@@ -83,53 +87,62 @@ class Planner:
         self._list_tags = list_tags
         self._registries = registries
         self._default_registry = default_registry
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when other images are configured."""
-        return repr((self._wanted, self._platforms))
+        self.fingerprint = repr((wanted, platforms))
 
     @property
     def wants_images(self) -> bool:
         """Whether any are configured."""
         return bool(self._wanted)
 
-    async def plan(self, order: Order, held: Iterable[HeldTag], kept: dict[str, list[str]], now: float) -> Plan:
+    async def plan(
+        self,
+        order: Order,
+        held: Iterable[HeldTag],
+        kept: dict[str, list[str]],
+        now: float,
+        done: Callable[[Target], bool] = lambda _: False,
+    ) -> Plan:
         """What an order means.
 
         Args:
             kept: what configured images stood for last; still so where upstream cannot be asked.
+            done: whether a configured image needs no look in a round that is gone on with.
         """
-        plan = Plan()
+        plan, ask = Plan(), _once(self._list_tags)
         if order.kind == "warm":
-            platforms = tuple(map(Platform.parse, order.platforms)) or self._platforms
             for name in order.images:
-                await self._warm(name, platforms, plan)
+                await self._warm(name, order.platforms, ask, plan)
             return plan
         pulled = {(entry.repository, entry.tag): entry for entry in held if entry.repository.registry in self._registries}
         if order.kind == "schedule" or not order.images:
-            await self._configured(self._wanted, kept, plan)
+            await self._configured(self._wanted, kept, ask, plan)
+            plan.targets = {name: target for name, target in plan.targets.items() if not done(target)}
             active = (entry for entry in pulled.values() if now - entry.record.pulled <= self._active_within)
-            _resync((entry for entry in active if entry.record.checked < order.asked), plan)
+            _resync((entry for entry in active if not order.asked <= entry.record.checked <= now), plan)
         else:
             for text in order.images:
-                await self._matching(text, pulled.values(), kept, plan)
+                await self._matching(text, pulled.values(), kept, ask, plan)
         plan.targets = dict(sorted(plan.targets.items(), key=lambda item: -_weight(pulled, item[1], now)))
         return plan
 
-    async def _warm(self, name: str, platforms: tuple[Platform, ...], plan: Plan) -> None:
+    async def _warm(self, name: str, platforms: tuple[str, ...], ask: ListTags, plan: Plan) -> None:
         try:
-            wanted = Wanted.parse(name, default_registry=self._default_registry, platforms=platforms)
-            for target in await self._resolved(wanted, platforms):
-                plan.add(target)
+            named = tuple(map(Platform.parse, platforms)) or self._platforms
+            wanted = Wanted.parse(name, default_registry=self._default_registry, platforms=named)
+            targets = await _resolved(wanted, named, ask)
         except (InvalidInput, MirrorError) as error:
             plan.refuse(name, error)
+            return
+        for target in targets:
+            plan.add(target)
+        if not targets:
+            plan.problems[name] = "upstream has no such tag"
 
-    async def _configured(self, wanted: Iterable[Wanted], kept: dict[str, list[str]], plan: Plan) -> None:
+    async def _configured(self, wanted: Iterable[Wanted], kept: dict[str, list[str]], ask: ListTags, plan: Plan) -> None:
         for entry in wanted:
             name = _text(entry)
             try:
-                targets = await self._resolved(entry, entry.platforms or self._platforms)
+                targets = await _resolved(entry, entry.platforms or self._platforms, ask)
             except MirrorError as error:
                 plan.refuse(name, error)
                 plan.kept[name] = kept.get(name, [])
@@ -138,14 +151,9 @@ class Planner:
             for target in targets:
                 plan.add(target)
 
-    async def _resolved(self, wanted: Wanted, platforms: tuple[Platform, ...]) -> list[Target]:
-        repository = wanted.repository
-        if wanted.reference is not None:
-            return [Target(repository, wanted.reference, platforms, fetch=True)]
-        tags = wanted.select(await self._list_tags(repository))
-        return [Target(repository, tag, platforms, fetch=True) for tag in tags]
-
-    async def _matching(self, text: str, held: Iterable[HeldTag], kept: dict[str, list[str]], plan: Plan) -> None:
+    async def _matching(
+        self, text: str, held: Collection[HeldTag], kept: dict[str, list[str]], ask: ListTags, plan: Plan
+    ) -> None:
         """What is held or configured of what an operator has named."""
         try:
             pattern = ImagePattern.parse(text, self._default_registry)
@@ -153,10 +161,10 @@ class Planner:
             plan.refuse(text, error)
             return
         meant = Plan()
-        _resync((entry for entry in held if pattern.matches(entry.repository, entry.tag, entry.record.digest)), meant)
+        _resync(await asyncio.to_thread(_matches, pattern, held), meant)
         configured = Plan()
         await self._configured(
-            (entry for entry in self._wanted if pattern.matches_repository(entry.repository)), kept, configured
+            (entry for entry in self._wanted if pattern.matches_repository(entry.repository)), kept, ask, configured
         )
         for target in configured.targets.values():
             if _covers(pattern, target):
@@ -168,6 +176,37 @@ class Planner:
             plan.add(target)
         if not meant.targets and not configured.problems:
             plan.problems[text] = "nothing of that name is held here, and nothing is configured; `warm` would bring it"
+
+
+async def _resolved(wanted: Wanted, platforms: tuple[Platform, ...], ask: ListTags) -> list[Target]:
+    repository = wanted.repository
+    if wanted.reference is not None:
+        return [Target(repository, wanted.reference, platforms, fetch=True)]
+    # Of a hundred thousand tags, that takes a while.
+    tags = await asyncio.to_thread(wanted.select, await ask(repository))
+    return [Target(repository, tag, platforms, fetch=True) for tag in tags]
+
+
+def _once(list_tags: ListTags) -> ListTags:
+    """Asks for the tags of each repository once, whatever comes of it."""
+    found: dict[Repository, list[str] | MirrorError] = {}
+
+    async def ask(repository: Repository) -> list[str]:
+        if repository not in found:
+            try:
+                found[repository] = await list_tags(repository)
+            except MirrorError as error:
+                found[repository] = error
+        answer = found[repository]
+        if isinstance(answer, MirrorError):
+            raise answer
+        return answer
+
+    return ask
+
+
+def _matches(pattern: ImagePattern, held: Iterable[HeldTag]) -> list[HeldTag]:
+    return [entry for entry in held if pattern.matches(entry.repository, entry.tag, entry.record.digest)]
 
 
 def _text(entry: Wanted) -> str:

@@ -10,7 +10,8 @@ HOUR = 3600.0
 
 
 def last(**changes):
-    return Schedule(**{"round": 1000.0, "began": 1000.0, "next": 1000.0 + HOUR, "unfinished": False, "fingerprint": "a", **changes})
+    usual = {"round": 1000.0, "began": 1000.0, "next": 1000.0 + HOUR, "unfinished": False, "fingerprint": "a"}
+    return Schedule(**{**usual, **changes})
 
 
 def due(schedule, interval=HOUR, now=2000.0, fingerprint="a", *, images=False):
