@@ -246,7 +246,9 @@ class Bringer:
 
     def _spend(self, repository: Repository) -> None:
         if not self.may_ask(repository.registry):
-            raise UpstreamRateLimited(f"what {repository.registry} leaves to be asked is kept for clients")
+            raise UpstreamRateLimited(
+                f"{repository.registry} is down, limits the rate of pulls, or leaves no more of them than sync.reserve"
+            )
 
 
 def _parsed(answer: ManifestAnswer) -> Manifest:
