@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 # Images that are checked or fetched side by side, of one registry and of all.
 _OF_REGISTRY = 4
 _AT_ONCE = 8
+_HEAD_START = 1.0
 # An image that is not there by then counts as failed; its downloads go on, and the next run finds what they brought. Seconds.
 _LONGEST_IMAGE = 3600.0
 _MOST_PROBLEMS = 100
@@ -130,15 +132,25 @@ class Run:
         return "completed" if counted and not self.summary.problems else "failed"
 
     async def _registry(self, targets: list[Target]) -> None:
-        """The images of one registry: the first by itself, which finds out whether it can be asked at all."""
-        waiting = iter(targets)
+        """The images of one registry: the first with a head start, in which it finds out whether it can be asked at all."""
+        waiting, known = iter(targets), asyncio.Event()
 
-        async def work() -> None:
+        async def first() -> None:
+            await self._image(next(waiting))
+            known.set()
+            await others()
+
+        async def after_first() -> None:
+            # Fetching may take long; nothing is to wait for that.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(known.wait(), _HEAD_START)
+            await others()
+
+        async def others() -> None:
             for target in waiting:
                 await self._image(target)
 
-        await self._image(next(waiting))
-        await together(work() for _ in range(_OF_REGISTRY))
+        await together([first(), *(after_first() for _ in range(_OF_REGISTRY - 1))])
 
     async def _image(self, target: Target) -> None:
         async with self._slots:
@@ -180,7 +192,7 @@ class Run:
         if brought.word == "failed":
             log.warning("sync_failed", image=str(target), cause=brought.cause)
             if not bringer.may_ask(registry):
-                self._leave(registry, f"{registry} cannot be asked for now")
+                self._leave(registry, brought.cause or brought.word)
         return brought
 
     def _leave(self, registry: str, why: str) -> None:
