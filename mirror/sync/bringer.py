@@ -113,9 +113,13 @@ class Bringer:
         return found is not None and found.allows_background(self._reserve)
 
     async def tags(self, repository: Repository) -> list[str]:
-        """All tags of a repository; raises like `every_tag`, and UpstreamRateLimited if upstream may not be asked now."""
+        """All tags of a repository that may be pulled; raises like `every_tag`.
+
+        Raises:
+            UpstreamRateLimited: if upstream may not be asked now, too.
+        """
         self._spend(repository)
-        return await every_tag(self._context.registry(repository), repository)
+        return self._permission.listed(repository, await every_tag(self._context.registry(repository), repository))
 
     def progress(self, target: Target) -> Progress:
         """What to give to `bring`, and to look at meanwhile."""

@@ -68,7 +68,7 @@ class Planner:
         platforms: for configured images that name none.
         active_within: seconds; a tag that nobody has pulled for longer is left alone.
         list_tags: asks upstream for all tags of a repository.
-        registries: that are mirrored; what is held of others is left alone.
+        may_pull: whether clients may; what they may not is left alone.
         default_registry: for names without one.
     """
 
@@ -78,14 +78,14 @@ class Planner:
         platforms: tuple[Platform, ...],
         active_within: float,
         list_tags: ListTags,
-        registries: Collection[str],
+        may_pull: Callable[[Repository, Tag], bool],
         default_registry: str,
     ) -> None:
         self._wanted = wanted
         self._platforms = platforms
         self._active_within = active_within
         self._list_tags = list_tags
-        self._registries = registries
+        self._may_pull = may_pull
         self._default_registry = default_registry
         self.fingerprint = repr((wanted, platforms))
 
@@ -113,7 +113,7 @@ class Planner:
             for name in order.images:
                 await self._warm(name, order.platforms, ask, plan)
             return plan
-        pulled = {(entry.repository, entry.tag): entry for entry in held if entry.repository.registry in self._registries}
+        pulled = {(entry.repository, entry.tag): entry for entry in held if self._may_pull(entry.repository, entry.tag)}
         if order.kind == "schedule" or not order.images:
             await self._configured(self._wanted, kept, ask, plan)
             plan.targets = {name: target for name, target in plan.targets.items() if not done(target)}

@@ -470,3 +470,30 @@ async def test_no_room(hub, tmp_path):
         assert "storage.max_size" in done["problems"][f"docker.io/{APP}:large"]
         for tag, image in (("small", small), ("large", large)):
             assert await pull(mirror, APP, tag) == digests(image)
+
+
+# ---- what may not be pulled
+
+
+async def test_what_is_denied_is_left_alone(hub, mirror, orders):
+    """Tags that were pulled before a rule denied them are not looked at, and keep no run from completing."""
+    tags(hub, mirror, 3)
+    hub.add_image(APP, "2.0")
+    registry = {"upstreams": [hub.url], "token_hosts": [hub.token_host], "deny": ["library/app:1", "library/app:2*"]}
+    await mirror.reload(registries={"docker.io": registry}, sync={"interval": "1h", "images": ["app:2*", "app:0*"]})
+    state = await orders.until(lasted)
+    assert (lasted(state), heads(hub)) == ("completed", ["0"])
+
+
+async def test_registry_that_is_gone(hub, mirror, orders):
+    """What is held of a registry that is no longer configured is left alone."""
+    image = hub.add_image(APP, "1")
+    record = mirror.store.index
+    known(mirror, image, "1")
+    from mirror.core.names import Repository, Tag
+
+    held = record.tag(Repository.parse("docker.io", APP), Tag("1"))
+    record.put_tag(Repository.parse("quay.io", APP), Tag("1"), held)
+    await mirror.reload(sync={"interval": "1h"})
+    state = await orders.until(lasted)
+    assert (lasted(state), state["last"]["schedule"]["total"]) == ("completed", 1)
