@@ -22,8 +22,6 @@ DetachOption = Annotated[bool, typer.Option("--detach", help="Give the order and
 
 _IN_STEP = "completed"
 _COUNTED = {"moved": "new or moved"}
-# Images of an order that waits are named up to so many.
-_FEW = 5
 
 
 def sync(
@@ -115,7 +113,7 @@ def _status(admin: Admin, *, as_json: bool) -> None:
         done = sum(run["tags"].values())
         typer.echo(f"running: {run['kind']} by {run['by']}, {done} of {run['total']} images done")
     for order in state["waiting"]:
-        typer.echo(f"waiting: {order['kind']} by {order['by']}: {_few(order['images'])}")
+        typer.echo(f"waiting: {order['kind']} by {order['by']}: {_few(order)}")
     _schedule(state)
 
 
@@ -144,6 +142,7 @@ def _ago(when: float) -> str:
     return f"{format_duration(max(0, round(time.time() - when)))} ago"
 
 
-def _few(images: list[str]) -> str:
-    more = f" and {len(images) - _FEW} more" if len(images) > _FEW else ""
-    return ", ".join(images[:_FEW]) + more or "everything"
+def _few(order: dict[str, Any]) -> str:
+    """The images of an order, some of them if they are many."""
+    named = ", ".join(order["images"]) or "everything"
+    return f"{named} and {order['more']} more" if order["more"] else named

@@ -135,7 +135,7 @@ class AdminOperations:
 
     def _order(self, order: Order) -> str | None:
         ledger = self._store.ledger
-        if len(ledger.orders()) >= _MOST_ORDERS or not ledger.put_order(order.name, order.row()):
+        if ledger.waiting() >= _MOST_ORDERS or not ledger.put_order(order.name, order.row()):
             log.warning("order_refused", order=order.name, most=_MOST_ORDERS)
             return None
         return order.name
@@ -145,10 +145,10 @@ class AdminOperations:
         ledger = self._store.ledger
         running = [run for run in ledger.state("running", list) if isinstance(run, dict) and "name" in run]
         begun = {run["name"] for run in running}
-        orders = (Order.read(name, row) for name, row in ledger.orders() if name not in begun)
+        orders = ((Order.read(name, row), row.get("more", 0)) for name, row in ledger.orders() if name not in begun)
         return {
             "running": running,
-            "waiting": [{"name": order.name, **order.row()} for order in orders if order is not None],
+            "waiting": [{"name": order.name, **order.row(), "more": more} for order, more in orders if order is not None],
             "last": {kind: ledger.state(f"last {kind}", dict) or None for kind in ("schedule", "sync", "warm")},
             "next": ledger.state("schedule", dict).get("next") if self._graph().config.sync.interval else None,
         }

@@ -78,7 +78,7 @@ class Keeper:
     async def _lane(self, kind: Kind) -> None:
         look = self._scheduled if kind == "schedule" else lambda: self._waiting(kind)
         while True:
-            # A thousand orders are some megabytes to be read.
+            # A thousand orders take some milliseconds to be read.
             order = await asyncio.to_thread(look)
             if order is None:
                 await asyncio.sleep(_LOOK)
@@ -101,7 +101,9 @@ class Keeper:
         """The order of a kind that has waited longest and may begin."""
         orders = (Order.read(name, row) for name, row in self._ledger.orders())
         due = [order for order in orders if order is not None and order.kind == kind and order.is_due(time.time())]
-        return min(due, key=lambda order: order.asked, default=None)
+        first = min(due, key=lambda order: order.asked, default=None)
+        row = self._ledger.order(first.name) if first is not None else None
+        return Order.read(first.name, row) if first is not None and row is not None else None
 
     def _scheduled(self) -> Order | None:
         """The resync, if it is time for it; one that did not come to its end is gone on with."""

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -95,7 +96,7 @@ class Run:
         try:
             async with asyncio.timeout(bound):
                 plan = await planned
-                summary.total, summary.problems = len(plan.targets), dict(plan.problems)
+                summary.total, summary.problems = len(plan.targets), dict(islice(plan.problems.items(), _MOST_PROBLEMS))
                 await together(self._registry(targets) for targets in _by_registry(plan.targets.values()))
             summary.result = self._verdict(plan)
         except TimeoutError:

@@ -132,7 +132,7 @@ async def test_status(hub, mirror, run):
     hub.add_image(APP, "2", [b"x" * 50_000])
     gate = hub.gate(Rule(kind="cdn", times=None), after=100)
     orders = [await Orders(mirror).give("warm", images=["app:2"]) for _ in range(2)]
-    await Orders(mirror).give("warm", images=[f"app:{number}" for number in range(9)])
+    await Orders(mirror).give("warm", images=[f"app:{number}" for number in range(13)])
     await Orders(mirror).until(lambda state: state["running"] and state["running"][0]["images"])
     status, out, complaint = await run("sync", "--status")
     assert (status, complaint) == (0, "")
@@ -143,7 +143,7 @@ async def test_status(hub, mirror, run):
     assert "upstream" in lines[2]
     assert "running: warm by operator, 0 of 1 images done" in lines
     assert "waiting: warm by operator: app:2" in lines
-    assert "waiting: warm by operator: app:0, app:1, app:2, app:3, app:4 and 4 more" in lines
+    assert "waiting: warm by operator: app:0, app:1, app:2, app:3, app:4, app:5, app:6, app:7, app:8, app:9 and 3 more" in lines
     assert any(line.startswith("last scheduled run, ") and "completed in 0s: 1 unchanged" in line for line in lines)
     assert lines[-1].startswith("next scheduled run in ")
     status, out, _ = await run("sync", "--status", "--json")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import shutil
 import sqlite3
 
@@ -301,6 +302,24 @@ async def test_orders_outlive_a_restart(hub, tmp_path):
         assert (await orders.state())["waiting"] == []
 
 
+async def test_many_large_orders(hub, mirror, orders, log):
+    """Hundreds of orders of a thousand images each are taken, told of and logged in short, and each is carried out whole."""
+    hub.add_image(APP, "1")
+    await pull(mirror, APP, "1")
+    names = [*(f"app:none{number}" for number in range(999)), "app:1"]
+    gate = hub.script(Rule(kind="manifest", method="HEAD", times=None), fault := NoHeaders())
+    given = [await orders.give("sync", images=names) for _ in range(5)]
+    state = await orders.state()
+    assert len(json.dumps(state)) < 30_000
+    fault.release()
+    gate.remove()
+    done = [await orders.ended(order) for order in given]
+    assert [order["tags"] for order in done] == [{"unchanged": 1}] * 5
+    assert all(len(order["problems"]) == 100 for order in done)
+    assert max(len(str(event)) for event in log) < 1000
+    assert [event["more"] for event in log if event["event"] == "audit"] == [990] * 5
+
+
 async def test_a_run_that_hangs(hub, mirror, orders, monkeypatch, log):
     """A run that does not come to its end is ended, and the next one goes on with its round."""
     monkeypatch.setattr(keeper, "_LONGEST_SCHEDULED", 0.5)
@@ -424,7 +443,7 @@ async def test_garbage_in_the_ledger(hub, tmp_path, garbage, quiet):
         await orders.until(lasted)
         await orders.warm("app:1")
         await orders.sync("app:1")
-        mirror.store.ledger.put_order("waits", {"kind": "warm"})
+        mirror.store.ledger.put_order("waits", {"kind": "warm", "images": ["app:1"] * 20})
         mirror.store.ledger.put_state("running", [])
     (found,) = store.rglob("sync/cache.db")
     with contextlib.closing(sqlite3.connect(found)) as database, database:
