@@ -158,6 +158,15 @@ async def test_list_that_does_not_end(hub, mirror, configure):
     assert hub.count("GET", "tags") <= 210
 
 
+async def test_list_without_measure(hub, mirror, configure):
+    """A list of more tags than any repository has is given up, too."""
+    add(hub, "1.0")
+    body = json.dumps({"name": APP, "tags": [f"{number}" for number in range(200_001)]}).encode()
+    hub.script(Rule(kind="tags"), Status(200, {"Content-Type": "application/json"}, body))
+    done = await configure("app:1.*")
+    assert "more than 200000 tags" in done["problems"][f"docker.io/{APP}:1.*"]
+
+
 # ---- what of them
 
 

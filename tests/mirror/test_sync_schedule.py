@@ -5,13 +5,16 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import time
+from dataclasses import replace
 
 import pytest
 
 from mirror.sync import keeper, run
+from mirror.sync.order import by_webhook
 from tests.clock import Clock
 from tests.fakehub import NoHeaders, RateLimited, Rule
-from tests.mirror.syncing import APP, Orders, known, named, pull, until
+from tests.mirror.syncing import APP, Orders, known, name, named, pull, until
 from tests.mirrors import MirrorUnderTest
 
 SOON = {"interval": "200ms"}
@@ -179,6 +182,23 @@ async def test_runs_repeat(hub, mirror, orders):
     state = await orders.until(lambda state: lasted(state) == "completed")
     begun, following = state["last"]["schedule"]["began"], state["next"]
     assert 0.1 < following - begun <= 0.6
+
+
+async def test_clock_that_was_set_back(hub, mirror, orders):
+    """What was checked, run or ordered while the clock was a year ahead is looked at now."""
+    ahead = 365 * 86400.0
+    image = hub.add_image(APP, "1")
+    known(mirror, image, "1", pulled=-ahead)
+    record = mirror.store.index.tag(*name("1"))
+    mirror.store.index.put_tag(*name("1"), replace(record, checked=time.time() + ahead))
+    row = {"round": time.time() + ahead, "began": time.time() + ahead, "next": time.time() + 2 * ahead}
+    fingerprint = mirror.mirror._graph.means.planner.fingerprint
+    mirror.store.ledger.put_state("schedule", {**row, "unfinished": True, "fingerprint": fingerprint})
+    await mirror.reload(sync={"interval": "1h"})
+    assert (await orders.until(lasted))["last"]["schedule"]["tags"] == {"unchanged": 1}
+    now, again = by_webhook(f"docker.io/{APP}:1", 15.0)
+    assert [order.is_due(time.time()) for order in (now, again)] == [True, False]
+    assert [order.is_due(time.time() - ahead) for order in (now, again)] == [True, True]
 
 
 # ---- the limit
