@@ -356,7 +356,7 @@ async def test_a_run_that_hangs(hub, mirror, orders, monkeypatch, log):
 
 async def test_an_image_that_hangs(hub, mirror, orders, monkeypatch):
     """An image that does not come to its end fails by itself, and its order goes on."""
-    monkeypatch.setattr(run, "_LONGEST_IMAGE", 0.5)
+    monkeypatch.setattr(run, "_LONGEST_IMAGE", 2.0)
     for tag in ("1", "2"):
         hub.add_image(APP, tag, layers=[tag.encode() * 50_000])
     gate = hub.gate(Rule(kind="cdn"), after=1000)
