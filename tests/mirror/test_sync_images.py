@@ -8,6 +8,7 @@ import pytest
 
 from mirror.sync import keeper, run
 from tests.fakehub import OCI_INDEX, OCI_MANIFEST, Rule, Status
+from tests.fakehub.catalog import Repository
 from tests.mirror.syncing import APP, Orders, named, pull, until
 from tests.mirrors import MirrorUnderTest
 
@@ -266,17 +267,20 @@ async def test_schema_1(hub, mirror, orders):
 
 
 async def test_hostile_index(hub, mirror, orders):
-    """An index that leads to the same manifests in a million ways, and to itself, costs each of them once."""
-    image = hub.add_image(APP, None, [b"one"])
-    manifests = hub.repositories[APP].manifests
-    digest = index(hub, [entry(image)] * 30)
-    for _ in range(3):
-        digest = index(hub, [entry(digest, manifests[digest].raw, OCI_INDEX)] * 30)
-    hub.move_tag(APP, "1", digest)
+    """An index that leads to the same manifests in very many ways costs each of them once."""
+    manifests = hub.repositories.setdefault(APP, Repository()).manifests
+    level = [hub.add_image(APP, None, [b"%d" % number]).digest for number in range(12)]
+    kind = OCI_MANIFEST
+    for depth in range(3):
+        below = [entry(digest, manifests[digest].raw, kind) for digest in level]
+        # No two of the same bytes.
+        level, kind = [index(hub, [*below, below[number], *below[:depth]]) for number in range(12)], OCI_INDEX
+    index(hub, [entry(digest, manifests[digest].raw, OCI_INDEX) for digest in level], "1")
     async with asyncio.timeout(10):
         done = await orders.warm("app:1")
     assert done["result"] == "completed"
-    assert hub.count("GET", "manifest", status=200) == 5
+    assert hub.count("GET", "manifest", status=200) == 4 * 12 + 1
+    assert done["bytes_held"] == 0
 
 
 async def test_huge_index(hub, mirror, orders):
