@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from mirror.core.errors import InvalidInput
@@ -49,6 +49,11 @@ class Plan:
         """Nothing is done about what was asked for."""
         self.problems[text] = str(cause)
         self.limited = self.limited or isinstance(cause, UpstreamRateLimited)
+
+    def include(self, other: Plan) -> None:
+        """Plan what another plan has, too."""
+        for target in other.targets.values():
+            self.add(target)
 
     def add(self, target: Target) -> None:
         """Plan an image; one that is planned already is wanted for all platforms that were named."""
@@ -113,17 +118,22 @@ class Planner:
             for name in order.images:
                 await self._warm(name, order.platforms, ask, plan)
             return plan
-        pulled = {(entry.repository, entry.tag): entry for entry in held if self._may_pull(entry.repository, entry.tag)}
+        # Of a hundred thousand tags each step takes a good part of a second: none is done where requests are answered.
+        pulled = await asyncio.to_thread(self._to_look_at, held)
         if order.kind == "schedule" or not order.images:
             await self._configured(self._wanted, kept, ask, plan)
             plan.targets = {name: target for name, target in plan.targets.items() if not done(target)}
             active = (entry for entry in pulled.values() if now - entry.record.pulled <= self._active_within)
-            _resync((entry for entry in active if not order.asked <= entry.record.checked <= now), plan)
+            due = (entry for entry in active if not order.asked <= entry.record.checked <= now)
+            await asyncio.to_thread(_resync, due, plan)
         else:
             for text in order.images:
                 await self._matching(text, pulled.values(), kept, ask, plan)
-        plan.targets = dict(sorted(plan.targets.items(), key=lambda item: -_weight(pulled, item[1], now)))
+        plan.targets = await asyncio.to_thread(_most_pulled_first, plan.targets, pulled, now)
         return plan
+
+    def _to_look_at(self, held: Iterable[HeldTag]) -> dict[tuple[Repository, Tag], HeldTag]:
+        return {(entry.repository, entry.tag): entry for entry in held if self._may_pull(entry.repository, entry.tag)}
 
     async def _warm(self, name: str, platforms: tuple[str, ...], ask: ListTags, plan: Plan) -> None:
         try:
@@ -161,7 +171,7 @@ class Planner:
             plan.refuse(text, error)
             return
         meant = Plan()
-        _resync(await asyncio.to_thread(_matches, pattern, held), meant)
+        await asyncio.to_thread(_resync, _matching(pattern, held), meant)
         configured = Plan()
         await self._configured(
             (entry for entry in self._wanted if pattern.matches_repository(entry.repository)), kept, ask, configured
@@ -172,8 +182,7 @@ class Planner:
         plan.kept.update(configured.kept)
         plan.problems.update(configured.problems)
         plan.limited = plan.limited or configured.limited
-        for target in meant.targets.values():
-            plan.add(target)
+        await asyncio.to_thread(plan.include, meant)
         if not meant.targets and not configured.problems:
             plan.problems[text] = "nothing of that name is held here, and nothing is configured; `warm` would bring it"
 
@@ -205,8 +214,8 @@ def _once(list_tags: ListTags) -> ListTags:
     return ask
 
 
-def _matches(pattern: ImagePattern, held: Iterable[HeldTag]) -> list[HeldTag]:
-    return [entry for entry in held if pattern.matches(entry.repository, entry.tag, entry.record.digest)]
+def _matching(pattern: ImagePattern, held: Iterable[HeldTag]) -> Iterator[HeldTag]:
+    return (entry for entry in held if pattern.matches(entry.repository, entry.tag, entry.record.digest))
 
 
 def _text(entry: Wanted) -> str:
@@ -224,6 +233,10 @@ def _covers(pattern: ImagePattern, target: Target) -> bool:
     if isinstance(target.reference, Tag):
         return pattern.matches(target.repository, target.reference, None)
     return pattern.matches(target.repository, None, target.reference)
+
+
+def _most_pulled_first(targets: dict[str, Target], held: dict[tuple[Repository, Tag], HeldTag], now: float) -> dict[str, Target]:
+    return dict(sorted(targets.items(), key=lambda item: -_weight(held, item[1], now)))
 
 
 def _weight(held: dict[tuple[Repository, Tag], HeldTag], target: Target, now: float) -> float:
