@@ -199,7 +199,10 @@ class Run:
     def _leave(self, registry: str, why: str) -> None:
         if registry not in self._left:
             self._left[registry] = why
-            log.warning("sync_left", registry=registry, cause=why, rest="comes in the next run")
+            log.warning("sync_left", registry=registry, cause=why, rest=self._rest())
+
+    def _rest(self) -> str:
+        return "comes in the next run" if self.summary.kind == "schedule" else "has to be ordered again"
 
 
 def _by_registry(targets: Iterable[Target]) -> list[list[Target]]:
