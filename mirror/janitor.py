@@ -17,6 +17,7 @@ import structlog
 
 from mirror.aio import in_thread
 from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
 from mirror.images import reach
 from mirror.leftovers import Leftovers
 from mirror.metrics import Metrics
@@ -214,6 +215,14 @@ class Janitor:
             for repository, tag, record in self._index.tags()
             if policies.is_pinned(repository, tag) or f"{repository}:{tag}" in kept
         ]
-        roots += [Digest.parse(name.partition("@")[2]) for name in kept if "@" in name]
+        roots += filter(None, map(_digest, kept))
         reached = reach(self._files, roots)
         return reached.manifests | reached.blobs
+
+
+def _digest(name: str) -> Digest | None:
+    """The digest in an image's name, if there is one."""
+    try:
+        return Digest.parse(name.partition("@")[2])
+    except InvalidInput:
+        return None

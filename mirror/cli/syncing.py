@@ -9,17 +9,19 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mirror.cli.administration import JsonOption
 from mirror.cli.client import Admin, TokenOption, UrlOption
 from mirror.cli.serving import ConfigOption
-from mirror.cli.watching import watch
+from mirror.cli.watching import in_words, watch
 from mirror.core.units import format_bytes, format_duration
 
 DetachOption = Annotated[bool, typer.Option("--detach", help="Give the order and do not wait for its end.")]
 
 _IN_STEP = "completed"
+_COUNTED = {"moved": "new or moved"}
 
 
 def sync(
@@ -85,10 +87,15 @@ def _leave() -> NoReturn:
 def _tell(done: dict[str, Any]) -> None:
     for image, cause in done["problems"].items():
         typer.echo(f"{image}: {cause}", err=True)
-    counts = ", ".join(f"{count} {word}" for word, count in sorted(done["tags"].items())) or "no images"
+    typer.echo(_summary(done))
+
+
+def _summary(done: dict[str, Any]) -> str:
+    """What an order came to."""
+    counts = ", ".join(f"{count} {_COUNTED.get(word, word)}" for word, count in sorted(done["tags"].items())) or "no images"
     seconds = format_duration(max(0, round(done["ended"] - done["began"])))
     fetched, held = format_bytes(done["bytes_fetched"]), format_bytes(done["bytes_held"])
-    typer.echo(f"{done['result']} in {seconds}: {counts}; {fetched} fetched, {held} were already here")
+    return f"{done['result']} in {seconds}: {counts}; {fetched} fetched, {held} were already here"
 
 
 def _status(admin: Admin, *, as_json: bool) -> None:
@@ -101,15 +108,41 @@ def _status(admin: Admin, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({key: value for key, value in state.items() if key != "next_image"}, indent=2))
         return
-    table = Table("image", "result", "looked at", "fetched", "", box=None, pad_edge=False)
-    for image in state["images"]:
-        age = format_duration(max(0, round(time.time() - image["time"])))
-        table.add_row(image["image"], image["result"], f"{age} ago", format_bytes(image["bytes_fetched"]), image["cause"] or "")
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    _images(state["images"])
     for run in state["running"]:
         done = sum(run["tags"].values())
         typer.echo(f"running: {run['kind']} by {run['by']}, {done} of {run['total']} images done")
     for order in state["waiting"]:
-        typer.echo(f"waiting: {order['kind']} by {order['by']}: {', '.join(order['images']) or 'everything'}")
-    if state["next"] is not None and not any(run["kind"] == "schedule" for run in state["running"]):
+        typer.echo(f"waiting: {order['kind']} by {order['by']}: {_few(order)}")
+    _schedule(state)
+
+
+def _images(images: list[dict[str, Any]]) -> None:
+    if not images:
+        typer.echo("no image has been looked at yet")
+        return
+    table = Table("image", "result", "looked at", "fetched", "cause", box=None, pad_edge=False)
+    for image in images:
+        fetched = format_bytes(image["bytes_fetched"]) if image["bytes_fetched"] else ""
+        table.add_row(image["image"], in_words(image), _ago(image["time"]), fetched, escape(image["cause"] or ""))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _schedule(state: dict[str, Any]) -> None:
+    last = state["last"]["schedule"]
+    if last is not None:
+        typer.echo(f"last scheduled run, {_ago(last['ended'])}: {_summary(last)}")
+    if state["next"] is None:
+        typer.echo("no scheduled runs: sync.interval is 0")
+    elif not any(run["kind"] == "schedule" for run in state["running"]):
         typer.echo(f"next scheduled run in {format_duration(max(0, round(state['next'] - time.time())))}")
+
+
+def _ago(when: float) -> str:
+    return f"{format_duration(max(0, round(time.time() - when)))} ago"
+
+
+def _few(order: dict[str, Any]) -> str:
+    """The images of an order, some of them if they are many."""
+    named = ", ".join(order["images"]) or "everything"
+    return f"{named} and {order['more']} more" if order["more"] else named

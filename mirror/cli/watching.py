@@ -17,6 +17,7 @@ from mirror.core.units import format_bytes
 # How often the mirror is asked, and how often a log gets a line while nothing ends. Seconds.
 _ASK_EVERY = 0.5
 _LINE_EVERY = 10.0
+_SAY_AFTER = 3.0
 
 
 class _View(Protocol):
@@ -27,10 +28,17 @@ class _View(Protocol):
 
 def watch(ask: Callable[[], dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
     """Ask until an order has come to its end, and show how far it is meanwhile; returns what came of it."""
+    asked = time.monotonic()
+    waits = not quiet
     with _view(quiet) as view:
         while True:
             order = ask()
-            if order["result"] != "waiting":
+            if order["result"] == "waiting":
+                if waits and time.monotonic() - asked > _SAY_AFTER:
+                    typer.echo("waits for what was ordered before", err=True)
+                    waits = False
+            else:
+                waits = False
                 view.show(order)
                 if order["result"] != "running":
                     return order
@@ -74,7 +82,7 @@ class _Bars:
 
     def show(self, order: dict[str, Any]) -> None:
         for image in self._news.of(order):
-            self._bars.console.print(_line(image), highlight=False)
+            self._bars.console.print(_line(image), highlight=False, markup=False)
         under_way = {image["image"]: image for image in order.get("images", ())}
         for name in [name for name in self._tasks if name not in under_way]:
             self._bars.remove_task(self._tasks.pop(name))
@@ -92,10 +100,7 @@ class _Lines:
     def show(self, order: dict[str, Any]) -> None:
         lines = [_line(image) for image in self._news.of(order)]
         if not lines and time.monotonic() - self._told > _LINE_EVERY:
-            lines = [
-                f"{image['image']}: {format_bytes(image['bytes'])} of {format_bytes(image['size'])}"
-                for image in order.get("images", ())
-            ]
+            lines = [_under_way(image) for image in order.get("images", ())]
         for line in lines:
             typer.echo(line)
             self._told = time.monotonic()
@@ -108,5 +113,15 @@ def _under_way(image: dict[str, Any]) -> str:
 
 def _line(image: dict[str, Any]) -> str:
     """One image that has ended."""
-    fetched, held = format_bytes(image["bytes_fetched"]), format_bytes(image["bytes_held"])
-    return f"{image['image']}: {image['result']}, {fetched} fetched, {held} were already here"
+    return f"{image['image']}: {in_words(image)}{_bytes(image)}"
+
+
+def in_words(image: dict[str, Any]) -> str:
+    """What came of an image; what was not here before has not moved, for people."""
+    result: str = image["result"]
+    return "new" if result == "moved" and image.get("old") is None else result
+
+
+def _bytes(image: dict[str, Any]) -> str:
+    fetched, held = image["bytes_fetched"], image["bytes_held"]
+    return f", {format_bytes(fetched)} fetched, {format_bytes(held)} were already here" if fetched or held else ""

@@ -42,11 +42,14 @@ class Records:
         """What is known of a tag."""
         return self._context.index.tag(repository, tag)
 
-    async def found(self, repository: Repository, tag: Tag, answer: ManifestAnswer, *, pulled: bool = True) -> None:
+    async def found(
+        self, repository: Repository, tag: Tag, answer: ManifestAnswer, *, pulled: bool = True, checked: float | None = None
+    ) -> None:
         """Write down what upstream says now that a tag names.
 
         Args:
             pulled: whether a client has asked; else the time of the last pull stays.
+            checked: when upstream has said so; now, if nothing is said.
         """
         context, now = self._context, self._context.clock()
         # Read again: the check may have taken long, and others check, too.
@@ -56,7 +59,7 @@ class Records:
             answer.digest,
             answer.media_type,
             answer.size,
-            checked=now,
+            checked=now if checked is None else checked,
             changed=now if known is None or moved else known.changed,
             pulled=now if pulled or known is None else known.pulled,
         )

@@ -11,6 +11,7 @@ from mirror.upstream.registry import Listing, Registry
 
 # More tags than any repository of use has; an upstream whose pages never end stops here.
 _MOST_PAGES = 200
+_MOST_TAGS = 200_000
 _PAGE = "1000"
 
 
@@ -33,6 +34,8 @@ async def every_tag(registry: Registry, repository: Repository) -> list[str]:
     for _ in range(_MOST_PAGES):
         listing = await registry.listing("tags", repository.path, "tags/list", query)
         names += tag_names(repository, listing)
+        if len(names) > _MOST_TAGS:
+            raise UpstreamNonsense(f"{repository}: upstream lists more than {_MOST_TAGS} tags")
         target = parse_link_next(listing.links)
         if target is None:
             return names

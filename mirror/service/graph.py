@@ -157,17 +157,17 @@ def build(
     api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, trail)
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
     bringer = Bringer(context, by_digest, records, blobs, permission, config.sync.reserve)
-    means = Means(bringer, _planner(config, bringer), config.sync.interval)
+    means = Means(bringer, _planner(config, bringer, permission), config.sync.interval)
     return Graph(config, http, registries, manifests, blobs, listings, prefetch, policies, means, token, api)
 
 
-def _planner(config: Config, bringer: Bringer) -> Planner:
+def _planner(config: Config, bringer: Bringer, permission: Permission) -> Planner:
     return Planner(
         config.wanted(),
         config.sync.platforms,
         config.sync.active_within,
         bringer.tags,
-        config.registries,
+        permission.lists,
         canonical_registry(config.default_registry),
     )
 

@@ -135,27 +135,28 @@ class AdminOperations:
 
     def _order(self, order: Order) -> str | None:
         ledger = self._store.ledger
-        if len(ledger.orders()) >= _MOST_ORDERS or not ledger.put_order(order.name, order.row()):
+        if ledger.waiting() >= _MOST_ORDERS or not ledger.put_order(order.name, order.row()):
             log.warning("order_refused", order=order.name, most=_MOST_ORDERS)
             return None
         return order.name
 
     def sync_state(self) -> dict[str, Any]:
         """What runs, waits, and has come to its end."""
-        ledger, running = self._store.ledger, self._store.ledger.state("running") or []
+        ledger = self._store.ledger
+        running = [run for run in ledger.state("running", list) if isinstance(run, dict) and "name" in run]
         begun = {run["name"] for run in running}
-        schedule = ledger.state("schedule") or {}
+        orders = ((Order.read(name, row), row.get("more", 0)) for name, row in ledger.orders() if name not in begun)
         return {
             "running": running,
-            "waiting": [{"name": name, **row} for name, row in ledger.orders() if name not in begun],
-            "last": {kind: ledger.state(f"last {kind}") for kind in ("schedule", "sync", "warm")},
-            "next": schedule.get("next") if self._graph().config.sync.interval else None,
+            "waiting": [{"name": order.name, **order.row(), "more": more} for order, more in orders if order is not None],
+            "last": {kind: ledger.state(f"last {kind}", dict) or None for kind in ("schedule", "sync", "warm")},
+            "next": ledger.state("schedule", dict).get("next") if self._graph().config.sync.interval else None,
         }
 
     def sync_order(self, name: str) -> dict[str, Any] | None:
         """How far an order is."""
         state = self.sync_state()
-        found: dict[str, Any] | None = self._store.ledger.done(name)
+        found = self._store.ledger.done(name)
         if found is None:
             found = next((run for run in state["running"] if run["name"] == name), None)
         if found is None:

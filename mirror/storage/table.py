@@ -28,6 +28,8 @@ _BUSY = 2.0
 _CACHED_PAGES = 256
 # Text sorts before everything that does not belong here but numbers, which come before "".
 _PAGE = "SELECT key FROM Cache WHERE key > ? AND raw = 1 AND typeof(key) = 'text' ORDER BY key LIMIT 250"
+_ROWS = """SELECT key, value FROM Cache WHERE key >= ? AND key < ? AND mode = ? AND typeof(value) = 'text'
+    AND (expire_time IS NULL OR expire_time > ?) ORDER BY key"""
 # A damaged table is opened again at most this often, in seconds.
 _MEND_EVERY = 10.0
 _FAILURES = (sqlite3.Error, diskcache.Timeout, OSError, ValueError, TypeError, KeyError, AttributeError)
@@ -59,6 +61,12 @@ class _Database(diskcache.Cache):  # type: ignore[misc]
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
         rows = self._sql("SELECT key FROM Cache WHERE key >= ? AND key < ? ORDER BY key", (prefix, end)).fetchall()
         return [key for (key,) in rows]
+
+    def rows_from(self, prefix: str) -> list[tuple[str, str]]:
+        """Every key that begins with `prefix`, with its value as it is stored."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        rows: list[tuple[str, str]] = self._sql(_ROWS, (prefix, end, diskcache.core.MODE_TEXT, time.time())).fetchall()
+        return rows
 
 
 class Table:
@@ -112,6 +120,18 @@ class Table:
             log.warning("index_read_failed", cause=str(error))
             return []
         return found
+
+    def items_from(self, prefix: str) -> Iterator[tuple[str, Any]]:
+        """Every key that begins with `prefix`, with its value, read at once; an unreadable one hides no other."""
+        try:
+            rows = self._cache.rows_from(prefix)
+        except _FAILURES as error:
+            log.warning("index_read_failed", cause=str(error))
+            self._mend(error)
+            return
+        for key, value in rows:
+            with contextlib.suppress(ValueError, RecursionError):
+                yield key, json.loads(value)
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """Every key with its value; an unreadable one hides no other."""

@@ -5,15 +5,15 @@ So a pull finds a complete image at any moment, the old one or the new one.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Literal
 
 from mirror.aio import together
 from mirror.core.digest import Digest
-from mirror.core.errors import InvalidInput
+from mirror.core.errors import InvalidInput, InvalidManifest
 from mirror.core.freshness import TagRecord
-from mirror.core.manifest import Descriptor, Manifest, ManifestKind, parse_manifest
+from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
+from mirror.core.media import SCHEMA1_TYPES
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.core.platform import Platform
@@ -32,6 +32,8 @@ from mirror.sync.progress import Progress
 
 # Indexes nest two deep in practice; a hostile one could nest for ever.
 _DEEPEST = 4
+# Some hundred platforms would be many.
+_MOST_MANIFESTS = 1000
 # Layers of one image that are fetched side by side, as many as Docker does.
 _BLOBS_AT_ONCE = 3
 
@@ -111,9 +113,13 @@ class Bringer:
         return found is not None and found.allows_background(self._reserve)
 
     async def tags(self, repository: Repository) -> list[str]:
-        """All tags of a repository; raises like `every_tag`, and UpstreamRateLimited if upstream may not be asked now."""
+        """All tags of a repository that may be pulled; raises like `every_tag`.
+
+        Raises:
+            UpstreamRateLimited: if upstream may not be asked now, too.
+        """
         self._spend(repository)
-        return await every_tag(self._context.registry(repository), repository)
+        return self._permission.listed(repository, await every_tag(self._context.registry(repository), repository))
 
     def progress(self, target: Target) -> Progress:
         """What to give to `bring`, and to look at meanwhile."""
@@ -142,7 +148,7 @@ class Bringer:
         return Brought("unchanged" if progress.fetched == fetched else "moved", None, digest)
 
     async def _by_its_tag(self, target: Target, tag: Tag, progress: Progress) -> Brought:
-        repository = target.repository
+        repository, asked = target.repository, self._context.clock()
         self._spend(repository)
         record = self._records.of(repository, tag)
         old = record.digest if record is not None else None
@@ -152,11 +158,23 @@ class Bringer:
             # Docker Hub denies what it does not have.
             return Brought("gone", old, cause=str(error))
         if record is not None and head.digest == old and not target.fetch:
-            await self._records.found(repository, tag, _known(record), pulled=False)
-            return Brought("unchanged", old, old)
+            return await self._switched(target, tag, old, _known(record), asked)
         answer = await self._named(repository, tag, head.digest, progress)
         await self._content(repository, answer, await self._wish(target, old), progress)
-        await self._records.found(repository, tag, answer, pulled=False)
+        return await self._switched(target, tag, old, answer, asked)
+
+    async def _switched(self, target: Target, tag: Tag, old: Digest | None, answer: ManifestAnswer, asked: float) -> Brought:
+        """Have the tag name what is there now, unless something later is known: a client has asked since, or it was purged.
+
+        Args:
+            asked: when upstream was asked. Fetching may have taken hours, in which it was not.
+        """
+        record = self._records.of(target.repository, tag)
+        known = record.digest if record is not None else None
+        if known not in (old, answer.digest):
+            gone = "was purged, or deleted upstream, meanwhile"
+            return Brought("moved", old, known) if known is not None else Brought("gone", old, cause=gone)
+        await self._records.found(target.repository, tag, answer, pulled=False, checked=asked)
         return Brought("unchanged" if answer.digest == old else "moved", old, answer.digest)
 
     async def _wish(self, target: Target, old: Digest | None) -> _Wish:
@@ -189,43 +207,57 @@ class Bringer:
         else:
             self._spend(repository)
             answer = await self._by_digest.fetch(repository, reference)
+        if answer.media_type in SCHEMA1_TYPES:
+            raise InvalidManifest(answer.media_type, "nothing vouches for the bytes of schema 1: it can be pulled, but not kept")
         if answer.outcome is Outcome.BYPASS:
             raise StorageError("the store cannot take its manifest", "full")
         progress.have(answer.digest, answer.size, answer.size)
         return answer
 
-    async def _content(
-        self, repository: Repository, answer: ManifestAnswer, wish: _Wish, progress: Progress, depth: int = 0
-    ) -> None:
-        """Everything that a client of one of the platforms needs."""
-        assert answer.raw is not None
-        manifest = parse_manifest(answer.raw, answer.media_type, answer.digest)
-        if manifest.kind is not ManifestKind.INDEX:
-            if wish.whole or depth:
-                await self._all_blobs(repository, manifest, progress)
-            return
-        children = chosen(manifest.children, wish.platforms)
-        if wish.certain and not children and manifest.children:
+    async def _content(self, repository: Repository, answer: ManifestAnswer, wish: _Wish, progress: Progress) -> None:
+        """Everything that a client of one of the platforms needs; each manifest once, in however many ways it is led to."""
+        top = _parsed(answer)
+        seen, waiting, images = {answer.digest}, [(answer.digest, 0)], 0
+        while waiting:
+            digest, depth = waiting.pop()
+            # One at a time: a thousand of them could be of some megabytes each.
+            manifest = _parsed(await self._manifest(repository, digest, progress)) if depth else top
+            if manifest.kind is not ManifestKind.INDEX:
+                images += 1
+                if wish.whole or depth:
+                    await self._all_blobs(repository, manifest, progress)
+                continue
+            named = dict.fromkeys(child.digest for child in chosen(manifest.children, wish.platforms))
+            children = [child for child in named if child not in seen]
+            seen.update(children)
+            if len(seen) > _MOST_MANIFESTS:
+                raise InvalidManifest(str(top.digest), f"leads to more than {_MOST_MANIFESTS} manifests")
+            waiting += [(child, depth + 1) for child in reversed(children) if depth < _DEEPEST]
+        if wish.certain and not images and top.children:
             wanted = ", ".join(map(str, wish.platforms))
-            raise NotFound(f"none of its manifests is for {wanted}; there are {_offered(manifest)}")
-        for child in children if depth < _DEEPEST else ():
-            below = await self._manifest(repository, child.digest, progress)
-            await self._content(repository, below, wish, progress, depth + 1)
+            raise NotFound(f"none of its manifests is for {wanted}; there are {_offered(top)}")
 
     async def _all_blobs(self, repository: Repository, manifest: Manifest, progress: Progress) -> None:
         blobs = [blob for blob in {blob.digest: blob for blob in manifest.blobs}.values() if not blob.is_foreign]
         progress.expect(blobs)
-        slots = asyncio.Semaphore(_BLOBS_AT_ONCE)
+        waiting = iter(blobs)
 
-        async def bring(blob: Descriptor) -> None:
-            async with slots:
+        async def work() -> None:
+            for blob in waiting:
                 progress.have(blob.digest, blob.size, await self._blobs.bring(repository, blob.digest))
 
-        await together(bring(blob) for blob in blobs)
+        await together(work() for _ in range(_BLOBS_AT_ONCE))
 
     def _spend(self, repository: Repository) -> None:
         if not self.may_ask(repository.registry):
-            raise UpstreamRateLimited(f"what {repository.registry} leaves to be asked is kept for clients")
+            raise UpstreamRateLimited(
+                f"{repository.registry} is down, limits the rate of pulls, or leaves no more of them than sync.reserve"
+            )
+
+
+def _parsed(answer: ManifestAnswer) -> Manifest:
+    assert answer.raw is not None
+    return parse_manifest(answer.raw, answer.media_type, answer.digest)
 
 
 def _known(record: TagRecord) -> ManifestAnswer:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +19,15 @@ from mirror.storage.ledger import Ledger
 from mirror.sync.bringer import Bringer
 from mirror.sync.order import Kind, Order
 from mirror.sync.plan import HeldTag, Plan, Planner
-from mirror.sync.run import Run, Summary
+from mirror.sync.run import Run, Summary, is_settled
+from mirror.sync.schedule import Schedule, after, round_to_run
 
 # How often it is looked whether there is something to do, and told how far it is. Seconds.
 _LOOK = 0.25
 _ELECT = 2.0
-# Images that are brought at the same time by all runs together.
-_AT_ONCE = 8
 # A scheduled run makes way for the next one, but not before this. An order may bring many images. Seconds.
 _LONGEST_SCHEDULED = 3600.0
 _LONGEST_ORDER = 86400.0
-# Many mirrors that were started together shall not ask upstream together: the share of the interval that chance decides.
-_JITTER = 0.2
 
 
 @dataclass(frozen=True)
@@ -59,29 +56,30 @@ class Keeper:
         self._ledger = ledger
         self._metrics = metrics
         self._means = means
-        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._runs: dict[Kind, Run] = {}
 
     def kept(self) -> frozenset[str]:
         """Names of the images that the configuration keeps here, as they were found last. Costs one read."""
-        kept = self._ledger.state("kept")
-        rows = kept.values() if isinstance(kept, dict) else ()
-        return frozenset(name for names in rows if isinstance(names, list) for name in map(str, names))
+        return frozenset(name for names in self._kept().values() for name in names)
+
+    def _kept(self) -> dict[str, list[str]]:
+        rows = self._ledger.state("kept", dict)
+        return {entry: [str(name) for name in names] for entry, names in rows.items() if isinstance(names, list)}
 
     async def run(self) -> None:
         """Work until cancelled. What is under way then is taken up again after the next start."""
         with contextlib.closing(Election(self._layout.sync_lock)) as election:
             while not election.won():  # noqa: ASYNC110 - the kernel has no event for a lock
                 await asyncio.sleep(_ELECT)
-            last = self._ledger.state("succeeded")
-            if isinstance(last, int | float):
-                self._metrics.sync_last_success.set(last)
+            self._metrics.sync_last_success.set(self._ledger.state("succeeded", float))
             # A long order of one kind keeps none of another kind waiting: a push that is told of is looked at meanwhile.
             await together([self._lane("schedule"), self._lane("sync"), self._lane("warm"), self._tell()])
 
     async def _lane(self, kind: Kind) -> None:
+        look = self._scheduled if kind == "schedule" else lambda: self._waiting(kind)
         while True:
-            order = self._scheduled() if kind == "schedule" else self._waiting(kind)
+            # A thousand orders take some milliseconds to be read.
+            order = await asyncio.to_thread(look)
             if order is None:
                 await asyncio.sleep(_LOOK)
                 continue
@@ -102,37 +100,57 @@ class Keeper:
     def _waiting(self, kind: Kind) -> Order | None:
         """The order of a kind that has waited longest and may begin."""
         orders = (Order.read(name, row) for name, row in self._ledger.orders())
-        due = [order for order in orders if order is not None and order.kind == kind and order.after <= time.time()]
-        return min(due, key=lambda order: order.asked, default=None)
+        due = [order for order in orders if order is not None and order.kind == kind and order.is_due(time.time())]
+        first = min(due, key=lambda order: order.asked, default=None)
+        row = self._ledger.order(first.name) if first is not None else None
+        return Order.read(first.name, row) if first is not None and row is not None else None
 
     def _scheduled(self) -> Order | None:
         """The resync, if it is time for it; one that did not come to its end is gone on with."""
         means, now = self._means(), time.time()
-        state = self._ledger.state("schedule") or {}
-        same = state.get("fingerprint") == means.planner.fingerprint
-        if means.interval <= 0 and (same or not means.planner.wants_images):
-            return None
-        if same and now < state.get("next", 0.0):
-            return None
-        began = state.get("round", now) if same and state.get("unfinished") else now
-        return Order("schedule", "schedule", (), (), began, now, "schedule")
+        images = means.planner.wants_images or bool(self._ledger.state("kept", dict))
+        began = round_to_run(self._schedule(), means.planner.fingerprint, means.interval, now, images=images)
+        return None if began is None else Order("schedule", "schedule", (), (), began, now, "schedule")
+
+    def _schedule(self) -> Schedule | None:
+        return Schedule.read(self._ledger.state("schedule", dict))
 
     # ---- carrying out
 
     async def _carry_out(self, order: Order) -> None:
         means, began = self._means(), time.time()
-        run = Run(order, lambda: self._means().bringer, self._ledger, self._metrics, self._slots)
+        run = Run(order, lambda: self._means().bringer, self._ledger, self._metrics)
         self._runs[order.kind] = run
         try:
             if order.kind == "schedule":
-                await self._note_schedule(order, means, began, unfinished=True)
-            summary = await run.carry_out(self._planned(order, means), self._bound(order, means))
+                await self._note_schedule(Schedule(order.asked, began, began, True, means.planner.fingerprint))
+            carried_out = run.carry_out(self._planned(order, means), self._bound(order, means))
+            summary = await (self._unless_others(carried_out, means) if order.kind == "schedule" else carried_out)
+            if summary is None:
+                return
             if order.kind == "schedule":
                 unfinished = summary.result in ("limited", "timeout")
-                await self._note_schedule(order, means, self._next(began, means), unfinished=unfinished)
+                following = after(began, means.interval, random.random())  # noqa: S311 - no secret
+                await self._note_schedule(Schedule(order.asked, began, following, unfinished, means.planner.fingerprint))
             await asyncio.to_thread(self._note_end, order, summary)
         finally:
             del self._runs[order.kind]
+
+    async def _unless_others(self, work: Coroutine[Any, Any, Summary], means: Means) -> Summary | None:
+        """What comes of a scheduled run, or None if other images are configured meanwhile: then its round begins anew with them.
+
+        What has been begun to be downloaded goes on.
+        """
+        running = asyncio.get_running_loop().create_task(work)
+        try:
+            while not running.done():
+                await asyncio.wait([running], timeout=_LOOK)
+                if not running.done() and self._means().planner.fingerprint != means.planner.fingerprint:
+                    return None
+            return running.result()
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
 
     def _note_end(self, order: Order, summary: Summary) -> None:
         if order.kind == "schedule" and summary.result == "completed":
@@ -144,8 +162,11 @@ class Keeper:
 
     async def _planned(self, order: Order, means: Means) -> Plan:
         held = await asyncio.to_thread(self._held)
-        kept = self._ledger.state("kept") or {}
-        plan = await means.planner.plan(order, held, kept, time.time())
+        kept = self._kept()
+        results = await asyncio.to_thread(lambda: dict(self._ledger.results()))
+        plan = await means.planner.plan(
+            order, held, kept, time.time(), lambda target: is_settled(target, results.get(str(target)), order.asked)
+        )
         # Before anything is fetched: what is to stay must not be evicted by what comes after it.
         now_kept = plan.kept if order.kind == "schedule" else {**kept, **plan.kept}
         if now_kept != kept:
@@ -157,18 +178,8 @@ class Keeper:
             HeldTag(repository, tag, record, self._index.pulls(repository, tag)) for repository, tag, record in self._index.tags()
         ]
 
-    async def _note_schedule(self, order: Order, means: Means, following: float, *, unfinished: bool) -> None:
-        state = {
-            "round": order.asked,
-            "unfinished": unfinished,
-            "next": following,
-            "fingerprint": means.planner.fingerprint,
-        }
-        await asyncio.to_thread(self._ledger.put_state, "schedule", state)
-
-    @staticmethod
-    def _next(began: float, means: Means) -> float:
-        return began + means.interval * (1 + _JITTER * (random.random() - 0.5))  # noqa: S311 - no secret
+    async def _note_schedule(self, schedule: Schedule) -> None:
+        await asyncio.to_thread(self._ledger.put_state, "schedule", schedule.row())
 
     @staticmethod
     def _bound(order: Order, means: Means) -> float:

@@ -45,6 +45,10 @@ class Order:
             "by": self.by,
         }
 
+    def is_due(self, now: float) -> bool:
+        """Whether it may begin; one from the future was given before the clock was set back."""
+        return not self.asked <= now < self.after
+
     @classmethod
     def read(cls, name: str, row: dict[str, Any]) -> Order | None:
         """From the ledger; None for what is no order."""
@@ -68,7 +72,7 @@ def by_webhook(image: str, pause: float) -> tuple[Order, Order]:
     """
     now = time.time()
     first, again = (
-        Order(f"webhook-{word}-{image}", "sync", (image,), (), now + wait, now + wait, "webhook")
+        Order(f"webhook-{word}-{image}", "sync", (image,), (), now, now + wait, "webhook")
         for word, wait in (("now", 0.0), ("again", pause))
     )
     return first, again

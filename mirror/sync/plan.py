@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from mirror.core.errors import InvalidInput
@@ -49,6 +50,11 @@ class Plan:
         self.problems[text] = str(cause)
         self.limited = self.limited or isinstance(cause, UpstreamRateLimited)
 
+    def include(self, other: Plan) -> None:
+        """Plan what another plan has, too."""
+        for target in other.targets.values():
+            self.add(target)
+
     def add(self, target: Target) -> None:
         """Plan an image; one that is planned already is wanted for all platforms that were named."""
         known = self.targets.get(str(target), target)
@@ -59,12 +65,15 @@ class Plan:
 class Planner:
     """Makes plans.
 
+    Attributes:
+        fingerprint: changes when other images are configured.
+
     Args:
         wanted: the configured images.
         platforms: for configured images that name none.
         active_within: seconds; a tag that nobody has pulled for longer is left alone.
         list_tags: asks upstream for all tags of a repository.
-        registries: that are mirrored; what is held of others is left alone.
+        may_pull: whether clients may; what they may not is left alone.
         default_registry: for names without one.
     """
 
@@ -74,62 +83,76 @@ class Planner:
         platforms: tuple[Platform, ...],
         active_within: float,
         list_tags: ListTags,
-        registries: Collection[str],
+        may_pull: Callable[[Repository, Tag], bool],
         default_registry: str,
     ) -> None:
         self._wanted = wanted
         self._platforms = platforms
         self._active_within = active_within
         self._list_tags = list_tags
-        self._registries = registries
+        self._may_pull = may_pull
         self._default_registry = default_registry
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when other images are configured."""
-        return repr((self._wanted, self._platforms))
+        self.fingerprint = repr((wanted, platforms))
 
     @property
     def wants_images(self) -> bool:
         """Whether any are configured."""
         return bool(self._wanted)
 
-    async def plan(self, order: Order, held: Iterable[HeldTag], kept: dict[str, list[str]], now: float) -> Plan:
+    async def plan(
+        self,
+        order: Order,
+        held: Iterable[HeldTag],
+        kept: dict[str, list[str]],
+        now: float,
+        done: Callable[[Target], bool] = lambda _: False,
+    ) -> Plan:
         """What an order means.
 
         Args:
             kept: what configured images stood for last; still so where upstream cannot be asked.
+            done: whether a configured image needs no look in a round that is gone on with.
         """
-        plan = Plan()
+        plan, ask = Plan(), _once(self._list_tags)
         if order.kind == "warm":
-            platforms = tuple(map(Platform.parse, order.platforms)) or self._platforms
             for name in order.images:
-                await self._warm(name, platforms, plan)
+                await self._warm(name, order.platforms, ask, plan)
             return plan
-        pulled = {(entry.repository, entry.tag): entry for entry in held if entry.repository.registry in self._registries}
+        # Of a hundred thousand tags each step takes a good part of a second: none is done where requests are answered.
+        pulled = await asyncio.to_thread(self._to_look_at, held)
         if order.kind == "schedule" or not order.images:
-            await self._configured(self._wanted, kept, plan)
+            await self._configured(self._wanted, kept, ask, plan)
+            plan.targets = {name: target for name, target in plan.targets.items() if not done(target)}
             active = (entry for entry in pulled.values() if now - entry.record.pulled <= self._active_within)
-            _resync((entry for entry in active if entry.record.checked < order.asked), plan)
+            due = (entry for entry in active if not order.asked <= entry.record.checked <= now)
+            await asyncio.to_thread(_resync, due, plan)
         else:
             for text in order.images:
-                await self._matching(text, pulled.values(), kept, plan)
-        plan.targets = dict(sorted(plan.targets.items(), key=lambda item: -_weight(pulled, item[1], now)))
+                await self._matching(text, pulled.values(), kept, ask, plan)
+        plan.targets = await asyncio.to_thread(_most_pulled_first, plan.targets, pulled, now)
         return plan
 
-    async def _warm(self, name: str, platforms: tuple[Platform, ...], plan: Plan) -> None:
+    def _to_look_at(self, held: Iterable[HeldTag]) -> dict[tuple[Repository, Tag], HeldTag]:
+        return {(entry.repository, entry.tag): entry for entry in held if self._may_pull(entry.repository, entry.tag)}
+
+    async def _warm(self, name: str, platforms: tuple[str, ...], ask: ListTags, plan: Plan) -> None:
         try:
-            wanted = Wanted.parse(name, default_registry=self._default_registry, platforms=platforms)
-            for target in await self._resolved(wanted, platforms):
-                plan.add(target)
+            named = tuple(map(Platform.parse, platforms)) or self._platforms
+            wanted = Wanted.parse(name, default_registry=self._default_registry, platforms=named)
+            targets = await _resolved(wanted, named, ask)
         except (InvalidInput, MirrorError) as error:
             plan.refuse(name, error)
+            return
+        for target in targets:
+            plan.add(target)
+        if not targets:
+            plan.problems[name] = "upstream has no such tag"
 
-    async def _configured(self, wanted: Iterable[Wanted], kept: dict[str, list[str]], plan: Plan) -> None:
+    async def _configured(self, wanted: Iterable[Wanted], kept: dict[str, list[str]], ask: ListTags, plan: Plan) -> None:
         for entry in wanted:
             name = _text(entry)
             try:
-                targets = await self._resolved(entry, entry.platforms or self._platforms)
+                targets = await _resolved(entry, entry.platforms or self._platforms, ask)
             except MirrorError as error:
                 plan.refuse(name, error)
                 plan.kept[name] = kept.get(name, [])
@@ -138,14 +161,9 @@ class Planner:
             for target in targets:
                 plan.add(target)
 
-    async def _resolved(self, wanted: Wanted, platforms: tuple[Platform, ...]) -> list[Target]:
-        repository = wanted.repository
-        if wanted.reference is not None:
-            return [Target(repository, wanted.reference, platforms, fetch=True)]
-        tags = wanted.select(await self._list_tags(repository))
-        return [Target(repository, tag, platforms, fetch=True) for tag in tags]
-
-    async def _matching(self, text: str, held: Iterable[HeldTag], kept: dict[str, list[str]], plan: Plan) -> None:
+    async def _matching(
+        self, text: str, held: Collection[HeldTag], kept: dict[str, list[str]], ask: ListTags, plan: Plan
+    ) -> None:
         """What is held or configured of what an operator has named."""
         try:
             pattern = ImagePattern.parse(text, self._default_registry)
@@ -153,10 +171,10 @@ class Planner:
             plan.refuse(text, error)
             return
         meant = Plan()
-        _resync((entry for entry in held if pattern.matches(entry.repository, entry.tag, entry.record.digest)), meant)
+        await asyncio.to_thread(_resync, _matching(pattern, held), meant)
         configured = Plan()
         await self._configured(
-            (entry for entry in self._wanted if pattern.matches_repository(entry.repository)), kept, configured
+            (entry for entry in self._wanted if pattern.matches_repository(entry.repository)), kept, ask, configured
         )
         for target in configured.targets.values():
             if _covers(pattern, target):
@@ -164,10 +182,40 @@ class Planner:
         plan.kept.update(configured.kept)
         plan.problems.update(configured.problems)
         plan.limited = plan.limited or configured.limited
-        for target in meant.targets.values():
-            plan.add(target)
+        await asyncio.to_thread(plan.include, meant)
         if not meant.targets and not configured.problems:
             plan.problems[text] = "nothing of that name is held here, and nothing is configured; `warm` would bring it"
+
+
+async def _resolved(wanted: Wanted, platforms: tuple[Platform, ...], ask: ListTags) -> list[Target]:
+    repository = wanted.repository
+    if wanted.reference is not None:
+        return [Target(repository, wanted.reference, platforms, fetch=True)]
+    # Of a hundred thousand tags, that takes a while.
+    tags = await asyncio.to_thread(wanted.select, await ask(repository))
+    return [Target(repository, tag, platforms, fetch=True) for tag in tags]
+
+
+def _once(list_tags: ListTags) -> ListTags:
+    """Asks for the tags of each repository once, whatever comes of it."""
+    found: dict[Repository, list[str] | MirrorError] = {}
+
+    async def ask(repository: Repository) -> list[str]:
+        if repository not in found:
+            try:
+                found[repository] = await list_tags(repository)
+            except MirrorError as error:
+                found[repository] = error
+        answer = found[repository]
+        if isinstance(answer, MirrorError):
+            raise answer
+        return answer
+
+    return ask
+
+
+def _matching(pattern: ImagePattern, held: Iterable[HeldTag]) -> Iterator[HeldTag]:
+    return (entry for entry in held if pattern.matches(entry.repository, entry.tag, entry.record.digest))
 
 
 def _text(entry: Wanted) -> str:
@@ -185,6 +233,10 @@ def _covers(pattern: ImagePattern, target: Target) -> bool:
     if isinstance(target.reference, Tag):
         return pattern.matches(target.repository, target.reference, None)
     return pattern.matches(target.repository, None, target.reference)
+
+
+def _most_pulled_first(targets: dict[str, Target], held: dict[tuple[Repository, Tag], HeldTag], now: float) -> dict[str, Target]:
+    return dict(sorted(targets.items(), key=lambda item: -_weight(held, item[1], now)))
 
 
 def _weight(held: dict[tuple[Repository, Tag], HeldTag], target: Target, now: float) -> float:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -22,11 +24,14 @@ from mirror.sync.progress import Progress
 
 log = structlog.get_logger(__name__)
 
-# Images that are checked or fetched side by side.
-_AT_ONCE = 4
+# Images that are checked or fetched side by side, of one registry and of all.
+_OF_REGISTRY = 4
+_AT_ONCE = 8
+_HEAD_START = 1.0
 # An image that is not there by then counts as failed; its downloads go on, and the next run finds what they brought. Seconds.
 _LONGEST_IMAGE = 3600.0
 _MOST_PROBLEMS = 100
+_SETTLED = frozenset({"unchanged", "moved", "gone"})
 _RECENT = 50
 
 
@@ -68,17 +73,15 @@ class Run:
 
     Args:
         bringer: called for the one of the day: the configuration may change meanwhile.
-        slots: shared with other runs.
     """
 
-    def __init__(
-        self, order: Order, bringer: Callable[[], Bringer], ledger: Ledger, metrics: Metrics, slots: asyncio.Semaphore
-    ) -> None:
+    def __init__(self, order: Order, bringer: Callable[[], Bringer], ledger: Ledger, metrics: Metrics) -> None:
         self.summary = Summary(order.name, order.kind, order.by, time.time())
         self._bringer = bringer
         self._ledger = ledger
         self._metrics = metrics
-        self._slots = slots
+        # Its own: whatever another run waits for, this one goes on.
+        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._under_way: dict[str, Progress] = {}
         # Registries that are not asked any more in this run, and why.
         self._left: dict[str, str] = {}
@@ -93,7 +96,7 @@ class Run:
         try:
             async with asyncio.timeout(bound):
                 plan = await planned
-                summary.total, summary.problems = len(plan.targets), dict(plan.problems)
+                summary.total, summary.problems = len(plan.targets), dict(islice(plan.problems.items(), _MOST_PROBLEMS))
                 await together(self._registry(targets) for targets in _by_registry(plan.targets.values()))
             summary.result = self._verdict(plan)
         except TimeoutError:
@@ -123,20 +126,32 @@ class Run:
         )
 
     def _verdict(self, plan: Plan) -> str:
+        """What the run as a whole came to. An image without a result was given up by a configuration that is no more."""
         if self.summary.tags["skipped"] or plan.limited:
             return "limited"
-        return "failed" if self.summary.problems else "completed"
+        counted = self.summary.tags.total() == self.summary.total
+        return "completed" if counted and not self.summary.problems else "failed"
 
     async def _registry(self, targets: list[Target]) -> None:
-        """The images of one registry: the first by itself, which finds out whether it can be asked at all."""
-        waiting = iter(targets)
+        """The images of one registry: the first with a head start, in which it finds out whether it can be asked at all."""
+        waiting, known = iter(targets), asyncio.Event()
 
-        async def work() -> None:
+        async def first() -> None:
+            await self._image(next(waiting))
+            known.set()
+            await others()
+
+        async def after_first() -> None:
+            # Fetching may take long; nothing is to wait for that.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(known.wait(), _HEAD_START)
+            await others()
+
+        async def others() -> None:
             for target in waiting:
                 await self._image(target)
 
-        await self._image(next(waiting))
-        await together(work() for _ in range(_AT_ONCE))
+        await together([first(), *(after_first() for _ in range(_OF_REGISTRY - 1))])
 
     async def _image(self, target: Target) -> None:
         async with self._slots:
@@ -154,7 +169,7 @@ class Run:
         self._metrics.sync_tags.labels(brought.word).inc()
         if self._is_problem(brought) and len(summary.problems) < _MOST_PROBLEMS:
             summary.problems[str(target)] = brought.cause or brought.word
-        result = _result(brought, progress)
+        result = _result(target, brought, progress)
         summary.recent.append({"image": str(target), **result})
         if brought.word != "skipped":
             await asyncio.to_thread(self._ledger.put_result, str(target), result)
@@ -178,13 +193,16 @@ class Run:
         if brought.word == "failed":
             log.warning("sync_failed", image=str(target), cause=brought.cause)
             if not bringer.may_ask(registry):
-                self._leave(registry, f"{registry} cannot be asked for now")
+                self._leave(registry, brought.cause or brought.word)
         return brought
 
     def _leave(self, registry: str, why: str) -> None:
         if registry not in self._left:
             self._left[registry] = why
-            log.warning("sync_left", registry=registry, cause=why, rest="comes in the next run")
+            log.warning("sync_left", registry=registry, cause=why, rest=self._rest())
+
+    def _rest(self) -> str:
+        return "comes in the next run" if self.summary.kind == "schedule" else "has to be ordered again"
 
 
 def _by_registry(targets: Iterable[Target]) -> list[list[Target]]:
@@ -194,8 +212,9 @@ def _by_registry(targets: Iterable[Target]) -> list[list[Target]]:
     return list(found.values())
 
 
-def _result(brought: Brought, progress: Progress) -> dict[str, Any]:
+def _result(target: Target, brought: Brought, progress: Progress) -> dict[str, Any]:
     return {
+        "platforms": [str(platform) for platform in target.platforms],
         "result": brought.word,
         "old": str(brought.old) if brought.old else None,
         "digest": str(brought.new) if brought.new else None,
@@ -204,3 +223,12 @@ def _result(brought: Brought, progress: Progress) -> dict[str, Any]:
         "bytes_held": progress.held,
         "time": time.time(),
     }
+
+
+def is_settled(target: Target, result: Any, since: float) -> bool:
+    """Whether a result, as it is in the ledger, says that an image was brought in step since then, for all its platforms."""
+    try:
+        asked, wanted = set(result["platforms"]), {str(platform) for platform in target.platforms}
+        return since <= result["time"] <= time.time() and result["result"] in _SETTLED and wanted <= asked
+    except (KeyError, TypeError):
+        return False

@@ -140,8 +140,12 @@ class Health:
 
     @property
     def serves_background(self) -> bool:
-        """Whether work that nobody waits for may turn to it: it is sound, or may be found so by asking."""
-        return self.own.breaker.is_closed and self.content.breaker.admits(self.clock()) and not self.doubted_until
+        """Whether work that nobody waits for may turn to it: it is sound, or may be found so by asking.
+
+        After an outage that is so once a probe was answered: at night no client comes to find it out.
+        """
+        now = self.clock()
+        return self.own.breaker.admits(now) and self.content.breaker.admits(now) and not self.doubted_until
 
     def probed(self, error: UpstreamError | None) -> None:
         """Note what came of a probe."""

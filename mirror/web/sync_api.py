@@ -17,6 +17,8 @@ log = structlog.get_logger(__name__)
 
 _MOST_IMAGES = 1000
 _MOST_PLATFORMS = 32
+# Of a longer list the log has so many, and how many more there are.
+_LOGGED = 10
 
 
 class SyncOperations(Protocol):
@@ -65,7 +67,7 @@ class SyncApi:
         wanted = order_body(await request.read(), {"images": list}, empty=True)
         images = _texts(wanted, "images", _MOST_IMAGES)
         name = await asyncio.to_thread(self._operations.order_sync, images)
-        return _accepted(request, "sync", name, images=images)
+        return _accepted(request, "sync", name, images)
 
     async def warm(self, request: web.Request) -> web.Response:
         """Have images brought here."""
@@ -79,7 +81,7 @@ class SyncApi:
             except InvalidInput as error:
                 raise web.HTTPBadRequest(text=f"platforms: {error}") from error
         name = await asyncio.to_thread(self._operations.order_warm, images, platforms)
-        return _accepted(request, "warm", name, images=images, platforms=platforms)
+        return _accepted(request, "warm", name, images, platforms=platforms)
 
     async def state(self, request: web.Request) -> web.Response:
         """Everything, with the images' results in pages."""
@@ -97,10 +99,11 @@ class SyncApi:
         return web.json_response(found)
 
 
-def _accepted(request: web.Request, action: str, name: str | None, **details: object) -> web.Response:
+def _accepted(request: web.Request, action: str, name: str | None, images: list[str], **details: object) -> web.Response:
     if name is None:
         raise web.HTTPServiceUnavailable(text="too many orders wait, or the index cannot be written; the log says which")
-    log.info("audit", action=action, order=name, client=request.remote, **details)
+    named, more = images[:_LOGGED], len(images[_LOGGED:])
+    log.info("audit", action=action, order=name, client=request.remote, images=named, more=more, **details)
     return web.json_response({"order": name}, status=202)
 
 

@@ -2,6 +2,11 @@
 
 import asyncio
 import json
+import time
+
+from mirror.core.digest import Digest
+from mirror.core.freshness import TagRecord
+from mirror.core.names import Repository, Tag
 
 GIVE_UP = 20.0
 APP = "library/app"
@@ -72,3 +77,32 @@ async def pull(mirror, repository, tag, platform=None):
         assert (body.status, body.sha256) == (200, blob["digest"])
         digests.append(body.sha256)
     return digests
+
+
+def name(tag, repository=APP):
+    """What the index knows a tag by."""
+    return Repository.parse("docker.io", repository), Tag.parse(tag)
+
+
+def known(mirror, image, tag, *, repository=APP, pulled=0.0, pulls=1):
+    """Put a tag into the index as if it had been pulled some seconds ago, and so often; of its content nothing is held."""
+    now = time.time()
+    record = TagRecord(Digest.parse(image.digest), image.media_type, len(image.raw), now - 3600, now - 3600, now - pulled)
+    mirror.store.index.put_tag(*name(tag, repository), record)
+    mirror.store.index.note_pull(*name(tag, repository), now - pulled, pulls)
+
+
+def named(mirror, tag, repository=APP):
+    """The digest that a tag names here."""
+    record = mirror.store.index.tag(*name(tag, repository))
+    return None if record is None else str(record.digest)
+
+
+async def until(condition, what="it"):
+    """Wait until something holds."""
+    try:
+        async with asyncio.timeout(GIVE_UP):
+            while not condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not in time: {what}") from None
