@@ -69,8 +69,12 @@ class Ledger:
     def remove_order(self, name: str, order: dict[str, Any]) -> None:
         """Remove an order, unless another one of the same name has come meanwhile."""
         if self.order(name) == order:
-            self._table.delete(f"order|{name}")
-            self._table.delete(f"rest|{name}")
+            self.drop_order(name)
+
+    def drop_order(self, name: str) -> None:
+        """Remove an order whatever it is."""
+        self._table.delete(f"order|{name}")
+        self._table.delete(f"rest|{name}")
 
     def put_done(self, name: str, summary: dict[str, Any]) -> None:
         """Keep what came of an order, for whoever has given it."""

@@ -101,9 +101,13 @@ class Keeper:
         """The order of a kind that has waited longest and may begin."""
         orders = (Order.read(name, row) for name, row in self._ledger.orders())
         due = [order for order in orders if order is not None and order.kind == kind and order.is_due(time.time())]
-        first = min(due, key=lambda order: order.asked, default=None)
-        row = self._ledger.order(first.name) if first is not None else None
-        return Order.read(first.name, row) if first is not None and row is not None else None
+        for order in sorted(due, key=lambda order: order.asked):
+            row = self._ledger.order(order.name)
+            if row is not None:
+                return Order.read(order.name, row)
+            # A part of it has been lost, or somebody has just removed it: it must not stand in the way of others.
+            self._ledger.drop_order(order.name)
+        return None
 
     def _scheduled(self) -> Order | None:
         """The resync, if it is time for it; one that did not come to its end is gone on with."""

@@ -478,6 +478,17 @@ async def test_garbage_in_the_ledger(hub, tmp_path, garbage, quiet):
     quiet()
 
 
+async def test_order_that_lost_a_part(hub, mirror, orders):
+    """An order whose images are lost in part goes, and keeps no other one waiting."""
+    hub.add_image(APP, "1")
+    lost = {"kind": "warm", "images": ["app:1"] * 20, "platforms": [], "asked": 1.0, "after": 1.0, "by": "operator"}
+    ledger = mirror.store.ledger
+    ledger._table.set("order|lost", {**lost, "images": lost["images"][:10], "more": 10})
+    assert ledger.order("lost") is None
+    assert (await orders.warm("app:1"))["result"] == "completed"
+    assert ledger.orders() == []
+
+
 async def test_pins_that_are_none(hub, mirror):
     """What is no image's name in the ledger keeps nobody from evicting."""
     mirror.store.ledger.put_state("kept", {"a": ["x@y", "@", "docker.io/a:b@sha256:0", ":", ""]})
