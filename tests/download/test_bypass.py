@@ -260,3 +260,10 @@ async def test_unreadable_partial(world, source, monkeypatch):
     monkeypatch.setattr(verifier, "hash_piece", unreadable)
     assert await world.pull(world.worker(), source).whole() == DATA
     assert await world.ended() == ["bypassed"]
+
+
+async def test_read_only_store_and_a_blob_that_upstream_says_is_empty(world, broken_open):
+    """Past the store, too, an empty body is not completed for a digest that is not that of nothing."""
+    reader = world.pull(world.worker(), ScriptedSource(b""), digest=Digest.of(DATA))
+    with pytest.raises(DigestMismatch):
+        await reader.whole()
