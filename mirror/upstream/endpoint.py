@@ -106,6 +106,10 @@ class Endpoint:
         """The account that it is used with, if any."""
         return self._tokens.login
 
+    def slot(self, kind: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """One of the limited connections, to be had before a request; raises UpstreamBusy if that takes too long."""
+        return self._http.slot(blob=kind == "blob")
+
     @contextlib.asynccontextmanager
     async def request(self, ask: Ask) -> AsyncIterator[aiohttp.ClientResponse]:
         """Hand out the successful response to a request, wherever redirects led.
@@ -115,7 +119,6 @@ class Endpoint:
             UpstreamAnswer: upstream does not have it or does not grant it.
         """
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(self._http.slot(blob=ask.kind == "blob"))
             started = time.monotonic()
             try:
                 response = await self._authorised(stack, ask)

@@ -16,7 +16,7 @@ from mirror.core.errors import InvalidInput
 from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.media import UPSTREAM_ACCEPT, strip_parameters
 from mirror.core.names import Reference
-from mirror.errors import DigestMismatch, MethodRefused, UpstreamError, UpstreamNonsense, UpstreamTimeout
+from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamNonsense, UpstreamTimeout
 from mirror.upstream.blob import UpstreamBlob
 from mirror.upstream.endpoint import Ask, Endpoint
 from mirror.upstream.http import read_bounded
@@ -141,11 +141,11 @@ class Registry:
                 async with contextlib.AsyncExitStack() as own:
                     response = await own.enter_async_context(endpoint.request(ask))
                     blob = UpstreamBlob(response, digest, start, endpoint.received)
-                    # Kept only if it is of use: else its connection would be missing for the next upstream.
+                    # Kept only if it is of use: else it would stay open beside that of the next upstream.
                     await stack.enter_async_context(own.pop_all())
                     return endpoint, blob
 
-            endpoint, blob = await self._first(ask, opened)
+            endpoint, blob = await self._first(ask, opened, stack)
             # Around the response, whose errors become ours only where it ends.
             with self._body_of(endpoint):
                 async with stack.pop_all():
@@ -177,10 +177,15 @@ class Registry:
         for endpoint in self.endpoints:
             await endpoint.close()
 
-    async def _first(self, ask: Ask, work: Callable[[Endpoint], Awaitable[T]]) -> T:
+    async def _first(
+        self, ask: Ask, work: Callable[[Endpoint], Awaitable[T]], keep: contextlib.AsyncExitStack | None = None
+    ) -> T:
         """The result of the first upstream that is not out of order; the last one's failure if all are.
 
         One that is known to be out of order costs no time. Each of the others has its share of the time that clients have.
+
+        Args:
+            keep: holds the connection's slot beyond the result.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
@@ -190,7 +195,16 @@ class Registry:
             share = (deadline - loop.time()) / (len(endpoints) - number)
             try:
                 with endpoint.health.attempt(ask.kind, ask.method):
-                    return await self._within(share, endpoint, work)
+                    async with contextlib.AsyncExitStack() as slot:
+                        # Before the clock starts: that all connections are in use is no fault of the upstream.
+                        await slot.enter_async_context(endpoint.slot(ask.kind))
+                        answer = await self._within(share, endpoint, work)
+                        if keep is not None:
+                            keep.push_async_exit(slot.pop_all())
+                        return answer
+            except UpstreamBusy:
+                # The others would want one of the same connections.
+                raise
             except UpstreamError as error:
                 failure = error
         assert failure is not None
