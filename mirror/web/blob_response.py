@@ -62,16 +62,21 @@ async def send_blob(
     await response.prepare(request)
     begun(outcome)
     sent = 0
+
+    def went(count: int) -> None:
+        nonlocal sent
+        sent += count
+
     try:
         for preamble, part in parts.pieces():
             if preamble:
                 await response.write(preamble)
             if part is not None:
-                sent += await send_spans(request, answer.body, part.start, part.stop)
-    except (MirrorError, RuntimeError, OSError) as error:
+                await send_spans(request, answer.body, part.start, part.stop, went)
+    except Exception as error:  # noqa: BLE001 - an error answer would be taken for a part of the body
         # The status is out: only an early end can tell the client, who then resumes.
         response.force_close()
-        log.log(_level(error), "body_ended_short", digest=str(answer.digest), sent=sent, cause=str(error))
+        _tell(answer, sent, error)
     ended(Outcome.BYPASS if answer.body.bypassed else answer.outcome, parts.status, sent)
     return response
 
@@ -83,8 +88,14 @@ def _wanted(request: web.BaseRequest, answer: BlobAnswer) -> Full | tuple[ByteRa
     return parse_range(request.headers.get("Range"), answer.size)
 
 
-def _level(error: Exception) -> int:
-    return 30 if isinstance(error, MirrorError) else 20
+def _tell(answer: BlobAnswer, sent: int, error: Exception) -> None:
+    if isinstance(error, MirrorError):
+        log.warning("body_ended_short", digest=str(answer.digest), sent=sent, cause=str(error))
+    elif isinstance(error, RuntimeError | OSError):
+        # What asyncio says of clients that leave.
+        log.info("body_ended_short", digest=str(answer.digest), sent=sent, cause=str(error))
+    else:
+        log.error("body_ended_short", digest=str(answer.digest), sent=sent, exc_info=error)
 
 
 class _Parts:
