@@ -129,9 +129,8 @@ class ScriptedSource:
             raise self._faults[position].pop(0)
 
     def next_stop(self, position, end):
-        marks = [
-            mark for mark in (*self._gates, *self.ends, *(at for at, errors in self._faults.items() if errors)) if mark > position
-        ]
+        faults = [at for at, errors in self._faults.items() if errors]
+        marks = [mark for mark in (*self._gates, *self.ends, *faults) if mark > position]
         return min([position - position % self.block + self.block, end, *marks])
 
     def take(self, start, stop):
