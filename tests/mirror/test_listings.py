@@ -102,7 +102,9 @@ async def test_tags_are_kept_for_a_while(hub, mirror, clock):
     assert (answer.cache, json.loads(answer.body)["tags"]) == ("MISS", ["1", "2"])
 
 
-@pytest.mark.parametrize(("fault", "reason"), [(Status(503), "server_error"), (RateLimited(), "rate_limited")])
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(Status(503), "server_error"), (RateLimited(), "rate_limited"), (Html(), "protocol")]
+)
 async def test_tags_in_an_outage(hub, mirror, clock, fault, reason):
     """An old list is better than none, for as long as old tags are, and says why it is old."""
     hub.add_image(APP, "1")
