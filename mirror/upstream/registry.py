@@ -163,8 +163,12 @@ class Registry:
         endpoint.health.body_ended(None)
 
     def distrust(self, digest: Digest) -> None:
-        """Bytes of a blob were wrong: have the upstream that is asked first for blobs be asked last, for a while."""
-        endpoint = self._blob_order()[0]
+        """Bytes of a blob were wrong: have the upstream that is asked first for blobs be asked last, for a while.
+
+        One that is out of order is not asked, and cannot have delivered them.
+        """
+        order = self._blob_order()
+        endpoint = next((endpoint for endpoint in order if endpoint.health.is_sound), order[0])
         endpoint.health.body_ended(DigestMismatch(f"{endpoint.name} has delivered wrong bytes of {digest}"))
 
     def allows_background(self, reserve: int) -> bool:

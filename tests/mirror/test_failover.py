@@ -165,6 +165,19 @@ async def test_wrong_bytes_come_from_the_second(hub, second, pair):
     assert (ranges(hub), ranges(second)) == ([None], [None])
 
 
+async def test_wrong_bytes_are_not_held_against_one_that_is_out_of_order(hub, second, tmp_path):
+    """With the first upstream out of order it is the second whose bytes were wrong, and the third that is asked next."""
+    async with FakeHub() as third:
+        data, path = same_blob(second, third, size=1000)
+        upstreams = [hub.url, second.url, third.url]
+        entry = {"upstreams": upstreams, "token_hosts": [second.token_host, third.token_host]}
+        second.script(Rule(host="cdn", method="GET", times=None), Corrupt(5))
+        await hub.stop()
+        async with MirrorUnderTest(hub, tmp_path / "store", registries={"docker.io": entry}) as mirror:
+            assert (await mirror.get(path)).body == data
+    assert (ranges(second), ranges(third)) == ([None], [None])
+
+
 # ---- out of order
 
 
