@@ -202,7 +202,7 @@ class Registry:
                     async with contextlib.AsyncExitStack() as slot:
                         # Before the clock starts: that all connections are in use is no fault of the upstream.
                         await slot.enter_async_context(endpoint.slot(ask.kind))
-                        answer = await self._within(share, endpoint, work)
+                        answer = await self._within(share, ask, endpoint, work)
                         if keep is not None:
                             keep.push_async_exit(slot.pop_all())
                         return answer
@@ -223,12 +223,14 @@ class Registry:
     def _blob_order(self) -> list[Endpoint]:
         return sorted(self.endpoints, key=lambda endpoint: endpoint.health.doubted_until)
 
-    async def _within(self, seconds: float, endpoint: Endpoint, work: Callable[[Endpoint], Awaitable[T]]) -> T:
+    async def _within(self, seconds: float, ask: Ask, endpoint: Endpoint, work: Callable[[Endpoint], Awaitable[T]]) -> T:
         try:
             async with asyncio.timeout(seconds):
                 return await work(endpoint)
         except TimeoutError as error:
-            raise UpstreamTimeout(f"{endpoint.name} did not answer within {seconds:.0f} s") from error
+            late = UpstreamTimeout(f"{endpoint.name} did not answer within {seconds:.0f} s")
+            late.elsewhere = ask.elsewhere
+            raise late from error
 
 
 def _digest(response: aiohttp.ClientResponse) -> Digest | None:

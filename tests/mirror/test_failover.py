@@ -274,6 +274,19 @@ async def test_storm_on_one_bad_tag(hub, mirror):
     assert (await mirror.get(f"/v2/{APP}/manifests/good")).body == image.raw
 
 
+async def test_silent_cdn_is_not_held_against_its_upstream(hub, second, both, monkeypatch):
+    """An upstream whose share of the time is used up by where it redirects to is in order itself."""
+    monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 0.6)
+    data, path = same_blob(hub, second)
+    held = NoHeaders()
+    hub.script(Rule(host="cdn", times=None), held)
+    assert (await both.get(path)).body == data
+    held.release()
+    health = both.mirror._graph.registries["docker.io"].endpoints[0].health
+    assert health.own.breaker.is_closed
+    assert not health.content.breaker.is_closed
+
+
 async def test_dead_cdn_does_not_stop_manifests(hub, impatient):
     """Where only the host of the content is dead, manifests are fetched as ever, and blobs refused without a wait."""
     image = hub.add_image(APP, "1", layers=[b"one", b"two"])
