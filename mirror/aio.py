@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Hashable, Iterable
 from concurrent.futures import Executor
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -20,7 +21,10 @@ async def in_thread(executor: Executor | None, work: Callable[P, T], *args: P.ar
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        await asyncio.wait([future])
+        while not future.done():
+            # A second one, as of a shutdown that is in a hurry, changes nothing about the thread.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([future])
         raise
 
 

@@ -51,6 +51,10 @@ class UpstreamError(MirrorError):
         copy.asked = False
         return copy
 
+    def bare(self) -> Self:
+        """The same failure without traceback and cause, to be kept."""
+        return type(self)(str(self), retry_after=self.retry_after)
+
 
 class UpstreamUnreachable(UpstreamError):
     """No connection to upstream: name, route, refusal or TLS."""

@@ -35,7 +35,8 @@ class FailureMemory:
         if error is None:
             self._failures.forget(key)
         elif isinstance(error, UpstreamError) and error.asked and error.reason in _REMEMBERED:
-            self._failures.note(key, error, self.clock())
+            # Not the error itself: its traceback holds all that the work had at hand, for as long as it is remembered.
+            self._failures.note(key, error.bare(), self.clock())
 
 
 class Flights(Generic[T]):

@@ -85,8 +85,10 @@ class Janitor:
 
     async def make_room(self, size: int) -> None:
         """Try to make `size` bytes fit, within a few seconds; for whoever was told that they do not fit now."""
+        # From here on, not from one's turn: those who wait in line have clients who wait, too.
+        deadline = time.monotonic() + _PATIENCE
         async with self._making_room:
-            await in_thread(self._threads, self._make_room, size)
+            await in_thread(self._threads, self._make_room, size, deadline)
 
     async def run(self) -> None:
         """Work until cancelled. Of several processes, one gets to clean up; the others wait for its end."""
@@ -175,14 +177,16 @@ class Janitor:
         self._evicting = bool(needed and self._remove(needed, time.monotonic() + _SPELL)) and not self._stopping.is_set()
         return self._evicting
 
-    def _make_room(self, size: int) -> None:
-        room, deadline = self._files.room, time.monotonic() + _PATIENCE
-        # What was used a moment ago is not to go for want of a note.
-        self._usage.write(self._files, self._index)
+    def _make_room(self, size: int, deadline: float) -> None:
+        room = self._files.room
 
         def enough() -> bool:
             return room.fits(size) is not Fit.NOT_NOW
 
+        if time.monotonic() >= deadline or enough():
+            return
+        # What was used a moment ago is not to go for want of a note.
+        self._usage.write(self._files, self._index)
         while not enough() and time.monotonic() < deadline:
             needed = room.missing(size)
             # If everything together would not do, nothing has to go.

@@ -110,7 +110,7 @@ class Leftovers:
 
     def busy(self) -> int:
         """Bytes of the partial blobs that cannot be given up now, as whole blocks."""
-        return sum(on_disk(partial.size) for partial in self.partials() if time.time() - partial.written <= _IDLE)
+        return sum(on_disk(partial.size) for partial in self.partials() if self._clock() - partial.written <= _IDLE)
 
     def _discard(self, digest: Digest) -> bool:
         """Throw a partial blob away, unless somebody is at it."""

@@ -6,7 +6,6 @@ Also the verification of a whole store on demand. Blocks; belongs in a thread.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,33 +14,17 @@ from pathlib import Path
 import structlog
 
 from mirror.core.digest import Digest
-from mirror.storage.blobs import BlobFiles
+from mirror.storage.blobs import BlobFiles, is_intact
 from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
 
 log = structlog.get_logger(__name__)
 
-_PIECE = 1 << 20
 _SHARDS = 256
 # Bytes per second of the background scrub: little enough not to be noticed on a disk that serves.
 _BACKGROUND_RATE = 16 << 20
 # One step of the background scrub begins no further blob after this time, in seconds.
 _STEP = 2.0
-
-
-def is_intact(files: BlobFiles, digest: Digest, paced: Callable[[int], None]) -> bool | None:
-    """Whether a held blob still has its digest; None if it is not held. `paced` is told the bytes of each piece."""
-    held = files.open(digest)
-    if held is None:
-        return None
-    hasher = digest.hasher()
-    with held.file as file:
-        while piece := file.read(_PIECE):
-            hasher.update(piece)
-            paced(len(piece))
-        # What was read once will hardly be read again soon: others have more use for the memory.
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return bool(hasher.hexdigest() == digest.encoded)
 
 
 class _Stopped(Exception):

@@ -45,6 +45,9 @@ class Bypass:
         stream = await self._stack.enter_async_context(self._source.open(position, None))
         if self._size not in (None, stream.size):
             raise UpstreamNonsense(f"upstream now says that {self._digest} has {stream.size} bytes, not {self._size}")
+        if not stream.size and Digest.of(b"", self._digest.algorithm) != self._digest:
+            # There will be no last byte to keep back.
+            raise DigestMismatch(f"upstream says that {self._digest} is empty, which has another digest")
         self._size = stream.size
         return stream
 

@@ -113,8 +113,8 @@ class Download:
         return self.size
 
     async def ready(self, position: int, deadline: float) -> None:
-        """Wait until the byte at `position` can be read; raises like `sized`."""
-        while self._visible(position) <= position != self.size:
+        """Wait until the byte at `position` can be read, or until an empty blob is verified; raises like `sized`."""
+        while self._visible(position) <= position and not self._is_right_without(position):
             self._want(position)
             await self._wait_until(deadline)
 
@@ -157,6 +157,10 @@ class Download:
         if self.cause is not None:
             raise self.cause
         await self._signal.wait(timeout)
+
+    def _is_right_without(self, position: int) -> bool:
+        """Whether there is no byte at `position` to wait for: the blob is empty, and that is what it should be."""
+        return position == self.size and (self._verified or self._held is not None)
 
     def _visible(self, position: int) -> int:
         if self._held is not None:

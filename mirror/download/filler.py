@@ -9,7 +9,7 @@ from mirror.aio import in_thread
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.source import BlobStream, Source
 from mirror.download.workshop import Workshop
-from mirror.errors import StorageError, UpstreamNonsense
+from mirror.errors import StorageError, UpstreamCut, UpstreamNonsense
 
 P = ParamSpec("P")
 
@@ -85,6 +85,8 @@ class Filler:
                 self._progress()
                 if end >= stop or not goes_on:
                     return
+        # By what it announced that may be all; if it counted as done, upstream would be asked for the rest without an end.
+        raise UpstreamCut(f"upstream ended {self._partial.digest} at byte {self.position}, where more was asked for")
 
     async def _stored(self, needed: int, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Do work on the partial file; if the disk is full, once more after an attempt to make room."""

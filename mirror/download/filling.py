@@ -51,6 +51,7 @@ class Filling:
         self._ahead: dict[Filler, asyncio.Task[None]] = {}
         self._ahead_failures = 0
         self._ahead_again = 0.0
+        self._closed = False
 
     async def fill(self) -> None:
         """Fill hole after hole until there is none. For the driver of the download.
@@ -81,6 +82,9 @@ class Filling:
 
     def want(self, position: int) -> None:
         """Make sure that somebody is heading for `position`, because a reader waits there."""
+        if self._closed:
+            # A reader does not know yet that another partial file takes the place of this one.
+            return
         start = self._partial.available(position)
         fillers = [*self._ahead, *([self._main] if self._main else [])]
         if self._is_near(start, fillers):
@@ -102,7 +106,8 @@ class Filling:
         return any(0 <= position - filler.position < self._workshop.policy.look_ahead for filler in fillers)
 
     async def close(self) -> None:
-        """End what still runs; the partial file may be closed afterwards."""
+        """End what still runs, and begin nothing any more; the partial file may be closed afterwards."""
+        self._closed = True
         tasks = list(self._ahead.values())
         for task in tasks:
             task.cancel()

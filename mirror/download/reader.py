@@ -11,7 +11,7 @@ from typing import Protocol
 
 from mirror.download.bypass import Bypass
 from mirror.download.download import Download
-from mirror.errors import DigestMismatch, StorageError, UpstreamNonsense
+from mirror.errors import DigestMismatch, StorageError, UpstreamNonsense, UpstreamTimeout
 from mirror.storage.blobs import HeldBlob
 
 # No span is longer, so that a reader's progress can be seen and cancelled.
@@ -133,7 +133,7 @@ class ArrivingBody:
             except StorageError:
                 if self._for_store:
                     raise
-                self._size = await self._leave_store().open(0)
+                self._size = await self._past_the_store(0)
             return self._size
 
     async def ready(self, position: int) -> None:
@@ -148,7 +148,7 @@ class ArrivingBody:
             except DigestMismatch:
                 self._move_on()
             except StorageError:
-                await self._leave_store().open(position)
+                await self._past_the_store(position)
 
     async def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
         """What has arrived, as often as there is more."""
@@ -189,6 +189,15 @@ class ArrivingBody:
         download = self._download
         self._bypass = Bypass(download.digest, download.source, download.executor, download.policy.attempts, self._size)
         return self._bypass
+
+    async def _past_the_store(self, position: int) -> int:
+        """Turn to the reader's own stream before anything has been handed out; returns the bytes of the whole blob."""
+        bypass = self._leave_store()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await bypass.open(position)
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"no byte of {self._download.digest} in time past the store") from error
 
     def _move_on(self) -> None:
         """Turn to the second try, if the first met a wrong digest before anything was handed out."""

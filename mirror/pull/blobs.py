@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 import structlog
 
+from mirror.aio import SingleFlight
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
+from mirror.download.download import Download
 from mirror.download.downloads import Downloads
 from mirror.download.reader import ArrivingBody, Body, HeldBody
 from mirror.download.source import BlobStream
-from mirror.errors import UpstreamAnswer
+from mirror.errors import StorageError, UpstreamAnswer
 from mirror.flights import Flights
 from mirror.pull.context import Context
 from mirror.pull.holdings import Holdings
-from mirror.storage.blobs import HeldBlob
+from mirror.storage.blobs import HeldBlob, is_intact
 from mirror.upstream.registry import Registry
 
 log = structlog.get_logger(__name__)
@@ -60,6 +62,7 @@ class Blobs:
         self._holdings = holdings
         self._downloads = downloads
         self._grants: Flights[int | None] = Flights()
+        self._judgements: SingleFlight[bool] = SingleFlight()
 
     async def get(self, repository: Repository, digest: Digest) -> BlobAnswer:
         """The blob, as soon as its size is known.
@@ -77,15 +80,15 @@ class Blobs:
             await self._ask(repository, digest)
         while True:
             # From here to the end of the download's start there is no await: hit, join or start is one decision.
-            held = self._open(repository, digest)
+            held = self._context.files.open(digest)
+            if held is not None and not self._has_its_size(repository, digest, held):
+                held = await self._judged(repository, digest, held)
+                if held is None:
+                    continue
             if held is not None:
                 self._context.usage.blob(digest, self._context.clock())
                 return BlobAnswer(digest, held.size, HeldBody(held), Outcome.HIT)
-            download, outcome = self._downloads.find(digest), Outcome.JOINED
-            if download is None:
-                self._holdings.refuse_absent("blob", repository, digest)
-                self._downloads.refuse_failing(source)
-                download, outcome = self._downloads.start(digest, source), Outcome.MISS
+            download, outcome = self._joined_or_started(repository, digest, source)
             body = ArrivingBody(download, for_store=for_store)
             try:
                 size = await body.sized()
@@ -138,21 +141,50 @@ class Blobs:
         return download.received if download is not None else 0
 
     async def close(self) -> None:
-        """Stop asking upstream."""
+        """Stop asking upstream, and doubting what is held."""
         await self._grants.close()
+        await self._judgements.close()
 
-    def _open(self, repository: Repository, digest: Digest) -> HeldBlob | None:
-        """The held blob; one that has not the size that upstream said has been damaged, and goes."""
-        held = self._context.files.open(digest)
-        if held is None:
-            return None
-        expected = self._holdings.blob_size(repository, digest)
-        if expected is None or expected == held.size:
+    def _joined_or_started(self, repository: Repository, digest: Digest, source: _UpstreamSource) -> tuple[Download, Outcome]:
+        download = self._downloads.find(digest)
+        if download is not None:
+            return download, Outcome.JOINED
+        self._holdings.refuse_absent("blob", repository, digest)
+        self._downloads.refuse_failing(source)
+        return self._downloads.start(digest, source), Outcome.MISS
+
+    def _has_its_size(self, repository: Repository, digest: Digest, held: HeldBlob) -> bool:
+        return self._holdings.blob_size(repository, digest) in (None, held.size)
+
+    async def _judged(self, repository: Repository, digest: Digest, held: HeldBlob) -> HeldBlob | None:
+        """A held blob that has not the size that upstream said, if it is the size that is wrong, as its digest tells; else None.
+
+        Raises:
+            StorageError: it has been damaged, and cannot be removed.
+        """
+        try:
+            intact, _ = await self._judgements.run(digest, lambda: self._judge(digest))
+        except BaseException:
+            held.close()
+            raise
+        if intact:
+            await self._holdings.learn_blob(repository, digest, held.size)
             return held
-        log.error("blob_damaged", digest=str(digest), size=held.size, expected=expected)
         held.close()
-        self._context.files.delete(digest)
         return None
+
+    async def _judge(self, digest: Digest) -> bool:
+        files = self._context.files
+        try:
+            intact = await self._context.in_thread(is_intact, files, digest)
+        except OSError:
+            intact = False
+        if intact is False:
+            log.error("blob_damaged", digest=str(digest), consequence="dropped; it is fetched again")
+            await self._context.in_thread(files.delete, digest)
+            if files.size(digest) is not None:
+                raise StorageError(f"{digest} has been damaged, and cannot be removed", "io")
+        return bool(intact)
 
     def _is_around(self, digest: Digest) -> bool:
         """Whether bytes of it could be served before upstream was asked."""

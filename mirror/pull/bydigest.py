@@ -88,11 +88,11 @@ class ByDigest:
         return ManifestAnswer(digest, held.media_type, len(held.raw), held.raw, Outcome.HIT)
 
     async def _headers_only(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
-        """Upstream's own HEAD, or None if it told too little."""
+        """Upstream's own HEAD, or None if it told too little, or of another digest; the bytes can be held against this one."""
         head = await self.asked(repository, digest)
-        if head.digest is None or head.size is None or head.media_type is None:
+        if head.digest != digest or head.size is None or head.media_type is None:
             return None
-        return ManifestAnswer(head.digest, head.media_type, head.size, None, Outcome.MISS)
+        return ManifestAnswer(digest, head.media_type, head.size, None, Outcome.MISS)
 
     async def _remember_no(self, repository: Repository, reference: Reference, error: UpstreamAnswer) -> None:
         await self._holdings.remember_absent("manifest", repository, reference, error)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from mirror.aio import SingleFlight
 from mirror.core.names import Repository
 from mirror.pull.permission import Permission
 from mirror.storage.index import Index
@@ -14,9 +17,15 @@ class Catalog:
         self._index = index
         self._permission = permission
         self._default = default_registry
+        # A walk over all tags takes long: however many ask, there is one at a time.
+        self._walks: SingleFlight[list[str]] = SingleFlight()
 
-    def repositories(self) -> list[str]:
-        """Names as clients of this mirror would write them, in order. Blocks for as long as the index has tags."""
+    async def repositories(self) -> list[str]:
+        """Names as clients of this mirror would write them, in order."""
+        found, _ = await self._walks.run("repositories", lambda: asyncio.to_thread(self._walk))
+        return found
+
+    def _walk(self) -> list[str]:
         found: set[Repository] = set()
         for repository, tag, _ in self._index.tags():
             if repository not in found and self._permission.lists(repository, tag):

@@ -62,9 +62,8 @@ class Listings:
             UpstreamAnswer, UpstreamError: see those.
         """
         listing, outcome, reason = await self._get("tags", repository, "tags/list", query)
-        listed = self._permission.listed(repository, tag_names(repository, listing))
-        body = json.dumps({"name": repository.path, "tags": listed}).encode()
-        return ListAnswer(body, {"Content-Type": "application/json", **_link(listing, path, query)}, outcome, reason)
+        headers = {"Content-Type": "application/json", **_link(listing, path, query)}
+        return ListAnswer(listing.body, headers, outcome, reason)
 
     async def referrers(self, repository: Repository, digest: Digest, path: str, query: dict[str, str]) -> ListAnswer:
         """The manifests that refer to one (OCI distribution-spec, Listing Referrers). Raises like `tags`.
@@ -91,9 +90,8 @@ class Listings:
         kept = self._kept.get(key)
         if kept is not None and 0 <= now - kept[1] < self._context.policies.general.ttl:
             return kept[0], Outcome.HIT, None
-        registry = self._context.registry(repository)
         try:
-            listing, joined = await self._flights.run(key, lambda: registry.listing(kind, repository.path, rest, passed_on))
+            listing, joined = await self._flights.run(key, lambda: self._asked(kind, repository, rest, passed_on))
         except UpstreamError as error:
             if kept is None or not may_serve(error.reason, now - kept[1], self._context.policies.general.stale_if_error):
                 raise
@@ -101,6 +99,14 @@ class Listings:
             return kept[0], Outcome.STALE, error.reason
         self._keep(key, listing, now)
         return listing, Outcome.JOINED if joined else Outcome.MISS, None
+
+    async def _asked(self, kind: str, repository: Repository, rest: str, query: dict[str, str]) -> Listing:
+        """Upstream's list, in our words: once for all who get it, and before it takes the place of what was kept."""
+        listing = await self._context.registry(repository).listing(kind, repository.path, rest, query)
+        if kind != "tags":
+            return listing
+        tags = self._permission.listed(repository, tag_names(repository, listing))
+        return replace(listing, body=json.dumps({"name": repository.path, "tags": tags}).encode())
 
     def _keep(self, key: Hashable, listing: Listing, now: float) -> None:
         self._drop(key)

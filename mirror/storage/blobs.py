@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 
@@ -20,6 +20,7 @@ from mirror.storage.faults import storage_errors
 from mirror.storage.layout import Layout
 from mirror.storage.room import Room
 
+_PIECE = 1 << 20
 # Seconds.
 _WRONG_CLOCK = 86400.0
 
@@ -195,6 +196,28 @@ class BlobFiles:
 
         self.room.hold(move)
         _flush_directory(directory)
+
+
+def is_intact(files: BlobFiles, digest: Digest, paced: Callable[[int], None] = lambda _: None) -> bool | None:
+    """Whether a held blob still has its digest; None if it is not held. Blocks for as long as it takes to read it.
+
+    Args:
+        paced: told the bytes of each piece.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    held = files.open(digest)
+    if held is None:
+        return None
+    hasher = digest.hasher()
+    with held.file as file:
+        while piece := file.read(_PIECE):
+            hasher.update(piece)
+            paced(len(piece))
+        # What was read once will hardly be read again soon: others have more use for the memory.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return bool(hasher.hexdigest() == digest.encoded)
 
 
 def _names(directory: str) -> list[str]:

@@ -42,7 +42,7 @@ class RedirectRefused(UpstreamError):
     reason = "redirect"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ask:
     """A request to a registry.
 
@@ -50,6 +50,7 @@ class Ask:
         kind: for metrics and limits: manifest, blob, tags or referrers.
         repository: path of the repository, without the registry.
         rest: what follows the repository in the URL's path, for example `manifests/latest`.
+        elsewhere: it is now with a host that the upstream has redirected to.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Ask:
     method: str = "GET"
     headers: dict[str, str] = field(default_factory=dict)
     query: dict[str, str] = field(default_factory=dict)
+    elsewhere: bool = False
 
 
 class Endpoint:
@@ -106,6 +108,10 @@ class Endpoint:
         """The account that it is used with, if any."""
         return self._tokens.login
 
+    def slot(self, kind: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """One of the limited connections, to be had before a request; raises UpstreamBusy if that takes too long."""
+        return self._http.slot(blob=kind == "blob")
+
     @contextlib.asynccontextmanager
     async def request(self, ask: Ask) -> AsyncIterator[aiohttp.ClientResponse]:
         """Hand out the successful response to a request, wherever redirects led.
@@ -115,8 +121,8 @@ class Endpoint:
             UpstreamAnswer: upstream does not have it or does not grant it.
         """
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(self._http.slot(blob=ask.kind == "blob"))
             started = time.monotonic()
+            ask.elsewhere = False
             try:
                 response = await self._authorised(stack, ask)
                 response = await self._followed(stack, ask, response)
@@ -231,6 +237,7 @@ class Endpoint:
 
     async def _elsewhere(self, stack: contextlib.AsyncExitStack, ask: Ask, url: URL) -> aiohttp.ClientResponse:
         home = url.origin() == self.url.origin()
+        ask.elsewhere = not home
         request = self._http.request(
             ask.method,
             url,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from aiohttp.connector import Connection
 from yarl import URL
 
 from mirror.errors import (
@@ -52,6 +53,21 @@ class Limits:
     manifest_connections: int = 32
 
 
+class _Response(aiohttp.ClientResponse):
+    """Remembers where it came from: an answer that is short gives its connection back before anybody can look.
+
+    Attributes:
+        peer: the address, if it is known.
+    """
+
+    peer: str | None = None
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        name = connection.transport.get_extra_info("peername") if connection.transport is not None else None
+        self.peer = str(name[0]) if name else None
+        return await super().start(connection)
+
+
 class Http:
     """The client with two pools: one for blobs, one for everything else.
 
@@ -86,6 +102,7 @@ class Http:
             # A CDN's cookies are none of the next request's business.
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.limits.connect, sock_read=self.limits.stall),
+            response_class=_Response,
             auto_decompress=False,
             trust_env=False,
             requote_redirect_url=False,
@@ -198,10 +215,8 @@ def _short(error: BaseException) -> str:
 
 
 def peer(response: aiohttp.ClientResponse) -> str | None:
-    """The address that a response comes from, as long as its connection stands."""
-    connection = response.connection
-    name = connection.transport.get_extra_info("peername") if connection is not None and connection.transport else None
-    return str(name[0]) if name else None
+    """The address that a response of `Http` comes from."""
+    return response.peer if isinstance(response, _Response) else None
 
 
 async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:

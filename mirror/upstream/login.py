@@ -62,11 +62,16 @@ class Login:
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """One at a time, as long as nobody knows whether the credentials are right: many wrong ones at once lock an account."""
-        if self._accepted or self._read is None:
+        async with contextlib.AsyncExitStack() as turn:
+            if self._read is not None and self._is_doubtful():
+                await turn.enter_async_context(self._turn)
+            if not self._is_doubtful():
+                # Found out by who went before: nobody behind has to wait any more.
+                await turn.aclose()
             yield
-            return
-        async with self._turn:
-            yield
+
+    def _is_doubtful(self) -> bool:
+        return not self._accepted
 
     def credentials(self) -> Credentials | None:
         """What to show, or None for nothing.

@@ -16,7 +16,7 @@ from mirror.core.errors import InvalidInput
 from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.media import UPSTREAM_ACCEPT, strip_parameters
 from mirror.core.names import Reference
-from mirror.errors import DigestMismatch, MethodRefused, UpstreamError, UpstreamNonsense, UpstreamTimeout
+from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamNonsense, UpstreamTimeout
 from mirror.upstream.blob import UpstreamBlob
 from mirror.upstream.endpoint import Ask, Endpoint
 from mirror.upstream.http import read_bounded
@@ -141,11 +141,11 @@ class Registry:
                 async with contextlib.AsyncExitStack() as own:
                     response = await own.enter_async_context(endpoint.request(ask))
                     blob = UpstreamBlob(response, digest, start, endpoint.received)
-                    # Kept only if it is of use: else its connection would be missing for the next upstream.
+                    # Kept only if it is of use: else it would stay open beside that of the next upstream.
                     await stack.enter_async_context(own.pop_all())
                     return endpoint, blob
 
-            endpoint, blob = await self._first(ask, opened)
+            endpoint, blob = await self._first(ask, opened, stack)
             # Around the response, whose errors become ours only where it ends.
             with self._body_of(endpoint):
                 async with stack.pop_all():
@@ -163,8 +163,12 @@ class Registry:
         endpoint.health.body_ended(None)
 
     def distrust(self, digest: Digest) -> None:
-        """Bytes of a blob were wrong: have the upstream that is asked first for blobs be asked last, for a while."""
-        endpoint = self._blob_order()[0]
+        """Bytes of a blob were wrong: have the upstream that is asked first for blobs be asked last, for a while.
+
+        One that is out of order is not asked, and cannot have delivered them.
+        """
+        order = self._blob_order()
+        endpoint = next((endpoint for endpoint in order if endpoint.health.is_sound), order[0])
         endpoint.health.body_ended(DigestMismatch(f"{endpoint.name} has delivered wrong bytes of {digest}"))
 
     def allows_background(self, reserve: int) -> bool:
@@ -177,10 +181,15 @@ class Registry:
         for endpoint in self.endpoints:
             await endpoint.close()
 
-    async def _first(self, ask: Ask, work: Callable[[Endpoint], Awaitable[T]]) -> T:
+    async def _first(
+        self, ask: Ask, work: Callable[[Endpoint], Awaitable[T]], keep: contextlib.AsyncExitStack | None = None
+    ) -> T:
         """The result of the first upstream that is not out of order; the last one's failure if all are.
 
         One that is known to be out of order costs no time. Each of the others has its share of the time that clients have.
+
+        Args:
+            keep: holds the connection's slot beyond the result.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
@@ -190,7 +199,16 @@ class Registry:
             share = (deadline - loop.time()) / (len(endpoints) - number)
             try:
                 with endpoint.health.attempt(ask.kind, ask.method):
-                    return await self._within(share, endpoint, work)
+                    async with contextlib.AsyncExitStack() as slot:
+                        # Before the clock starts: that all connections are in use is no fault of the upstream.
+                        await slot.enter_async_context(endpoint.slot(ask.kind))
+                        answer = await self._within(share, ask, endpoint, work)
+                        if keep is not None:
+                            keep.push_async_exit(slot.pop_all())
+                        return answer
+            except UpstreamBusy:
+                # The others would want one of the same connections.
+                raise
             except UpstreamError as error:
                 failure = error
         assert failure is not None
@@ -205,12 +223,14 @@ class Registry:
     def _blob_order(self) -> list[Endpoint]:
         return sorted(self.endpoints, key=lambda endpoint: endpoint.health.doubted_until)
 
-    async def _within(self, seconds: float, endpoint: Endpoint, work: Callable[[Endpoint], Awaitable[T]]) -> T:
+    async def _within(self, seconds: float, ask: Ask, endpoint: Endpoint, work: Callable[[Endpoint], Awaitable[T]]) -> T:
         try:
             async with asyncio.timeout(seconds):
                 return await work(endpoint)
         except TimeoutError as error:
-            raise UpstreamTimeout(f"{endpoint.name} did not answer within {seconds:.0f} s") from error
+            late = UpstreamTimeout(f"{endpoint.name} did not answer within {seconds:.0f} s")
+            late.elsewhere = ask.elsewhere
+            raise late from error
 
 
 def _digest(response: aiohttp.ClientResponse) -> Digest | None:

@@ -44,36 +44,54 @@ async def send_blob(
         return problem_response(problems.range_refused(answer.size), request_id)
     parts = _Parts(answer.size, wanted)
     await answer.body.ready(parts.first)
-    outcome = Outcome.BYPASS if answer.body.bypassed else answer.outcome
-    response = web.StreamResponse(
-        status=parts.status,
-        headers={
-            **API_VERSION,
-            **parts.headers,
-            "Docker-Content-Digest": str(answer.digest),
-            "ETag": f'"{answer.digest}"',
-            "Accept-Ranges": "bytes",
-            "Cache-Control": "max-age=31536000",
-            "X-Cache": outcome,
-            "X-Request-Id": request_id,
-        },
-    )
-    response.content_length = parts.length
+    response = _head(answer, parts, request_id)
     await response.prepare(request)
-    begun(outcome)
+    begun(_outcome(answer))
+    sent = await _send(request, response, answer, parts)
+    ended(_outcome(answer), parts.status, sent)
+    return response
+
+
+async def _send(request: web.BaseRequest, response: web.StreamResponse, answer: BlobAnswer, parts: _Parts) -> int:
+    """Send the body as far as it can be had; returns the bytes of the blob that went out."""
     sent = 0
+
+    def went(count: int) -> None:
+        nonlocal sent
+        sent += count
+
     try:
         for preamble, part in parts.pieces():
             if preamble:
                 await response.write(preamble)
             if part is not None:
-                sent += await send_spans(request, answer.body, part.start, part.stop)
-    except (MirrorError, RuntimeError, OSError) as error:
+                await send_spans(request, answer.body, part.start, part.stop, went)
+    except Exception as error:  # noqa: BLE001 - an error answer would be taken for a part of the body
         # The status is out: only an early end can tell the client, who then resumes.
         response.force_close()
-        log.log(_level(error), "body_ended_short", digest=str(answer.digest), sent=sent, cause=str(error))
-    ended(Outcome.BYPASS if answer.body.bypassed else answer.outcome, parts.status, sent)
+        _tell(answer, sent, error)
+    return sent
+
+
+def _head(answer: BlobAnswer, parts: _Parts, request_id: str) -> web.StreamResponse:
+    headers = {
+        **API_VERSION,
+        **parts.headers,
+        "Docker-Content-Digest": str(answer.digest),
+        "ETag": f'"{answer.digest}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "max-age=31536000",
+        "X-Cache": _outcome(answer),
+        "X-Request-Id": request_id,
+    }
+    response = web.StreamResponse(status=parts.status, headers=headers)
+    response.content_length = parts.length
     return response
+
+
+def _outcome(answer: BlobAnswer) -> Outcome:
+    """What it has come to by now: a body may leave the store in the middle."""
+    return Outcome.BYPASS if answer.body.bypassed else answer.outcome
 
 
 def _wanted(request: web.BaseRequest, answer: BlobAnswer) -> Full | tuple[ByteRange, ...]:
@@ -83,8 +101,14 @@ def _wanted(request: web.BaseRequest, answer: BlobAnswer) -> Full | tuple[ByteRa
     return parse_range(request.headers.get("Range"), answer.size)
 
 
-def _level(error: Exception) -> int:
-    return 30 if isinstance(error, MirrorError) else 20
+def _tell(answer: BlobAnswer, sent: int, error: Exception) -> None:
+    if isinstance(error, MirrorError):
+        log.warning("body_ended_short", digest=str(answer.digest), sent=sent, cause=str(error))
+    elif isinstance(error, RuntimeError | OSError):
+        # What asyncio says of clients that leave.
+        log.info("body_ended_short", digest=str(answer.digest), sent=sent, cause=str(error))
+    else:
+        log.error("body_ended_short", digest=str(answer.digest), sent=sent, exc_info=error)
 
 
 class _Parts:

@@ -240,7 +240,7 @@ class RegistryApi:
         return self._list(answer.body, {**answer.headers, **_warning(answer.reason)}, answer.outcome, name)
 
     async def _repositories(self, route: Route, name: str) -> web.StreamResponse:
-        found = await asyncio.to_thread(self._catalog.repositories)
+        found = await self._catalog.repositories()
         names, more = page(found, route.parameter("n"), route.parameter("last"))
         headers = {"Content-Type": "application/json"}
         if more:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from aiohttp import web
@@ -64,39 +64,52 @@ def problem_response(problem: Problem, request_id: str) -> ReadyResponse:
     return ReadyResponse(problem.status, head(problem.status, headers), body, request_id)
 
 
-async def send_spans(request: web.BaseRequest, body: Body, start: int, stop: int) -> int:
-    """Send a part of a blob to the client; returns the bytes sent, which are all.
+async def send_spans(request: web.BaseRequest, body: Body, start: int, stop: int, sent: Callable[[int], None]) -> None:
+    """Send a part of a blob to the client.
+
+    Args:
+        sent: told of bytes that went out, as they do, also before a failure.
 
     Raises:
-        ConnectionError: the client has gone; `args[1]` has the bytes that were sent.
+        ConnectionError: the client has gone.
         MirrorError: the blob ended short.
     """
-    sent = 0
     async for span in body.spans(start, stop):
         if isinstance(span, bytes):
             await request.writer.write(span)
-            sent += len(span)
+            sent(len(span))
         else:
-            sent += await _send_file(request, span)
-    return sent
+            await _send_file(request, span, sent)
 
 
-async def _send_file(request: web.BaseRequest, span: Span) -> int:
+async def _send_file(request: web.BaseRequest, span: Span, sent: Callable[[int], None]) -> None:
     transport = request.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the client has gone")
     if request.protocol.ssl_context is not None:
-        return await _send_encrypted(request, span)
-    return await asyncio.get_running_loop().sendfile(transport, span.file, span.start, span.count)
+        await _send_encrypted(request, span, sent)
+        return
+    span.file.seek(span.start)
+    try:
+        count = await asyncio.get_running_loop().sendfile(transport, span.file, span.start, span.count)
+    finally:
+        # It leaves the file where it has come to, also if the client goes in the middle.
+        sent(span.file.tell() - span.start)
+    if count < span.count:
+        raise _shorter()
 
 
-async def _send_encrypted(request: web.BaseRequest, span: Span) -> int:
+async def _send_encrypted(request: web.BaseRequest, span: Span, sent: Callable[[int], None]) -> None:
     """What `sendfile` cannot do: asyncio's own stand-in for it goes in steps of 16 KiB, with a thread's turn for each."""
     position, stop = span.start, span.start + span.count
     while position < stop:
         piece = await in_thread(None, os.pread, span.file.fileno(), min(_PIECE, stop - position), position)
         if not piece:
-            raise StorageError("a file of the store has become shorter", "io")
+            raise _shorter()
         await request.writer.write(piece)
         position += len(piece)
-    return span.count
+        sent(len(piece))
+
+
+def _shorter() -> StorageError:
+    return StorageError("a file of the store has become shorter", "io")

@@ -36,6 +36,10 @@ class Stream:
             await source.passing(self._position)
             if self._position >= end:
                 return
+            if self._position in source.ends:
+                # A turn of the event loop, as any real answer takes.
+                await asyncio.sleep(0)
+                return
             stop = source.next_stop(self._position, end)
             block = source.take(self._position, stop)
             self._position = stop
@@ -45,7 +49,8 @@ class Stream:
 class ScriptedSource:
     """Serves `data` in blocks that end at multiples of `block`, at gates and at faults.
 
-    `opens` are the requests as (start, stop), `sent` the blocks given, in order. What is scripted happens once.
+    `opens` are the requests as (start, stop), `sent` the blocks given, in order. What is scripted happens once, but for `ends`:
+    positions at which every stream ends as if that were all that was asked for.
     """
 
     def __init__(self, data, block=64 << 10):
@@ -55,6 +60,7 @@ class ScriptedSource:
         self.sent = []
         self.under_way = 0
         self.sizes = []
+        self.ends = set()
         self._gates = {}
         self._faults = {}
         self._corrupt = set()
@@ -123,7 +129,8 @@ class ScriptedSource:
             raise self._faults[position].pop(0)
 
     def next_stop(self, position, end):
-        marks = [mark for mark in (*self._gates, *(at for at, errors in self._faults.items() if errors)) if mark > position]
+        faults = [at for at, errors in self._faults.items() if errors]
+        marks = [mark for mark in (*self._gates, *self.ends, *faults) if mark > position]
         return min([position - position % self.block + self.block, end, *marks])
 
     def take(self, start, stop):

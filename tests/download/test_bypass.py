@@ -1,5 +1,6 @@
 """The store cannot take the bytes: pulls go on without it."""
 
+import dataclasses
 import errno
 import os
 import tracemalloc
@@ -9,7 +10,7 @@ import pytest
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
 from mirror.download.reader import ArrivingBody, Span
-from mirror.errors import DigestMismatch, NotFound, StorageError, UpstreamCut, UpstreamNonsense
+from mirror.errors import DigestMismatch, NotFound, StorageError, UpstreamCut, UpstreamNonsense, UpstreamTimeout
 from tests.descriptors import opened_under
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK, content
@@ -260,3 +261,35 @@ async def test_unreadable_partial(world, source, monkeypatch):
     monkeypatch.setattr(verifier, "hash_piece", unreadable)
     assert await world.pull(world.worker(), source).whole() == DATA
     assert await world.ended() == ["bypassed"]
+
+
+async def test_read_only_store_and_a_blob_that_upstream_says_is_empty(world, broken_open):
+    """Past the store, too, an empty body is not completed for a digest that is not that of nothing."""
+    reader = world.pull(world.worker(), ScriptedSource(b""), digest=Digest.of(DATA))
+    with pytest.raises(DigestMismatch):
+        await reader.whole()
+
+
+async def test_read_only_store_and_a_silent_upstream(world, source, broken_open):
+    """The time limit for the first byte holds past the store, too."""
+    world.policy = dataclasses.replace(world.policy, first_byte=0.2)
+    hold = source.hold_answer()
+    reader = world.pull(world.worker(), source)
+    assert isinstance(await reader.ended_short(), UpstreamTimeout)
+    assert source.under_way == 0
+    hold.release()
+
+
+async def test_reader_behind_a_silent_upstream_when_the_disk_is_full(world, source, disk):
+    """So it does for one who has been told the size already."""
+    world.policy = dataclasses.replace(world.policy, first_byte=0.5)
+    worker, gate = world.worker(), source.gate(CHUNK)
+    disk.room = CHUNK
+    first = world.pull(worker, source)
+    await first.has(CHUNK)
+    late = world.pull(worker, source, 2 * CHUNK)
+    hold = source.hold_answer()
+    gate.release()
+    assert isinstance(await late.ended_short(), UpstreamTimeout)
+    hold.release()
+    assert await first.whole() == DATA

@@ -174,3 +174,18 @@ async def test_reader_between_headers_and_first_byte(world, source):
     with pytest.raises(DigestMismatch):
         await anext(body.spans(0, len(DATA)))
     await body.close()
+
+
+async def test_blob_that_upstream_says_is_empty(world):
+    """No byte can be kept back of an empty body, so its beginning waits for the digest."""
+    source = ScriptedSource(b"")
+    with pytest.raises(DigestMismatch):
+        await world.pull(world.worker(), source, digest=Digest.of(SMALL)).whole()
+    assert await world.ended(2) == ["digest_mismatch"] * 2
+
+
+async def test_empty_blob(world):
+    """One that is empty by its digest, too, is one like others."""
+    worker = world.worker()
+    assert await world.pull(worker, ScriptedSource(b"")).whole() == b""
+    assert await world.ended() == ["committed"]

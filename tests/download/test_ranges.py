@@ -207,3 +207,17 @@ async def test_end_in_the_moment_a_filler_is_wanted(world, source):
     assert opened_under(world.layout.root) == before
     gate.release()
     await world.ended()
+
+
+async def test_filler_wanted_after_the_end(world, source):
+    """When its partial file gives way to another one nothing is begun any more that nobody would end."""
+    worker, gate = world.worker(), source.gate(CHUNK // 2)
+    world.pull(worker, source)
+    await gate.reached.wait()
+    before = opened_under(world.layout.root)
+    filling = worker.find(Digest.of(DATA))._filling
+    await filling.close()
+    filling.want(FAR)
+    assert opened_under(world.layout.root) == before
+    gate.release()
+    await world.ended()

@@ -159,3 +159,15 @@ async def test_lying_map_is_found_out(world, source):
     assert await world.ended(2) == ["digest_mismatch", "committed"]
     assert world.holds(DATA)
     assert source.opens == [(0, None), (BREAK, None), (0, None)]
+
+
+@pytest.mark.parametrize("at", [0, 100, CHUNK])
+async def test_answers_that_end_where_they_should_begin(world, source, at):
+    """An upstream that gives nothing behind a byte, and calls that all there is, is not asked for it for ever."""
+    source.ends = {at}
+    worker = world.worker()
+    reader = world.pull(worker, source)
+    assert isinstance(await reader.ended_short(), UpstreamCut)
+    await world.quiet()
+    assert len(source.opens) <= world.policy.attempts + 1
+    assert world.results == ["failed"]

@@ -187,3 +187,12 @@ async def test_wrong_digest_header(hub, mirror, clock):
         entry.remove()
         clock.advance(2)
     assert (await mirror.get(TAG)).status == 200
+
+
+async def test_head_of_another_digest(hub, mirror):
+    """A HEAD by digest is answered with that digest, whatever upstream's headers say."""
+    image = hub.add_image(APP, "1")
+    hub.script(Rule(kind="manifest", method="HEAD", times=None), Headers({"Docker-Content-Digest": "sha256:" + "0" * 64}))
+    answer = await mirror.head(f"/v2/{APP}/manifests/{image.digest}")
+    assert (answer.status, answer.headers["Docker-Content-Digest"]) == (200, image.digest)
+    assert int(answer.headers["Content-Length"]) == len(image.raw)

@@ -2,11 +2,12 @@
 
 import asyncio
 import base64
+from dataclasses import dataclass, field
 
 import pytest
 
 from tests.clock import Clock
-from tests.fakehub import NoHeaders, Rule, Status
+from tests.fakehub import Fault, NoHeaders, Rule, Status
 from tests.mirrors import MirrorUnderTest
 
 APP = "library/app"
@@ -170,6 +171,36 @@ async def test_many_at_once_do_not_lock_the_account(hub, settled):
         held.release()
         assert {answer.status for answer in await asyncio.gather(*asking)} == {503}
         assert len(logins(hub)) == 1
+
+
+@dataclass
+class AllTogether(Fault):
+    """Nobody is answered before so many have asked."""
+
+    missing: int
+    everybody: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def before(self):
+        self.missing -= 1
+        if not self.missing:
+            self.everybody.set()
+        await self.everybody.wait()
+
+
+async def test_right_password_is_awaited_only_once(hub, settled):
+    """As soon as one of those who wait for their turn at the start has been let in, all others ask for their tokens at once."""
+    for number in range(10):
+        hub.add_image(f"library/app{number}", "1")
+    async with settled() as mirror:
+        held = NoHeaders()
+        hub.script(Rule(kind="token"), held)
+        hub.script(Rule(kind="token", times=None), AllTogether(9))
+        asking = [asyncio.create_task(mirror.get(f"/v2/library/app{number}/manifests/1")) for number in range(10)]
+        await asyncio.wait_for(held.reached.wait(), 10)
+        await hub.wait_for(10, kind="manifest", status=401)
+        held.release()
+        async with asyncio.timeout(10):
+            assert {answer.status for answer in await asyncio.gather(*asking)} == {200}
 
 
 async def test_stale_with_refused_credentials(hub, settled, monkeypatch):

@@ -165,6 +165,19 @@ async def test_wrong_bytes_come_from_the_second(hub, second, pair):
     assert (ranges(hub), ranges(second)) == ([None], [None])
 
 
+async def test_wrong_bytes_are_not_held_against_one_that_is_out_of_order(hub, second, tmp_path):
+    """With the first upstream out of order it is the second whose bytes were wrong, and the third that is asked next."""
+    async with FakeHub() as third:
+        data, path = same_blob(second, third, size=1000)
+        upstreams = [hub.url, second.url, third.url]
+        entry = {"upstreams": upstreams, "token_hosts": [second.token_host, third.token_host]}
+        second.script(Rule(host="cdn", method="GET", times=None), Corrupt(5))
+        await hub.stop()
+        async with MirrorUnderTest(hub, tmp_path / "store", registries={"docker.io": entry}) as mirror:
+            assert (await mirror.get(path)).body == data
+    assert (ranges(second), ranges(third)) == ([None], [None])
+
+
 # ---- out of order
 
 
@@ -259,6 +272,19 @@ async def test_storm_on_one_bad_tag(hub, mirror):
         assert {answer.status for answer in answers} == {503}
     assert hub.count(kind="manifest", reference="bad") <= 5
     assert (await mirror.get(f"/v2/{APP}/manifests/good")).body == image.raw
+
+
+async def test_silent_cdn_is_not_held_against_its_upstream(hub, second, both, monkeypatch):
+    """An upstream whose share of the time is used up by where it redirects to is in order itself."""
+    monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 0.6)
+    data, path = same_blob(hub, second)
+    held = NoHeaders()
+    hub.script(Rule(host="cdn", times=None), held)
+    assert (await both.get(path)).body == data
+    held.release()
+    health = both.mirror._graph.registries["docker.io"].endpoints[0].health
+    assert health.own.breaker.is_closed
+    assert not health.content.breaker.is_closed
 
 
 async def test_dead_cdn_does_not_stop_manifests(hub, impatient):

@@ -220,6 +220,27 @@ async def test_private_upstream_may_lead_to_names_inside(hub, tmp_path, monkeypa
     assert "Authorization" not in "".join(seen)
 
 
+@pytest.mark.parametrize("way", ["redirect", "realm"])
+async def test_private_upstream_by_name_may_lead_to_names_inside(hub, tmp_path, monkeypatch, way):
+    """That a named upstream is inside is learned from its first answer, however short, and before that is followed."""
+    names = {"registry.example.com": ["127.0.0.1"], "minio.internal": ["127.0.0.4"], "auth.example.com": ["127.0.0.4"]}
+    monkeypatch.setattr("mirror.upstream.http.aiohttp.DefaultResolver", lambda: Resolver(names))
+    url = f"http://registry.example.com:{hub.url.rpartition(':')[2]}"
+    entry = {"upstreams": [url], "token_hosts": [hub.token_host]}
+    image = hub.add_image(APP, "1")
+    async with (
+        visitors() as (seen, port),
+        MirrorUnderTest(hub, tmp_path / "store", registries={"docker.io": entry}) as mirror,
+    ):
+        if way == "redirect":
+            hub.script(Rule(kind="blob", host="registry", times=None), Redirect(f"http://minio.internal:{port}/x"))
+            await mirror.get(f"/v2/{APP}/blobs/{image.layers[0].digest}")
+        else:
+            hub.script(Rule(kind="manifest", times=None, challenge=True), ForeignRealm(f"http://auth.example.com:{port}/token"))
+            await mirror.get(f"/v2/{APP}/manifests/1")
+    assert seen
+
+
 async def test_realm_that_leads_inside(hub, tmp_path, monkeypatch, public):
     """A realm on the upstream's own site is not followed into the network, and gets no credentials there."""
     monkeypatch.setattr(

@@ -1,6 +1,8 @@
 """Lists: tags and referrers are upstream's, the catalog is what is cached."""
 
+import asyncio
 import json
+import threading
 
 import pytest
 
@@ -102,7 +104,9 @@ async def test_tags_are_kept_for_a_while(hub, mirror, clock):
     assert (answer.cache, json.loads(answer.body)["tags"]) == ("MISS", ["1", "2"])
 
 
-@pytest.mark.parametrize(("fault", "reason"), [(Status(503), "server_error"), (RateLimited(), "rate_limited")])
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(Status(503), "server_error"), (RateLimited(), "rate_limited"), (Html(), "protocol")]
+)
 async def test_tags_in_an_outage(hub, mirror, clock, fault, reason):
     """An old list is better than none, for as long as old tags are, and says why it is old."""
     hub.add_image(APP, "1")
@@ -168,6 +172,28 @@ async def test_catalog(hub, mirror):
     assert await all_pages(mirror, "/v2/_catalog", "repositories") == (names, 1)
     assert await all_pages(mirror, "/v2/_catalog?n=0", "repositories") == ([], 1)
     assert hub.count() == 0
+
+
+async def test_catalog_is_walked_once_for_all(hub, mirror, all_in, monkeypatch):
+    """However many ask for the catalog at once, the index is walked over once."""
+    hub.add_image(APP, "1")
+    await mirror.get(f"/v2/{APP}/manifests/1")
+    walks, hold = [], threading.Event()
+
+    class Held:
+        """The index, as long as a walk over it takes."""
+
+        def tags(self):
+            walks.append(1)
+            hold.wait(10)
+            return mirror.store.index.tags()
+
+    monkeypatch.setattr(mirror.mirror._graph.api._catalog, "_index", Held())
+    asking = [asyncio.create_task(mirror.get("/v2/_catalog")) for _ in range(10)]
+    await all_in(10)
+    hold.set()
+    assert {answer.body for answer in await asyncio.gather(*asking)} == {b'{"repositories": ["library/app"]}'}
+    assert len(walks) == 1
 
 
 async def test_catalog_names_other_registries(hub, tmp_path):

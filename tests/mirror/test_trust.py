@@ -11,11 +11,12 @@ import pytest
 from mirror.core.digest import Digest
 from mirror.core.names import Repository, Tag
 from mirror.pull.usage import Usage
-from mirror.scrub import Pace, Scrub, is_intact
-from mirror.storage.blobs import BlobFiles
+from mirror.scrub import Pace, Scrub
+from mirror.storage.blobs import BlobFiles, is_intact
 from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
 from mirror.storage.room import Room
+from tests.fakehub import Html, Rule
 
 APP = "library/app"
 TAG = f"/v2/{APP}/manifests/1"
@@ -57,6 +58,22 @@ async def test_damaged_blob_is_fetched_in_the_same_request(hub, mirror, damage, 
     await mirror.idle()
     assert (await mirror.get(f"/v2/{APP}/blobs/{layer.digest}")).cache == "HIT"
     assert path.read_bytes() == layer.data
+
+
+async def test_wrong_word_about_the_size_does_no_damage(hub, mirror, log):
+    """A page in the place of a blob has another size; the right blob that comes next is not taken for damaged because of it."""
+    image = hub.add_image(APP, "1", layers=[os.urandom(100_000)])
+    (layer,) = image.layers
+    path = f"/v2/{APP}/blobs/{layer.digest}"
+    hub.script(Rule(host="cdn", method="GET"), Html())
+    assert (await mirror.get(path)).status == 503
+    await mirror.idle()
+    assert mirror.holds(layer.digest)
+    hub.reset_counters()
+    answers = await asyncio.gather(*(mirror.get(path) for _ in range(10)))
+    assert {(answer.cache, answer.sha256) for answer in answers} == {("HIT", layer.digest)}
+    assert hub.count("GET", "blob") == 0
+    assert not [event for event in log if event["event"] == "blob_damaged"]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "shrunk", "emptied", "vanished"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import dataclasses
 import time
 import traceback
 
@@ -264,6 +265,29 @@ async def test_no_connection_free(hub, tmp_path):
         assert hub.count(kind="blob", host="cdn") == 1
         gate.release()
         assert [answer.sha256 for answer in await asyncio.gather(*asking)] == [blob.digest for blob in image.layers]
+
+
+@pytest.mark.parametrize("upstreams", [1, 2])
+async def test_no_connection_free_is_no_fault_of_upstream(hub, tmp_path, monkeypatch, upstreams):
+    """Who waits in vain for a connection is told so; the upstream, which answers all others, does not count as out of order."""
+    monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 0.3)
+    entry = {"upstreams": [hub.url, hub.url.replace("127.0.0.1", "localhost")][:upstreams], "token_hosts": [hub.token_host]}
+    settings = {"registries": {"docker.io": entry}, "downloads": {"max_upstream_connections": 1}}
+    async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
+        http = mirror.mirror._graph.http
+        http.limits = dataclasses.replace(http.limits, queue=0.3)
+        image = hub.add_image(APP, "1", layers=[b"x" * 300_000, b"y" * 300_000])
+        gate = hub.gate(Rule(kind="blob", host="cdn"), after=100_000)
+        asking = asyncio.create_task(mirror.get(blob_path(image.layers[0])))
+        await asyncio.wait_for(gate.reached.wait(), 10)
+        refused = await mirror.get(blob_path(image.layers[1]))
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+        assert "busy" in refused.body.decode()
+        assert await mirror.metric("upstream_up") >= 1
+        assert all(endpoint.health.is_sound for endpoint in mirror.mirror._graph.registries["docker.io"].endpoints)
+        gate.release()
+        assert (await asking).sha256 == image.layers[0].digest
+        assert (await mirror.get(blob_path(image.layers[1]))).sha256 == image.layers[1].digest
 
 
 # ---- secrets

@@ -1,6 +1,8 @@
 """The janitor's long walks are in nobody's way: not of a request that needs room, and not of the end of the process."""
 
 import asyncio
+import fcntl
+import os
 import threading
 
 import pytest
@@ -74,6 +76,18 @@ async def stop(running):
     running.cancel()
     await asyncio.wait([running], timeout=LIMIT)
     assert running.cancelled()
+
+
+async def test_who_waits_in_line_for_room_waits_no_longer(janitor, tmp_path, monkeypatch):
+    """While another process evicts, and nothing comes of it, many who want room have their answer as soon as one of them."""
+    monkeypatch.setattr("mirror.janitor._PATIENCE", 0.5)
+    descriptor = os.open(Layout(str(tmp_path / "store")).eviction_lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        async with asyncio.timeout(3.0):
+            await asyncio.gather(*(janitor.make_room(1) for _ in range(10)))
+    finally:
+        os.close(descriptor)
 
 
 async def test_room_is_made_during_a_count(janitor, files, long_count):
