@@ -167,16 +167,12 @@ class Run:
         summary.bytes_fetched += progress.fetched
         summary.bytes_held += progress.held
         self._metrics.sync_tags.labels(brought.word).inc()
-        if self._is_problem(brought) and len(summary.problems) < _MOST_PROBLEMS:
+        if _is_problem(target, brought) and len(summary.problems) < _MOST_PROBLEMS:
             summary.problems[str(target)] = brought.cause or brought.word
         result = _result(target, brought, progress)
         summary.recent.append({"image": str(target), **result})
         if brought.word != "skipped":
             await asyncio.to_thread(self._ledger.put_result, str(target), result)
-
-    def _is_problem(self, brought: Brought) -> bool:
-        """Whether the order is not fulfilled. That upstream has deleted a tag is an answer, but not to who wants the image."""
-        return brought.word in ("failed", "skipped") or (brought.word == "gone" and self.summary.kind == "warm")
 
     async def _bounded(self, bringer: Bringer, target: Target, progress: Progress) -> Brought:
         registry = target.repository.registry
@@ -190,10 +186,10 @@ class Run:
             return Brought("skipped", cause=str(error))
         except TimeoutError:
             return Brought("failed", cause=f"not there within {_LONGEST_IMAGE:.0f} s; what has been begun goes on")
-        if brought.word == "failed":
+        if _is_problem(target, brought):
             log.warning("sync_failed", image=str(target), cause=brought.cause)
-            if not bringer.may_ask(registry):
-                self._leave(registry, brought.cause or brought.word)
+        if brought.word == "failed" and not bringer.may_ask(registry):
+            self._leave(registry, brought.cause or brought.word)
         return brought
 
     def _leave(self, registry: str, why: str) -> None:
@@ -203,6 +199,11 @@ class Run:
 
     def _rest(self) -> str:
         return "comes in the next run" if self.summary.kind == "schedule" else "has to be ordered again"
+
+
+def _is_problem(target: Target, brought: Brought) -> bool:
+    """Whether an image is not what it should be. That a tag has been deleted is an answer, but not where the image is wanted."""
+    return brought.word in ("failed", "skipped") or (brought.word == "gone" and target.fetch)
 
 
 def _by_registry(targets: Iterable[Target]) -> list[list[Target]]:

@@ -363,3 +363,13 @@ async def test_stays_under_pressure(hub, tmp_path):
         await until(lambda: not mirror.mirror._keeper.kept(), "no pins")
         await through(10)
         assert not mirror.holds(image.layers[0].digest)
+
+
+async def test_configured_image_that_does_not_exist(hub, mirror, configure, log):
+    """An image that is to be kept and that upstream does not have is no success: the run, its state and the log name it."""
+    add(hub, "1")
+    last = await configure("app:1", "app:nope")
+    assert (last["result"], last["tags"]) == ("failed", {"moved": 1, "gone": 1})
+    assert list(last["problems"]) == ["docker.io/library/app:nope"]
+    assert [event["image"] for event in log if event["event"] == "sync_failed"] == ["docker.io/library/app:nope"]
+    assert await mirror.metric("sync_last_success_timestamp_seconds") == 0
