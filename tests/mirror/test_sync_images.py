@@ -196,14 +196,15 @@ async def test_round_that_is_gone_on_with(hub, mirror, orders):
     images = add(hub, *(f"{number}" for number in range(12)))
     entry = hub.script(Rule(kind="manifest", method="HEAD", times=None, skip=6), Status(429, {"Retry-After": "1"}))
     await mirror.reload(sync={"interval": SOON, "images": [f"app:{tag}" for tag in images]})
-    await orders.until(lambda state: (state["last"]["schedule"] or {}).get("result") == "limited")
-    first = {seen.reference for seen in hub.find("HEAD", "manifest", status=200)}
-    assert len(first) == 6
+    state = await orders.until(lambda state: (state["last"]["schedule"] or {}).get("result") == "limited")
+    # Of those that upstream has answered for, some may have met the limit with their GET.
+    first = {image["image"].rpartition(":")[2] for image in state["images"] if image["result"] == "moved"}
+    assert 0 < len(first) <= 6
     entry.remove()
     hub.reset_counters()
     await until(lambda: held(mirror, hub) == sorted(images), "the rest")
-    rest = [seen.reference for seen in hub.find("HEAD", "manifest", status=200)][:6]
-    assert not first & set(rest)
+    rest = [seen.reference for seen in hub.find("HEAD", "manifest", status=200)][: 12 - len(first)]
+    assert set(rest) == set(images) - first
 
 
 async def test_nested_index(hub, mirror, configure):
