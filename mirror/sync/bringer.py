@@ -6,6 +6,7 @@ So a pull finds a complete image at any moment, the old one or the new one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from mirror.aio import together
@@ -27,7 +28,7 @@ from mirror.pull.context import Context
 from mirror.pull.permission import Permission
 from mirror.pull.records import Records
 from mirror.pull.tags import every_tag
-from mirror.sync.platforms import held_platforms
+from mirror.sync.platforms import held_platforms, own_platform
 from mirror.sync.progress import Progress
 
 # Indexes nest two deep in practice; a hostile one could nest for ever.
@@ -83,11 +84,13 @@ class _Wish:
         platforms: of an index, these.
         whole: of a single manifest, its blobs.
         certain: that there is nothing for any of the platforms is a failure.
+        exact: a single manifest is wanted whatever it is for: it was named by its digest, or named by a tag that clients pull.
     """
 
     platforms: tuple[Platform, ...]
     whole: bool
     certain: bool
+    exact: bool
 
 
 class Bringer:
@@ -144,7 +147,7 @@ class Bringer:
     async def _by_its_digest(self, target: Target, digest: Digest, progress: Progress) -> Brought:
         fetched = progress.fetched
         answer = await self._manifest(target.repository, digest, progress)
-        await self._content(target.repository, answer, _Wish(target.platforms, whole=True, certain=True), progress)
+        await self._content(target.repository, answer, _Wish(target.platforms, whole=True, certain=True, exact=True), progress)
         return Brought("unchanged" if progress.fetched == fetched else "moved", None, digest)
 
     async def _by_its_tag(self, target: Target, tag: Tag, progress: Progress) -> Brought:
@@ -179,11 +182,12 @@ class Bringer:
 
     async def _wish(self, target: Target, old: Digest | None) -> _Wish:
         if old is None:
-            return _Wish(target.platforms, whole=target.fetch, certain=target.fetch)
+            return _Wish(target.platforms, whole=target.fetch, certain=target.fetch, exact=not target.fetch)
         files = self._context.files
         pulled = await self._context.in_thread(held_platforms, files, old)
         whole = target.fetch or await self._context.in_thread(is_complete, files, old)
-        return _Wish(tuple(dict.fromkeys((*target.platforms, *pulled))), whole=whole, certain=target.fetch)
+        platforms = tuple(dict.fromkeys((*target.platforms, *pulled)))
+        return _Wish(platforms, whole=whole, certain=target.fetch, exact=not target.fetch)
 
     # ---- content
 
@@ -225,7 +229,7 @@ class Bringer:
             if manifest.kind is not ManifestKind.INDEX:
                 images += 1
                 if wish.whole or depth:
-                    await self._all_blobs(repository, manifest, progress)
+                    await self._all_blobs(repository, manifest, () if depth or wish.exact else wish.platforms, progress)
                 continue
             named = dict.fromkeys(child.digest for child in chosen(manifest.children, wish.platforms))
             children = [child for child in named if child not in seen]
@@ -237,15 +241,24 @@ class Bringer:
             wanted = ", ".join(map(str, wish.platforms))
             raise NotFound(f"none of its manifests is for {wanted}; there are {_offered(top)}")
 
-    async def _all_blobs(self, repository: Repository, manifest: Manifest, progress: Progress) -> None:
+    async def _all_blobs(
+        self, repository: Repository, manifest: Manifest, platforms: tuple[Platform, ...], progress: Progress
+    ) -> None:
+        """Its config and layers; no layers if there are platforms, and the config says that it is for none of them."""
         blobs = [blob for blob in {blob.digest: blob for blob in manifest.blobs}.values() if not blob.is_foreign]
         progress.expect(blobs)
         waiting = iter(blobs)
 
-        async def work() -> None:
-            for blob in waiting:
+        async def work(most: int | None = None) -> None:
+            for blob in islice(waiting, most):
                 progress.have(blob.digest, blob.size, await self._blobs.bring(repository, blob.digest))
 
+        if platforms:
+            # The config comes before the layers.
+            await work(1)
+            own = await self._context.in_thread(own_platform, self._context.files, manifest)
+            if own is not None and not any(platform.matches(own) for platform in platforms):
+                raise NotFound(f"it is for {own}, not for {', '.join(map(str, platforms))}")
         await together(work() for _ in range(_BLOBS_AT_ONCE))
 
     def _spend(self, repository: Repository) -> None:

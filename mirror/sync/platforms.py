@@ -24,11 +24,11 @@ def held_platforms(files: BlobFiles, digest: Digest) -> tuple[Platform, ...]:
         return tuple(
             child.platform for child in manifest.children if child.platform is not None and is_complete(files, child.digest)
         )
-    own = _own_platform(files, manifest) if is_complete(files, digest) else None
+    own = own_platform(files, manifest) if is_complete(files, digest) else None
     return () if own is None else (own,)
 
 
-def _own_platform(files: BlobFiles, manifest: Manifest) -> Platform | None:
+def own_platform(files: BlobFiles, manifest: Manifest) -> Platform | None:
     """What the config of an image says (OCI image-spec, config.md)."""
     raw = files.read(manifest.config.digest, _CONFIG_LIMIT) if manifest.config is not None else None
     try:

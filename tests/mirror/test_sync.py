@@ -183,6 +183,20 @@ async def test_warm_without_that_platform(hub, mirror, orders):
     assert "linux/amd64, linux/arm64" in done["problems"]["docker.io/library/app:1"]
 
 
+async def test_warm_without_an_index_for_another_platform(hub, mirror, orders):
+    """Of an image without an index the config tells the platform; for another one no layer is fetched."""
+    image = hub.add_image(APP, "1")
+    done = await orders.warm("app:1", platforms=["linux/s390x"])
+    assert (done["result"], done["problems"]) == (
+        "failed",
+        {"docker.io/library/app:1": "it is for linux/amd64, not for linux/s390x"},
+    )
+    assert not mirror.holds(image.layers[0].digest)
+    assert (await orders.warm("app:1", platforms=["linux/s390x", "linux/amd64"]))["result"] == "completed"
+    other = hub.add_image(APP, "2", layers=[b"other"])
+    assert (await orders.warm(f"app@{other.digest}", platforms=["linux/s390x"]))["result"] == "completed"
+
+
 async def test_warm_with_a_glob(hub, mirror, orders):
     """A glob over tags is resolved against upstream's list."""
     for tag in ("1.0", "1.1", "2.0", "latest"):
