@@ -262,10 +262,10 @@ class Bringer:
         await together(work() for _ in range(_BLOBS_AT_ONCE))
 
     def _spend(self, repository: Repository) -> None:
-        if not self.may_ask(repository.registry):
-            raise UpstreamRateLimited(
-                f"{repository.registry} is down, limits the rate of pulls, or leaves no more of them than sync.reserve"
-            )
+        found = self._context.registries.get(repository.registry)
+        obstacle = f"{repository.registry} is not mirrored any more" if found is None else found.obstacle(self._reserve)
+        if obstacle is not None:
+            raise UpstreamRateLimited(obstacle)
 
 
 def _parsed(answer: ManifestAnswer) -> Manifest:

@@ -173,8 +173,19 @@ class Registry:
 
     def allows_background(self, reserve: int) -> bool:
         """Whether work that nobody waits for may ask: an upstream is in order, and leaves more than `reserve` pulls."""
+        return self.obstacle(reserve) is None
+
+    def obstacle(self, reserve: int) -> str | None:
+        """Why work that nobody waits for may not ask; None if it may."""
         sound = next((endpoint.health for endpoint in self.endpoints if endpoint.health.serves_background), None)
-        return sound is not None and sound.budget.allows_background(reserve, sound.clock())
+        if sound is None:
+            return f"{self.name} cannot be asked for now: {self.endpoints[0].name} is {self.endpoints[0].state}"
+        if sound.budget.allows_background(reserve, sound.clock()):
+            return None
+        remaining = sound.budget.remaining(sound.clock())
+        if remaining is None or remaining > reserve:
+            return f"{self.name} limits the rate of pulls, and is not asked for now"
+        return f"{self.name} leaves {remaining} pulls, and sync.reserve keeps {reserve} for clients"
 
     async def close(self) -> None:
         """Stop probing upstreams."""

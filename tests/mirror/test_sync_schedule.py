@@ -217,7 +217,9 @@ async def test_what_is_left_is_for_clients(hub, mirror, orders):
     await mirror.reload(sync=wanted)
     mirror.mirror._graph.registries["docker.io"].endpoints[0].health.budget = first.budget
     assert (await orders.sync("app"))["result"] == "limited"
-    assert (await orders.warm("app:1"))["result"] == "limited"
+    warmed = await orders.warm("app:1")
+    assert warmed["result"] == "limited"
+    assert warmed["problems"] == {f"docker.io/{APP}:1": "docker.io leaves 14 pulls, and sync.reserve keeps 20 for clients"}
     state = await orders.until(lasted)
     assert lasted(state) == "limited"
     assert hub.count() == 0
@@ -266,6 +268,8 @@ async def test_upstream_is_down(hub, mirror, orders):
     state = await orders.until(lambda state: lasted(state) == "limited")
     assert loop.time() - began < 5
     assert state["last"]["schedule"]["tags"]["skipped"] >= 45
+    said = (await orders.warm("app:new"))["problems"][f"docker.io/{APP}:new"]
+    assert said.startswith(f"docker.io cannot be asked for now: {hub.registry_host} is failing: ")
     assert all(named(mirror, tag) == image.digest for tag, image in images.items())
     await hub.start()
     await orders.until(lambda state: lasted(state) == "completed")
