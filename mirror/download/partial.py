@@ -12,7 +12,6 @@ After a power loss the map may vouch for bytes that never reached the disk; the 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import struct
 from array import array
@@ -21,6 +20,7 @@ from io import FileIO
 from mirror.core.digest import Digest
 from mirror.storage.faults import storage_errors
 from mirror.storage.layout import Layout
+from mirror.storage.locks import Lock, reopened
 from mirror.storage.room import Room
 
 CHUNK = 1 << 20
@@ -29,40 +29,10 @@ _MARK = struct.Struct("=I")
 _MAGIC = b"RMCHUNK1"
 # In the place of the magic: the bytes were thrown away for want of room, not because they were wrong.
 _NO_ROOM = b"RMNOROOM"
-_FLOCK = struct.Struct("hhqqi4x")
 # Far above any blob, so that it never collides with the lock of a chunk.
 _DRIVER = 1 << 62
 # A reader's look ahead is bounded, so that finding out what has arrived costs the same in a blob of any size.
 _LOOK_AHEAD = 64
-
-
-class Lock:
-    """Locks of one open file description; freed by the kernel when it is closed or its process dies."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = _reopen(descriptor, os.O_RDWR)
-
-    def take(self, start: int, length: int) -> bool:
-        """Try to lock a range of bytes; False if another holder has some of it."""
-        return self._set(fcntl.F_WRLCK, start, length)
-
-    def release(self, start: int, length: int) -> None:
-        """Give a range back."""
-        self._set(fcntl.F_UNLCK, start, length)
-
-    def close(self) -> None:
-        """Give everything back."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
-
-    def _set(self, kind: int, start: int, length: int) -> bool:
-        request = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
-        try:
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, request)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
 
 
 class Partial:
@@ -215,7 +185,7 @@ class Partial:
 
     def reader(self) -> FileIO:
         """A descriptor of its own for a reader; it stays good after commit or removal."""
-        return FileIO(_reopen(self._data, os.O_RDONLY))
+        return FileIO(reopened(self._data, os.O_RDONLY))
 
     @property
     def descriptor(self) -> int:
@@ -266,11 +236,6 @@ class Partial:
         lock = getattr(self, "_lock", None)
         if lock is not None:
             lock.close()
-
-
-def _reopen(descriptor: int, flags: int) -> int:
-    """A new open file description of the same file, even if its name is gone: locks and offsets are per description."""
-    return os.open(f"/proc/self/fd/{descriptor}", flags | os.O_CLOEXEC)
 
 
 def _chunks(size: int) -> int:

@@ -39,7 +39,7 @@ class ByDigest:
             answer = await self._headers_only(repository, digest)
             if answer is not None:
                 return answer
-        answer, joined = await self._fetches.run((repository, digest), lambda: self.fetch(repository, digest))
+        answer, joined = await self._fetches.run((repository, digest), lambda: self._fetch_once(repository, digest))
         return replace(answer, outcome=Outcome.JOINED) if joined else answer
 
     def held(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
@@ -73,6 +73,17 @@ class ByDigest:
             return replace(answer, outcome=Outcome.BYPASS)
         self._prefetch.fetched(repository, manifest)
         return answer
+
+    async def _fetch_once(self, repository: Repository, digest: Digest) -> ManifestAnswer:
+        """What another process has fetched meanwhile, or else fetch it: however many processes, it costs one pull."""
+        async with self._context.turns.turn(digest):
+            held = self.held(repository, digest)
+            if held is not None:
+                await self._holdings.learn_manifest(repository, digest, held.media_type, held.size)
+                return replace(held, outcome=Outcome.JOINED)
+            if self._holdings.manifest(repository, digest) is not None:
+                return await self._granted(repository, digest)
+            return await self.fetch(repository, digest)
 
     async def close(self) -> None:
         """Stop fetching."""

@@ -18,6 +18,7 @@ from mirror.pull.usage import Usage
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
 from mirror.storage.index import Index
+from mirror.storage.turns import Turns
 from mirror.upstream.registry import Registry
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Context:
         registries: by name; no other registry is ever asked.
         make_room: tries to make so many bytes fit into the store, within a bounded time.
         private: names of registries that are used with credentials: there, each repository's rights are its own.
+        turns: so that of several processes one fetches a manifest for all.
         clock: seconds since the epoch.
     """
 
@@ -40,6 +42,7 @@ class Context:
     files: BlobFiles
     index: Index
     generation: Generation
+    turns: Turns
     executor: Executor
     metrics: Metrics
     policies: TagPolicies

@@ -140,6 +140,7 @@ def build(
         files=store.files,
         index=store.index,
         generation=store.generation,
+        turns=store.turns,
         executor=store.executor,
         metrics=metrics,
         policies=policies,

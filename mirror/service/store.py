@@ -13,6 +13,7 @@ from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.ledger import Ledger
 from mirror.storage.room import Room
+from mirror.storage.turns import Turns
 
 # More threads would only queue inside the disk.
 _THREADS = 8
@@ -32,6 +33,7 @@ class Store:
         self.files = BlobFiles(self.layout, self.room)
         self.index = Index(self.layout.index)
         self.ledger = Ledger(self.layout.index)
+        self.turns = Turns(self.layout.manifest_turns)
         self.generation = Generation(f"{self.layout.root}/generation")
         self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
 

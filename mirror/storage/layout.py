@@ -8,6 +8,7 @@
 <store>/account                           how much room is taken (`room`)
 <store>/generation                        changes when something stops being true (`generation`)
 <store>/janitor.lock, eviction.lock       locked by the process that cleans up, and by the one that evicts
+<store>/manifests.lock                    locked in part by processes that fetch manifests
 <store>/sync.lock                         locked by the process that keeps tags in step
 <store>/scrub                             how far the scrub has come
 """
@@ -75,6 +76,11 @@ class Layout:
     def sync_lock(self) -> str:
         """Locked for good by the process that carries out orders to sync."""
         return f"{self.root}/sync.lock"
+
+    @property
+    def manifest_turns(self) -> str:
+        """Locked, a byte for each, while manifests are fetched."""
+        return f"{self.root}/manifests.lock"
 
     @property
     def scrub_cursor(self) -> str:

@@ -1,6 +1,7 @@
 """Two workers, one store: one download, readers in both, and a worker that dies in the middle."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -175,3 +176,44 @@ def _janitor(cluster, pids):
         holders = [int(line.split()[4]) for line in locks if "FLOCK" in line and f":{inode} " in line and "->" not in line]
     assert len(holders) <= 1
     return next((pid for pid in holders if pid in pids), None)
+
+
+async def asked_in_both(cluster, hub):
+    """A manifest that upstream holds back from one worker, and a client of the other worker that asks for it meanwhile."""
+    image = hub.add_image(APP, "1")
+    gate = hub.gate(Rule(kind="manifest", method="GET"))
+    one, other = cluster.workers()
+    first = await cluster.pull(f"/v2/{APP}/manifests/{image.digest}", one)
+    async with asyncio.timeout(10):
+        await gate.reached.wait()
+    second = await cluster.pull(f"/v2/{APP}/manifests/{image.digest}", other)
+    await cluster.until(lambda: "manifests.lock" in open_files(other), "the other worker in line")
+    return image, gate, first, second
+
+
+def open_files(pid):
+    """Names of the files that a process has open."""
+    found = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.path.basename(os.readlink(f"/proc/{pid}/fd/{name}")))
+    return found
+
+
+async def test_one_pull_of_a_manifest_for_both_workers(cluster, hub):
+    """A manifest that clients of two workers ask for at the same time costs one pull."""
+    image, gate, first, second = await asked_in_both(cluster, hub)
+    gate.release()
+    assert [await (await pull.head()).rest() for pull in (first, second)] == [image.raw, image.raw]
+    assert [pull.headers["x-cache"] for pull in (first, second)] == ["MISS", "JOINED"]
+    assert hub.count("GET", "manifest", status=200) == 1
+
+
+async def test_killed_while_it_fetches_a_manifest(cluster, hub):
+    """When the worker that fetches a manifest is killed, the other one fetches it at once."""
+    image, _, first, second = await asked_in_both(cluster, hub)
+    os.kill(first.worker, signal.SIGKILL)
+    assert await (await second.head()).rest() == image.raw
+    assert second.headers["x-cache"] == "MISS"
+    assert hub.count("GET", "manifest", status=200) == 2
+    await first.close()
