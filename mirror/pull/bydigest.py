@@ -28,13 +28,9 @@ class ByDigest:
 
     async def get(self, repository: Repository, digest: Digest, *, head: bool) -> ManifestAnswer:
         """The manifest with a digest; raises like `Manifests.get`."""
-        held = self.held(repository, digest)
-        if held is not None:
-            await self._holdings.learn_manifest(repository, digest, held.media_type, held.size)
-            return held
-        self._holdings.refuse_absent("manifest", repository, digest)
-        if self._holdings.manifest(repository, digest) is not None:
-            return await self._granted(repository, digest)
+        found = await self._found(repository, digest)
+        if found is not None:
+            return found
         if head:
             answer = await self._headers_only(repository, digest)
             if answer is not None:
@@ -77,13 +73,19 @@ class ByDigest:
     async def _fetch_once(self, repository: Repository, digest: Digest) -> ManifestAnswer:
         """What another process has fetched meanwhile, or else fetch it: however many processes, it costs one pull."""
         async with self._context.turns.turn(digest):
-            held = self.held(repository, digest)
-            if held is not None:
-                await self._holdings.learn_manifest(repository, digest, held.media_type, held.size)
-                return replace(held, outcome=Outcome.JOINED)
-            if self._holdings.manifest(repository, digest) is not None:
-                return await self._granted(repository, digest)
-            return await self.fetch(repository, digest)
+            found = await self._found(repository, digest)
+            return replace(found, outcome=Outcome.JOINED) if found is not None else await self.fetch(repository, digest)
+
+    async def _found(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
+        """What can be answered without fetching it, None if nothing; raises upstream's no, if it has lately said so."""
+        held = self.held(repository, digest)
+        if held is not None:
+            await self._holdings.learn_manifest(repository, digest, held.media_type, held.size)
+            return held
+        self._holdings.refuse_absent("manifest", repository, digest)
+        if self._holdings.manifest(repository, digest) is not None:
+            return await self._granted(repository, digest)
+        return None
 
     async def close(self) -> None:
         """Stop fetching."""
