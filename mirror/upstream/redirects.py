@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from yarl import URL
 
+from mirror.core.networks import is_internal, parse_address
 from mirror.errors import UpstreamNonsense
 
 MOST_HOPS = 5
@@ -45,9 +44,8 @@ def is_inside(host: str) -> bool:
     host = host.lower().removesuffix(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
+    address = parse_address(host)
+    if address is None:
         # Resolvers still take 127.1, 0x7f000001 and 2130706433 for addresses; no public name ends in a number.
         return host.rpartition(".")[2][:1].isdigit()
-    return not address.is_global
+    return is_internal(address)

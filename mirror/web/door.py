@@ -69,13 +69,13 @@ class Door:
         # No cast: it is a call, and every hit comes by here.
         admission: Admission = request.protocol.admission  # type: ignore[attr-defined]
         peer = admission.peer
-        refusal = admission.refusal or peer.refusal
+        refusal = admission.refusal or admission.source.refusal
         if refusal is not None:
             response = self._refuse(request, refusal)
             response.force_close()
             return response
         if peer.requests >= self._most_requests:
-            self._count(_TOO_MANY_REQUESTS, peer)
+            self._count(_TOO_MANY_REQUESTS, admission.source.address)
             return self._refuse(request, _TOO_MANY_REQUESTS)
         peer.requests += 1
         self.in_progress += 1
@@ -85,7 +85,7 @@ class Door:
             if self._passwords is not None:
                 refusal = await self._unknown(self._passwords, request, peer)
                 if refusal is not None:
-                    self._count(refusal, peer)
+                    self._count(refusal, admission.source.address)
                     return self._refuse(request, refusal)
             return await self._handler(request)
         finally:
@@ -114,9 +114,9 @@ class Door:
     def _refuse(self, request: web.BaseRequest, refusal: Refusal) -> ReadyResponse:
         return problem_response(refusal.problem, self._ids.name(request.headers.get("X-Request-Id")))
 
-    def _count(self, refusal: Refusal, peer: Peer) -> None:
+    def _count(self, refusal: Refusal, client: str) -> None:
         self._metrics.refused.labels(refusal.reason).inc()
         now = time.monotonic()
         if now >= self._logged.get(refusal.reason, 0.0):
             self._logged[refusal.reason] = now + _LOG_EVERY
-            log.info("client_refused", reason=refusal.reason, client=str(peer.address), status=refusal.problem.status)
+            log.info("client_refused", reason=refusal.reason, client=client, status=refusal.problem.status)

@@ -1,12 +1,11 @@
-"""Client addresses and what each has under way, so that none can have everything."""
+"""Clients by their addresses and what each has under way, so that none can have everything."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 
-from mirror.core.networks import Network, is_within, parse_address
+from mirror.core.networks import Network, client_key, is_within, parse_address
 from mirror.web import problems
 from mirror.web.problems import Problem
 
@@ -30,20 +29,35 @@ class Bounds:
 
 
 class Peer:
-    """One client address with connections.
+    """One client with connections: an IPv4 address, or a /64 of IPv6, any address of which its owner can take.
 
     Attributes:
+        key: the address, or the network.
         requests: under way.
         checks: of passwords, under way.
+    """
+
+    __slots__ = ("checks", "connections", "key", "requests", "turned_away")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.connections = self.turned_away = self.requests = self.checks = 0
+
+
+class Source:
+    """One address with connections.
+
+    Attributes:
+        peer: the client that it counts for.
+        connections: those that are turned away included.
         refusal: why nothing is served to this address.
     """
 
-    __slots__ = ("address", "checks", "connections", "refusal", "requests", "turned_away")
+    __slots__ = ("address", "connections", "peer", "refusal")
 
-    def __init__(self, address: IPv4Address | IPv6Address | None) -> None:
-        self.address = address
-        self.connections = self.turned_away = self.requests = self.checks = 0
-        self.refusal: Refusal | None = None
+    def __init__(self, address: str, peer: Peer, refusal: Refusal | None) -> None:
+        self.address, self.peer, self.refusal = address, peer, refusal
+        self.connections = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,7 @@ class Admission:
         cut: it is to be ended at once: too many are being told why they are refused.
     """
 
+    source: Source
     peer: Peer
     refusal: Refusal | None = None
     cut: bool = False
@@ -78,52 +93,61 @@ FULL = Refusal("connections", problems.overloaded("the mirror has all the connec
 
 
 class Peers:
-    """All client addresses that have connections. Whatever a proxy says about others behind it does not count."""
+    """All clients that have connections. Whatever a proxy says about others behind it does not count."""
 
-    def __init__(self, refused: Callable[[Refusal, Peer], None]) -> None:
+    def __init__(self, refused: Callable[[Refusal, str], None]) -> None:
         self.bounds = Bounds()
         self._refused = refused
         self._peers: dict[str, Peer] = {}
+        self._sources: dict[str, Source] = {}
         self._connections = self._turned_away = 0
 
     def configure(self, bounds: Bounds) -> None:
         """Change the bounds; those who are connected and may not be any more are refused from now on."""
         self.bounds = bounds
-        for peer in self._peers.values():
-            peer.refusal = self._outside(peer)
+        for source in self._sources.values():
+            source.refusal = self._outside(source.address)
 
     def connected(self, address: str) -> Admission:
         """Decide about a connection that was made; `left` has to be told of its end."""
-        peer = self._peers.get(address)
-        if peer is None:
-            peer = self._peers[address] = Peer(parse_address(address))
-            peer.refusal = self._outside(peer)
-        refusal = peer.refusal or self._too_many(peer)
+        source = self._sources.get(address) or self._new(address)
+        source.connections += 1
+        peer = source.peer
+        refusal = source.refusal or self._too_many(peer)
         if refusal is None:
             peer.connections += 1
             self._connections += 1
-            return Admission(peer)
+            return Admission(source, peer)
         cut = peer.turned_away >= _POLITE or self._turned_away >= _POLITE_IN_ALL
         peer.turned_away += 1
         self._turned_away += 1
-        self._refused(refusal, peer)
-        return Admission(peer, refusal, cut)
+        self._refused(refusal, address)
+        return Admission(source, peer, refusal, cut)
 
-    def left(self, address: str, admission: Admission) -> None:
+    def left(self, admission: Admission) -> None:
         """A connection has ended."""
-        peer = admission.peer
+        source, peer = admission.source, admission.peer
         if admission.refusal is None:
             peer.connections -= 1
             self._connections -= 1
         else:
             peer.turned_away -= 1
             self._turned_away -= 1
+        source.connections -= 1
+        if not source.connections:
+            self._sources.pop(source.address, None)
         if not peer.connections and not peer.turned_away:
-            self._peers.pop(address, None)
+            self._peers.pop(peer.key, None)
 
-    def _outside(self, peer: Peer) -> Refusal | None:
+    def _new(self, address: str) -> Source:
+        key = client_key(address)
+        peer = self._peers.get(key) or self._peers.setdefault(key, Peer(key))
+        source = self._sources[address] = Source(address, peer, self._outside(address))
+        return source
+
+    def _outside(self, address: str) -> Refusal | None:
         networks = self.bounds.networks
-        return NETWORK if networks and not is_within(peer.address, networks) else None
+        return NETWORK if networks and not is_within(parse_address(address), networks) else None
 
     def _too_many(self, peer: Peer) -> Refusal | None:
         bounds = self.bounds

@@ -36,21 +36,19 @@ class Connection(web.RequestHandler):
         admission: what was decided about it when it was made.
     """
 
-    __slots__ = ("_address", "_end", "_peers", "admission")
+    __slots__ = ("_end", "_peers", "admission")
 
     admission: Admission
 
     def __init__(self, server: Server, peers: Peers, **settings: Any) -> None:
         super().__init__(server, **settings)
         self._peers = peers
-        self._address = ""
         self._end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Decide who this is, once for all requests that come by it."""
         peername = transport.get_extra_info("peername")
-        self._address = str(peername[0]) if peername else ""
-        self.admission = self._peers.connected(self._address)
+        self.admission = self._peers.connected(str(peername[0]) if peername else "")
         super().connection_made(transport)
         if self.admission.refusal is not None:
             self._end = self._loop.call_later(0.0 if self.admission.cut else _REFUSED_FOR, self.force_close)
@@ -59,7 +57,7 @@ class Connection(web.RequestHandler):
         """Give the client's place to another."""
         if self._end is not None:
             self._end.cancel()
-        self._peers.left(self._address, self.admission)
+        self._peers.left(self.admission)
         super().connection_lost(exc)
 
     def handle_error(
