@@ -14,7 +14,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench import cold_blob, hot_blob, hot_manifest, memory, million, parallel, prefetch
+from bench import cold_blob, cold_speed, hot_blob, hot_manifest, memory, million, parallel, prefetch
 from bench.lineup import Settings
 from bench.process import NotTakenError
 from bench.report import Report
@@ -25,6 +25,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], Report]] = {
     "hot-blob": hot_blob.measure,
     "hot-manifest": hot_manifest.measure,
     "cold-blob": cold_blob.measure,
+    "cold-speed": cold_speed.measure,
     "parallel": parallel.measure,
     "prefetch": prefetch.measure,
     "memory": memory.measure,
@@ -40,6 +41,7 @@ Measures the mirror beside nginx and docker-registry on this machine, all in one
   hot-blob      256 MiB held on disk, 1, 8 and 32 clients: throughput, CPU seconds per GB    2 min
   hot-manifest  requests per second by digest and by tag, 32 kept-alive connections          1 min
   cold-blob     16 clients on one 200 MB blob nobody holds, upstream at 50 MB/s in total     5 min
+  cold-speed    1 GB nobody holds, upstream unlimited, plain and TLS: throughput, CPU, first byte   4 min
   parallel      one 160 MB blob, upstream at 10 MB/s per connection, 4 connections and 1     1 min
   prefetch      a cold image of 12 layers, pulled by dockerd with and without prefetch       3 min
   memory        resident size with 500 downloads of distinct cold blobs under way            2 min

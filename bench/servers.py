@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -59,11 +59,12 @@ NGINX_FILES = """
 
 NGINX_PROXY = """
     proxy_cache_path {home}/cache levels=1:2 keys_zone=blobs:10m max_size=50g inactive=1d use_temp_path=off;
-    upstream origin {{ server 127.0.0.1:{origin}; keepalive 64; }}
+    upstream origin {{ server {origin}; keepalive 64; }}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         location / {{
-            proxy_pass http://origin;
+            proxy_pass {scheme}://origin;
+            {tls}
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_read_timeout 300s;
@@ -74,6 +75,24 @@ NGINX_PROXY = """
             proxy_cache_lock_timeout 300s;
         }}
     }}
+"""
+
+NGINX_ORIGIN = """
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{tls_port} ssl backlog=4096;
+        ssl_certificate {certificate};
+        ssl_certificate_key {certificate};
+        root {root};
+        location /v2/ {{ add_header Docker-Distribution-Api-Version registry/2.0; }}
+    }}
+"""
+
+NGINX_VERIFIES = """
+            proxy_ssl_verify on;
+            proxy_ssl_name localhost;
+            proxy_ssl_server_name on;
+            proxy_ssl_trusted_certificate {ca_file};
 """
 
 
@@ -90,6 +109,13 @@ class Mirror(Server):
     """A mirror, with the port of its admin address."""
 
     admin: int
+
+
+@dataclass
+class FastOrigin(Server):
+    """An upstream that sends as fast as the machine can, with the port where it does so over TLS."""
+
+    tls_port: int
 
 
 @dataclass
@@ -127,17 +153,39 @@ def nginx_files(home: Path, content: Path, workers: int, digest: str = '""') -> 
 
 
 @contextmanager
-def nginx_proxy(home: Path, upstream: int, workers: int) -> Iterator[Server]:
+def nginx_origin(home: Path, content: Path, certificate: Path) -> Iterator[FastOrigin]:
+    """nginx serving `content` as an upstream, plain and over TLS; `certificate` holds its key, too."""
+    port, tls_port = _free_port(), _free_port()
+    http = NGINX_ORIGIN.format(port=port, tls_port=tls_port, root=content, certificate=certificate)
+    with _nginx(_new(home), http, 1, port) as server:
+        yield FastOrigin(server.port, server.child, tls_port)
+
+
+def nginx_proxy(home: Path, upstream: int, workers: int) -> AbstractContextManager[Server]:
     """nginx as a caching proxy of the origin on port `upstream`, one fetch at a time per blob."""
-    port = _free_port()
-    new = _new(home)
-    with _nginx(new, NGINX_PROXY.format(port=port, origin=upstream, home=new), workers, port) as server:
-        yield server
+    return nginx_proxy_of(home, f"http://127.0.0.1:{upstream}", workers)
 
 
 @contextmanager
-def docker_registry(home: Path, upstream: int) -> Iterator[Server]:
+def nginx_proxy_of(home: Path, url: str, workers: int, ca_file: Path | None = None) -> Iterator[Server]:
+    """nginx as a caching proxy of the upstream at `url`, whose certificate is checked against `ca_file`."""
+    port = _free_port()
+    new = _new(home)
+    scheme, _, host = url.partition("://")
+    tls = NGINX_VERIFIES.format(ca_file=ca_file) if ca_file else ""
+    http = NGINX_PROXY.format(port=port, scheme=scheme, origin=host, home=new, tls=tls)
+    with _nginx(new, http, workers, port) as server:
+        yield server
+
+
+def docker_registry(home: Path, upstream: int) -> AbstractContextManager[Server]:
     """docker-registry in proxy mode with its default number of threads."""
+    return docker_registry_of(home, f"http://127.0.0.1:{upstream}")
+
+
+@contextmanager
+def docker_registry_of(home: Path, url: str) -> Iterator[Server]:
+    """docker-registry as a pull-through cache of the upstream at `url`."""
     new = _new(home)
     port = _free_port()
     config = {
@@ -145,7 +193,7 @@ def docker_registry(home: Path, upstream: int) -> Iterator[Server]:
         "log": {"level": "error", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(new / "store")}},
         "http": {"addr": f"127.0.0.1:{port}"},
-        "proxy": {"remoteurl": f"http://127.0.0.1:{upstream}"},
+        "proxy": {"remoteurl": url},
     }
     file = new / "config.yml"
     file.write_text(json.dumps(config))
@@ -154,12 +202,22 @@ def docker_registry(home: Path, upstream: int) -> Iterator[Server]:
         yield Server(port, child)
 
 
-@contextmanager
-def mirror(home: Path, upstream: int, workers: int, downloads: Mapping[str, object] | None = None) -> Iterator[Server]:
+def mirror(
+    home: Path, upstream: int, workers: int, downloads: Mapping[str, object] | None = None
+) -> AbstractContextManager[Server]:
     """The mirror with its defaults but for `downloads`. NotTakenError tells its own words if it refuses."""
-    upstreams = {"docker.io": {"upstreams": [f"http://127.0.0.1:{upstream}"]}}
+    return mirror_of(home, f"http://127.0.0.1:{upstream}", workers, downloads=downloads)
+
+
+@contextmanager
+def mirror_of(
+    home: Path, url: str, workers: int, ca_file: Path | None = None, downloads: Mapping[str, object] | None = None
+) -> Iterator[Server]:
+    """The mirror of the upstream at `url`, whose certificate is checked against `ca_file`."""
+    upstream = {"upstreams": [url], **({"ca_file": str(ca_file)} if ca_file else {})}
     more = {"workers": workers} if workers > 1 else {}
-    with started_mirror(home, {"registries": upstreams, "downloads": dict(downloads or {}), **more}) as server:
+    settings = {"registries": {"docker.io": upstream}, "downloads": dict(downloads or {}), **more}
+    with started_mirror(home, settings) as server:
         _wait_answer(server.child, server.admin, "/healthz")
         _wait_answer(server.child, server.port, "/v2/")
         yield server
