@@ -85,6 +85,7 @@ class Leftovers:
         """Forget what is known about content that is gone."""
         tags = self._index.drop_tags(self._is_around, now - _FORGOTTEN)
         manifests = self._index.drop_manifests(self._is_around)
+        self._index.parts.drop(self._is_around, lambda: self._stopping.wait(_BREATH))
         grants = self._index.drop_grants(self._is_around, lambda: self._stopping.wait(_BREATH))
         if tags or manifests or grants:
             log.info("rows_dropped", tags=tags, manifests=manifests, grants=grants)

@@ -13,7 +13,8 @@ from mirror.core.names import Reference, Repository
 from mirror.errors import AccessDenied, NotFound, StorageError, UpstreamAnswer
 from mirror.images import MANIFEST_LIMIT
 from mirror.pull.context import Context
-from mirror.storage.index import Held, Kind
+from mirror.storage.index import Held
+from mirror.storage.parts import Kind, parts_of
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +89,7 @@ class Holdings:
         except StorageError as error:
             log.warning("manifest_not_stored", digest=str(manifest.digest), cause=str(error))
             return False
+        await context.in_thread(context.index.parts.put, repository, manifest.digest, parts_of(manifest))
         await self.learn_manifest(repository, manifest.digest, manifest.media_type, len(manifest.raw))
         return True
 

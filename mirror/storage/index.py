@@ -2,7 +2,8 @@
 
 tags        what a tag was found to name, and when a client asked for it last
 manifests   that a repository holds a manifest
-grants      that upstream granted a blob, or a manifest, within a scope: one repository, or a whole public registry
+grants      that upstream gave a blob, or a manifest, to a repository; and that a registry gave it to any of its own
+parts       what manifests name, and which manifests name something (`parts`)
 absent      upstream's negative answers, for a short while
 """
 
@@ -10,17 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.freshness import TagRecord
 from mirror.core.names import ImagePattern, Reference, Repository, Tag, parse_reference
 from mirror.core.popularity import NONE, Pulls
+from mirror.storage.parts import Kind, Parts
 from mirror.storage.table import Table
-
-# A digest can be asked for as either, and may exist as one and not as the other.
-Kind = Literal["manifest", "blob"]
 
 # Rows that are walked over in some milliseconds.
 _PAUSE_EVERY = 250
@@ -43,16 +42,22 @@ class Held:
 
 
 class Index:
-    """Facts by name. Reads cost microseconds; writes and walks belong in a thread."""
+    """Facts by name. Reads cost microseconds; writes and walks belong in a thread.
+
+    Attributes:
+        parts: what manifests name.
+    """
 
     def __init__(self, directory: str) -> None:
         self._tags = Table(f"{directory}/tags")
         self._manifests = Table(f"{directory}/manifests")
         self._grants = Table(f"{directory}/grants")
         self._absent = Table(f"{directory}/absent")
+        self.parts = Parts(directory)
 
     def close(self) -> None:
         """Let go of the databases."""
+        self.parts.close()
         for table in (self._tags, self._manifests, self._grants, self._absent):
             table.close()
 
@@ -139,7 +144,8 @@ class Index:
         self._manifests.set(f"manifest|{repository}|{digest}", asdict(held))
 
     def delete_manifest(self, repository: Repository, digest: Digest) -> None:
-        """Forget that a repository holds a manifest."""
+        """Forget that a repository holds a manifest, and what it names."""
+        self.parts.delete(repository, digest)
         self._manifests.delete(f"manifest|{repository}|{digest}")
 
     def manifests(self) -> Iterator[tuple[Repository, Digest]]:
@@ -161,12 +167,16 @@ class Index:
     # ---- grants
 
     def granted(self, kind: Kind, scope: str, digest: Digest) -> int | None:
-        """The size in bytes of what upstream granted, or None."""
+        """The size in bytes of what upstream granted, -1 if it did not tell; None if it is not known to grant it.
+
+        Args:
+            scope: a repository; or a registry, for whether any of its repositories was given it.
+        """
         value = self._grants.get(f"{kind}|{scope}|{digest}")
         return value if isinstance(value, int) else None
 
     def grant(self, kind: Kind, scope: str, digest: Digest, size: int) -> None:
-        """Remember that upstream granted this within `scope`."""
+        """Remember that upstream granted this within `scope`; `size` in bytes, -1 if it did not tell."""
         self._grants.set(f"{kind}|{scope}|{digest}", size)
 
     def drop_grants(self, is_around: Callable[[Digest], bool], pause: Callable[[], bool] = lambda: False) -> int:

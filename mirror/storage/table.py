@@ -9,12 +9,13 @@ Values are JSON text. diskcache's own way of storing objects, pickle, is neither
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sqlite3
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import diskcache
@@ -29,7 +30,8 @@ _CACHED_PAGES = 256
 # Text sorts before everything that does not belong here but numbers, which come before "".
 _PAGE = "SELECT key FROM Cache WHERE key > ? AND raw = 1 AND typeof(key) = 'text' ORDER BY key LIMIT 250"
 _ROWS = """SELECT key, value FROM Cache WHERE key >= ? AND key < ? AND mode = ? AND typeof(value) = 'text'
-    AND (expire_time IS NULL OR expire_time > ?) ORDER BY key"""
+    AND (expire_time IS NULL OR expire_time > ?) ORDER BY key LIMIT ?"""
+_KEYS = "SELECT key FROM Cache WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
 # A damaged table is opened again at most this often, in seconds.
 _MEND_EVERY = 10.0
 _FAILURES = (sqlite3.Error, diskcache.Timeout, OSError, ValueError, TypeError, KeyError, AttributeError)
@@ -56,17 +58,21 @@ class _JsonDisk(diskcache.Disk):  # type: ignore[misc]
 
 
 class _Database(diskcache.Cache):  # type: ignore[misc]
-    def keys_from(self, prefix: str) -> list[str]:
-        """Every key that begins with `prefix`, by way of the index over keys."""
-        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-        rows = self._sql("SELECT key FROM Cache WHERE key >= ? AND key < ? ORDER BY key", (prefix, end)).fetchall()
+    def keys_from(self, prefix: str, most: int) -> list[str]:
+        """Every key that begins with `prefix`, by way of the index over keys; at most `most`, -1 for all."""
+        rows = self._sql(_KEYS, (prefix, _after(prefix), most)).fetchall()
         return [key for (key,) in rows]
 
-    def rows_from(self, prefix: str) -> list[tuple[str, str]]:
-        """Every key that begins with `prefix`, with its value as it is stored."""
-        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-        rows: list[tuple[str, str]] = self._sql(_ROWS, (prefix, end, diskcache.core.MODE_TEXT, time.time())).fetchall()
+    def rows_from(self, prefix: str, most: int) -> list[tuple[str, str]]:
+        """Every key that begins with `prefix`, with its value as it is stored; at most `most`, -1 for all."""
+        values = (prefix, _after(prefix), diskcache.core.MODE_TEXT, time.time(), most)
+        rows: list[tuple[str, str]] = self._sql(_ROWS, values).fetchall()
         return rows
+
+
+def _after(prefix: str) -> str:
+    """The first text that sorts after everything that begins with `prefix`."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 class Table:
@@ -105,26 +111,49 @@ class Table:
         except _FAILURES as error:
             log.warning("index_write_failed", cause=str(error))
 
-    def keys(self) -> Iterator[str]:
-        """Every key in order, those that came or went meanwhile perhaps not."""
+    def set_many(self, rows: Iterable[tuple[str, Any]]) -> None:
+        """Keep several values, all of them or none."""
         try:
-            yield from self._walk()
+            with self._cache.transact():
+                for key, value in rows:
+                    self._cache.set(key, value)
+        except _FAILURES as error:
+            log.warning("index_write_failed", cause=str(error))
+            self._mend(error)
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """Forget several keys."""
+        try:
+            with self._cache.transact():
+                for key in keys:
+                    self._cache.delete(key)
+        except _FAILURES as error:
+            log.warning("index_write_failed", cause=str(error))
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Every key that begins with `prefix`, in order and a page at a time, those that came or went meanwhile perhaps not."""
+        try:
+            yield from itertools.takewhile(lambda key: key.startswith(prefix), self._walk(prefix))
         except _FAILURES as error:
             log.warning("index_read_failed", cause=str(error))
 
-    def keys_from(self, prefix: str) -> list[str]:
-        """Every key that begins with `prefix`, in order."""
+    def keys_from(self, prefix: str, most: int = -1) -> list[str]:
+        """Every key that begins with `prefix`, in order; at most `most`, -1 for all."""
         try:
-            found: list[str] = self._cache.keys_from(prefix)
+            found: list[str] = self._cache.keys_from(prefix, most)
         except _FAILURES as error:
             log.warning("index_read_failed", cause=str(error))
             return []
         return found
 
-    def items_from(self, prefix: str) -> Iterator[tuple[str, Any]]:
-        """Every key that begins with `prefix`, with its value, read at once; an unreadable one hides no other."""
+    def items_from(self, prefix: str, most: int = -1) -> Iterator[tuple[str, Any]]:
+        """Every key that begins with `prefix`, with its value, read at once; an unreadable one hides no other.
+
+        Args:
+            most: so many at most, -1 for all.
+        """
         try:
-            rows = self._cache.rows_from(prefix)
+            rows = self._cache.rows_from(prefix, most)
         except _FAILURES as error:
             log.warning("index_read_failed", cause=str(error))
             self._mend(error)
@@ -140,11 +169,10 @@ class Table:
             if value is not None:
                 yield key, value
 
-    def _walk(self) -> Iterator[str]:
+    def _walk(self, last: str) -> Iterator[str]:
         # diskcache's own walk reads every page's predecessors again, which for a million keys takes many minutes.
         path = urllib.parse.quote(os.path.abspath(f"{self._directory}/{diskcache.core.DBNAME}"))
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", timeout=_BUSY, uri=True)) as database:
-            last = ""
             while page := database.execute(_PAGE, (last,)).fetchall():
                 for (last,) in page:
                     yield last
