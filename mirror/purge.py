@@ -5,8 +5,9 @@ Blocks for as long as reading the held manifests takes; belongs in a thread.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
@@ -105,8 +106,9 @@ class Purge:
 
     def _expire(self, going: list[tuple[Repository, Tag, TagRecord]], *, dry_run: bool) -> Purged:
         if not dry_run:
-            for repository, tag, record in going:
-                self._index.put_tag(repository, tag, replace(record, due=True))
+            now = time.time()
+            for repository, tag, _ in going:
+                self._index.expire_tag(repository, tag, now)
             self._generation.change()
         return Purged(len(going), 0, 0, 0)
 

@@ -1,6 +1,6 @@
 """When a cached tag is served, and when it is checked again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from mirror.core.digest import Digest
@@ -10,8 +10,8 @@ from mirror.core.digest import Digest
 class TagRecord:
     """What a tag was found to name. The times are seconds since the epoch.
 
-    `checked`: upstream confirmed it; `changed`: it began to name this digest; `pulled`: a client asked last.
-    `due`: it is to be checked at its next pull, however young it is.
+    `checked`: upstream was asked, and confirmed it; `changed`: it began to name this digest; `pulled`: a client asked last.
+    `due`: since then a check that began earlier does not count, however young it is; 0 if nobody wants that.
     """
 
     digest: Digest
@@ -20,7 +20,7 @@ class TagRecord:
     checked: float
     changed: float
     pulled: float
-    due: bool = False
+    due: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +52,26 @@ def decide(record: TagRecord | None, now: float, ttl: float) -> Decision:
     """
     if record is None:
         return Unknown()
-    return Fresh(record) if 0 <= now - record.checked < ttl and not record.due else Due(record)
+    return Fresh(record) if 0 <= now - record.checked < ttl and record.due <= record.checked else Due(record)
+
+
+def is_superseded(asked: float, noted: float, now: float) -> bool:
+    """Whether the answer to a question asked of upstream at `asked` is older than what is noted, which was asked for at `noted`.
+
+    A note from the future was made before the clock was set back, and says nothing.
+    """
+    return asked < noted <= now
+
+
+def after_check(known: TagRecord | None, found: TagRecord, now: float) -> TagRecord | None:
+    """The record to keep after a check that began at `found.checked`; None if what is known comes from one that began later."""
+    if known is None:
+        return found
+    if is_superseded(found.checked, known.checked, now):
+        return None
+    return replace(
+        found,
+        changed=known.changed if known.digest == found.digest else found.changed,
+        pulled=max(known.pulled, found.pulled),
+        due=known.due if is_superseded(found.checked, known.due, now) else 0.0,
+    )

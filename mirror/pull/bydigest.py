@@ -49,20 +49,20 @@ class ByDigest:
 
     async def asked(self, repository: Repository, reference: Reference) -> ManifestHead:
         """What upstream's HEAD tells of a manifest; its no is remembered."""
-        registry = self._context.registry(repository)
+        registry, asked = self._context.registry(repository), self._context.clock()
         try:
             return await registry.head_manifest(repository.path, reference)
         except UpstreamAnswer as error:
-            await self._remember_no(repository, reference, error)
+            await self._remember_no(repository, reference, error, asked)
             raise
 
     async def fetch(self, repository: Repository, reference: Reference) -> ManifestAnswer:
         """Get a manifest from upstream and store it; schema 1 and what the store cannot take are passed through."""
-        registry = self._context.registry(repository)
+        registry, asked = self._context.registry(repository), self._context.clock()
         try:
             manifest = await registry.manifest(repository.path, reference)
         except UpstreamAnswer as error:
-            await self._remember_no(repository, reference, error)
+            await self._remember_no(repository, reference, error, asked)
             raise
         answer = ManifestAnswer(manifest.digest, manifest.media_type, len(manifest.raw), manifest.raw, Outcome.MISS)
         if manifest.kind is ManifestKind.SCHEMA1 or not await self._holdings.keep(repository, manifest):
@@ -107,9 +107,16 @@ class ByDigest:
             return None
         return ManifestAnswer(digest, head.media_type, head.size, None, Outcome.MISS)
 
-    async def _remember_no(self, repository: Repository, reference: Reference, error: UpstreamAnswer) -> None:
+    async def _remember_no(self, repository: Repository, reference: Reference, error: UpstreamAnswer, asked: float) -> None:
+        if isinstance(reference, Tag) and not await self._refused(repository, reference, error, asked):
+            return
         await self._holdings.remember_absent("manifest", repository, reference, error)
-        kept = repository.registry in self._context.policies.keep_deleted
-        if isinstance(reference, Tag) and isinstance(error, NotFound) and not kept:
-            await self._context.in_thread(self._context.index.delete_tag, repository, reference)
-            self._context.generation.change()
+
+    async def _refused(self, repository: Repository, tag: Tag, error: UpstreamAnswer, asked: float) -> bool:
+        """Note that upstream, asked at `asked`, refused a tag; False if a check that began later has found it."""
+        context = self._context
+        delete = isinstance(error, NotFound) and repository.registry not in context.policies.keep_deleted
+        counts = await context.in_thread(context.index.note_refusal, repository, tag, asked, context.clock(), delete=delete)
+        if counts and delete:
+            context.generation.change()
+        return counts

@@ -37,7 +37,7 @@ class ByTag:
         self._by_digest = by_digest
         self._records = records
         self._logged: dict[tuple[str, str], float] = {}
-        self._checks: Flights[ManifestAnswer] = Flights()
+        self._checks: Flights[tuple[ManifestAnswer, float]] = Flights()
 
     async def get(self, repository: Repository, tag: Tag, *, head: bool) -> tuple[ManifestAnswer, float]:
         """The manifest that a tag names, and until when that is good; raises like `Manifests.get`."""
@@ -49,14 +49,14 @@ class ByTag:
         key = (repository, tag, head and record is None)
         try:
             self._holdings.refuse_absent("manifest", repository, tag)
-            answer, joined = await self._checks.run(key, lambda: self._check(repository, tag, record, head=head))
+            (answer, good_until), joined = await self._checks.run(key, lambda: self._check(repository, tag, record, head=head))
         except (UpstreamError, UpstreamAnswer) as error:
             return self._stale(repository, tag, record, error), 0.0
         if answer.raw is None and not head:
             answer = await self._by_digest.get(repository, answer.digest, head=False)
         elif joined:
             answer = replace(answer, outcome=Outcome.JOINED)
-        return answer, context.clock() + ttl
+        return answer, good_until
 
     async def close(self) -> None:
         """Stop asking upstream."""
@@ -71,12 +71,16 @@ class ByTag:
             return ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.HIT)
         return await self._by_digest.get(repository, record.digest, head=False)
 
-    async def _check(self, repository: Repository, tag: Tag, record: TagRecord | None, *, head: bool) -> ManifestAnswer:
-        """Ask upstream what a tag names now; the record changes only when what it names is there to be served.
+    async def _check(
+        self, repository: Repository, tag: Tag, record: TagRecord | None, *, head: bool
+    ) -> tuple[ManifestAnswer, float]:
+        """Ask upstream what a tag names now, and tell until when that is good, counted from when it was asked.
 
+        The record changes only when what it names is there to be served.
         By HEAD, also for a tag that is not known: it costs no pull, and who asks for its digest, or for another tag of the same
         image, at the same time or later, costs none either.
         """
+        asked = self._context.clock()
         now = await self._by_digest.asked(repository, tag)
         if now.digest is None:
             answer = await self._by_digest.fetch(repository, tag)
@@ -88,9 +92,11 @@ class ByTag:
             answer = ManifestAnswer(now.digest, now.media_type, now.size, None, Outcome.MISS)
         else:
             answer = await self._told(repository, tag, now.digest)
-        if answer.outcome is not Outcome.BYPASS:
-            await self._records.found(repository, tag, answer)
-        return answer
+        if answer.outcome is Outcome.BYPASS:
+            return answer, 0.0
+        known = await self._records.found(repository, tag, answer, asked=asked)
+        counts = known is not None and known.digest == answer.digest
+        return answer, asked + self._context.policies.of(repository, tag).ttl if counts else 0.0
 
     async def _told(self, repository: Repository, tag: Tag, digest: Digest) -> ManifestAnswer:
         """The manifest that a HEAD of the tag has named."""

@@ -43,27 +43,22 @@ class Records:
         return self._context.index.tag(repository, tag)
 
     async def found(
-        self, repository: Repository, tag: Tag, answer: ManifestAnswer, *, pulled: bool = True, checked: float | None = None
-    ) -> None:
-        """Write down what upstream says now that a tag names.
+        self, repository: Repository, tag: Tag, answer: ManifestAnswer, *, asked: float, pulled: bool = True
+    ) -> TagRecord | None:
+        """Write down what a check has found a tag to name, and return what is known now.
+
+        The checks of one tag are ordered by when they began: what a later one has written stays.
 
         Args:
+            asked: when the check began, in seconds since the epoch.
             pulled: whether a client has asked; else the time of the last pull stays.
-            checked: when upstream has said so; now, if nothing is said.
         """
         context, now = self._context, self._context.clock()
-        # Read again: the check may have taken long, and others check, too.
-        known = self.of(repository, tag)
-        moved = known is not None and known.digest != answer.digest
-        record = TagRecord(
-            answer.digest,
-            answer.media_type,
-            answer.size,
-            checked=now if checked is None else checked,
-            changed=now if known is None or moved else known.changed,
-            pulled=now if pulled or known is None else known.pulled,
-        )
-        await context.in_thread(context.index.put_tag, repository, tag, record)
-        if known is not None and moved:
+        # Of a tag that was not known the first check counts as its pull.
+        last = now if pulled or self.of(repository, tag) is None else 0.0
+        found = TagRecord(answer.digest, answer.media_type, answer.size, checked=asked, changed=now, pulled=last)
+        before, after = await context.in_thread(context.index.note_check, repository, tag, found, now)
+        if before is not None and after is not None and before.digest != after.digest:
             context.generation.change()
-            self._moved(Move(repository, tag, known.digest, answer.digest, now))
+            self._moved(Move(repository, tag, before.digest, after.digest, now))
+        return after

@@ -1,6 +1,6 @@
 """The index: what is known of tags, of what repositories hold, and of what upstream does not have.
 
-tags        what a tag was found to name, and when a client asked for it last
+tags        what a tag was found to name, when upstream said that there was none, and when a client asked for it last
 manifests   that a repository holds a manifest
 grants      that upstream gave a blob, or a manifest, to a repository; and that a registry gave it to any of its own
 parts       what manifests name, and which manifests name something (`parts`)
@@ -9,18 +9,21 @@ absent      upstream's negative answers, for a short while
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
-from mirror.core.freshness import TagRecord
+from mirror.core.freshness import TagRecord, after_check, is_superseded
 from mirror.core.names import ImagePattern, Reference, Repository, Tag, parse_reference
 from mirror.core.popularity import NONE, Pulls
 from mirror.storage.parts import Kind, Parts
 from mirror.storage.table import Table
 
+# Seconds that a check of a tag may take: with all its content fetched, as long as that takes.
+_LONGEST_CHECK = 86400.0
 # Rows that are walked over in some milliseconds.
 _PAUSE_EVERY = 250
 
@@ -70,6 +73,63 @@ class Index:
     def put_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """Remember what a tag names."""
         self._tags.set(f"tag|{repository}|{tag}", {**asdict(record), "digest": str(record.digest)})
+
+    def note_check(
+        self, repository: Repository, tag: Tag, found: TagRecord, now: float
+    ) -> tuple[TagRecord | None, TagRecord | None]:
+        """Remember what a check has found, unless one that began later, in whatever process, has noted its own result.
+
+        Args:
+            found: its `checked` is when the check began.
+
+        Returns:
+            What was known before, and what counts now: what was found, too, if it could not be written down.
+        """
+
+        def work() -> tuple[TagRecord | None, TagRecord | None]:
+            known = self.tag(repository, tag)
+            if is_superseded(found.checked, self._refused(repository, tag), now):
+                return known, known
+            kept = after_check(known, found, now)
+            if kept is None:
+                return known, known
+            self.put_tag(repository, tag, kept)
+            return known, kept
+
+        return self._tags.change(work) or (None, found)
+
+    def note_refusal(self, repository: Repository, tag: Tag, asked: float, now: float, *, delete: bool) -> bool:
+        """Remember that upstream, asked at `asked`, had no such tag or did not grant it; False if a later check found it.
+
+        Args:
+            delete: forget what the tag was found to name.
+        """
+
+        def work() -> bool:
+            known = self.tag(repository, tag)
+            if known is not None and is_superseded(asked, known.checked, now):
+                return False
+            if delete:
+                self.delete_tag(repository, tag)
+            self._tags.set(f"refused|{repository}|{tag}", asked, _LONGEST_CHECK)
+            return True
+
+        # A table that cannot be had has nothing later.
+        return self._tags.change(work) is not False
+
+    def expire_tag(self, repository: Repository, tag: Tag, when: float) -> None:
+        """Have a tag checked at its next pull, by a check that begins after `when`."""
+
+        def work() -> None:
+            known = self.tag(repository, tag)
+            if known is not None:
+                self.put_tag(repository, tag, replace(known, due=max(when, math.nextafter(known.checked, math.inf))))
+
+        self._tags.change(work)
+
+    def _refused(self, repository: Repository, tag: Tag) -> float:
+        when = self._tags.get(f"refused|{repository}|{tag}")
+        return when if isinstance(when, float) else 0.0
 
     def note_pull(self, repository: Repository, tag: Tag, when: float, times: int = 1) -> None:
         """Remember that clients asked, the last of them at `when`; kept apart, so that what the tag names cannot be overwritten.
@@ -247,7 +307,7 @@ def _tag_record(value: Any) -> TagRecord | None:
             float(value["checked"]),
             float(value["changed"]),
             float(value["pulled"]),
-            bool(value.get("due")),
+            float(value.get("due") or 0.0),
         )
     except _MALFORMED:
         return None

@@ -15,13 +15,15 @@ import os
 import sqlite3
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import diskcache
 import structlog
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 # Seconds that a process waits for another one's write. Facts are not worth more.
 _BUSY = 2.0
@@ -103,6 +105,16 @@ class Table:
         except _FAILURES as error:
             log.warning("index_write_failed", cause=str(error))
             self._mend(error)
+
+    def change(self, work: Callable[[], T]) -> T | None:
+        """Do several reads and writes in one step, between which no other process writes; None if the table cannot be had."""
+        try:
+            with self._cache.transact():
+                return work()
+        except _FAILURES as error:
+            log.warning("index_write_failed", cause=str(error))
+            self._mend(error)
+            return None
 
     def delete(self, key: str) -> None:
         """Forget a key."""

@@ -177,8 +177,9 @@ class Bringer:
         if known not in (old, answer.digest):
             gone = "was purged, or deleted upstream, meanwhile"
             return Brought("moved", old, known) if known is not None else Brought("gone", old, cause=gone)
-        await self._records.found(target.repository, tag, answer, pulled=False, checked=asked)
-        return Brought("unchanged" if answer.digest == old else "moved", old, answer.digest)
+        now = await self._records.found(target.repository, tag, answer, asked=asked, pulled=False)
+        new = answer.digest if now is None else now.digest
+        return Brought("unchanged" if new == old else "moved", old, new)
 
     async def _wish(self, target: Target, old: Digest | None) -> _Wish:
         if old is None:

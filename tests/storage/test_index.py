@@ -1,6 +1,8 @@
 """The index: facts about tags, manifests, rights and absences, which survive a restart and can be lost without harm."""
 
 import sqlite3
+import threading
+from dataclasses import replace
 
 import pytest
 
@@ -73,6 +75,52 @@ def test_tag_moves_and_goes(index):
     index.delete_tag(NGINX, TAG)
     index.delete_tag(NGINX, TAG)
     assert index.tag(NGINX, TAG) is None
+
+
+def test_later_check_stays_whichever_process_writes_last(index, directory, monkeypatch):
+    """A check is noted in one step: another process's later one cannot come between the look at the record and its change."""
+    other = Index(directory)
+    later = replace(RECORD, digest=OTHER, checked=20.0)
+    noting = threading.Thread(target=other.note_check, args=(NGINX, TAG, later, 30.0))
+    write = index.put_tag
+
+    def slowly(*args):
+        noting.start()
+        noting.join(0.3)
+        write(*args)
+
+    monkeypatch.setattr(index, "put_tag", slowly)
+    index.note_check(NGINX, TAG, RECORD, 30.0)
+    noting.join()
+    assert index.tag(NGINX, TAG).digest == OTHER
+    other.close()
+
+
+def test_checks_and_refusals_are_ordered_by_their_beginning(index):
+    """Of a check and a refusal that overlap, the one that began later counts, in whatever order they end."""
+    assert index.note_refusal(NGINX, TAG, 20.0, 30.0, delete=True)
+    assert index.note_check(NGINX, TAG, RECORD, 30.0) == (None, None)
+    later = replace(RECORD, checked=21.0)
+    assert index.note_check(NGINX, TAG, later, 30.0) == (None, later)
+    assert not index.note_refusal(NGINX, TAG, 20.5, 30.0, delete=True)
+    assert index.tag(NGINX, TAG) == later
+    assert index.note_refusal(NGINX, TAG, 22.0, 30.0, delete=False)
+    assert index.tag(NGINX, TAG) == later
+    assert index.note_refusal(NGINX, TAG, 22.0, 30.0, delete=True)
+    assert index.tag(NGINX, TAG) is None
+
+
+def test_tag_is_expired_as_it_is_now(index):
+    """To have a tag checked changes nothing else of it, and brings back none that has gone."""
+    index.expire_tag(NGINX, TAG, 15.0)
+    assert index.tag(NGINX, TAG) is None
+    # The later time is that of a clock that has been set back since.
+    for when in (15.0, 1.0):
+        index.put_tag(NGINX, TAG, RECORD)
+        index.expire_tag(NGINX, TAG, when)
+        record = index.tag(NGINX, TAG)
+        assert record.due > record.checked
+        assert replace(record, due=0.0) == RECORD
 
 
 def test_last_pull(index):
