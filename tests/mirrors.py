@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -15,8 +14,8 @@ from mirror.config import Config
 from mirror.service.mirror import Mirror
 from mirror.service.sockets import listen
 from mirror.service.store import Store
-
-GIVE_UP = 20.0
+from tests.support.names import sha256
+from tests.support.waiting import LIMIT, eventually
 
 
 class MirrorUnderTest:
@@ -54,7 +53,7 @@ class MirrorUnderTest:
         self.mirror = Mirror(config, None, self.store)
         self._stop = asyncio.Event()
         self._task = asyncio.create_task(self.mirror.serve(*sockets, self._stop))
-        self.session = aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=GIVE_UP))
+        self.session = aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=LIMIT))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -100,9 +99,7 @@ class MirrorUnderTest:
 
     async def recovered(self) -> None:
         """Wait until every upstream that was out of order has been found to be back."""
-        async with asyncio.timeout(GIVE_UP):
-            while not all(value for name, value in (await self.metrics()).items() if "_upstream_up{" in name):
-                await asyncio.sleep(0.05)
+        await eventually(self.metrics, holds=lambda seen: all(value for name, value in seen.items() if "_upstream_up{" in name))
 
     def holds(self, digest: object) -> bool:
         """Whether a blob lies in the store under its final name."""
@@ -121,9 +118,7 @@ class MirrorUnderTest:
 
     async def idle(self) -> None:
         """Wait until no download is under way."""
-        async with asyncio.timeout(GIVE_UP):
-            while len(self.mirror._downloads):
-                await asyncio.sleep(0.01)
+        await eventually(lambda: not len(self.mirror._downloads))
 
 
 class Answer:
@@ -138,7 +133,7 @@ class Answer:
 
     @property
     def sha256(self) -> str:
-        return "sha256:" + hashlib.sha256(self.body).hexdigest()
+        return sha256(self.body)
 
     def code(self) -> str:
         """The code of an error answer."""

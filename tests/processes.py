@@ -4,20 +4,13 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 
 import aiohttp
 import yaml
 
-LIMIT = 20.0
-
-
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+from tests.support.names import free_port
+from tests.support.waiting import LIMIT
 
 
 class Process:

@@ -4,7 +4,7 @@ import asyncio
 import json
 from dataclasses import dataclass
 
-LIMIT = 10.0
+from tests.support.waiting import LIMIT
 
 
 @dataclass

@@ -8,8 +8,8 @@ import pytest
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
 from mirror.storage.layout import Layout
-from tests.descriptors import opened_under
 from tests.download.world import World, open_partial
+from tests.support.files import opened_under
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,10 @@ from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
 from mirror.download.reader import ArrivingBody, Span
 from mirror.errors import DigestMismatch, NotFound, StorageError, UpstreamCut, UpstreamNonsense, UpstreamTimeout
-from tests.descriptors import opened_under
 from tests.download.source import ScriptedSource
-from tests.download.world import HELD_BACK, content
+from tests.download.world import HELD_BACK
+from tests.support.files import opened_under
+from tests.support.names import content
 
 DATA = content(2 * CHUNK + 12_345)
 

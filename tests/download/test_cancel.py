@@ -8,9 +8,11 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
-from tests.descriptors import opened_under
 from tests.download.source import ScriptedSource
-from tests.download.world import GIVE_UP, InlineExecutor, World, content, open_partial
+from tests.download.world import InlineExecutor, World, open_partial
+from tests.support.files import opened_under
+from tests.support.names import content
+from tests.support.waiting import LIMIT
 
 DATA = content(3 * CHUNK + 5000)
 DIGEST = Digest.of(DATA)
@@ -41,7 +43,7 @@ async def interrupted(world, source, turns, readers):
     pulls = [world.pull(worker, source, start, stop) for start, stop in readers]
     for _ in range(turns):
         await asyncio.sleep(0)
-    async with asyncio.timeout(GIVE_UP):
+    async with asyncio.timeout(LIMIT):
         await worker.close()
         await asyncio.wait([reader.task for reader in pulls])
     return world.holds(DATA)
@@ -87,13 +89,13 @@ async def test_stopped_while_the_partial_is_being_opened(world, monkeypatch):
 
     def slow(descriptor):
         begun.set()
-        go.wait(GIVE_UP)
+        go.wait(LIMIT)
         return real(descriptor)
 
     monkeypatch.setattr(partial, "Lock", slow)
     worker = world.worker()
     reader = world.pull(worker, ScriptedSource(DATA))
-    assert await asyncio.to_thread(begun.wait, GIVE_UP)
+    assert await asyncio.to_thread(begun.wait, LIMIT)
     closing = asyncio.create_task(worker.close())
     await asyncio.sleep(0)
     go.set()

@@ -9,7 +9,8 @@ from mirror.download.partial import CHUNK
 from mirror.download.reader import ArrivingBody
 from mirror.errors import DigestMismatch, MirrorError, NotFound
 from tests.download.source import ScriptedSource
-from tests.download.world import HELD_BACK, content
+from tests.download.world import HELD_BACK
+from tests.support.names import content
 
 DATA = content(2 * CHUNK + 12_345)
 SMALL = content(HELD_BACK)

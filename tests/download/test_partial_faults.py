@@ -8,8 +8,8 @@ import pytest
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
 from mirror.errors import StorageError
-from tests.descriptors import opened_under
 from tests.download.world import open_partial, reopened
+from tests.support.files import opened_under
 
 DIGEST = Digest.of(b"a blob")
 

@@ -7,9 +7,10 @@ import pytest
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK, Partial
 from mirror.errors import UpstreamCut, UpstreamFailing, UpstreamNonsense
-from tests.descriptors import opened_under
 from tests.download.source import ScriptedSource
-from tests.download.world import HELD_BACK, content
+from tests.download.world import HELD_BACK
+from tests.support.files import opened_under
+from tests.support.names import content
 
 DATA = content(8 * CHUNK)
 FAR = 6 * CHUNK

@@ -13,7 +13,7 @@ from mirror.errors import (
     UpstreamUnreachable,
 )
 from tests.download.source import ScriptedSource
-from tests.download.world import content
+from tests.support.names import content
 
 DATA = content(3 * CHUNK + 12_345)
 BREAK = len(DATA) * 7 // 10

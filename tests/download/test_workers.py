@@ -12,7 +12,9 @@ from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK, Partial
 from mirror.errors import NotFound, StorageError
 from tests.download.source import ScriptedSource
-from tests.download.world import GIVE_UP, HELD_BACK, content, open_partial
+from tests.download.world import HELD_BACK, open_partial
+from tests.support.names import content
+from tests.support.waiting import LIMIT
 
 DATA = content(4 * CHUNK + 12_345)
 DIGEST = Digest.of(DATA)
@@ -81,7 +83,7 @@ async def test_step_to_the_next_chunk_leaves_no_gap(world, first, second, monkey
     def write(self, offset, data):
         real(self, offset, data)
         if offset + len(data) == CHUNK:
-            assert seen.wait(GIVE_UP)
+            assert seen.wait(LIMIT)
 
     monkeypatch.setattr(Partial, "write", write)
     driver, follower = world.worker(), world.worker()
@@ -234,7 +236,8 @@ async def test_other_worker_that_makes_no_progress(world, first, second, monkeyp
 KILLED = """
 import asyncio, sys
 from tests.download.source import ScriptedSource
-from tests.download.world import World, content
+from tests.download.world import World
+from tests.support.names import content
 
 async def main():
     world = World(sys.argv[1])
@@ -255,7 +258,7 @@ async def test_killed_process_is_succeeded(world, second):
         sys.executable, "-c", KILLED, world.layout.root, str(len(DATA)), str(MIDDLE), stdout=subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(GIVE_UP):
+        async with asyncio.timeout(LIMIT):
             assert await process.stdout.readline() == b"there\n"
         reader = world.pull(world.worker(), second)
         await reader.has(MIDDLE)

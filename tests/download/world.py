@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import random
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 from mirror.core.digest import Digest
@@ -14,14 +13,9 @@ from mirror.errors import MirrorError
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
 from mirror.storage.room import Room
+from tests.support.waiting import LIMIT
 
-GIVE_UP = 10
 HELD_BACK = 64 << 10
-
-
-def content(size, seed=1):
-    """Bytes that are the same for the same seed and different in every chunk."""
-    return random.Random(seed).randbytes(size)
 
 
 def open_partial(layout, digest):
@@ -77,7 +71,7 @@ class Reader:
 
     async def has(self, count):
         """Wait until so many bytes have been read."""
-        async with asyncio.timeout(GIVE_UP):
+        async with asyncio.timeout(LIMIT):
             while len(self.data) < count:
                 assert not self.task.done(), f"ended after {len(self.data)} bytes: {self.error}"
                 self._news.clear()
@@ -85,7 +79,7 @@ class Reader:
 
     async def whole(self):
         """What was asked for, to its end; raises what kept it from there."""
-        async with asyncio.timeout(GIVE_UP):
+        async with asyncio.timeout(LIMIT):
             await asyncio.wait([self.task])
         if self.error is not None:
             raise self.error
@@ -93,7 +87,7 @@ class Reader:
 
     async def ended_short(self):
         """Wait for the end and return the error that it ended with."""
-        async with asyncio.timeout(GIVE_UP):
+        async with asyncio.timeout(LIMIT):
             await asyncio.wait([self.task])
         assert self.error is not None
         return self.error
@@ -145,7 +139,7 @@ class World:
 
     async def ended(self, count=1):
         """Wait for so many ends of downloads in all, and return their results."""
-        async with asyncio.timeout(GIVE_UP):
+        async with asyncio.timeout(LIMIT):
             while len(self.results) < count:
                 self._news.clear()
                 await self._news.wait()
@@ -153,13 +147,13 @@ class World:
 
     async def quiet(self):
         """Wait until no worker has anything under way."""
-        async with asyncio.timeout(GIVE_UP):
+        async with asyncio.timeout(LIMIT):
             while tasks := [task for worker in self._workers for task in worker._tasks]:
                 await asyncio.wait(tasks)
 
     async def close(self):
         for worker in self._workers:
-            async with asyncio.timeout(GIVE_UP):
+            async with asyncio.timeout(LIMIT):
                 await worker.close()
 
     def holds(self, data):

@@ -12,11 +12,12 @@ from tests.e2e.harness.dockerd import Dockerd
 from tests.e2e.harness.images import Content
 from tests.e2e.harness.mirror import Mirror, start_mirror
 from tests.e2e.harness.mounts import break_disk, fill_up, loop_disk, memory_disk
-from tests.e2e.harness.process import free_port, wait_until
 from tests.e2e.harness.samples import Samples
 from tests.e2e.harness.throttle import Throttle
 from tests.e2e.harness.upstream import Upstream
 from tests.e2e.test_faults import follow_to_quarter, read_exactly, sha256
+from tests.support.names import free_port
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

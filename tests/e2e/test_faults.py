@@ -11,10 +11,10 @@ import pytest
 from tests.e2e.harness.client import request, stream
 from tests.e2e.harness.dockerd import Dockerd, Progress, PullError
 from tests.e2e.harness.mirror import Mirror, start_mirror
-from tests.e2e.harness.process import free_port
 from tests.e2e.harness.samples import Samples
 from tests.e2e.harness.throttle import Throttle
 from tests.e2e.harness.upstream import Upstream
+from tests.support.names import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -13,10 +13,10 @@ from tests.e2e.harness.containerd import PullError as ContainerdError
 from tests.e2e.harness.dockerd import Dockerd, fetched_layers
 from tests.e2e.harness.dockerd import PullError as DockerdError
 from tests.e2e.harness.mirror import Mirror, start_mirror
-from tests.e2e.harness.process import wait_until
 from tests.e2e.harness.samples import Samples
 from tests.e2e.harness.skopeo import CopyError, Skopeo
 from tests.e2e.harness.upstream import Upstream
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

@@ -24,9 +24,9 @@ from tests.e2e.harness.images import (
 )
 from tests.e2e.harness.listener import Listener
 from tests.e2e.harness.mirror import Mirror, start_mirror
-from tests.e2e.harness.process import wait_until
 from tests.e2e.harness.skopeo import Skopeo
 from tests.e2e.harness.upstream import Upstream
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

@@ -10,11 +10,11 @@ import pytest
 from tests.e2e.harness.containerd import Containerd
 from tests.e2e.harness.dockerd import Dockerd
 from tests.e2e.harness.mirror import Mirror, start_mirror
-from tests.e2e.harness.process import wait_until
 from tests.e2e.harness.samples import Samples
 from tests.e2e.harness.skopeo import Skopeo
 from tests.e2e.harness.throttle import Throttle
 from tests.e2e.harness.upstream import Upstream
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

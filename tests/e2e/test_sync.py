@@ -11,10 +11,11 @@ import pytest
 from tests.e2e.harness.dockerd import Dockerd, fetched_layers
 from tests.e2e.harness.images import DOCKER, HOST_ARCHITECTURE, Image, build_image, build_index, layer_of_noise
 from tests.e2e.harness.mirror import Mirror, start_mirror
-from tests.e2e.harness.process import client_environment, run, wait_until
+from tests.e2e.harness.process import client_environment, run
 from tests.e2e.harness.samples import Samples
 from tests.e2e.harness.skopeo import Skopeo
 from tests.e2e.harness.upstream import Upstream
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

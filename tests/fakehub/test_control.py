@@ -9,6 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.support.waiting import eventually
+
 from .bodies import digest_of
 
 
@@ -69,9 +71,7 @@ async def test_scripts_and_settings(remote: Remote) -> None:
     assert (await remote.tell("GET", f"/script/{added['id']}"))["used"] == 1
     gate = await remote.tell("POST", "/script", {"rule": {"kind": "cdn"}, "faults": [{"fault": "Gate", "after": 1}]})
     asking = asyncio.create_task(remote.blob("acme/a", digest))
-    async with asyncio.timeout(10):
-        while not (await remote.tell("GET", f"/script/{gate['id']}"))["reached"][0]:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: remote.tell("GET", f"/script/{gate['id']}"), holds=lambda seen: seen["reached"][0])
     assert not asking.done()
     await remote.tell("POST", f"/script/{gate['id']}/release")
     assert (await asking)[0] == 200

@@ -1,6 +1,5 @@
 """Fixtures for tests of a whole mirror."""
 
-import asyncio
 import dataclasses
 import logging
 
@@ -8,8 +7,7 @@ import pytest
 import structlog
 
 from tests.clock import Clock
-
-GIVE_UP = 10.0
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -31,9 +29,7 @@ def all_in(mirror):
     """Waits until the mirror has so many requests under way, so that none of them comes after the fact."""
 
     async def wait(count):
-        async with asyncio.timeout(GIVE_UP):
-            while mirror.mirror._entrance.in_progress < count:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: mirror.mirror._entrance.in_progress >= count)
 
     return wait
 

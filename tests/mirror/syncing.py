@@ -1,15 +1,12 @@
 """What tests of syncing share: orders given over the admin address, and waiting for their end."""
 
-import asyncio
 import json
 import time
 
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
-from mirror.core.names import Repository, Tag
-
-GIVE_UP = 20.0
-APP = "library/app"
+from tests.support.names import APP, tag_name
+from tests.support.waiting import eventually
 
 
 class Orders:
@@ -31,13 +28,13 @@ class Orders:
 
     async def ended(self, name):
         """What came of an order."""
-        async with asyncio.timeout(GIVE_UP):
-            while True:
-                status, order = await self.ask("GET", f"/api/v1/sync/{name}")
-                assert status == 200
-                if order["result"] not in ("waiting", "running"):
-                    return order
-                await asyncio.sleep(0.02)
+
+        async def order():
+            status, answer = await self.ask("GET", f"/api/v1/sync/{name}")
+            assert status == 200
+            return answer
+
+        return await eventually(order, f"the end of {name}", holds=lambda order: order["result"] not in ("waiting", "running"))
 
     async def sync(self, *images):
         return await self.ended(await self.give("sync", images=list(images)))
@@ -50,12 +47,7 @@ class Orders:
 
     async def until(self, found):
         """Wait until the state is what `found` wants, and return it."""
-        async with asyncio.timeout(GIVE_UP):
-            while True:
-                state = await self.state()
-                if found(state):
-                    return state
-                await asyncio.sleep(0.02)
+        return await eventually(self.state, "the state of syncing", holds=found)
 
 
 async def pull(mirror, repository, tag, platform=None):
@@ -79,30 +71,15 @@ async def pull(mirror, repository, tag, platform=None):
     return digests
 
 
-def name(tag, repository=APP):
-    """What the index knows a tag by."""
-    return Repository.parse("docker.io", repository), Tag.parse(tag)
-
-
 def known(mirror, image, tag, *, repository=APP, pulled=0.0, pulls=1):
     """Put a tag into the index as if it had been pulled some seconds ago, and so often; of its content nothing is held."""
     now = time.time()
     record = TagRecord(Digest.parse(image.digest), image.media_type, len(image.raw), now - 3600, now - 3600, now - pulled)
-    mirror.store.index.put_tag(*name(tag, repository), record)
-    mirror.store.index.note_pull(*name(tag, repository), now - pulled, pulls)
+    mirror.store.index.put_tag(*tag_name(tag, repository), record)
+    mirror.store.index.note_pull(*tag_name(tag, repository), now - pulled, pulls)
 
 
 def named(mirror, tag, repository=APP):
     """The digest that a tag names here."""
-    record = mirror.store.index.tag(*name(tag, repository))
+    record = mirror.store.index.tag(*tag_name(tag, repository))
     return None if record is None else str(record.digest)
-
-
-async def until(condition, what="it"):
-    """Wait until something holds."""
-    try:
-        async with asyncio.timeout(GIVE_UP):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"not in time: {what}") from None

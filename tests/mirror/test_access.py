@@ -12,11 +12,12 @@ import pytest
 from mirror.errors import ConfigurationError
 from tests.fakehub import Rule
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import ABSENT
+from tests.support.waiting import eventually
 from tests.wire import Wire, ask, request
 
 PING = request("/v2/")
 KEPT = b"GET /v2/ HTTP/1.1\r\nHost: mirror\r\n\r\n"
-ABSENT = f"sha256:{'0' * 64}"
 EVERYTHING = ["/v2/", "/v2", "/v2/_catalog", "/v2/library/app/manifests/1", f"/v2/library/app/blobs/{ABSENT}", "/nothing"]
 
 
@@ -115,9 +116,7 @@ async def connected(mirror, count):
 
 async def until_served(mirror):
     """Wait until a new connection is served again."""
-    async with asyncio.timeout(10):
-        while (await ask(mirror.port, PING)).status != 200:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: ask(mirror.port, PING), holds=lambda answer: answer.status == 200)
 
 
 async def test_connections_of_one_address(hub, tmp_path):
@@ -164,9 +163,7 @@ async def test_many_refused_connections_are_cut(hub, tmp_path):
             await wires[0].send(PING)
             assert (await wires[0].reply()).status == 403
         peers = mirror.mirror._entrance._door.peers
-        async with asyncio.timeout(10):
-            while peers._peers:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: not peers._peers)
         assert (peers._connections, peers._turned_away) == (0, 0)
 
 
@@ -177,9 +174,7 @@ async def test_requests_of_one_address(hub, tmp_path):
     blob = f"/v2/library/app/blobs/{image.layers[0].digest}"
     async with MirrorUnderTest(hub, tmp_path / "store", limits={"requests_per_address": 2}) as mirror:
         slow = [asyncio.create_task(mirror.get(blob)) for _ in range(2)]
-        async with asyncio.timeout(10):
-            while mirror.mirror._entrance.in_progress < 2:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: mirror.mirror._entrance.in_progress >= 2)
         answer = await mirror.get("/v2/")
         assert (answer.status, answer.code()) == (429, "TOOMANYREQUESTS")
         assert int(answer.headers["Retry-After"]) > 0
@@ -273,9 +268,7 @@ async def test_changed_passwords_count_at_once(hub, tmp_path, htpasswd, monkeypa
     monkeypatch.setattr("mirror.service.entrance._LOOK", 0.02)
 
     async def until(event, count):
-        async with asyncio.timeout(10):
-            while sum(entry["event"] == event for entry in log) < count:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: sum(entry["event"] == event for entry in log) >= count)
 
     async def status(password):
         return (await mirror.get("/v2/", headers={"Authorization": basic("alice", password)})).status
@@ -308,9 +301,7 @@ async def test_a_damaged_file_of_users_can_be_seen(hub, tmp_path, htpasswd, monk
             return response.status, (await response.json())["files"], await mirror.metric("renewed_files_ok")
 
     async def until(problems):
-        async with asyncio.timeout(10):
-            while bool((await state())[1]) != problems:
-                await asyncio.sleep(0.01)
+        await eventually(state, holds=lambda seen: bool(seen[1]) == problems)
 
     access = {"htpasswd_file": htpasswd, "anonymous": False}
     async with MirrorUnderTest(hub, tmp_path / "store", access=access) as mirror:
@@ -323,9 +314,7 @@ async def test_a_damaged_file_of_users_can_be_seen(hub, tmp_path, htpasswd, monk
         status, problems, metric = await state()
         assert (status, list(problems), metric) == (200, ["access.htpasswd_file"], 0)
         assert not [word for word in ("mallory", "hunter2") if word in str(problems)]
-        async with asyncio.timeout(10):
-            while sum(entry["event"] == "renewed_files_refused" for entry in log) < 3:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: sum(entry["event"] == "renewed_files_refused" for entry in log) >= 3)
         assert (await mirror.get("/v2/", headers=ALICE)).status == 200
         for headers in ({}, {"Authorization": WRONG["password"]}, {"Authorization": basic("mallory", "hunter2")}):
             assert (await mirror.get("/v2/", headers=headers)).status == 401
@@ -358,9 +347,7 @@ async def test_guessing_does_not_stop_others(hub, tmp_path, htpasswd, monkeypatc
         guesses = [
             asyncio.create_task(mirror.get("/v2/", headers={"Authorization": basic("alice", f"guess {n}")})) for n in range(12)
         ]
-        async with asyncio.timeout(10):
-            while sum(task.done() for task in guesses) < 8:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: sum(task.done() for task in guesses) >= 8)
         refused = [task.result() for task in guesses if task.done()]
         assert {answer.status for answer in refused} == {429}
         assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)

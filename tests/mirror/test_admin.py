@@ -8,10 +8,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakehub import NoHeaders, RateLimited, Rule, Status
+from tests.support.names import APP, TAG
+from tests.support.waiting import eventually
 from tests.wire import ask, request
-
-APP = "library/app"
-TAG = f"/v2/{APP}/manifests/1"
 
 # design: Interfaces, Metrics; those that this version has.
 FAMILIES = {
@@ -106,9 +105,7 @@ async def test_draining(hub, mirror):
     pulling = asyncio.create_task(mirror.get(TAG))
     await asyncio.wait_for(held.reached.wait(), 10)
     mirror._stop.set()
-    async with asyncio.timeout(10):
-        while (await admin(mirror, "/readyz"))[0] != 503:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: admin(mirror, "/readyz"), holds=lambda answer: answer[0] == 503)
     held.release()
     assert (await pulling).body == image.raw
 
@@ -186,9 +183,7 @@ async def test_downloads_in_progress(hub, mirror):
     gate = hub.gate(Rule(kind="blob", host="cdn"), after=200_000)
     pulling = [asyncio.create_task(mirror.get(f"/v2/{APP}/blobs/{blob.digest}")) for _ in range(3)]
     await asyncio.wait_for(gate.reached.wait(), 10)
-    async with asyncio.timeout(10):
-        while await mirror.metric("download_readers") < 3:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: mirror.metric("download_readers"), holds=lambda seen: seen >= 3)
     assert await mirror.metric("downloads_in_progress") == 1
     gate.release()
     outcomes = sorted(answer.cache for answer in await asyncio.gather(*pulling))

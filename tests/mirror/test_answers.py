@@ -4,9 +4,8 @@ import pytest
 
 from tests.fakehub import OCI_MANIFEST, Headers, Rule, Status
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP, TAG
 
-APP = "library/app"
-TAG = f"/v2/{APP}/manifests/1"
 SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 

@@ -11,9 +11,9 @@ from mirror.pull import usage
 from mirror.storage.room import on_disk
 from tests.fakehub import Rule
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP, KIB, MIB
+from tests.support.waiting import eventually
 
-APP = "library/app"
-KIB, MIB = 1024, 1 << 20
 MANIFEST = f"/v2/{APP}/manifests"
 BLOB = f"/v2/{APP}/blobs"
 
@@ -196,10 +196,8 @@ async def test_partials_count(hub, bounded):
     gate = hub.gate(Rule(kind="blob", host="cdn"), after=1 * MIB)
     pulling = asyncio.create_task(mirror.get(f"{BLOB}/{blob.digest}"))
     await asyncio.wait_for(gate.reached.wait(), 10)
-    async with asyncio.timeout(10):
-        # What upstream has sent need not have been begun with yet.
-        while not sizes(mirror):
-            await asyncio.sleep(0.01)
+    # What upstream has sent need not have been begun with yet.
+    await eventually(lambda: sizes(mirror))
     assert mirror.store.room.used() == sizes(mirror) == 5 * MIB
     mirror.store.room.release(3 * MIB)
     janitor(mirror)._count()

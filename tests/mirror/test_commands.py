@@ -9,9 +9,8 @@ import pytest
 
 from mirror.core.digest import Digest
 from tests.mirrors import MirrorUnderTest
-from tests.processes import free_port
-
-APP = "library/app"
+from tests.support.files import flip
+from tests.support.names import APP, free_port
 
 
 async def command(*arguments, directory):
@@ -176,15 +175,6 @@ async def test_admin_without_a_token_on_other_addresses(tmp_path):
 
 
 # ---- verify
-
-
-def flip(path):
-    """Change one bit in the middle of a file, and neither its size nor its time."""
-    state = path.stat()
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    os.utime(path, (state.st_mtime, state.st_mtime))
 
 
 async def verify(tmp_path, *arguments):

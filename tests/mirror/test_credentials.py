@@ -9,9 +9,9 @@ import pytest
 from tests.clock import Clock
 from tests.fakehub import Fault, NoHeaders, Rule, Status
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP, TAG
+from tests.support.waiting import eventually
 
-APP = "library/app"
-TAG = f"/v2/{APP}/manifests/1"
 PASSWORD = "correct-horse-battery"
 
 
@@ -51,9 +51,7 @@ async def ready(mirror):
 
 async def until_ready(mirror):
     """Wait until /readyz has turned green, without a word to the mirror's clients or upstreams."""
-    async with asyncio.timeout(10):
-        while (await ready(mirror))[0] != 200:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: ready(mirror), holds=lambda answer: answer[0] == 200)
 
 
 @pytest.fixture
@@ -103,9 +101,7 @@ async def test_readiness_needs_no_clients_to_recover(hub, settled, restless, aut
         assert await ready(mirror) == (200, {})
         hub.users = {"robot": "another"}
         assert (await mirror.get(TAG)).status == 503
-        async with asyncio.timeout(10):
-            while len(logins(hub)) < 3:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: len(logins(hub)) >= 3)
         assert ((await ready(mirror))[0], await ok(mirror)) == (503, 0)
         hub.users = {"robot": PASSWORD}
         await until_ready(mirror)
@@ -259,9 +255,7 @@ async def test_what_is_said_of_a_fallback_ends_by_itself(hub, settled, restless)
         assert (await mirror.get(TAG)).status == 200
         assert ((await ready(mirror))[0], await ok(mirror)) == (200, 0)
         mirror.password.write_text("another")
-        async with asyncio.timeout(10):
-            while await ok(mirror) != 1:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: ok(mirror), holds=lambda seen: seen == 1)
         assert await ready(mirror) == (200, {})
 
 

@@ -7,8 +7,9 @@ import aiohttp
 import pytest
 
 from tests.fakehub import BadContentRange, Corrupt, Cut, ExpiredUrl, IgnoreRange, Reset, Rule, Stall, Status
-from tests.mirror.transfers import CDN, MIB, Transfer, raw, raw_body, raw_head
+from tests.mirror.transfers import CDN, Transfer, raw, raw_body, raw_head
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import MIB
 
 SIZE = 3 * MIB + 4321
 BREAK = 2 * MIB + 99

@@ -4,7 +4,8 @@ import email
 
 import pytest
 
-from tests.mirror.transfers import MIB, Transfer
+from tests.mirror.transfers import Transfer
+from tests.support.names import MIB
 
 SIZE = 3 * MIB + 4321
 ARRIVED = 2 * MIB

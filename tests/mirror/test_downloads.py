@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from tests.mirror.transfers import MIB, Transfer, raw, raw_head
+from tests.mirror.transfers import Transfer, raw, raw_head
+from tests.support.names import MIB
 
 SIZE = 3 * MIB + 4321
 

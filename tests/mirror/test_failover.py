@@ -26,8 +26,8 @@ from tests.fakehub import (
     Status,
 )
 from tests.mirrors import MirrorUnderTest
-
-APP = "library/app"
+from tests.support.names import APP
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -214,9 +214,7 @@ async def test_silent_upstream_costs_one_time_limit(hub, second, pair):
     for rule in rules:
         rule.remove()
     silence.release()
-    async with asyncio.timeout(20):
-        while await pair.metric("upstream_up", **names(hub)) == 0:
-            await asyncio.sleep(0.05)
+    await eventually(lambda: pair.metric("upstream_up", **names(hub)), holds=lambda seen: seen != 0)
     hub.add_image(APP, "new")
     assert (await pair.get(f"/v2/{APP}/manifests/new")).status == 200
 

@@ -4,7 +4,6 @@ A held tag is one whose time to live is over, so that upstream has to be asked. 
 production: silence ends after a moment.
 """
 
-import asyncio
 import copy
 import time
 
@@ -42,8 +41,8 @@ from tests.fakehub import (
 )
 from tests.mirror.test_stale import pulled
 from tests.mirrors import MirrorUnderTest
-
-APP = "library/app"
+from tests.support.names import APP
+from tests.support.waiting import eventually
 
 # What a cell says: an answer's status, and its outcome or its code. `ok` is the right content, however it came about.
 OK = "ok"
@@ -167,9 +166,7 @@ async def test_matrix(hub, mirror, clock, fault, column, expected):
     hub.clear_script()
     await hub.start()
     clock.advance(100)
-    async with asyncio.timeout(10):
-        while await told(mirror, path, content) != OK:
-            await asyncio.sleep(0.05)
+    await eventually(lambda: told(mirror, path, content), holds=lambda seen: seen == OK)
 
 
 ONLY_IN_RANGES = [BadContentRange(), IgnoreRange(), ExpiredUrl()]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.names import APP
 from tests.wire import Wire, ask, request
 
 HEX = "a" * 64
-APP = "library/app"
 PING = request("/v2/")
 
 

@@ -24,11 +24,10 @@ from tests.fakehub import (
     WrongLength,
 )
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP, MIB, free_port
 
-APP = "library/app"
 PASSWORD = "hunter2-never-to-be-seen"
 PUBLIC = "93.184.216.34"
-MIB = 1 << 20
 
 
 class Resolver:
@@ -309,9 +308,3 @@ async def test_long_way_round(mirror):
     answer = await mirror.get("/v2/", headers={"Via": hops})
     assert (answer.status, answer.code()) == (503, "UNAVAILABLE")
     assert (await mirror.get("/v2/", headers={"Via": ", ".join(["1.1 varnish"] * 20)})).status == 200
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]

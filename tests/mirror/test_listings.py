@@ -8,8 +8,8 @@ import pytest
 
 from tests.fakehub import OCI_INDEX, Html, RateLimited, Rule, Status
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP
 
-APP = "library/app"
 TAGS = f"/v2/{APP}/tags/list"
 
 

@@ -17,33 +17,28 @@ from tests.fakehub import (
     Rule,
 )
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP, TAG, manifest_path
 
-APP = "library/app"
-TAG = f"/v2/{APP}/manifests/1"
 HEADERS = ("Content-Type", "Content-Length", "Docker-Content-Digest", "ETag")
-
-
-def at(reference, repository=APP):
-    return f"/v2/{repository}/manifests/{reference}"
 
 
 async def test_digest_is_for_ever(hub, mirror, clock):
     """What was fetched by digest is served years later, with upstream gone."""
     image = hub.add_image(APP, "1")
-    assert (await mirror.get(at(image.digest))).cache == "MISS"
+    assert (await mirror.get(manifest_path(image.digest))).cache == "MISS"
     await hub.stop()
     clock.advance(10 * 365 * 86400)
-    answer = await mirror.get(at(image.digest))
+    answer = await mirror.get(manifest_path(image.digest))
     assert (answer.status, answer.cache, answer.body) == (200, "HIT", image.raw)
 
 
 async def test_digest_survives_a_restart(hub, mirror, tmp_path):
     """Another process over the same store serves it from disk, with its media type."""
     image = hub.add_image(APP, "1", docker=True)
-    await mirror.get(at(image.digest))
+    await mirror.get(manifest_path(image.digest))
     hub.reset_counters()
     async with MirrorUnderTest(hub, mirror.store_path) as other:
-        answer = await other.get(at(image.digest))
+        answer = await other.get(manifest_path(image.digest))
     assert (answer.cache, answer.body, answer.headers["Content-Type"]) == ("HIT", image.raw, DOCKER_MANIFEST)
     assert hub.count() == 0
 
@@ -82,7 +77,7 @@ async def test_moved_tag_is_fetched_by_digest_once(hub, mirror, clock):
     assert (await mirror.get(TAG)).cache == "HIT"
     assert hub.count("HEAD", "manifest", reference="1") == 1
     assert [seen.reference for seen in hub.find("GET", "manifest")] == [new.digest]
-    assert (await mirror.get(at(old.digest))).cache == "HIT"
+    assert (await mirror.get(manifest_path(old.digest))).cache == "HIT"
 
 
 async def test_first_pull_leaves_the_others_in_memory(hub, mirror):
@@ -90,7 +85,7 @@ async def test_first_pull_leaves_the_others_in_memory(hub, mirror):
     image = hub.add_image(APP, "1")
     hub.add_image(APP, "2")
     await mirror.get(TAG)
-    await mirror.get(at("2"))
+    await mirror.get(manifest_path("2"))
     mirror.blob_path(image.digest).unlink()
     assert (await mirror.get(TAG)).cache == "HIT"
 
@@ -162,7 +157,7 @@ async def test_head_and_get_agree(hub, mirror, docker, platforms):
     wanted = [image.media_type, str(len(image.raw)), image.digest, f'"{image.digest}"']
     for reference in ("1", image.digest) * 2:
         for method in ("HEAD", "GET"):
-            answer = await mirror.get(at(reference), method)
+            answer = await mirror.get(manifest_path(reference), method)
             assert [answer.headers[name] for name in HEADERS] == wanted
             assert answer.body == (image.raw if method == "GET" else b"")
             assert "Content-Encoding" not in answer.headers
@@ -173,7 +168,7 @@ async def test_index_and_its_children(hub, mirror):
     image = hub.add_image(APP, "1", platforms=["linux/amd64", "linux/arm64"])
     assert (await mirror.get(TAG)).headers["Content-Type"] == OCI_INDEX
     for child in image.children.values():
-        answer = await mirror.get(at(child.digest))
+        answer = await mirror.get(manifest_path(child.digest))
         assert (answer.body, answer.headers["Content-Type"]) == (child.raw, child.media_type)
 
 
@@ -192,7 +187,7 @@ async def test_thin_head_falls_back_to_get(hub, mirror, fault, reference):
     """Where upstream's HEAD lacks length or digest, the client gets both all the same."""
     image = hub.add_image(APP, "1")
     hub.script(Rule(kind="manifest", method="HEAD", times=None), fault)
-    answer = await mirror.head(at(image.digest if reference == "digest" else reference))
+    answer = await mirror.head(manifest_path(image.digest if reference == "digest" else reference))
     assert [answer.headers[name] for name in HEADERS[:3]] == [image.media_type, str(len(image.raw)), image.digest]
 
 
@@ -232,7 +227,7 @@ async def test_manifest_of_just_4_mib(hub, mirror):
     raw += padding[: (4 << 20) - len(raw)]
     digest = hub.add_manifest(APP, raw, DOCKER_MANIFEST, "1")
     for outcome in ("MISS", "HIT"):
-        answer = await mirror.get(at(digest))
+        answer = await mirror.get(manifest_path(digest))
         assert (answer.status, answer.cache, answer.sha256) == (200, outcome, digest)
 
 
@@ -242,7 +237,7 @@ async def test_sha512(hub, mirror, monkeypatch):
     digest = "sha512:" + hashlib.sha512(image.raw).hexdigest()
     sha512_hub(hub, monkeypatch, APP, digest, image)
     for outcome in ("MISS", "HIT"):
-        answer = await mirror.get(at(digest))
+        answer = await mirror.get(manifest_path(digest))
         assert (answer.status, answer.cache, answer.headers["Docker-Content-Digest"]) == (200, outcome, digest)
         assert answer.body == image.raw
     assert mirror.holds(digest)
@@ -252,10 +247,10 @@ async def test_wrong_bytes_are_refused(hub, mirror):
     """Bytes without the digest they were asked by are an outage, and are kept nowhere."""
     image = hub.add_image(APP, "1")
     hub.script(Rule(kind="manifest", method="GET"), Corrupt(at=len(image.raw) - 2))
-    answer = await mirror.get(at(image.digest))
+    answer = await mirror.get(manifest_path(image.digest))
     assert answer.status == 503
     assert not mirror.holds(image.digest)
-    assert (await mirror.get(at(image.digest))).body == image.raw
+    assert (await mirror.get(manifest_path(image.digest))).body == image.raw
 
 
 def sha512_hub(hub, monkeypatch, repository, digest, image):

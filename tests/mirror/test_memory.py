@@ -6,10 +6,8 @@ import tracemalloc
 import pytest
 
 from tests.fakehub import OCI_MANIFEST
+from tests.support.names import APP, MIB
 from tests.wire import Wire
-
-APP = "library/app"
-MIB = 1 << 20
 
 
 @pytest.fixture

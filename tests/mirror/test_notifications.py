@@ -21,9 +21,9 @@ from tests.clock import Clock
 from tests.mirror.syncing import Orders
 from tests.mirrors import MirrorUnderTest
 from tests.receiver import Receiver
+from tests.support.names import APP, TAG
+from tests.support.waiting import eventually
 
-APP = "library/app"
-TAG = f"/v2/{APP}/manifests/1"
 QUICK = Patience(attempts=3, base=0.01, longest=0.02)
 SECRET = "a key that nobody guesses"
 
@@ -119,9 +119,7 @@ async def test_tried_again_until_it_arrives(hub, tmp_path, monkeypatch):
         await mirror.get(TAG)
         told = await receiver.got(3)
         assert len({(one.headers["x-registry-mirror-delivery"], one.body) for one in told}) == 1
-        async with asyncio.timeout(10):
-            while not await mirror.metric("notifications_total", result="sent"):
-                await asyncio.sleep(0.01)
+        await eventually(lambda: mirror.metric("notifications_total", result="sent"))
         assert len(receiver.received) == 3
 
 
@@ -207,9 +205,7 @@ class World:
         self.notifier.moved(Move(Repository("docker.io", APP), Tag(tag), old, new, 1_800_000_000.5))
 
     async def has_counted(self, *results):
-        async with asyncio.timeout(10):
-            while len(self.counted) < len(results):
-                await asyncio.sleep(0.005)
+        await eventually(lambda: len(self.counted) >= len(results))
         assert self.counted == list(results)
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.fakehub import Rule, Status
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import ABSENT
 
-ABSENT = f"sha256:{'0' * 64}"
 ALLOW = "allow has no rule for it"
 
 

@@ -15,20 +15,12 @@ from tests.fakehub import OCI_MANIFEST, Corrupt, HeadWithoutLength, Rule, Status
 from tests.mirror.test_commands import command
 from tests.mirrors import MirrorUnderTest
 from tests.processes import Served
+from tests.support.names import APP, KIB, MIB, blob_path, manifest_path
+from tests.support.waiting import LIMIT, eventually
 
-APP, OTHER = "library/app", "library/other"
-KIB, MIB = 1024, 1 << 20
+OTHER = "library/other"
 LAYERS = 5
-GIVE_UP = 10
 BODIES = Rule(host="cdn", method="GET", times=None)
-
-
-def at(reference, repository=APP):
-    return f"/v2/{repository}/manifests/{reference}"
-
-
-def blob(digest, repository=APP):
-    return f"/v2/{repository}/blobs/{digest}"
 
 
 def image(hub, tag="1", repository=APP, layers=LAYERS, size=200 * KIB, **more):
@@ -63,10 +55,7 @@ async def results(mirror):
 
 async def done(mirror, number):
     """The results, as soon as they are those of so many blobs."""
-    async with asyncio.timeout(GIVE_UP):
-        while sum((found := await results(mirror)).values()) < number:
-            await asyncio.sleep(0.01)
-    return found
+    return await eventually(lambda: results(mirror), holds=lambda found: sum(found.values()) >= number)
 
 
 async def nothing(hub, mirror):
@@ -77,9 +66,7 @@ async def nothing(hub, mirror):
 
 async def held_by(gate, number):
     """Wait until a gate holds so many bodies."""
-    async with asyncio.timeout(GIVE_UP):
-        while gate.waiting < number:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: gate.waiting >= number)
 
 
 def bodies(hub, digest=None, repository=None):
@@ -95,10 +82,10 @@ async def test_layers_come_by_themselves(hub, start, reference):
     """After the GET of a manifest that was not held, everything it names is fetched once, and clients find it there."""
     mirror = await start()
     made = image(hub)
-    assert (await mirror.get(at("1" if reference == "tag" else made.digest))).cache == "MISS"
+    assert (await mirror.get(manifest_path("1" if reference == "tag" else made.digest))).cache == "MISS"
     assert await done(mirror, 1 + LAYERS) == {"fetched": 1 + LAYERS}
     for digest in parts(made):
-        answer = await mirror.get(blob(digest))
+        answer = await mirror.get(blob_path(digest))
         assert (answer.cache, answer.sha256) == ("HIT", digest)
         assert bodies(hub, digest) == 1
 
@@ -107,7 +94,7 @@ async def test_in_the_order_of_the_manifest(hub, start):
     """One at a time, where there are two connections: config first, then the layers from the lowest."""
     mirror = await start(connections=2)
     made = image(hub)
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     await done(mirror, 1 + LAYERS)
     assert [seen.digest for seen in hub.find("GET", host="cdn")] == parts(made)
 
@@ -117,12 +104,10 @@ async def test_clients_join(hub, start):
     mirror = await start()
     made = image(hub)
     gate = hub.gate(BODIES)
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     await held_by(gate, 1 + LAYERS)
-    pulls = [asyncio.create_task(mirror.get(blob(digest))) for digest in parts(made)]
-    async with asyncio.timeout(GIVE_UP):
-        while await mirror.metric("download_readers") < 2 * (1 + LAYERS):
-            await asyncio.sleep(0.01)
+    pulls = [asyncio.create_task(mirror.get(blob_path(digest))) for digest in parts(made)]
+    await eventually(lambda: mirror.metric("download_readers"), holds=lambda seen: seen >= 2 * (1 + LAYERS))
     gate.release()
     for digest, answer in zip(parts(made), await asyncio.gather(*pulls), strict=True):
         assert (answer.cache, answer.sha256, bodies(hub, digest)) == ("JOINED", digest, 1)
@@ -134,15 +119,13 @@ async def test_client_that_is_faster(hub, start):
     made = image(hub, layers=2)
     config, first, second = parts(made)
     before, under_way = (hub.gate(Rule(host="cdn", reference=digest)) for digest in (config, first))
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     await held_by(before, 1)
     # The only other connection.
-    pull = asyncio.create_task(mirror.get(blob(first)))
+    pull = asyncio.create_task(mirror.get(blob_path(first)))
     await held_by(under_way, 1)
     before.release()
-    async with asyncio.timeout(GIVE_UP):
-        while not mirror.holds(second):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: mirror.holds(second))
     assert await done(mirror, 3) == {"fetched": 2, "needless": 1}
     under_way.release()
     answer = await pull
@@ -153,11 +136,11 @@ async def test_shared_layers_are_not_fetched_again(hub, start):
     """Of an image that shares layers with one that is held only the rest is fetched, and a layer that comes twice once."""
     mirror = await start()
     old = image(hub)
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     await done(mirror, 1 + LAYERS)
     hub.reset_counters()
     new = hub.add_image(APP, "2", layers=[*old.layers, b"new", b"new"])
-    await mirror.get(at("2"))
+    await mirror.get(manifest_path("2"))
     found = await done(mirror, 2 * (1 + LAYERS) + 1)
     assert found == {"fetched": 1 + LAYERS + 2, "needless": LAYERS}
     assert sorted(seen.digest for seen in hub.find("GET", host="cdn")) == sorted({new.config.digest, new.layers[-1].digest})
@@ -171,7 +154,7 @@ async def test_foreign_layers_are_left_alone(hub, start):
     foreign = {"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar", "digest": f"sha256:{'7' * 64}", "size": 5}
     manifest["layers"].insert(0, foreign)
     hub.add_manifest(APP, json.dumps(manifest).encode(), OCI_MANIFEST, "foreign")
-    await mirror.get(at("foreign"))
+    await mirror.get(manifest_path("foreign"))
     assert await done(mirror, 2) == {"fetched": 2}
     await mirror.idle()
     assert hub.count(reference=foreign["digest"]) == 0
@@ -184,10 +167,10 @@ async def test_index_begins_nothing(hub, start):
     """The GET of an index fetches nothing; that of one of its manifests fetches this platform's blobs only."""
     mirror = await start()
     made = image(hub, platforms=["linux/amd64", "linux/arm64"])
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     assert await nothing(hub, mirror)
     chosen, other = made.children.values()
-    await mirror.get(at(chosen.digest))
+    await mirror.get(manifest_path(chosen.digest))
     assert await done(mirror, 1 + LAYERS) == {"fetched": 1 + LAYERS}
     assert bodies(hub, other.config.digest) == 0
 
@@ -196,9 +179,9 @@ async def test_head_begins_nothing(hub, start):
     """A HEAD that is answered by a HEAD, and the GET that follows, as dockerd asks."""
     mirror = await start()
     made = image(hub)
-    assert (await mirror.head(at("1"))).headers["Docker-Content-Digest"] == made.digest
+    assert (await mirror.head(manifest_path("1"))).headers["Docker-Content-Digest"] == made.digest
     assert await nothing(hub, mirror)
-    assert (await mirror.get(at(made.digest))).cache == "MISS"
+    assert (await mirror.get(manifest_path(made.digest))).cache == "MISS"
     assert await done(mirror, 1 + LAYERS) == {"fetched": 1 + LAYERS}
 
 
@@ -209,7 +192,7 @@ async def test_head_that_fetches_the_manifest(hub, start, then, why):
     mirror = await start(tags={"ttl": "0s" if why == "moved" else "1h"})
     if why == "moved":
         image(hub, layers=1)
-        await mirror.get(at("1"))
+        await mirror.get(manifest_path("1"))
         await done(mirror, 2)
     else:
         hub.script(Rule(kind="manifest", method="HEAD", times=None), HeadWithoutLength())
@@ -217,10 +200,10 @@ async def test_head_that_fetches_the_manifest(hub, start, then, why):
     made = image(hub)
     hub.reset_counters()
     for _ in range(3):
-        assert (await mirror.head(at("1"))).headers["Docker-Content-Digest"] == made.digest
+        assert (await mirror.head(manifest_path("1"))).headers["Docker-Content-Digest"] == made.digest
     await mirror.idle()
     assert (hub.count("GET", "manifest", status=200), hub.count(kind="blob"), await results(mirror)) == (1, 0, before)
-    assert (await mirror.get(at("1" if then == "tag" else made.digest))).cache in ("HIT", "REVALIDATED")
+    assert (await mirror.get(manifest_path("1" if then == "tag" else made.digest))).cache in ("HIT", "REVALIDATED")
     found = await done(mirror, sum(before.values()) + 1 + LAYERS)
     assert found["fetched"] == before.get("fetched", 0) + 1 + LAYERS
     assert hub.count("GET", "manifest", status=200) == 1
@@ -231,10 +214,10 @@ async def test_hit_begins_nothing(hub, start):
     made = image(hub)
     mirror = await start()
     await mirror.reload(downloads={"prefetch": False})
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     await mirror.reload(downloads={"prefetch": True})
     for reference in ("1", made.digest):
-        assert (await mirror.get(at(reference))).cache == "HIT"
+        assert (await mirror.get(manifest_path(reference))).cache == "HIT"
     assert await nothing(hub, mirror)
 
 
@@ -245,7 +228,7 @@ async def test_option(hub, start):
         await mirror.reload(downloads={"prefetch": wanted})
         made = image(hub, tag=str(number))
         hub.reset_counters()
-        await mirror.get(at(str(number)))
+        await mirror.get(manifest_path(str(number)))
         if wanted:
             assert await done(mirror, 1 + LAYERS) == {"fetched": 1 + LAYERS}
         await mirror.idle()
@@ -277,11 +260,11 @@ async def test_clients_find_connections(hub, start, monkeypatch):
     made, other = image(hub, layers=12), image(hub, repository=OTHER, layers=1)
     *ahead, last = parts(made)
     gate = hub.gate(Rule(host="cdn", repository=APP, times=None))
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     await held_by(gate, 2)
-    assert (await mirror.get(blob(other.layers[0].digest, OTHER))).cache == "MISS"
+    assert (await mirror.get(blob_path(other.layers[0].digest, OTHER))).cache == "MISS"
     assert (bodies(hub, repository=APP), most) == (2, 2)
-    pull = asyncio.create_task(mirror.get(blob(last)))
+    pull = asyncio.create_task(mirror.get(blob_path(last)))
     await held_by(gate, 3)
     gate.release()
     assert (await pull).sha256 == last
@@ -296,9 +279,9 @@ async def test_no_image_takes_it_all(hub, start):
     mirror = await start()
     large, other = image(hub, layers=12), image(hub, repository=OTHER)
     gate = hub.gate(Rule(host="cdn", repository=APP, times=None))
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     await held_by(gate, 6)
-    await mirror.get(at("1", OTHER))
+    await mirror.get(manifest_path("1", OTHER))
     assert await done(mirror, 1 + LAYERS) == {"fetched": 1 + LAYERS}
     assert all(mirror.holds(digest) for digest in parts(other))
     assert bodies(hub, repository=APP) == 6
@@ -311,7 +294,7 @@ async def test_last_connection_is_for_clients(hub, start):
     """Where there is one connection, nothing is fetched ahead."""
     mirror = await start(connections=1)
     image(hub)
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     assert await nothing(hub, mirror)
 
 
@@ -320,7 +303,7 @@ async def test_most_that_wait(hub, start, monkeypatch):
     monkeypatch.setattr("mirror.pull.prefetch._MOST_WAITING", 4)
     mirror = await start()
     image(hub, layers=9)
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     assert await done(mirror, 10) == {"fetched": 4, "dropped": 6}
 
 
@@ -331,9 +314,9 @@ async def test_most_manifests_that_no_client_has_taken(hub, start, monkeypatch):
     mirror = await start()
     first, *_ = images = [image(hub, tag) for tag in "123"]
     for tag in "123":
-        await mirror.head(at(tag))
+        await mirror.head(manifest_path(tag))
     for tag in "123":
-        assert (await mirror.get(at(tag))).cache == "HIT"
+        assert (await mirror.get(manifest_path(tag))).cache == "HIT"
     assert await done(mirror, 2 * (1 + LAYERS)) == {"fetched": 2 * (1 + LAYERS)}
     assert [made for made in images if not mirror.holds(made.config.digest)] == [first]
 
@@ -343,22 +326,22 @@ async def test_limited_upstream_is_left_alone(hub, start):
     mirror = await start()
     made = image(hub)
     hub.ratelimit_limit, hub.ratelimit_remaining = 100, 1
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     assert await done(mirror, 1 + LAYERS) == {"dropped": 1 + LAYERS}
     assert bodies(hub) == 0
     for digest in parts(made):
-        assert (await mirror.get(blob(digest))).sha256 == digest
+        assert (await mirror.get(blob_path(digest))).sha256 == digest
 
 
 async def test_image_that_never_fits(hub, start):
     """An image larger than the store is left to the client: its first layers would have to go for its last."""
     mirror = await start(storage={"max_size": str(MIB)})
     made = image(hub, layers=6)
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     assert await done(mirror, 7) == {"dropped": 7}
     assert bodies(hub) == 0
     for digest in parts(made):
-        assert (await mirror.get(blob(digest))).sha256 == digest
+        assert (await mirror.get(blob_path(digest))).sha256 == digest
 
 
 async def test_no_room_just_now(hub, start, monkeypatch):
@@ -367,15 +350,15 @@ async def test_no_room_just_now(hub, start, monkeypatch):
     mirror = await start(connections=4, storage={"max_size": str(4 * MIB)})
     large = hub.add_synthetic_blob(OTHER, 3 * MIB + MIB // 2)
     gate = hub.gate(Rule(host="cdn", repository=OTHER), after=2 * MIB)
-    taking = asyncio.create_task(mirror.get(blob(large.digest, OTHER)))
-    await asyncio.wait_for(gate.reached.wait(), GIVE_UP)
+    taking = asyncio.create_task(mirror.get(blob_path(large.digest, OTHER)))
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     made = image(hub, layers=4, size=900 * KIB)
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     assert await done(mirror, 5) == {"fetched": 1, "failed": 1, "dropped": 3}
     # Not another time, past the store, for nobody.
     assert bodies(hub, repository=APP) == 2
     for digest in parts(made):
-        assert (await mirror.get(blob(digest))).sha256 == digest
+        assert (await mirror.get(blob_path(digest))).sha256 == digest
     gate.release()
     assert (await taking).sha256 == large.digest
 
@@ -395,15 +378,15 @@ async def test_failing_blobs(hub, start, quiet, monkeypatch):
     config, wrong, gone, *right = parts(made)
     hub.script(Rule(host="cdn", reference=wrong, times=None), Corrupt(at=1000))
     hub.script(Rule(kind="blob", reference=gone, times=None), Status(404))
-    answer = await mirror.get(at("1"))
+    answer = await mirror.get(manifest_path("1"))
     assert (answer.status, answer.body) == (200, made.raw)
     assert await done(mirror, 1 + LAYERS) == {"fetched": 1 + LAYERS - 2, "failed": 2}
     for digest in (config, *right):
-        assert (await mirror.get(blob(digest))).cache == "HIT"
+        assert (await mirror.get(blob_path(digest))).cache == "HIT"
     assert not mirror.holds(wrong)
-    assert (await mirror.get(blob(gone))).status == 404
+    assert (await mirror.get(blob_path(gone))).status == 404
     with pytest.raises(aiohttp.ClientPayloadError):
-        await mirror.get(blob(wrong))
+        await mirror.get(blob_path(wrong))
     quiet()
 
 
@@ -413,17 +396,15 @@ async def test_upstream_fails(hub, start, quiet, monkeypatch):
     mirror = await start()
     made = image(hub, layers=40)
     failing = hub.script(Rule(kind="blob", host="registry", times=None), Status(500))
-    assert (await mirror.get(at("1"))).body == made.raw
+    assert (await mirror.get(manifest_path("1"))).body == made.raw
     found = await done(mirror, 41)
     assert found["failed"] >= 1
     assert found["dropped"] >= 1
     failing.remove()
     await mirror.recovered()
     for digest in parts(made):
-        async with asyncio.timeout(GIVE_UP):
-            # What has failed twice is not tried again for a moment.
-            while (answer := await mirror.get(blob(digest))).status == 503:
-                await asyncio.sleep(0.05)
+        # What has failed twice is not tried again for a moment.
+        answer = await eventually(lambda digest=digest: mirror.get(blob_path(digest)), holds=lambda answer: answer.status != 503)
         assert answer.sha256 == digest
     quiet()
 
@@ -433,7 +414,7 @@ async def test_upstream_is_told_for_whom(hub, start):
     mirror = await start(connections=2)
     images = {tag: image(hub, tag) for tag in "12"}
     for tag in images:
-        await mirror.get(at(tag), headers={"X-Request-Id": f"request-{tag}", "Via": f"1.1 registry-mirror-{tag}"})
+        await mirror.get(manifest_path(tag), headers={"X-Request-Id": f"request-{tag}", "Via": f"1.1 registry-mirror-{tag}"})
     await done(mirror, 2 * (1 + LAYERS))
     asked = hub.find("GET", "blob", host="registry")
     assert {seen.headers["X-Request-Id"] for seen in asked} == {"request-1", "request-2"}
@@ -458,7 +439,7 @@ async def test_rights_stay(hub, tmp_path, no):
     settings = {"registries": {"docker.io": entry}, "downloads": {"prefetch": True}}
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
         made = image(hub, repository=one)
-        await mirror.get(at("1", one))
+        await mirror.get(manifest_path("1", one))
         assert await done(mirror, 1 + LAYERS) == {"fetched": 1 + LAYERS}
         secret = made.layers[0].digest
         hub.add_manifest(two, made.raw, made.media_type, "1")
@@ -467,17 +448,17 @@ async def test_rights_stay(hub, tmp_path, no):
         if no == "denied":
             hub.script(Rule(kind="blob", repository=two, reference=secret, times=None), Status(403))
         hub.reset_counters()
-        await mirror.get(at(made.digest, one))
-        await mirror.get(at("1", two))
+        await mirror.get(manifest_path(made.digest, one))
+        await mirror.get(manifest_path("1", two))
         # The manifest is on disk: nothing is fetched ahead, whoever it was fetched for.
-        assert (await mirror.get(blob(secret, two))).status == 404
+        assert (await mirror.get(blob_path(secret, two))).status == 404
         await _forget(mirror, made.digest)
-        await mirror.get(at("1", two))
+        await mirror.get(manifest_path("1", two))
         found = await done(mirror, 2 * (1 + LAYERS))
         assert found == {"fetched": 1 + LAYERS, "needless": LAYERS, "failed": 1}
-        assert (await mirror.get(blob(secret, two))).status == 404
-        assert (await mirror.get(blob(secret, one))).cache == "HIT"
-        assert (await mirror.get(blob(made.layers[1].digest, two))).cache == "HIT"
+        assert (await mirror.get(blob_path(secret, two))).status == 404
+        assert (await mirror.get(blob_path(secret, one))).cache == "HIT"
+        assert (await mirror.get(blob_path(made.layers[1].digest, two))).cache == "HIT"
         assert bodies(hub) == 0
 
 
@@ -496,22 +477,20 @@ async def test_stop_in_the_middle(hub, tmp_path, quiet):
     gate = hub.gate(Rule(host="cdn", times=None), after=MIB + MIB // 2)
     settings = {"downloads": {"prefetch": True, "max_upstream_connections": 8}}
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
-        await mirror.get(at("1"))
+        await mirror.get(manifest_path("1"))
         # The config is smaller than that and has gone through.
         await held_by(gate, 2)
-        async with asyncio.timeout(GIVE_UP):
-            while sum(download.received for download in mirror.mirror._downloads) < 2 * MIB:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: sum(download.received for download in mirror.mirror._downloads) >= 2 * MIB)
         mirror._stop.set()
-        await asyncio.wait_for(mirror._task, GIVE_UP)
+        await asyncio.wait_for(mirror._task, LIMIT)
     assert bodies(hub) == 3
     assert mirror.partials()
     gate.release()
     hub.reset_counters()
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
-        assert (await mirror.get(at("1"))).cache == "HIT"
+        assert (await mirror.get(manifest_path("1"))).cache == "HIT"
         for digest in parts(made):
-            assert (await mirror.get(blob(digest))).sha256 == digest
+            assert (await mirror.get(blob_path(digest))).sha256 == digest
         assert hub.bytes_sent() < 12 * (2 * MIB + MIB // 2) - MIB
     quiet()
 
@@ -522,7 +501,7 @@ async def test_reload_in_the_middle(hub, start):
     made = image(hub)
     config, *layers = parts(made)
     gate = hub.gate(Rule(host="cdn", reference=config))
-    await mirror.get(at("1"))
+    await mirror.get(manifest_path("1"))
     await held_by(gate, 1)
     await mirror.reload(downloads={"prefetch": False})
     gate.release()
@@ -530,7 +509,7 @@ async def test_reload_in_the_middle(hub, start):
     assert mirror.holds(config)
     assert (await results(mirror), bodies(hub)) == ({"dropped": LAYERS}, 1)
     for digest in layers:
-        assert (await mirror.get(blob(digest))).cache == "MISS"
+        assert (await mirror.get(blob_path(digest))).cache == "MISS"
 
 
 @pytest.mark.parametrize("after", [0, 100 * KIB, 200 * KIB - 1])
@@ -539,20 +518,18 @@ async def test_killed_in_the_middle(hub, tmp_path, after):
     made = image(hub, layers=8)
     gate = hub.gate(BODIES, after)
     async with Served(hub, tmp_path) as mirror:
-        assert await mirror.get(at("1")) == (200, "MISS", made.raw)
+        assert await mirror.get(manifest_path("1")) == (200, "MISS", made.raw)
         await held_by(gate, 6)
         mirror.signal(signal.SIGKILL)
         await mirror.ended()
     assert len(_unfinished(mirror)) >= 6
     gate.release()
     async with Served(hub, tmp_path) as mirror:
-        assert await mirror.get(at("1")) == (200, "HIT", made.raw)
+        assert await mirror.get(manifest_path("1")) == (200, "HIT", made.raw)
         for part in (made.config, *made.layers):
-            assert (await mirror.get(blob(part.digest)))[::2] == (200, part.data)
-        async with asyncio.timeout(GIVE_UP):
-            # The last bytes of a blob may be read a moment before it is held.
-            while _unfinished(mirror):
-                await asyncio.sleep(0.01)
+            assert (await mirror.get(blob_path(part.digest)))[::2] == (200, part.data)
+        # The last bytes of a blob may be read a moment before it is held.
+        await eventually(lambda: not _unfinished(mirror))
         status, out, complaint = await command("verify", "--config", str(mirror.file), "--json", directory=tmp_path)
         assert (status, json.loads(out)) == (0, {"checked": 10, "wrong": 0}), complaint
         mirror.signal()

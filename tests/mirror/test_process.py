@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.fakehub import Rule, Status
-from tests.processes import Process, Served, free_port
-
-APP = "library/app"
-TAG = f"/v2/{APP}/manifests/1"
+from tests.processes import Process, Served
+from tests.support.names import APP, TAG, free_port
+from tests.support.waiting import eventually
 
 
 async def refused(*arguments, directory, environment=None):
@@ -81,10 +80,8 @@ async def test_start_without_upstream(hub, tmp_path):
         assert (await mirror.ready())[0] == 200
         image = hub.add_image(APP, "1")
         await hub.start()
-        async with asyncio.timeout(10):
-            # It looks for upstream once a second.
-            while (answer := await mirror.get(TAG))[0] == 503:
-                await asyncio.sleep(0.05)
+        # It looks for upstream once a second.
+        answer = await eventually(lambda: mirror.get(TAG), holds=lambda answer: answer[0] != 503)
         assert answer == (200, "MISS", image.raw)
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-MIB = 1 << 20
+from tests.support.names import MIB
 
 
 def layers(*sizes):

@@ -9,9 +9,8 @@ import pytest
 
 from tests.fakehub import Rule
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP
 from tests.wire import ask, request
-
-APP = "library/app"
 
 
 class Operator:

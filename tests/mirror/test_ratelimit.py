@@ -8,9 +8,9 @@ from tests.clock import Clock
 from tests.fakehub import AbuseLimited, NoHeaders, RateLimited, Rule
 from tests.mirror.test_stale import pulled
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP, TAG
+from tests.support.waiting import eventually
 
-APP = "library/app"
-TAG = f"/v2/{APP}/manifests/1"
 ALL = Rule(kind="manifest", times=None, challenge=True)
 UP = {"registry": "docker.io"}
 
@@ -211,9 +211,7 @@ async def test_probing_after_a_reload(hub, mirror, monkeypatch):
     image = hub.add_image(APP, "1")
     old = mirror.mirror._graph
     await mirror.reload()
-    async with asyncio.timeout(10):
-        while not old.http._session.closed:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: old.http._session.closed)
     await hub.stop()
     assert (await mirror.get(TAG)).status == 503
     await hub.start()

@@ -7,6 +7,7 @@ import pytest
 
 from tests.fakehub import FakeHub, NoHeaders, Rule
 from tests.mirrors import MirrorUnderTest
+from tests.support.waiting import eventually
 
 ONE, OTHER = "team/one", "team/other"
 PRIVATE = "private.example"
@@ -133,9 +134,7 @@ async def test_what_was_interrupted_needs_a_grant(private_hub, both):
     private_hub.add_image(OTHER, "1")
     gate = private_hub.gate(Rule(kind="blob", host="cdn"), after=2_000_000)
     arriving = asyncio.create_task(both.get(blob(ONE, layer.digest)))
-    async with asyncio.timeout(10):
-        while not gate.reached.is_set() or both.download(layer.digest).received < 2_000_000:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: gate.reached.is_set() and both.download(layer.digest).received >= 2_000_000)
     arriving.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await arriving

@@ -6,12 +6,13 @@ import os
 import pytest
 
 from mirror.download.reader import HeldBody
-from tests.mirror.transfers import MIB, Transfer
+from tests.mirror.transfers import Transfer
+from tests.support.names import MIB
+from tests.support.waiting import LIMIT, eventually
 from tests.wire import Wire
 
 # More than the buffers of two sockets take.
 SIZE = 32 * MIB
-LIMIT = 10.0
 
 
 @pytest.fixture
@@ -32,12 +33,8 @@ async def begun(wire, blob):
 
 async def ended(log):
     """The line in the log about the body that ended short."""
-    async with asyncio.timeout(LIMIT):
-        while True:
-            for event in log:
-                if event["event"] == "body_ended_short":
-                    return event
-            await asyncio.sleep(0.01)
+    (event,) = await eventually(lambda: [event for event in log if event["event"] == "body_ended_short"])
+    return event
 
 
 async def test_client_that_leaves_has_had_something(blob, mirror, log):

@@ -8,9 +8,10 @@ import pytest
 
 from tests.fakehub import NoHeaders, Rule
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP
+from tests.support.waiting import eventually
 from tests.wire import Wire, ask, request
 
-APP = "library/app"
 PING = request("/v2/")
 
 
@@ -75,9 +76,7 @@ async def test_client_leaves_before_the_answer(hub, mirror, quiet, kind, method)
     # By the time of this answer the mirror has seen the other connection's end.
     assert (await ask(mirror.port, PING)).status == 200
     held.release()
-    async with asyncio.timeout(10):
-        while mirror.mirror._entrance.in_progress:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not mirror.mirror._entrance.in_progress)
     await mirror.idle()
     quiet()
     assert (await ask(mirror.port, PING)).status == 200

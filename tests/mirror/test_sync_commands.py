@@ -14,8 +14,9 @@ import termios
 import pytest
 
 from tests.fakehub import Rule, Slow
-from tests.mirror.syncing import APP, Orders, named, pull
+from tests.mirror.syncing import Orders, named, pull
 from tests.mirror.test_commands import command
+from tests.support.names import APP
 
 NAME = f"docker.io/{APP}"
 

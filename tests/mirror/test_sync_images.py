@@ -9,8 +9,10 @@ import pytest
 from mirror.sync import keeper, run
 from tests.fakehub import OCI_INDEX, OCI_MANIFEST, Rule, Status
 from tests.fakehub.catalog import Repository
-from tests.mirror.syncing import APP, Orders, named, pull, until
+from tests.mirror.syncing import Orders, named, pull
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP
+from tests.support.waiting import eventually
 
 SOON = "200ms"
 AMD, ARM = "linux/amd64", "linux/arm64"
@@ -104,9 +106,7 @@ async def test_a_digest(hub, mirror, configure):
     assert done["tags"] in ({"moved": 1}, {"unchanged": 1})
     hub.reset_counters()
     runs = await mirror.metric("sync_runs_total", result="completed")
-    async with asyncio.timeout(10):
-        while await mirror.metric("sync_runs_total", result="completed") < runs + 2:
-            await asyncio.sleep(0.02)
+    await eventually(lambda: mirror.metric("sync_runs_total", result="completed"), holds=lambda seen: seen >= runs + 2)
     assert hub.count() == 0
     assert (await mirror.get(f"/v2/{APP}/blobs/{image.layers[0].digest}")).cache == "HIT"
 
@@ -117,7 +117,7 @@ async def test_new_tags_are_picked_up(hub, mirror, configure):
     await configure({"image": "app:1.*", "newest": 2}, interval=SOON)
     assert kept(mirror) == ["1.1", "1.2"]
     add(hub, "1.3", "2.0")
-    await until(lambda: kept(mirror) == ["1.2", "1.3"] and named(mirror, "1.3"), "the new one")
+    await eventually(lambda: kept(mirror) == ["1.2", "1.3"] and named(mirror, "1.3"), "the new one")
     assert held(mirror, hub) == ["1.1", "1.2", "1.3"]
 
 
@@ -202,7 +202,7 @@ async def test_round_that_is_gone_on_with(hub, mirror, orders):
     assert 0 < len(first) <= 6
     entry.remove()
     hub.reset_counters()
-    await until(lambda: held(mirror, hub) == sorted(images), "the rest")
+    await eventually(lambda: held(mirror, hub) == sorted(images), "the rest")
     rest = [seen.reference for seen in hub.find("HEAD", "manifest", status=200)][: 12 - len(first)]
     assert set(rest) == set(images) - first
 
@@ -361,7 +361,7 @@ async def test_stays_under_pressure(hub, tmp_path):
         await through(0)
         assert mirror.holds(image.layers[0].digest)
         await mirror.reload(sync={"interval": "1h", "images": []})
-        await until(lambda: not mirror.mirror._keeper.kept(), "no pins")
+        await eventually(lambda: not mirror.mirror._keeper.kept(), "no pins")
         await through(10)
         assert not mirror.holds(image.layers[0].digest)
 

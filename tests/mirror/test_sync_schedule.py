@@ -14,8 +14,10 @@ from mirror.sync import keeper, run
 from mirror.sync.order import by_webhook
 from tests.clock import Clock
 from tests.fakehub import NoHeaders, RateLimited, Rule
-from tests.mirror.syncing import APP, Orders, known, name, named, pull, until
+from tests.mirror.syncing import Orders, known, named, pull
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP, tag_name
+from tests.support.waiting import eventually
 
 SOON = {"interval": "200ms"}
 HEADS = Rule(kind="manifest", method="HEAD", times=None)
@@ -63,7 +65,7 @@ async def test_moved_tag_is_there_without_being_asked_for(hub, mirror, orders):
     await pull(mirror, APP, "1")
     await mirror.reload(sync=SOON)
     new = hub.add_image(APP, "1", layers=[b"new" * 10_000, b"more"])
-    await until(lambda: named(mirror, "1") == new.digest, "the switch")
+    await eventually(lambda: named(mirror, "1") == new.digest, "the switch")
     # No more runs.
     await mirror.reload(sync={"interval": "0"})
     await orders.until(lambda state: not state["running"])
@@ -92,7 +94,7 @@ async def test_pulls_while_a_tag_moves(hub, tmp_path, ttl):
             clients = [group.create_task(client(mirror)) for _ in range(5)]
             for number in range(1, 20):
                 images.append(hub.add_image(APP, "1", layers=[shared, b"%d" % number * 20_000]))
-                await until(lambda: named(mirror, "1") == images[-1].digest, f"move {number}")
+                await eventually(lambda: named(mirror, "1") == images[-1].digest, f"move {number}")
             done.set()
         assert min(client.result() for client in clients) > 5
 
@@ -189,8 +191,8 @@ async def test_clock_that_was_set_back(hub, mirror, orders):
     ahead = 365 * 86400.0
     image = hub.add_image(APP, "1")
     known(mirror, image, "1", pulled=-ahead)
-    record = mirror.store.index.tag(*name("1"))
-    mirror.store.index.put_tag(*name("1"), replace(record, checked=time.time() + ahead))
+    record = mirror.store.index.tag(*tag_name("1"))
+    mirror.store.index.put_tag(*tag_name("1"), replace(record, checked=time.time() + ahead))
     row = {"round": time.time() + ahead, "began": time.time() + ahead, "next": time.time() + 2 * ahead}
     fingerprint = mirror.mirror._graph.means.planner.fingerprint
     mirror.store.ledger.put_state("schedule", {**row, "unfinished": True, "fingerprint": fingerprint})
@@ -245,9 +247,7 @@ async def test_limited_in_the_middle(hub, mirror, orders, monkeypatch, log):
     # Nothing is asked while upstream wants to be left alone.
     before = hub.count(kind="manifest")
     runs = await mirror.metric("sync_runs_total", result="limited")
-    async with asyncio.timeout(10):
-        while await mirror.metric("sync_runs_total", result="limited") < runs + 2:
-            await asyncio.sleep(0.05)
+    await eventually(lambda: mirror.metric("sync_runs_total", result="limited"), holds=lambda seen: seen >= runs + 2)
     assert hub.count(kind="manifest") == before
     entry.remove()
     hub.reset_counters()
@@ -351,7 +351,7 @@ async def test_a_run_that_hangs(hub, mirror, orders, monkeypatch, log):
     fault = NoHeaders()
     hub.script(Rule(kind="manifest", method="HEAD", reference="3"), fault)
     await mirror.reload(sync=SOON)
-    await until(lambda: "timeout" in [event.get("result") for event in log], "the end of the run")
+    await eventually(lambda: "timeout" in [event.get("result") for event in log], "the end of the run")
     await orders.until(lambda state: lasted(state) == "completed")
     assert await mirror.metric("sync_runs_total", result="timeout") == 1
     assert "3" in heads(hub)
@@ -387,7 +387,7 @@ async def test_reload_in_the_middle(hub, mirror, orders):
     await mirror.reload(sync={"interval": "1h", "images": ["app:slow"]})
     await asyncio.wait_for(gate.reached.wait(), 10)
     await mirror.reload(sync={"interval": "1h", "images": ["app:slow", "app:quick"]})
-    await until(lambda: named(mirror, "quick") == quick.digest, "the new one")
+    await eventually(lambda: named(mirror, "quick") == quick.digest, "the new one")
     # Before upstream was found to be silent.
     assert hub.count("GET", "blob", "cdn", reference=slow.layers[0].digest) == 1
     assert named(mirror, "slow") is None
@@ -412,11 +412,11 @@ async def test_images_without_an_interval(hub, mirror, orders):
     """With no interval configured images are still brought when they are configured, and let go when they no longer are."""
     hub.add_image(APP, "1")
     await mirror.reload(sync={"interval": "0", "images": ["app:1"]})
-    await until(lambda: named(mirror, "1"), "the image")
+    await eventually(lambda: named(mirror, "1"), "the image")
     await orders.until(lasted)
     assert mirror.mirror._keeper.kept() == {f"docker.io/{APP}:1"}
     await mirror.reload(sync={"interval": "0", "images": []})
-    await until(lambda: not mirror.mirror._keeper.kept(), "no pins")
+    await eventually(lambda: not mirror.mirror._keeper.kept(), "no pins")
 
 
 async def test_lanes(hub, mirror, orders):
@@ -429,7 +429,7 @@ async def test_lanes(hub, mirror, orders):
     gate = hub.gate(Rule(kind="cdn", times=None), after=100)
     await mirror.reload(sync={"interval": "1h", "images": many[:10]})
     warm = await orders.give("warm", images=many[10:])
-    await until(lambda: gate.waiting >= 8, "both are held up")
+    await eventually(lambda: gate.waiting >= 8, "both are held up")
     assert (await orders.sync("app:look"))["tags"] == {"unchanged": 1}
     gate.release()
     assert (await orders.ended(warm))["result"] == "completed"

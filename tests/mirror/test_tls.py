@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import hashlib
-import random
 import ssl
 
 import aiohttp
@@ -14,8 +13,8 @@ from mirror.errors import ConfigurationError
 from tests.certificates import Authority, openssl
 from tests.fakehub import Corrupt, Rule
 from tests.mirrors import MirrorUnderTest
-
-LIMIT = 10.0
+from tests.support.names import content
+from tests.support.waiting import LIMIT, eventually
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ async def common_name(mirror, context):
 
 async def test_everything_by_tls(hub, mirror, trust):
     """Manifests, blobs cold and held, ranges and several of them come byte for byte."""
-    data = random.Random(1).randbytes(3_000_001)
+    data = content(3_000_001, 1)
     image = hub.add_image("library/app", "1", layers=[data])
     layer = image.layers[0]
     blob = f"/v2/library/app/blobs/{layer.digest}"
@@ -84,7 +83,7 @@ async def test_everything_by_tls(hub, mirror, trust):
 
 async def test_many_readers(hub, mirror, trust):
     """Readers of a blob while it arrives and after it get the same bytes."""
-    data = random.Random(2).randbytes(2_000_000)
+    data = content(2_000_000, 2)
     digest = hub.add_image("library/app", "1", layers=[data]).layers[0].digest
     answers = await asyncio.gather(*(mirror.get(f"/v2/library/app/blobs/{digest}", ssl=trust) for _ in range(20)))
     assert {answer.sha256 for answer in answers} == {digest}
@@ -129,7 +128,7 @@ async def test_last_answer_ends_in_order(mirror, trust):
 
 async def test_short_body_ends_in_order(hub, mirror, trust):
     """A body that cannot be completed ends short and with TLS's own goodbye: nobody can take it for an attack on the way."""
-    data = random.Random(3).randbytes(1_000_000)
+    data = content(1_000_000, 3)
     layer = hub.add_image("library/app", "1", layers=[data]).layers[0]
     hub.script(Rule(kind="blob", times=None), Corrupt(at=700_000))
     request = f"GET /v2/library/app/blobs/{layer.digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
@@ -194,9 +193,7 @@ async def test_renewed_certificate(hub, tmp_path, authority, trust, monkeypatch,
             key.write_bytes(issued[1].read_bytes())
 
     async def until(event):
-        async with asyncio.timeout(LIMIT):
-            while not any(entry["event"] == event for entry in log):
-                await asyncio.sleep(0.01)
+        await eventually(lambda: any(entry["event"] == event for entry in log))
 
     first, second = authority.issue("first"), authority.issue("second")
     put(first)

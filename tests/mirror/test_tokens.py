@@ -17,9 +17,8 @@ from tests.fakehub import (
     Status,
 )
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP, TAG
 
-APP = "library/app"
-TAG = f"/v2/{APP}/manifests/1"
 TOKENS = Rule(kind="token", times=None)
 PASSWORD = "correct-horse-battery"
 

@@ -17,9 +17,9 @@ from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
 from mirror.storage.room import Room
 from tests.fakehub import Html, Rule
+from tests.support.files import flip
+from tests.support.names import APP, TAG
 
-APP = "library/app"
-TAG = f"/v2/{APP}/manifests/1"
 DAY = 86400.0
 
 
@@ -30,12 +30,6 @@ async def pulled(hub, mirror, **image):
         await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
     await mirror.idle()
     return made
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 # ---- within a request

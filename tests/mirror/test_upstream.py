@@ -30,16 +30,11 @@ from tests.fakehub import (
     WrongLength,
 )
 from tests.mirrors import MirrorUnderTest
+from tests.support.names import APP, TAG, blob_path
 
-APP = "library/app"
-TAG = f"/v2/{APP}/manifests/1"
 PASSWORD = "hunter2-never-to-be-seen"
 # A client's password, and one that it is not.
 CLIENTS = ("hunter3-never-to-be-seen", "hunter4-never-to-be-seen")
-
-
-def blob_path(blob):
-    return f"/v2/{APP}/blobs/{blob.digest}"
 
 
 # ---- redirects

@@ -1,6 +1,5 @@
 """Docker Hub's webhook: whoever knows the secret can have an image looked at, and nothing else."""
 
-import asyncio
 import io
 import json
 import logging
@@ -15,9 +14,10 @@ from mirror.web.hooks import parse_push
 from tests.mirror.syncing import Orders, pull
 from tests.mirrors import MirrorUnderTest
 from tests.receiver import Receiver
+from tests.support.names import APP
+from tests.support.waiting import eventually
 from tests.wire import Wire
 
-APP = "library/app"
 SECRET = "one/hundred %41pes & 0123456789"
 QUOTED = "one%2Fhundred%20%2541pes%20&%200123456789"
 GUESS = "a-guess-that-is-wrong"
@@ -232,9 +232,7 @@ async def test_requests_at_a_time_count(hub, tmp_path, secret_file):
     settings = {"limits": {"requests_per_address": 1}, "sync": {"webhook_secret_file": str(secret_file)}}
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror, Wire(mirror.port) as wire:
         await wire.send(f"POST {HOOK} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode())
-        async with asyncio.timeout(10):
-            while not mirror.mirror._entrance.in_progress:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: mirror.mirror._entrance.in_progress)
         assert (await ask(mirror, json=payload()))[0] == 429
 
 
@@ -345,9 +343,7 @@ async def test_a_body_that_is_cut(hub, mirror, quiet):
     """A sender that leaves in the middle leaves nothing behind."""
     async with Wire(mirror.port) as wire:
         await wire.send(f"POST {HOOK} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
-    async with asyncio.timeout(10):
-        while mirror.mirror._entrance.in_progress:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: not mirror.mirror._entrance.in_progress)
     assert await untouched(hub, mirror)
     quiet()
 

@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import random
 
 from tests.fakehub import Rule
+from tests.support.names import content
+from tests.support.waiting import LIMIT
 
-MIB = 1 << 20
 REPOSITORY = "library/app"
 CDN = Rule(host="cdn", method="GET", times=None)
-GIVE_UP = 15
 
 
 class Transfer:
@@ -18,7 +17,7 @@ class Transfer:
     def __init__(self, hub, mirror, size, seed=1):
         self.hub = hub
         self.mirror = mirror
-        self.data = random.Random(seed).randbytes(size)
+        self.data = content(size, seed)
         self.digest = hub.add_blob(REPOSITORY, self.data)
         self.path = f"/v2/{REPOSITORY}/blobs/{self.digest}"
 
@@ -74,7 +73,7 @@ class Client:
 
     async def has(self, count):
         """Wait for so many bytes in all."""
-        async with asyncio.timeout(GIVE_UP):
+        async with asyncio.timeout(LIMIT):
             while len(self.data) < count:
                 piece = await self.response.content.readany()
                 assert piece, f"ended after {len(self.data)} bytes"
@@ -82,7 +81,7 @@ class Client:
 
     async def whole(self):
         """The whole body."""
-        async with asyncio.timeout(GIVE_UP):
+        async with asyncio.timeout(LIMIT):
             self.data += await self.response.content.read()
         return self.data
 
@@ -105,7 +104,7 @@ async def raw(mirror, path, **headers):
 
 async def raw_head(reader):
     """Status and headers of a raw answer, names in lower case."""
-    async with asyncio.timeout(GIVE_UP):
+    async with asyncio.timeout(LIMIT):
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     status, *lines = head.rstrip().split("\r\n")
     pairs = (line.split(": ", 1) for line in lines)
@@ -114,5 +113,5 @@ async def raw_head(reader):
 
 async def raw_body(reader):
     """Everything up to the orderly end of the connection; a reset is a ConnectionResetError."""
-    async with asyncio.timeout(GIVE_UP):
+    async with asyncio.timeout(LIMIT):
         return await reader.read()

@@ -8,7 +8,7 @@ import pytest
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
 from mirror.storage.room import Room
-from tests.descriptors import opened_under
+from tests.support.files import opened_under
 
 
 @pytest.fixture

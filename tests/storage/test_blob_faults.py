@@ -14,7 +14,7 @@ from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
 from mirror.storage.room import Room
-from tests.descriptors import opened_under
+from tests.support.files import opened_under
 
 DATA = b"d" * 100_000
 DIGEST = Digest.of(DATA)

@@ -18,8 +18,8 @@ from mirror.storage.eviction import Evicted, Eviction
 from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
 from mirror.storage.room import Room
+from tests.support.names import KIB
 
-KIB = 1024
 NOBODY = frozenset()
 
 

@@ -15,9 +15,7 @@ from mirror.download.partial import Partial
 from mirror.errors import StorageError
 from mirror.storage.layout import Layout
 from mirror.storage.room import Fit, Room, on_disk
-
-KIB = 1024
-MIB = 1 << 20
+from tests.support.names import KIB, MIB
 
 
 @given(st.integers(0, 1 << 60))

@@ -6,8 +6,7 @@ import threading
 import pytest
 
 from mirror.aio import in_thread
-
-LIMIT = 10.0
+from tests.support.waiting import LIMIT
 
 
 async def test_thread_is_never_orphaned():

@@ -20,9 +20,9 @@ from mirror.storage.generation import Generation
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.room import Fit, Room
+from tests.support.waiting import LIMIT
 
 BLOCK = 4096
-LIMIT = 20.0
 
 
 @pytest.fixture

@@ -2,15 +2,13 @@
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import signal
 from pathlib import Path
 
-from tests.processes import LIMIT, Served
-
-WAIT = 0.01
+from tests.processes import Served
+from tests.support.waiting import eventually
 
 
 class Cluster(Served):
@@ -40,18 +38,6 @@ class Cluster(Served):
     def workers(self):
         """The process ids of the workers that live, oldest first."""
         return children(self.process.pid)
-
-    async def until(self, condition, what="it"):
-        """Wait until a condition holds, which may be a coroutine function."""
-        with timed(what):
-            async with asyncio.timeout(LIMIT):
-                while True:
-                    found = condition()
-                    if asyncio.iscoroutine(found):
-                        found = await found
-                    if found:
-                        return found
-                    await asyncio.sleep(WAIT)
 
     async def pull(self, path, worker=None):
         """Begin to read over a connection of its own, to a certain worker if that is said."""
@@ -101,7 +87,7 @@ class Pull:
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
         self.local = self.writer.get_extra_info("sockname")[1]
         if accepted_by is not None:
-            self.worker = await accepted_by.until(lambda: owner(self._port, self.local, accepted_by.workers()), "accepted")
+            self.worker = await eventually(lambda: owner(self._port, self.local, accepted_by.workers()), "accepted")
         self.writer.write(head.encode() + data)
         return self
 
@@ -141,14 +127,6 @@ class Pull:
             self.writer.close()
             with contextlib.suppress(OSError):
                 await self.writer.wait_closed()
-
-
-@contextlib.contextmanager
-def timed(what):
-    try:
-        yield
-    except TimeoutError as error:
-        raise AssertionError(f"not in time: {what}") from error
 
 
 def children(pid):
@@ -197,7 +175,3 @@ def driver(store, digest, pids):
                 if f"ino:\t{inode}\n" in text and f" {1 << 62} {1 << 62}" in text:
                     return pid
     return None
-
-
-def sha256(data):
-    return "sha256:" + hashlib.sha256(data).hexdigest()

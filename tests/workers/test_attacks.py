@@ -6,10 +6,10 @@ import sys
 
 from tests.fakehub import Rule
 from tests.processes import Process
-from tests.workers.cluster import Cluster, Pull, sha256
+from tests.support.names import APP, sha256
+from tests.support.waiting import eventually
+from tests.workers.cluster import Cluster, Pull
 from tests.workers.test_crashes import check_store
-
-APP = "library/app"
 
 DIES_IN_COMMIT = """
 import os, signal, sys
@@ -92,7 +92,7 @@ async def test_thousand_clients(cluster, hub):
     async def all_there():
         return (await cluster.metrics())["registry_mirror_download_readers"] == 1000
 
-    await cluster.until(all_there, "a thousand readers")
+    await eventually(all_there, "a thousand readers")
     gate.release()
     assert {sha256(got) for got in await asyncio.gather(*pulls)} == {blob.digest}
     assert hub.count(method="GET", kind="blob", host="cdn") == 1

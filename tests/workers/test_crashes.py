@@ -16,9 +16,10 @@ from mirror.storage.layout import Layout
 from mirror.storage.room import Room, on_disk
 from tests.fakehub import Rule
 from tests.processes import Process
-from tests.workers.cluster import Cluster, Pull, driver, sha256
+from tests.support.names import APP, sha256
+from tests.support.waiting import eventually
+from tests.workers.cluster import Cluster, Pull, driver
 
-APP = "library/app"
 ROUNDS = 5
 
 
@@ -131,11 +132,11 @@ async def test_killed_workers(hub, tmp_path, seed):
             await rounds.all_right(cluster)
             # A short life makes for a pause before the next, which is proved elsewhere.
             await cluster.logged('"serving"', 3 + number) if number < 2 else None
-        await cluster.until(lambda: cluster.log.count('"serving"') == 2 + ROUNDS, "the last worker")
+        await eventually(lambda: cluster.log.count('"serving"') == 2 + ROUNDS, "the last worker")
     # The count at the start of a mirror puts the account right.
     async with Cluster(hub, tmp_path, storage={"path": str(cluster.store)}) as cluster:
         await rounds.all_right(cluster)
-        await cluster.until(lambda: is_counted(cluster), "the count")
+        await eventually(lambda: is_counted(cluster), "the count")
         await check_store(cluster)
 
 
@@ -156,5 +157,5 @@ async def test_killed_mirror(hub, tmp_path, workers):
             await rounds.disturbed(cluster, kill_all)
     async with Cluster(hub, tmp_path, workers=workers) as cluster:
         await rounds.all_right(cluster)
-        await cluster.until(lambda: is_counted(cluster), "the count")
+        await eventually(lambda: is_counted(cluster), "the count")
         await check_store(cluster)

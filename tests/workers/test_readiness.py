@@ -2,9 +2,9 @@
 
 import json
 
+from tests.support.names import TAG
+from tests.support.waiting import eventually
 from tests.workers.cluster import Cluster
-
-TAG = "/v2/library/app/manifests/1"
 
 
 async def test_a_refused_account(hub, tmp_path):
@@ -31,11 +31,11 @@ async def test_a_refused_account(hub, tmp_path):
         pull = await cluster.pull(TAG, first)
         await pull.rest()
         assert pull.status == 503
-        await cluster.until(is_unready, "not ready")
+        await eventually(is_unready, "not ready")
         assert list((await readiness())["credentials"]) == ["docker.io"]
         assert (await cluster.metrics(second))['registry_mirror_upstream_credentials_ok{registry="docker.io"}'] == 0
         password.write_text("right")
-        await cluster.until(is_ready, "ready again")
+        await eventually(is_ready, "ready again")
         pull = await cluster.pull(TAG, second)
         await pull.rest()
         assert pull.status == 200

@@ -7,18 +7,15 @@ import os
 import signal
 
 from tests.fakehub import Rule
-from tests.workers.cluster import Cluster, driver, sha256
+from tests.support.names import APP, blob_path, sha256
+from tests.support.waiting import eventually
+from tests.workers.cluster import Cluster, driver
 
-APP = "library/app"
 SIZE = 24_000_000
 MIDDLE = 10_000_000
 # What upstream had sent into a connection that was then lost: buffers on both sides.
 LOST = 6_000_000
 CDN = Rule(kind="blob", host="cdn")
-
-
-def blob_path(blob):
-    return f"/v2/{APP}/blobs/{blob.digest}"
 
 
 async def started(cluster, hub, clients, size=SIZE):
@@ -38,10 +35,8 @@ async def test_one_download_for_both_workers(cluster, hub):
     """32 clients of two workers and one cold blob: upstream is asked once, all bytes are right, one download is counted."""
     blob, gate, pulls = await started(cluster, hub, 32)
     assert {pull.worker for pull in pulls} == set(cluster.workers())
-    async with asyncio.timeout(10):
-        # What the other worker says of itself may be a second old.
-        while (metrics := await cluster.metrics())["registry_mirror_download_readers"] < 16:
-            await asyncio.sleep(0.1)
+    # What the other worker says of itself may be a second old.
+    metrics = await eventually(cluster.metrics, holds=lambda seen: seen["registry_mirror_download_readers"] >= 16)
     gate.release()
     bodies = await asyncio.gather(*(pull.rest() for pull in pulls))
     assert {sha256(body) for body in bodies} == {blob.digest}
@@ -56,7 +51,7 @@ async def test_one_download_for_both_workers(cluster, hub):
         joined = metrics['registry_mirror_served_bytes_total{outcome="JOINED",registry="docker.io"}']
         return served + joined == 32 * SIZE and metrics
 
-    metrics = await cluster.until(settled, "metrics of both workers")
+    metrics = await eventually(settled, "metrics of both workers")
     assert metrics['registry_mirror_downloads_total{result="committed"}'] == 1
     assert sum(value for name, value in metrics.items() if "requests_total" in name and 'kind="blob"' in name) >= 32
 
@@ -75,7 +70,7 @@ async def test_downloads_of_both_workers(cluster, hub):
             found = json.loads(await cluster.admin("/api/v1/downloads", pid))["downloads"]
             return {entry["digest"] for entry in found} == {blob.digest for blob in blobs}
 
-        await cluster.until(shown, "the downloads of both workers")
+        await eventually(shown, "the downloads of both workers")
     gate.release()
     assert [sha256(await pull.rest()) for pull in pulls] == [blob.digest for blob in blobs]
 
@@ -87,7 +82,7 @@ async def test_killed_driver(cluster, hub):
     killed = driver(cluster.store, blob.digest, before)
     told = await cluster.metrics(killed)
     os.kill(killed, signal.SIGKILL)
-    await cluster.until(lambda: len(cluster.workers()) == 2 and killed not in cluster.workers(), "another worker")
+    await eventually(lambda: len(cluster.workers()) == 2 and killed not in cluster.workers(), "another worker")
     gate.release()
     mine = [pull for pull in pulls if pull.worker != killed]
     others = [pull for pull in pulls if pull.worker == killed]
@@ -132,7 +127,7 @@ async def test_counters_never_fall(cluster, hub):
                 last = now
         victim = cluster.workers()[0]
         os.kill(victim, signal.SIGKILL)
-        await cluster.until(lambda victim=victim: victim not in cluster.workers() and len(cluster.workers()) == 2, "another")
+        await eventually(lambda victim=victim: victim not in cluster.workers() and len(cluster.workers()) == 2, "another")
     assert_no_counter_fell(last, await cluster.metrics())
 
 
@@ -157,13 +152,13 @@ async def test_purge_counts_in_every_worker(hub, tmp_path):
 async def test_one_janitor(cluster, hub):
     """One process of a store cleans up; when it dies, another one does."""
     pids = cluster.workers()
-    first = await cluster.until(lambda: _janitor(cluster, pids), "a janitor")
+    first = await eventually(lambda: _janitor(cluster, pids), "a janitor")
     os.kill(first, signal.SIGKILL)
 
     def another():
         return _janitor(cluster, cluster.workers()) not in (None, first)
 
-    await cluster.until(another, "another janitor")
+    await eventually(another, "another janitor")
 
 
 def _janitor(cluster, pids):
@@ -187,7 +182,7 @@ async def asked_in_both(cluster, hub):
     async with asyncio.timeout(10):
         await gate.reached.wait()
     second = await cluster.pull(f"/v2/{APP}/manifests/{image.digest}", other)
-    await cluster.until(lambda: "manifests.lock" in open_files(other), "the other worker in line")
+    await eventually(lambda: "manifests.lock" in open_files(other), "the other worker in line")
     return image, gate, first, second
 
 

@@ -4,16 +4,14 @@ import asyncio
 import os
 import signal
 import socket
-import time
 
 import pytest
 
 from tests.fakehub import Rule
-from tests.processes import LIMIT, Process, free_port
-from tests.workers.cluster import Cluster, children, sha256, state
-
-APP = "library/app"
-TAG = f"/v2/{APP}/manifests/1"
+from tests.processes import Process
+from tests.support.names import APP, TAG, free_port, sha256
+from tests.support.waiting import eventually
+from tests.workers.cluster import Cluster, children, state
 
 
 @pytest.fixture
@@ -46,7 +44,7 @@ async def test_reload_reaches_all(hub, tmp_path, manager):
     """SIGHUP changes the ttl in every worker and in every later one; systemd is told once, whatever the number of workers."""
     hub.add_image(APP, "1")
     async with Cluster(hub, tmp_path, tags={"ttl": "1h"}) as cluster:
-        await asyncio.to_thread(_await, manager, "READY=1")
+        await eventually(lambda: "READY=1" in told(manager), "the word to the service manager")
         assert told(manager) == []
         for pid in cluster.workers():
             await outcome(cluster, pid)
@@ -77,20 +75,11 @@ async def test_reload_reaches_all(hub, tmp_path, manager):
     assert "Traceback" not in cluster.log
 
 
-def _await(sock, text):
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
-        if text in told(sock):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"the service manager was not told {text}")
-
-
 async def test_ready_when_all_serve(hub, tmp_path, manager):
     """READY is told after the last worker has begun to serve, and a stop while they start is told without it."""
     cluster = Cluster(hub, tmp_path)
     async with Process("serve", "--config", str(cluster.file), directory=tmp_path) as process:
-        await asyncio.to_thread(_await, manager, "READY=1")
+        await eventually(lambda: "READY=1" in told(manager), "the word to the service manager")
         assert process.log.count('"serving"') <= 2
         await process.logged('"serving"', 2)
         process.signal()
@@ -136,7 +125,7 @@ async def test_second_sigterm_ends_the_drain(cluster, hub):
 async def test_reload_in_the_first_moment_of_a_worker(cluster):
     """A storm of SIGHUPs while a worker starts does not kill it."""
     os.kill(cluster.workers()[0], signal.SIGKILL)
-    await cluster.until(lambda: len(cluster.workers()) == 1 or "worker_died" in cluster.log, "the death")
+    await eventually(lambda: len(cluster.workers()) == 1 or "worker_died" in cluster.log, "the death")
     while cluster.log.count('"serving"') < 3:
         cluster.signal(signal.SIGHUP)
         await asyncio.sleep(0.002)
@@ -149,7 +138,7 @@ async def test_pauses_grow(hub, tmp_path):
     async with Cluster(hub, tmp_path) as cluster:
         stays = cluster.workers()[0]
         for death in range(1, 5):
-            fresh = await cluster.until(lambda: [pid for pid in cluster.workers() if pid != stays], "another worker")
+            fresh = await eventually(lambda: [pid for pid in cluster.workers() if pid != stays], "another worker")
             os.kill(fresh[0], signal.SIGKILL)
             await cluster.logged('"worker_died"', death)
             assert (await cluster.get(TAG))[0] == 200
@@ -163,7 +152,7 @@ async def test_supervisor_killed(cluster):
     """Workers whose supervisor was killed end by themselves, and their ports become free."""
     pids = cluster.workers()
     cluster.process.kill()
-    await cluster.until(lambda: [state(pid) for pid in pids] in ([None, None], ["Z", "Z"]), "the workers' end")
+    await eventually(lambda: [state(pid) for pid in pids] in ([None, None], ["Z", "Z"]), "the workers' end")
     for port in (cluster.port, cluster.admin_port):
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

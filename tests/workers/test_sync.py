@@ -12,10 +12,11 @@ from mirror.core.names import Repository, Tag
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from tests.fakehub import Rule
-from tests.workers.cluster import Cluster, Pull, sha256
+from tests.support.names import APP, sha256
+from tests.support.waiting import eventually
+from tests.workers.cluster import Cluster, Pull
 from tests.workers.test_crashes import fetched, kill_all, paths
 
-APP = "library/app"
 CDN = Rule(kind="cdn", times=None)
 
 
@@ -34,7 +35,7 @@ async def ended(cluster, order):
             assert status == 200, answer
             return answer if answer["result"] not in ("waiting", "running") else None
 
-    return await cluster.until(found, "the end of the order")
+    return await eventually(found, "the end of the order")
 
 
 async def warm(cluster, *images):
@@ -80,7 +81,7 @@ async def test_one_run(hub, tmp_path):
             return json.loads(await cluster.admin("/api/v1/sync", pid))["last"]["schedule"]
 
         pids = cluster.workers()
-        told = [await cluster.until(lambda pid=pid: done(pid), "the run") for pid in pids]
+        told = [await eventually(lambda pid=pid: done(pid), "the run") for pid in pids]
         assert told[0] == told[1]
         assert told[0]["tags"] == {"unchanged": 60}
         assert heads(hub) == list(range(60))
@@ -94,7 +95,7 @@ async def test_one_run(hub, tmp_path):
                 for metric in metrics
             )
 
-        await cluster.until(summed, "the metrics of both")
+        await eventually(summed, "the metrics of both")
 
 
 async def test_orders_to_any(hub, tmp_path):
@@ -111,7 +112,7 @@ async def test_orders_to_any(hub, tmp_path):
             return json.loads(await cluster.admin(f"/api/v1/sync/{orders[0]}", pid))["result"] == "running"
 
         for pid in (first, second):
-            await cluster.until(lambda pid=pid: running(pid), "told by each")
+            await eventually(lambda pid=pid: running(pid), "told by each")
         gate.release()
         results = [await ended(cluster, order) for order in orders]
         assert [result["tags"] for result in results] == [{"moved": 1}, {"unchanged": 1}]
@@ -130,7 +131,7 @@ async def test_killed_keeper(hub, tmp_path):
         gate = hub.gate(Rule(kind="cdn", reference=layer.digest), after=8_000_000)
         order = await warm(cluster, "app:1")
         await asyncio.wait_for(gate.reached.wait(), 10)
-        os.kill(await cluster.until(lambda: keeper(cluster), "a keeper"), signal.SIGKILL)
+        os.kill(await eventually(lambda: keeper(cluster), "a keeper"), signal.SIGKILL)
         gate.release()
         done = await ended(cluster, order)
         assert (done["result"], done["tags"]) == ("completed", {"moved": 1})
@@ -152,13 +153,13 @@ async def test_killed_mirror(hub, tmp_path):
     gate = hub.gate(Rule(kind="cdn", reference=layer.digest), after=1_500_000)
     async with Cluster(hub, tmp_path, **settings) as cluster:
         await asyncio.wait_for(gate.reached.wait(), 20)
-        await cluster.until(lambda: hub.count("HEAD", "manifest", status=200) == 31, "all HEADs")
+        await eventually(lambda: hub.count("HEAD", "manifest", status=200) == 31, "all HEADs")
 
         async def noted():
             state, _ = await ask(cluster, "/api/v1/sync")
             return [run["tags"] for run in state["running"]] == [{"unchanged": 30}]
 
-        await cluster.until(noted, "what came of them")
+        await eventually(noted, "what came of them")
         kill_all(cluster, None)
     gate.release()
     hub.reset_counters()
@@ -172,6 +173,6 @@ async def test_killed_mirror(hub, tmp_path):
             state, _ = await ask(cluster, "/api/v1/sync")
             return (state["last"]["schedule"] or {}).get("result") == "completed"
 
-        await cluster.until(done, "the run")
+        await eventually(done, "the run")
         assert {seen.reference for seen in hub.find("HEAD", "manifest", status=200)} <= {"new", image.digest}
         assert "Traceback" not in cluster.log

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.harness.client import request
-from tests.e2e.harness.process import Program, wait_until
+from tests.e2e.harness.process import Program
+from tests.support.waiting import wait_until
 
 
 class Hub:

@@ -8,7 +8,9 @@ from typing import Any
 import yaml
 
 from tests.e2e.harness.client import answers, request
-from tests.e2e.harness.process import HarnessError, Program, free_port, wait_until
+from tests.e2e.harness.process import HarnessError, Program
+from tests.support.names import free_port
+from tests.support.waiting import wait_until
 
 _STARTUP_SECONDS = 30
 _STOP_SECONDS = 40  # SIGTERM drains for at most 30 s

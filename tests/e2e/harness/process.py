@@ -5,12 +5,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.support.waiting import NotInTime, wait_until
+
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-_POLL_SECONDS = 0.05
 _TAIL_LINES = 30
 
 
@@ -42,22 +42,6 @@ def client_environment(home: Path) -> dict[str, str]:
         "HTTPS_PROXY": refused,
         "NO_PROXY": "127.0.0.1",
     }
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout: float) -> None:
-    """Poll until the condition holds; HarnessError naming `what` after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise HarnessError(f"not within {timeout:g} s: {what}")
-        time.sleep(_POLL_SECONDS)
 
 
 def listening(port: int) -> bool:
@@ -127,7 +111,7 @@ class Program:
             wait_until(lambda: not self.running or ready(), f"{self.name}: {what}", timeout)
             if not self.running:
                 raise HarnessError(f"{self.name} ended with {self._process.returncode} before: {what}")
-        except HarnessError as error:
+        except (HarnessError, NotInTime) as error:
             self.kill()
             raise HarnessError(f"{error}\n--- log of {self.name} ---\n{self.tail()}") from None
 

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from tests.e2e.harness.process import Program, free_port, listening
+from tests.e2e.harness.process import Program, listening
+from tests.support.names import free_port
 
 _CONFIGURATION = """\
 daemon off;
