@@ -72,6 +72,12 @@ class RangeNotSatisfiable(InvalidRange):
     """A well-formed range with no byte in it; the answer is 416 (RFC 9110 section 15.5.17)."""
 
 
+class InvalidPage(InvalidInput):
+    """Not a page of a list."""
+
+    what = "page"
+
+
 class InvalidQuantity(InvalidInput):
     """Not a duration or a number of bytes."""
 

@@ -6,23 +6,23 @@ import json
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from urllib.parse import urlencode
 
 from mirror.core import media
 from mirror.core.digest import Digest
-from mirror.core.links import format_link, next_query, parse_link_next
+from mirror.core.links import PAGE, SPECIFIED, format_link, next_page, page_params, parse_link_next, parse_page
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import may_serve
-from mirror.errors import UpstreamError
+from mirror.errors import UpstreamError, UpstreamNonsense
 from mirror.flights import Flights
 from mirror.pull.context import Context
 from mirror.pull.permission import Permission
-from mirror.pull.tags import tag_names
+from mirror.pull.tags import following_page, tag_names
 from mirror.upstream.registry import Listing
 
 _MOST_BYTES = 16 << 20
 _MOST_ENTRIES = 1024
-_PASSED_ON = ("n", "last", "artifactType")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +84,14 @@ class Listings:
         self, kind: str, repository: Repository, rest: str, query: dict[str, str]
     ) -> tuple[Listing, Outcome, str | None]:
         """The list, where it came from, and the reason if that is STALE."""
-        passed_on = {name: value for name, value in query.items() if name in _PASSED_ON}
-        key = (repository, rest, tuple(sorted(passed_on.items())))
+        page = _asked_page(query)
+        key = (repository, rest, page)
         now = self._context.clock()
         kept = self._kept.get(key)
         if kept is not None and 0 <= now - kept[1] < self._context.policies.general.ttl:
             return kept[0], Outcome.HIT, None
         try:
-            listing, joined = await self._flights.run(key, lambda: self._asked(kind, repository, rest, passed_on))
+            listing, joined = await self._flights.run(key, lambda: self._asked(kind, repository, rest, page))
         except UpstreamError as error:
             if kept is None or not may_serve(error.reason, now - kept[1], self._context.policies.general.stale_if_error):
                 raise
@@ -100,9 +100,12 @@ class Listings:
         self._keep(key, listing, now)
         return listing, Outcome.JOINED if joined else Outcome.MISS, None
 
-    async def _asked(self, kind: str, repository: Repository, rest: str, query: dict[str, str]) -> Listing:
+    async def _asked(self, kind: str, repository: Repository, rest: str, page: str) -> Listing:
         """Upstream's list, in our words: once for all who get it, and before it takes the place of what was kept."""
-        listing = await self._context.registry(repository).listing(kind, repository.path, rest, query)
+        listing = await self._context.registry(repository).listing(kind, repository.path, rest, page)
+        following = following_page(repository, listing)
+        if following is not None and page_params(following) == page_params(page):
+            raise UpstreamNonsense(f"{repository}: upstream's link to the next page of a list leads to the same page")
         if kind != "tags":
             return listing
         tags = self._permission.listed(repository, tag_names(repository, listing))
@@ -126,6 +129,12 @@ def _link(listing: Listing, path: str, query: dict[str, str]) -> dict[str, str]:
     target = parse_link_next(listing.links)
     if target is None:
         return {}
-    following = next_query(target)
     namespace = {"ns": query["ns"]} if "ns" in query else {}
-    return {"Link": format_link(path, {**following, **namespace})}
+    return {"Link": format_link(path, {**page_params(next_page(target)), **namespace})}
+
+
+def _asked_page(query: dict[str, str]) -> str:
+    """The query to send upstream for what a client has asked for; raises InvalidPage if it follows no link of ours."""
+    if PAGE in query:
+        return parse_page(query[PAGE])
+    return urlencode(sorted((name, value) for name, value in query.items() if name in SPECIFIED), errors="replace")

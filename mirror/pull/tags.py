@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from mirror.core.links import next_query, parse_link_next
+from mirror.core.errors import InvalidPage
+from mirror.core.links import next_page, parse_link_next
 from mirror.core.names import Repository
 from mirror.errors import UpstreamNonsense
 from mirror.upstream.registry import Listing, Registry
@@ -12,7 +13,7 @@ from mirror.upstream.registry import Listing, Registry
 # More tags than any repository of use has; an upstream whose pages never end stops here.
 _MOST_PAGES = 200
 _MOST_TAGS = 200_000
-_PAGE = "1000"
+_FIRST_PAGE = "n=1000"
 
 
 def tag_names(repository: Repository, listing: Listing) -> list[str]:
@@ -23,6 +24,15 @@ def tag_names(repository: Repository, listing: Listing) -> list[str]:
         raise UpstreamNonsense(f"{repository}: upstream's list of tags is none") from error
 
 
+def following_page(repository: Repository, listing: Listing) -> str | None:
+    """The query of the next page, None after the last; raises UpstreamNonsense if upstream's link leads to none."""
+    target = parse_link_next(listing.links)
+    try:
+        return None if target is None else next_page(target)
+    except InvalidPage as error:
+        raise UpstreamNonsense(f"{repository}: upstream's link to the next page of a list: {error}") from error
+
+
 async def every_tag(registry: Registry, repository: Repository) -> list[str]:
     """Every tag that upstream lists.
 
@@ -30,17 +40,17 @@ async def every_tag(registry: Registry, repository: Repository) -> list[str]:
         UpstreamAnswer, UpstreamError: see those; the latter also for a list that does not end.
     """
     names: list[str] = []
-    query = {"n": _PAGE}
+    query, seen = _FIRST_PAGE, {_FIRST_PAGE}
     for _ in range(_MOST_PAGES):
         listing = await registry.listing("tags", repository.path, "tags/list", query)
         names += tag_names(repository, listing)
         if len(names) > _MOST_TAGS:
             raise UpstreamNonsense(f"{repository}: upstream lists more than {_MOST_TAGS} tags")
-        target = parse_link_next(listing.links)
-        if target is None:
+        following = following_page(repository, listing)
+        if following is None:
             return names
-        following = next_query(target)
-        if following == query:
+        if following in seen:
             break
+        seen.add(following)
         query = following
     raise UpstreamNonsense(f"{repository}: upstream's list of tags does not end")

@@ -50,6 +50,7 @@ class Ask:
         kind: for metrics and limits: manifest, blob, tags or referrers.
         repository: path of the repository, without the registry.
         rest: what follows the repository in the URL's path, for example `manifests/latest`.
+        query: of the URL, encoded.
         elsewhere: it is now with a host that the upstream has redirected to.
     """
 
@@ -58,7 +59,7 @@ class Ask:
     rest: str
     method: str = "GET"
     headers: dict[str, str] = field(default_factory=dict)
-    query: dict[str, str] = field(default_factory=dict)
+    query: str = ""
     elsewhere: bool = False
 
 
@@ -216,7 +217,7 @@ class Endpoint:
             headers["Authorization"] = authorization
         url = self.url.joinpath("v2", *ask.repository.split("/"), *ask.rest.split("/"))
         if ask.query:
-            url = url.with_query(ask.query)
+            url = URL(f"{url}?{ask.query}", encoded=True)
         return await stack.enter_async_context(self._http.request(ask.method, url, headers, tls=self._tls, proxy=self._proxy))
 
     async def _followed(

@@ -111,8 +111,8 @@ class Registry:
 
         return await self._first(ask, head)
 
-    async def listing(self, kind: str, repository: str, rest: str, query: dict[str, str]) -> Listing:
-        """Fetch a list of tags or of referrers as it is."""
+    async def listing(self, kind: str, repository: str, rest: str, query: str) -> Listing:
+        """Fetch a list of tags or of referrers as it is; `query` is encoded, and goes upstream as it is."""
         ask = Ask(kind, repository, rest, headers={"Accept": "application/json, */*"}, query=query)
 
         async def get(endpoint: Endpoint) -> Listing:

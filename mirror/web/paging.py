@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from mirror.core.errors import InvalidInput
+from mirror.core.errors import InvalidPage
 from mirror.core.links import format_link
 
 _MOST = 1000
-
-
-class InvalidPage(InvalidInput):
-    """`n` is no number of entries."""
-
-    what = "page size"
 
 
 def page_size(n: str | None) -> int:

@@ -22,7 +22,6 @@ from mirror.errors import (
     UpstreamError,
     UpstreamRateLimited,
 )
-from mirror.web.paging import InvalidPage
 
 _RETRY_AFTER = 10
 
@@ -132,7 +131,7 @@ def _unavailable(message: str, text: str, error: UpstreamError | None, code: str
 
 def _invalid_code(error: core.InvalidInput) -> str:
     for kind, code in (
-        (InvalidPage, "PAGINATION_NUMBER_INVALID"),
+        (core.InvalidPage, "PAGINATION_NUMBER_INVALID"),
         (core.InvalidDigest, "DIGEST_INVALID"),
         (core.InvalidTag, "TAG_INVALID"),
         (core.InvalidName, "NAME_INVALID"),

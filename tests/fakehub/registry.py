@@ -1,5 +1,6 @@
 """The registry's own answers (OCI distribution-spec; Docker Hub's ways where it differs)."""
 
+import base64
 import json
 import re
 from collections.abc import Mapping
@@ -126,35 +127,58 @@ class Registry:
         return plain(307, page, "text/html; charset=utf-8", {"Location": location})
 
     def _tags(self, seen: Seen, repository: Repository) -> Answer:
-        query = parse_qs(seen.query)
-        count = query.get("n", [str(self._settings.page_size)])[0]
+        query = _query(seen)
+        if query is None:
+            return error(400, "PAGINATION_INVALID", "this is no page of this list")
+        count = query.get("n", str(self._settings.page_size))
         if not count.isdecimal():
             return error(400, "PAGINATION_NUMBER_INVALID", "invalid number of results requested", {"n": count})
-        last = query.get("last", [""])[0]
-        rest = sorted(tag for tag in repository.tags if tag > last)
+        rest = sorted(tag for tag in repository.tags if tag > query.get("last", ""))
         page = rest[: min(int(count), self._settings.page_size)]
         answer = as_json(200, {"name": seen.repository, "tags": page})
         if page and len(page) < len(rest):
-            base = self.base if self._settings.absolute_links else ""
-            target = f"/v2/{seen.repository}/tags/list?last={quote(page[-1])}&n={len(page)}"
-            answer.headers["Link"] = f'<{base}{target}>; rel="next"'
+            answer.headers["Link"] = self._link(seen, f"last={quote(page[-1])}&n={len(page)}")
         return answer
+
+    def _link(self, seen: Seen, query: str) -> str:
+        """A link to the next page (RFC 8288), whose query may be the registry's own affair."""
+        base = self.base if self._settings.absolute_links else ""
+        if self._settings.opaque_links:
+            query = f"next_page={base64.b64encode(query.encode()).decode()}"
+        return f'<{base}{seen.path}?{query}>; rel="next"'
 
     def _referrers(self, seen: Seen, repository: Repository) -> Answer:
         if not self._settings.referrers:
             return plain(404, b"404 page not found\n", "text/plain; charset=utf-8")
         if not DIGEST.fullmatch(seen.reference or ""):
             return error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
-        wanted = parse_qs(seen.query).get("artifactType") if self._settings.filter_referrers else None
+        query = _query(seen)
+        if query is None:
+            return error(400, "PAGINATION_INVALID", "this is no page of this list")
+        wanted = query.get("artifactType") if self._settings.filter_referrers else None
         found = [
             descriptor
             for digest, manifest in repository.manifests.items()
-            if (descriptor := _referrer(digest, manifest, seen.reference or ""))
-            and (wanted is None or descriptor["artifactType"] in wanted)
+            if (descriptor := _referrer(digest, manifest, seen.reference or "")) and wanted in (None, descriptor["artifactType"])
         ]
-        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
+        start = int(query.get("start", "0"))
+        stop = start + self._settings.page_size
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found[start:stop]}
         headers = {"OCI-Filters-Applied": "artifactType"} if wanted else {}
+        if stop < len(found):
+            headers["Link"] = self._link(seen, f"start={stop}" + (f"&artifactType={quote(wanted)}" if wanted else ""))
         return plain(200, json.dumps(index).encode(), OCI_INDEX, headers)
+
+
+def _query(seen: Seen) -> dict[str, str] | None:
+    """The parameters of a list, those of an opaque link included; None if that is not exactly as it was given out."""
+    query = seen.query
+    if query.startswith("next_page="):
+        try:
+            query = base64.b64decode(query.removeprefix("next_page="), validate=True).decode()
+        except ValueError:
+            return None
+    return {name: values[0] for name, values in parse_qs(query).items()}
 
 
 def _accepts(request: Request, media_type: str) -> bool:

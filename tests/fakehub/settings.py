@@ -29,6 +29,7 @@ class Settings:
     referrers: bool = True
     filter_referrers: bool = True
     absolute_links: bool = False
+    opaque_links: bool = False
     page_size: int = 1_000
     bandwidth: float | None = None
     connection_bandwidth: float | None = None

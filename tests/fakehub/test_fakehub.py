@@ -188,6 +188,20 @@ async def test_tags(hub: FakeHub, client: Client) -> None:
         assert answer.headers["Link"].startswith(f"<{hub.url}/v2/")
 
 
+async def test_opaque_links(hub: FakeHub, client: Client) -> None:
+    """A link whose query is the registry's own affair leads on as it was written, and not when it was written anew."""
+    for tag in ("a", "b"):
+        hub.add_image(REPOSITORY, tag)
+    hub.opaque_links, token = True, await client.token()
+    async with client.ask(f"/v2/{REPOSITORY}/tags/list?n=1", token) as answer:
+        target = answer.headers["Link"][1 : answer.headers["Link"].index(">")]
+    assert "next_page=" in target
+    async with client.ask(target, token) as answer:
+        assert (await answer.json())["tags"] == ["b"]
+    async with client.ask(target.removesuffix("=") + "%3D", token) as answer:
+        assert answer.status == 400
+
+
 async def test_referrers(hub: FakeHub, client: Client) -> None:
     """Referrers of a manifest are listed, filtered, or not supported at all."""
     image, token = hub.add_image(REPOSITORY, "latest"), await client.token()

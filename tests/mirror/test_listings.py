@@ -6,6 +6,8 @@ import threading
 
 import pytest
 
+from mirror.core.names import Repository
+from mirror.pull.tags import every_tag
 from tests.fakehub import OCI_INDEX, Html, RateLimited, Rule, Status
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP
@@ -32,6 +34,7 @@ async def all_pages(mirror, path, key):
         assert answer.status == 200
         entries += json.loads(answer.body)[key]
         pages += 1
+        assert pages < 20, "the pages do not end"
         path = next_page(answer)
     return entries, pages
 
@@ -65,6 +68,64 @@ async def test_links_keep_the_namespace(hub, mirror):
     answer = await mirror.get(f"{TAGS}?n=2&ns=docker.io")
     assert "ns=docker.io" in next_page(answer)
     assert (await all_pages(mirror, f"{TAGS}?n=2&ns=docker.io", "tags"))[0] == ["t0", "t1", "t2"]
+
+
+async def test_opaque_pages(hub, mirror):
+    """Links whose query only upstream understands lead on, to every page once, for tags as for referrers."""
+    image = hub.add_image(APP, "t0")
+    for number in range(1, 7):
+        hub.add_image(APP, f"t{number}")
+        hub.add_referrer(APP, image.digest, payload=str(number).encode())
+    hub.opaque_links, hub.page_size = True, 3
+    tags, pages = await all_pages(mirror, f"{TAGS}?ns=docker.io", "tags")
+    assert (tags, pages) == ([f"t{number}" for number in range(7)], 3)
+    found, pages = await all_pages(mirror, f"/v2/{APP}/referrers/{image.digest}", "manifests")
+    assert (len({entry["digest"] for entry in found}), len(found), pages) == (6, 6, 2)
+
+
+async def test_opaque_pages_are_kept_each(hub, mirror):
+    """Pages come from memory as pages, in whatever order they are asked for, and upstream is asked once for each."""
+    for number in range(4):
+        hub.add_image(APP, f"t{number}")
+    hub.opaque_links, hub.page_size = True, 2
+    first = await all_pages(mirror, TAGS, "tags")
+    hub.reset_counters()
+    second = next_page(await mirror.get(TAGS))
+    assert json.loads((await mirror.get(second)).body)["tags"] == ["t2", "t3"]
+    assert await all_pages(mirror, TAGS, "tags") == first
+    assert hub.count() == 0
+
+
+async def test_opaque_pages_of_every_tag(hub, mirror):
+    """Who wants all tags of a repository gets those behind opaque links, too."""
+    for number in range(5):
+        hub.add_image(APP, f"t{number}")
+    hub.opaque_links, hub.page_size = True, 2
+    registry = mirror.mirror._graph.registries["docker.io"]
+    assert await every_tag(registry, Repository.parse("docker.io", APP)) == [f"t{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize("page", ["a b", "a#b", "%zz", 'a"', "a\r\nX: y", "ü", "x" * 3000, ""])
+async def test_page_that_no_link_led_to(hub, mirror, page):
+    """What cannot be a page's name is the client's mistake, and does not go upstream."""
+    hub.add_image(APP, "1")
+    answer = await mirror.get(TAGS, params={"page": page})
+    assert (answer.status, answer.code()) == (400, "PAGINATION_NUMBER_INVALID")
+    assert hub.count() == 0
+
+
+@pytest.mark.parametrize("target", ["", "?n=2", "?x=" + "y" * 3000, "?n=2&n=3&last=%zz"])
+async def test_link_that_leads_nowhere(hub, mirror, target):
+    """A link that would send clients round in a circle, or that is too long to be given to them, makes the list unusable."""
+    hub.add_image(APP, "1")
+    body = b'{"name": "library/app", "tags": ["1"]}'
+    link = {"Link": f'</v2/{APP}/tags/list{target}>; rel="next"'}
+    hub.script(Rule(kind="tags", times=None), Status(200, link, body))
+    answer = await mirror.get(f"{TAGS}?n=2")
+    if "%zz" in target:
+        assert next_page(answer) == f"{TAGS}?page=n%3D2%26n%3D3%26last%3D%2525zz"
+    else:
+        assert (answer.status, answer.code()) == (503, "UNAVAILABLE")
 
 
 async def test_client_parameters_do_not_go_upstream(hub, mirror):

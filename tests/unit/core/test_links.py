@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.core.links import format_link, next_query, parse_link_next
+from mirror.core.errors import InvalidPage
+from mirror.core.links import format_link, next_page, next_query, page_params, parse_link_next, parse_page
 
 
 @pytest.mark.parametrize(
@@ -85,3 +86,49 @@ def test_round_trip(path, params):
 def test_format_link_of_text_that_cannot_be_encoded():
     """Half a character, as a decoded request line may contain, is replaced and does not fail."""
     assert format_link("/\ud800", {"last": "\ud800"}) == '</%3F?last=%3F>; rel="next"'
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("/v2/a/tags/list?next_page=a/b+c==", "next_page=a/b+c=="),
+        ("?last=%2f%41&n=2#x", "last=%2f%41&n=2"),
+        ("/?a=%zz%", "a=%25zz%25"),
+        ('/?a="b c"ü', "a=%22b%20c%22%C3%BC"),
+    ],
+)
+def test_next_page(target, expected):
+    """The query is kept as it was written, but for what no query may contain."""
+    assert next_page(target) == parse_page(expected) == expected
+
+
+@pytest.mark.parametrize("target", ["/v2/a/tags/list", "/?", "https://[::1?a=b", "/?" + "a" * 3000])
+def test_link_without_a_page(target):
+    """A link without a query, or with one that clients could not send back, leads to no page."""
+    with pytest.raises(InvalidPage):
+        next_page(target)
+
+
+@given(st.text())
+def test_arbitrary_targets(target):
+    """Whatever upstream's link says, there is no page, or one that clients may send back."""
+    try:
+        page = next_page(target)
+    except InvalidPage:
+        return
+    assert parse_page(page) == page
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("n=2&last=a%2Fb", {"n": "2", "last": "a/b"}),
+        ("artifactType=a", {"artifactType": "a"}),
+        ("n=2&n=3", {"page": "n=2&n=3"}),
+        ("n=2&&last=a", {"page": "n=2&&last=a"}),
+        ("next_page=a%2F==&n=2", {"page": "next_page=a%2F==&n=2"}),
+    ],
+)
+def test_page_params(query, expected):
+    """Only a query of the specification's own form is taken apart."""
+    assert page_params(query) == expected
