@@ -86,5 +86,7 @@ def _files(directory: str, digits: int) -> Iterator[tuple[str, int, float]]:
 
 
 if __name__ == "__main__":
-    os.nice(10)
+    # Politeness is worth no work: a sandbox may refuse it, as systemd's @resources does.
+    with contextlib.suppress(OSError):
+        os.nice(10)
     main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "only", frozenset(sys.stdin.read().split()))

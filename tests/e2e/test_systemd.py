@@ -31,6 +31,18 @@ def test_systemd_finds_nothing_to_complain_about(tmp_path):
     assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
 
 
+def test_sandbox_is_tight():
+    """`systemd-analyze security` rates the exposure of the unit at most 1.2 of 10, without what may not be forbidden."""
+    rated = subprocess.run(
+        [find_command("systemd-analyze"), "security", "--offline=true", "--no-pager", "--threshold=12", str(UNIT)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert rated.returncode == 0, rated.stdout
+
+
 def test_systemd_waits_longer_than_the_mirror_drains():
     """The unit leaves the mirror more time to stop than its drain may take."""
     limit = next(line for line in UNIT.read_text().splitlines() if line.startswith("TimeoutStopSec="))
