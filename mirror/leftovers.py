@@ -17,6 +17,7 @@ from mirror.core.errors import InvalidInput
 from mirror.download.partial import Partial
 from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles
+from mirror.storage.database import superseded
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.room import on_disk
@@ -75,8 +76,9 @@ class Leftovers:
         for path in _older(Path(self._layout.temporary), now - _TEMPORARY):
             with contextlib.suppress(OSError):
                 path.unlink()
+        damaged = superseded(self._layout.index)
         for path in _older(Path(self._layout.index), now - _SET_ASIDE):
-            if ".damaged-" in path.name:
+            if str(path) in damaged or ".damaged-" in path.name:
                 shutil.rmtree(path, ignore_errors=True)
         self._forget(now)
         log.info("leftovers_cleared", seconds=round(time.monotonic() - began, 3))

@@ -36,12 +36,12 @@ class SmallDisk:
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB; only root can have one."""
-    path = tmp_path / "disk"
+def small_disk(tmp_path, request):
+    """A file system of 256 KiB, or of the size that a test asks for; only root can have one."""
+    path, size = tmp_path / "disk", getattr(request, "param", "256k")
     path.mkdir()
     mounted = os.geteuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", path], check=False, capture_output=True, timeout=10
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=False, capture_output=True, timeout=10
     )
     if not mounted or mounted.returncode:
         pytest.skip("needs the right to mount")

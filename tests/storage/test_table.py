@@ -155,8 +155,8 @@ def test_unreadable_value_does_not_hide_the_others(table, directory):
 
 
 @pytest.mark.parametrize("damage", [b"this is no database" * 100, b"SQLite format 3\x00" + b"\xff" * 5000])
-def test_damaged_database_is_set_aside(directory, tmp_path, damage):
-    """A table that cannot be opened is kept for a look at it, and a new one works in its place."""
+def test_damaged_database_is_superseded(directory, tmp_path, damage):
+    """A database that cannot be opened is kept for a look at it, and a new one works in its place."""
     table = Table(directory)
     table.set("key", 1)
     table.close()
@@ -169,8 +169,8 @@ def test_damaged_database_is_set_aside(directory, tmp_path, damage):
     again.set("key", 2)
     assert again.get("key") == 2
     again.close()
-    (aside,) = [path for path in tmp_path.iterdir() if ".damaged-" in path.name]
-    assert (aside / "cache.db").read_bytes() == damage
+    assert (tmp_path / "table" / "cache.db").read_bytes() == damage
+    assert (tmp_path / "table.2").is_dir()
 
 
 def test_damaged_twice_in_a_second(directory):
@@ -194,7 +194,7 @@ def test_database_that_goes_bad_in_use(table, directory):
 
 def test_write_that_another_process_blocks_is_given_up(directory, monkeypatch):
     """A write waits for another process's transaction only so long, and reads go on meanwhile."""
-    monkeypatch.setattr("mirror.storage.table._BUSY", 0.05)
+    monkeypatch.setattr("mirror.storage.database._BUSY", 0.05)
     table = Table(directory)
     table.set("key", 1)
     blocker = sqlite3.connect(f"{directory}/cache.db", isolation_level=None)
@@ -230,7 +230,7 @@ def test_processes_share_one_table(table, directory):
 
 def test_damaged_in_use_is_learned_anew(directory, monkeypatch):
     """A database that is damaged under an open table is set aside at the next failure, and facts are kept again."""
-    monkeypatch.setattr("mirror.storage.table._MEND_EVERY", 0.0)
+    monkeypatch.setattr("mirror.storage.table._MEND_INTERVAL_S", 0.0)
     table = Table(directory)
     table.set("before", 1)
     for name in os.listdir(directory):

@@ -1,0 +1,259 @@
+"""The databases of the index: SQLite by way of diskcache. The only module that knows diskcache.
+
+A database lies in a directory of its own. One that is damaged is neither repaired nor renamed, because other processes may have
+it open, and SQLite works with the names of its files: a successor is made beside it, `tags.2` beside `tags`, and every process
+that finds the successor goes over to it. The newest one counts.
+
+Values are JSON text. diskcache's own way of storing objects, pickle, is neither written nor read (CVE-2025-69872).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sqlite3
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import diskcache
+import structlog
+
+log = structlog.get_logger(__name__)
+
+# Seconds that a process waits for another one's write. Facts are not worth more.
+_BUSY = 2.0
+# Each thread has a connection to each table, and each of them keeps so many pages of 4 KiB; the kernel keeps them for all.
+_CACHED_PAGES = 256
+_ROWS = """SELECT key, value FROM Cache WHERE key >= ? AND key < ? AND mode = ? AND typeof(value) = 'text'
+    AND (expire_time IS NULL OR expire_time > ?) ORDER BY key LIMIT ?"""
+_KEYS = "SELECT key FROM Cache WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
+# What is wrong with the file itself (https://www.sqlite.org/rescode.html).
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+# What is wrong with something else.
+_PASSING = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_PERM}
+)
+# More than SQLite needs to open a database: its shared memory and the pages that diskcache writes each time.
+_PROBE_BYTES = 1 << 20
+# A failure that may lie in the file or in the disk is held against the disk so often before the file is given up.
+_TRIES = 3
+_KEPT_SUPERSEDED = 2
+
+FAILURES = (sqlite3.Error, diskcache.Timeout, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What reading and writing raises, whatever is in the files."""
+
+
+class Unavailable(Exception):
+    """The database cannot be opened at the moment, through no fault of its own: no space, no rights, a lock."""
+
+
+class _JsonDisk(diskcache.Disk):  # type: ignore[misc]
+    """Stores text under text, and nothing else."""
+
+    def put(self, key: str) -> tuple[str, bool]:
+        return key, True
+
+    def get(self, key: Any, raw: bool) -> str:
+        if not raw or not isinstance(key, str):
+            raise ValueError("a key of the index that is not text")
+        return key
+
+    def store(self, value: Any, read: bool, key: Any = None) -> tuple[int, int, None, str]:
+        return 0, diskcache.core.MODE_TEXT, None, json.dumps(value, separators=(",", ":"))
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
+        if mode != diskcache.core.MODE_TEXT or filename is not None or not isinstance(value, str):
+            raise ValueError("a value of the index that is not text")
+        return json.loads(value)
+
+
+class Database(diskcache.Cache):  # type: ignore[misc]
+    """An open database."""
+
+    def keys_from(self, prefix: str, most: int) -> list[str]:
+        """Every key that begins with `prefix`, by way of the index over keys; at most `most`, -1 for all."""
+        rows = self._sql(_KEYS, (prefix, _after(prefix), most)).fetchall()
+        return [key for (key,) in rows]
+
+    def rows_from(self, prefix: str, most: int) -> list[tuple[str, str]]:
+        """Every key that begins with `prefix`, with its value as it is stored; at most `most`, -1 for all."""
+        values = (prefix, _after(prefix), diskcache.core.MODE_TEXT, time.time(), most)
+        rows: list[tuple[str, str]] = self._sql(_ROWS, values).fetchall()
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A database and its number among those of its name."""
+
+    database: Database
+    number: int
+
+
+def open_newest(base: str) -> Opened:
+    """Open the newest database of a name; one that is damaged is superseded.
+
+    Args:
+        base: path of the first one's directory.
+
+    Raises:
+        Unavailable: not now.
+    """
+    doubts = 0
+    for _ in range(2 * _TRIES):
+        number = newest(base)
+        path = path_of(base, number)
+        try:
+            return Opened(_connect(path), number)
+        except FAILURES as error:
+            if not is_damage(error):
+                doubts += 1
+                if is_passing(error) or not _is_usable(path):
+                    raise Unavailable(f"{type(error).__name__}: {error}") from error
+                if doubts < _TRIES:
+                    continue
+            supersede(base, number, str(error))
+            doubts = 0
+    raise Unavailable("each new database is damaged at once")
+
+
+def newest(base: str) -> int:
+    """The number of the newest database of a name, 1 if there is none."""
+    pattern = re.compile(re.escape(os.path.basename(base)) + r"\.([1-9][0-9]{0,8})")
+    found = [1]
+    with contextlib.suppress(OSError):
+        found += [int(match[1]) for name in os.listdir(os.path.dirname(base)) if (match := pattern.fullmatch(name))]
+    return max(found)
+
+
+def path_of(base: str, number: int) -> str:
+    """The directory of a database."""
+    return base if number == 1 else f"{base}.{number}"
+
+
+def file_of(base: str, number: int) -> str:
+    """The file of a database."""
+    return f"{path_of(base, number)}/{diskcache.core.DBNAME}"
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a failure says that what is in the files is wrong."""
+    if isinstance(error, sqlite3.Error):
+        return _code(error) in _DAMAGED
+    # SQLite's words about a damaged schema quote it, which may be no UTF-8; diskcache stumbles over settings of others.
+    return not isinstance(error, (OSError, diskcache.Timeout))
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether a failure says nothing about the database: another process has locked it, or a single value cannot be read."""
+    if isinstance(error, sqlite3.Error):
+        return _code(error) in _PASSING
+    return not isinstance(error, UnicodeDecodeError)
+
+
+def supersede(base: str, number: int, cause: str) -> None:
+    """Make room for a successor to a damaged database; whoever else does so at the same time makes the same one.
+
+    Raises:
+        Unavailable: it cannot be made.
+    """
+    damaged, successor = path_of(base, number), path_of(base, number + 1)
+    try:
+        os.mkdir(successor, 0o700)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise Unavailable(f"{successor}: {error.strerror}") from error
+    log.warning("index_damaged", path=damaged, successor=successor, cause=cause, consequence="what it knew is learned anew")
+    for old in range(1, number - _KEPT_SUPERSEDED):
+        shutil.rmtree(path_of(base, old), ignore_errors=True)
+
+
+def superseded(directory: str) -> list[str]:
+    """The paths of all databases in a directory that have a successor."""
+    found = []
+    with contextlib.suppress(OSError):
+        names = os.listdir(directory)
+        for base in {re.sub(r"\.[0-9]+$", "", name) for name in names}:
+            last = newest(f"{directory}/{base}")
+            paths = (path_of(f"{directory}/{base}", number) for number in range(1, last))
+            found += [path for path in paths if os.path.isdir(path)]
+    return found
+
+
+def _connect(path: str) -> Database:
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    _check(f"{path}/{diskcache.core.DBNAME}")
+    database = Database(
+        path,
+        timeout=_BUSY,
+        disk=_JsonDisk,
+        eviction_policy="none",
+        size_limit=1 << 62,
+        statistics=0,
+        sqlite_mmap_size=0,
+        sqlite_cache_size=_CACHED_PAGES,
+    )
+    try:
+        database.set("probe", 1)
+        database.get("probe")
+        database.delete("probe")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _check(path: str) -> None:
+    """Find out within a bounded time whether a database can be written; diskcache waits a minute for a lock."""
+    # Exclusively: a descriptor on a database that is open already would take SQLite's locks along when it is closed.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    # SQLite gives its other files the same mode.
+    if os.stat(path).st_mode & 0o077:
+        os.chmod(path, 0o600)
+    with contextlib.closing(sqlite3.connect(path, timeout=_BUSY, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        connection.execute("ROLLBACK")
+
+
+def _is_usable(path: str) -> bool:
+    """Whether this process may use the files, and whether the disk takes as many bytes as a database needs to be opened."""
+    files = [f"{path}/{diskcache.core.DBNAME}{suffix}" for suffix in ("", "-wal", "-shm")]
+    if not all(os.access(file, os.R_OK | os.W_OK, effective_ids=True) for file in files if os.path.lexists(file)):
+        return False
+    probe = f"{path}/probe-{uuid.uuid4().hex}"
+    data = os.urandom(_PROBE_BYTES)
+    try:
+        with open(probe, "xb", opener=_private) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        with open(probe, "rb") as written:
+            return written.read() == data
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(probe)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _code(error: sqlite3.Error) -> int | None:
+    """SQLite's primary result code."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _after(prefix: str) -> str:
+    """The first text that sorts after everything that begins with `prefix`."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
