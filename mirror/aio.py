@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator
 from concurrent.futures import Executor
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -67,13 +67,56 @@ class Signal:
         return True
 
 
+class UseCount:
+    """Counts who still uses something that is to be closed once nobody does.
+
+    Attributes:
+        users: how many.
+    """
+
+    __slots__ = ("_released", "users")
+
+    def __init__(self) -> None:
+        self.users = 0
+        self._released: Signal | None = None
+
+    def acquire(self) -> None:
+        """Count one more user, who has to call `release`."""
+        self.users += 1
+
+    def release(self) -> None:
+        """Count one user less. Must be called on the event loop."""
+        self.users -= 1
+        if not self.users and self._released is not None:
+            self._released.pulse()
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Be a user inside the context."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    async def unused(self) -> None:
+        """Wait until there is no user. Somebody may become one again afterwards."""
+        self._released = self._released or Signal()
+        while self.users:
+            await self._released.wait(60.0)
+
+
 class SingleFlight(Generic[T]):
     """Runs one piece of work per key at a time; whoever asks meanwhile gets the same result.
 
     The work is a task of its own: it goes on when those who wait for it leave.
+
+    Args:
+        in_use: counts each piece of work as a user of what it works with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_use: UseCount | None = None) -> None:
+        self._in_use = in_use or UseCount()
         self._tasks: dict[Hashable, asyncio.Task[T]] = {}
 
     def __len__(self) -> int:
@@ -89,11 +132,13 @@ class SingleFlight(Generic[T]):
         if task is None:
             task = asyncio.get_running_loop().create_task(work())
             self._tasks[key] = task
+            self._in_use.acquire()
             task.add_done_callback(lambda done: self._land(key, done))
         return await asyncio.shield(task), joined
 
     def _land(self, key: Hashable, task: asyncio.Task[T]) -> None:
         self._tasks.pop(key, None)
+        self._in_use.release()
         if not task.cancelled():
             # Retrieved here, so that a flight whose askers have all left does not complain about an unread error.
             task.exception()

@@ -98,6 +98,10 @@ class UpstreamBusy(UpstreamError):
     reason = "busy"
 
 
+class ConnectionWithdrawn(MirrorError):
+    """A connection to upstream was taken back from whoever used it. Says nothing about upstream; ask for another one."""
+
+
 class MethodRefused(UpstreamNonsense):
     """Upstream does not answer HEAD."""
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
-from mirror.aio import SingleFlight
+from mirror.aio import SingleFlight, UseCount
 from mirror.core.failures import Failures
 from mirror.errors import UpstreamError
 
@@ -42,9 +42,9 @@ class FailureMemory:
 class Flights(Generic[T]):
     """One question per key at a time; see `SingleFlight`."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_use: UseCount | None = None) -> None:
         self.memory = FailureMemory()
-        self._flights: SingleFlight[T] = SingleFlight()
+        self._flights: SingleFlight[T] = SingleFlight(in_use)
 
     async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
         """The answer, and whether somebody else had already asked.

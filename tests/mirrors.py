@@ -18,6 +18,34 @@ from tests.support.names import sha256
 from tests.support.waiting import LIMIT, eventually
 
 
+class Opened(Mirror):
+    """A mirror whose parts a test reaches by short names, wherever they live."""
+
+    @property
+    def _graph(self) -> Any:
+        return self._current.graph
+
+    @property
+    def _downloads(self) -> Any:
+        return self._services.downloads
+
+    @property
+    def _janitor(self) -> Any:
+        return self._services.janitor
+
+    @property
+    def _keeper(self) -> Any:
+        return self._services.keeper
+
+    @property
+    def _notifier(self) -> Any:
+        return self._services.notifier
+
+    @property
+    def _usage(self) -> Any:
+        return self._services.usage
+
+
 class MirrorUnderTest:
     """Starts a mirror with a configuration for tests, and asks it things.
 
@@ -50,7 +78,7 @@ class MirrorUnderTest:
         sockets = listen("listen", config.listen), listen("admin.listen", config.admin.listen)
         self.port, self.admin_port = (sock.getsockname()[1] for sock in sockets)
         self.store = Store(config.storage)
-        self.mirror = Mirror(config, None, self.store)
+        self.mirror = Opened(config, None, self.store)
         self._stop = asyncio.Event()
         self._task = asyncio.create_task(self.mirror.serve(*sockets, self._stop))
         self.session = aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=LIMIT))

@@ -78,7 +78,8 @@ class Downloads:
 
     async def _run(self, download: Download, retry: bool) -> None:
         try:
-            await download.run(lambda: self._settle(download, retry))
+            with download.source.held():
+                await download.run(lambda: self._settle(download, retry))
         finally:
             self._forget(download)
 

@@ -14,6 +14,7 @@ from mirror.download.partial import CHUNK, Partial
 from mirror.download.source import Source
 from mirror.download.workshop import Workshop
 from mirror.errors import (
+    ConnectionWithdrawn,
     MirrorError,
     StorageError,
     UpstreamAnswer,
@@ -66,6 +67,9 @@ class Filling:
             before = self._partial.received()
             try:
                 filled = await self._fill_first_hole()
+            except ConnectionWithdrawn:
+                # No failure: the wait for another connection is bounded, and the hole is where it was left.
+                continue
             except (UpstreamError, UpstreamAnswer) as error:
                 progressed = self._partial.received() - before
                 failures = 1 if progressed >= _PROGRESS else failures + 1
@@ -137,7 +141,7 @@ class Filling:
         try:
             await filler.fill(stop)
             self._ahead_failures = 0
-        except (UpstreamError, UpstreamAnswer, StorageError) as error:
+        except (ConnectionWithdrawn, UpstreamError, UpstreamAnswer, StorageError) as error:
             # Not fatal: the driver of the download comes to this place, too.
             log.info("fill_ahead_failed", digest=str(self._partial.digest), at=filler.position, cause=str(error))
             self._ahead_failures += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
 from typing import Protocol
@@ -116,6 +117,9 @@ class ArrivingBody:
         self._size: int | None = None
         # One for everything before the first byte, second tries included: clients have one, too.
         self._deadline = math.inf if for_store else asyncio.get_running_loop().time() + download.policy.first_byte
+        # The source's, not the reader's own: it may have joined a download that began before the configuration changed.
+        self._held = ExitStack()
+        self._held.enter_context(download.source.held())
         download.readers += 1
 
     @property
@@ -184,6 +188,7 @@ class ArrivingBody:
             self._file.close()
         if self._bypass is not None:
             await self._bypass.close()
+        self._held.close()
 
     def _leave_store(self) -> Bypass:
         download = self._download

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
 
@@ -33,6 +33,10 @@ class Source(Protocol):
     """Where the bytes of one blob come from; equal to others that lead to the same place, and hashable."""
 
     def __hash__(self) -> int: ...
+    def held(self) -> AbstractContextManager[None]:
+        """Keep the way to it open inside the context, whatever becomes of the configuration."""
+        ...
+
     def distrust(self) -> None:
         """What came from here was wrong: let the next bytes come from somewhere else, if there is any."""
         ...

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 
 import structlog
 
-from mirror.aio import SingleFlight
+from mirror.aio import SingleFlight, UseCount
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
@@ -46,9 +46,13 @@ class _UpstreamSource:
     registry: Registry
     path: str
     digest: Digest
+    in_use: UseCount
 
     def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[BlobStream]:
         return self.registry.blob(self.path, self.digest, start, stop)
+
+    def held(self) -> AbstractContextManager[None]:
+        return self.in_use.hold()
 
     def distrust(self) -> None:
         self.registry.distrust(self.digest)
@@ -61,8 +65,8 @@ class Blobs:
         self._context = context
         self._holdings = holdings
         self._downloads = downloads
-        self._grants: Flights[int | None] = Flights()
-        self._judgements: SingleFlight[bool] = SingleFlight()
+        self._grants: Flights[int | None] = Flights(context.in_use)
+        self._judgements: SingleFlight[bool] = SingleFlight(context.in_use)
 
     async def get(self, repository: Repository, digest: Digest) -> BlobAnswer:
         """The blob, as soon as its size is known.
@@ -74,7 +78,7 @@ class Blobs:
         return await self._answer(repository, digest, for_store=False)
 
     async def _answer(self, repository: Repository, digest: Digest, *, for_store: bool) -> BlobAnswer:
-        source = _UpstreamSource(self._context.registry(repository), repository.path, digest)
+        source = _UpstreamSource(self._context.registry(repository), repository.path, digest, self._context.in_use)
         if not self._holdings.may_serve_blob(repository, digest) and self._is_around(digest):
             self._holdings.refuse_absent("blob", repository, digest)
             await self._ask(repository, digest)

@@ -24,7 +24,7 @@ class ByDigest:
         self._context = context
         self._holdings = holdings
         self._prefetch = prefetch
-        self._fetches: Flights[ManifestAnswer] = Flights()
+        self._fetches: Flights[ManifestAnswer] = Flights(context.in_use)
 
     async def get(self, repository: Repository, digest: Digest, *, head: bool) -> ManifestAnswer:
         """The manifest with a digest; raises like `Manifests.get`."""

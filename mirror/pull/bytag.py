@@ -37,7 +37,7 @@ class ByTag:
         self._by_digest = by_digest
         self._records = records
         self._logged: dict[tuple[str, str], float] = {}
-        self._checks: Flights[tuple[ManifestAnswer, float]] = Flights()
+        self._checks: Flights[tuple[ManifestAnswer, float]] = Flights(context.in_use)
 
     async def get(self, repository: Repository, tag: Tag, *, head: bool) -> tuple[ManifestAnswer, float]:
         """The manifest that a tag names, and until when that is good; raises like `Manifests.get`."""

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from mirror.aio import in_thread
+from mirror.aio import UseCount, in_thread
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.errors import NotFound, StorageError
@@ -34,6 +34,7 @@ class Context:
         make_room: tries to make so many bytes fit into the store, within a bounded time.
         private: names of registries that are used with credentials: there, each repository's rights are its own.
         turns: so that of several processes one fetches a manifest for all.
+        in_use: counts who uses the registries; their connections stay open until nobody does.
         clock: seconds since the epoch.
     """
 
@@ -48,6 +49,7 @@ class Context:
     policies: TagPolicies
     usage: Usage
     make_room: Callable[[int], Awaitable[None]]
+    in_use: UseCount
     clock: Callable[[], float] = time.time
 
     def registry(self, repository: Repository) -> Registry:

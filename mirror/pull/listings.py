@@ -46,7 +46,7 @@ class Listings:
     def __init__(self, context: Context, permission: Permission) -> None:
         self._context = context
         self._permission = permission
-        self._flights: Flights[Listing] = Flights()
+        self._flights: Flights[Listing] = Flights(context.in_use)
         self._kept: OrderedDict[Hashable, tuple[Listing, float]] = OrderedDict()
         self._bytes = 0
 

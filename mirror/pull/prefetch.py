@@ -20,7 +20,7 @@ from mirror.core.digest import Digest
 from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.names import Repository
 from mirror.download.downloads import Downloads
-from mirror.errors import StorageError, UpstreamAnswer, UpstreamError
+from mirror.errors import MirrorError, StorageError
 from mirror.pull.answers import ManifestAnswer
 from mirror.pull.blobs import Blobs
 from mirror.pull.context import Context
@@ -106,12 +106,16 @@ class Prefetch:
         self._images.append(_Image(repository, contextvars.copy_context(), first))
         self._begin()
 
-    async def close(self) -> None:
-        """Begin nothing more; the downloads that have been begun go on."""
+    def resign(self) -> None:
+        """Begin nothing more; what has been begun goes on."""
         self._at_once = 0
         self._untaken.clear()
         for image in self._images:
             self._give_up(image)
+
+    async def close(self) -> None:
+        """Wait for nothing any more; the downloads that have been begun go on."""
+        self.resign()
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
@@ -137,18 +141,20 @@ class Prefetch:
         else:
             task = asyncio.get_running_loop().create_task(self._bring(image, digest), context=image.context)
             image.under_way += 1
+            self._context.in_use.acquire()
             self._under_way.add(task)
             task.add_done_callback(lambda ended: self._ended(image, ended))
 
     def _ended(self, image: _Image, task: asyncio.Task[None]) -> None:
         image.under_way -= 1
+        self._context.in_use.release()
         self._under_way.discard(task)
         self._begin()
 
     async def _bring(self, image: _Image, digest: Digest) -> None:
         try:
             fetched = await self._blobs.bring(image.repository, digest)
-        except (UpstreamAnswer, UpstreamError, StorageError) as error:
+        except MirrorError as error:
             log.debug("prefetch_failed", repository=str(image.repository), digest=str(digest), cause=str(error))
             self._count("failed")
             if isinstance(error, StorageError):

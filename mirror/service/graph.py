@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -11,10 +11,10 @@ from typing import TypeAlias
 from yarl import URL
 
 from mirror import __version__
+from mirror.aio import UseCount
 from mirror.config import Config
 from mirror.core.names import PathPattern, canonical_registry
 from mirror.core.policy import Policy
-from mirror.download.downloads import Downloads
 from mirror.errors import CredentialsRefused
 from mirror.metrics import Metrics
 from mirror.pull.blobs import Blobs
@@ -27,15 +27,13 @@ from mirror.pull.listings import Listings
 from mirror.pull.manifests import Manifests
 from mirror.pull.permission import Permission
 from mirror.pull.prefetch import Prefetch, share
-from mirror.pull.records import Move, Records
+from mirror.pull.records import Records
 from mirror.pull.settings import TagPolicies, TagPolicy, TagRule
-from mirror.pull.usage import Usage
 from mirror.sections import RegistryConfig
-from mirror.service.store import Store
+from mirror.service.services import Services
 from mirror.sync.bringer import Bringer
 from mirror.sync.keeper import Means
 from mirror.sync.plan import Planner
-from mirror.tracing import Trail
 from mirror.upstream.endpoint import Endpoint
 from mirror.upstream.health import Health
 from mirror.upstream.http import Http, Limits
@@ -49,9 +47,13 @@ from mirror.web.routing import Router
 Healths: TypeAlias = dict[tuple[object, ...], Health]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
-    """Everything that depends on the configuration."""
+    """Everything that depends on the configuration.
+
+    Attributes:
+        in_use: counts those who work with it; see `Current`.
+    """
 
     config: Config
     http: Http
@@ -64,6 +66,7 @@ class Graph:
     means: Means
     admin_token: str | None
     api: RegistryApi
+    in_use: UseCount
 
     async def start(self) -> None:
         """Open the connections' session, and watch upstreams that are known to be out of order."""
@@ -76,13 +79,13 @@ class Graph:
         for endpoint in self._endpoints():
             await endpoint.rest()
 
-    async def resign(self) -> None:
+    def resign(self) -> None:
         """Begin nothing more that no client has asked for: another graph takes over, or the mirror is about to stop."""
-        await self.prefetch.close()
+        self.prefetch.resign()
 
     async def close(self) -> None:
         """Stop what asks upstream."""
-        await self.resign()
+        await self.prefetch.close()
         await self.manifests.close()
         await self.blobs.close()
         await self.listings.close()
@@ -103,27 +106,17 @@ class Graph:
         return [endpoint for registry in self.registries.values() for endpoint in registry.endpoints]
 
 
-def build(
-    config: Config,
-    store: Store,
-    downloads: Downloads,
-    metrics: Metrics,
-    usage: Usage,
-    make_room: Callable[[int], Awaitable[None]],
-    workers: int = 1,
-    trail: Trail | None = None,
-    moved: Callable[[Move], None] = lambda _: None,
-    previous: Graph | None = None,
-) -> Graph:
+def build(config: Config, services: Services, previous: Graph | None = None) -> Graph:
     """Put the parts together.
 
     Args:
-        moved: told of each tag that has moved.
+        services: what it works with and does not own.
         previous: the graph whose place it takes; what that has learned of the same upstreams stays known.
     """
+    store, metrics, in_use = services.store, services.metrics, UseCount()
     healths = {} if previous is None else previous.healths()
     # The limit is the mirror's, whatever the number of its processes.
-    blob_connections = max(1, config.downloads.max_upstream_connections // workers)
+    blob_connections = max(1, config.downloads.max_upstream_connections // services.group.size)
     http = Http(
         Limits(
             connect=config.downloads.connect_timeout,
@@ -144,22 +137,23 @@ def build(
         executor=store.executor,
         metrics=metrics,
         policies=policies,
-        usage=usage,
-        make_room=make_room,
+        usage=services.usage,
+        make_room=services.janitor.make_room,
+        in_use=in_use,
     )
     holdings = Holdings(context)
     permission = Permission(context, {name: _policy(name, entry) for name, entry in config.registries.items()})
-    blobs, listings = Blobs(context, holdings, downloads), Listings(context, permission)
-    prefetch = Prefetch(context, blobs, downloads, share(blob_connections) if config.downloads.prefetch else 0)
-    by_digest, records = ByDigest(context, holdings, prefetch), Records(context, moved)
+    blobs, listings = Blobs(context, holdings, services.downloads), Listings(context, permission)
+    prefetch = Prefetch(context, blobs, services.downloads, share(blob_connections) if config.downloads.prefetch else 0)
+    by_digest, records = ByDigest(context, holdings, prefetch), Records(context, services.notifier.moved)
     manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records), prefetch)
     default = canonical_registry(config.default_registry)
     router, catalog = Router(registries, default), Catalog(store.index, permission, default)
-    api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, trail)
+    api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, services.group.trail)
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
     bringer = Bringer(context, by_digest, records, blobs, permission, config.sync.reserve)
     means = Means(bringer, _planner(config, bringer, permission), config.sync.interval)
-    return Graph(config, http, registries, manifests, blobs, listings, prefetch, policies, means, token, api)
+    return Graph(config, http, registries, manifests, blobs, listings, prefetch, policies, means, token, api, in_use)
 
 
 def _planner(config: Config, bringer: Bringer, permission: Permission) -> Planner:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import structlog
@@ -15,23 +14,15 @@ from aiohttp import web
 
 from mirror.config import Config, load
 from mirror.core.names import Repository, Tag
-from mirror.download.downloads import Downloads
-from mirror.download.workshop import Policy, Workshop
 from mirror.errors import ConfigurationError
-from mirror.janitor import Janitor
-from mirror.metrics import Metrics
-from mirror.notifier import Notifier
-from mirror.pull.usage import Usage
-from mirror.scrub import Scrub
 from mirror.service import logs
 from mirror.service.board import Board
+from mirror.service.current import Current
 from mirror.service.entrance import Entrance
-from mirror.service.graph import Graph, build
+from mirror.service.graph import build
 from mirror.service.operations import AdminOperations
+from mirror.service.services import Services, WorkerGroup
 from mirror.service.store import Store
-from mirror.storage.eviction import Eviction
-from mirror.sync.keeper import Keeper
-from mirror.tracing import Trail
 from mirror.upstream.webhook import Webhook
 from mirror.web.admin_api import admin_application
 from mirror.web.hooks import Hooks
@@ -40,56 +31,40 @@ log = structlog.get_logger(__name__)
 
 # How long running responses may go on after SIGTERM, in seconds.
 DRAIN = 30.0
-# An old graph is closed when nothing has used its connections for this long: a download pauses between its attempts. Seconds.
-_QUIET = 30.0
 # How old what other processes say of themselves may be, in seconds.
 _PUT_UP = 1.0
 
 
 class Mirror:
-    """A mirror that serves; made of a store that stays and a graph that a reload replaces.
+    """A mirror that serves; made of services that stay and a graph that a reload replaces.
 
     Args:
         path: where the configuration came from, for reloads.
-        workers: how many processes share the store and the limits.
-        board: directory in which they tell each other what they have counted; None if there is only this one.
-        trail: what all of them are known by to other mirrors.
+        group: the processes that this one is one of.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        path: Path | None,
-        store: Store,
-        workers: int = 1,
-        board: Path | None = None,
-        trail: Trail | None = None,
-    ) -> None:
+    def __init__(self, config: Config, path: Path | None, store: Store, group: WorkerGroup | None = None) -> None:
         self._path = path
-        self._trail = trail or Trail(os.urandom(8).hex())
         self._store = store
-        self._workers = workers
-        self._metrics = Metrics()
-        self._usage = Usage()
+        self._group = group or WorkerGroup()
+        self._services = Services(
+            config, store, self._group, lambda: self._current.graph.policies, lambda: self._current.graph.means
+        )
+        self._metrics = self._services.metrics
         self._started = time.time()
         self._draining = self._hurried = False
         self._background: set[asyncio.Task[None]] = set()
-        self._keeper = Keeper(store.layout, store.index, store.ledger, self._metrics, lambda: self._graph.means)
-        self._janitor = self._hire(config)
-        self._downloads = Downloads(self._workshop(config), lambda result: self._metrics.downloads.labels(result).inc())
-        self._metrics.downloads_in_progress.set_function(lambda: len(self._downloads))
-        self._metrics.download_readers.set_function(lambda: self._downloads.readers)
-        self._notifier = Notifier(store.files, store.executor, lambda result: self._metrics.notifications.labels(result).inc())
-        self._notifier.configure(_webhook(config))
-        self._graph = self._build(config)
-        self._hooks = Hooks(lambda: self._graph.config.sync.webhook_secret_file, self._pushed, self._metrics)
+        self._reloading = asyncio.Lock()
+        self._services.notifier.configure(_webhook(config))
+        self._current = Current(build(config, self._services))
+        self._hooks = Hooks(lambda: self._current.graph.config.sync.webhook_secret_file, self._pushed, self._metrics)
         self._entrance = Entrance(config, self._handle, self._metrics, self._hooks.at_registry)
         self._operations = AdminOperations(
             store,
-            self._downloads,
+            self._services.downloads,
             self._metrics,
-            Board(self._metrics, board),
-            lambda: self._graph,
+            Board(self._metrics, self._group.board),
+            lambda: self._current.graph,
             lambda: self._draining,
             lambda: self._entrance.problems,
         )
@@ -102,11 +77,11 @@ class Mirror:
         ready: Callable[[], None] = lambda: None,
     ) -> None:
         """Answer requests until `stop` is set, then drain and let go of everything."""
-        await self._graph.start()
-        janitor = self._spawn(self._janitor.run())
+        await self._current.graph.start()
+        janitor = self._spawn(self._services.janitor.run())
         self._spawn(self._put_up())
-        keeper = self._spawn(self._keeper.run())
-        self._spawn(self._notifier.run())
+        keeper = self._spawn(self._services.keeper.run())
+        self._spawn(self._services.notifier.run())
         await self._entrance.open(registry_socket)
         self._spawn(self._entrance.watch())
         runner = web.AppRunner(admin_application(self._operations, self._hooks), access_log=None, handle_signals=False)
@@ -123,75 +98,25 @@ class Mirror:
 
     async def reload(self) -> None:
         """Read the configuration again; a wrong one is refused and the old one stays."""
-        try:
-            config = await asyncio.to_thread(load, self._path)
-            graph = self._build(config, self._graph)
-            await self._entrance.configure(config)
-        except (ConfigurationError, OSError) as error:
-            log.error("configuration_refused", problems=str(error).splitlines())
-            return
-        fixed = _changed_but_fixed(self._graph.config, config)
-        await graph.start()
-        logs.configure(config.log)
-        self._notifier.configure(_webhook(config))
-        old, self._graph = self._graph, graph
-        await old.rest()
-        await old.resign()
-        self._spawn(self._retire(old))
+        # One after the other: what was read last is to count in the end.
+        async with self._reloading:
+            try:
+                config = await asyncio.to_thread(load, self._path)
+                graph = build(config, self._services, self._current.graph)
+                await self._entrance.configure(config)
+            except (ConfigurationError, OSError) as error:
+                log.error("configuration_refused", problems=str(error).splitlines())
+                return
+            fixed = _changed_but_fixed(self._current.graph.config, config)
+            logs.configure(config.log)
+            self._services.notifier.configure(_webhook(config))
+            await self._current.replace(graph)
         log.info("configuration_reloaded", needs_restart=fixed)
-
-    # ---- parts
-
-    def _hire(self, config: Config) -> Janitor:
-        store = self._store
-        scrub = Scrub(
-            store.layout,
-            store.files,
-            store.generation,
-            config.storage.scrub_interval,
-            lambda result: self._metrics.scrubbed_blobs.labels(result).inc(),
-        )
-        eviction = Eviction(store.layout, store.files, store.generation)
-        return Janitor(
-            store.layout,
-            store.files,
-            store.index,
-            eviction,
-            scrub,
-            self._usage,
-            self._metrics,
-            lambda: self._graph.policies,
-            self._keeper.kept,
-        )
-
-    def _workshop(self, config: Config) -> Workshop:
-        return Workshop(
-            self._store.layout,
-            self._store.files,
-            self._store.executor,
-            Policy(fillers=config.downloads.connections_per_blob),
-            lambda reason: self._metrics.download_resumes.labels(reason).inc(),
-            self._janitor.make_room,
-        )
-
-    def _build(self, config: Config, previous: Graph | None = None) -> Graph:
-        return build(
-            config,
-            self._store,
-            self._downloads,
-            self._metrics,
-            self._usage,
-            self._janitor.make_room,
-            self._workers,
-            self._trail,
-            self._notifier.moved,
-            previous,
-        )
 
     # ---- life
 
     def _announce(self) -> None:
-        config = self._graph.config
+        config = self._current.graph.config
         log.info(
             "serving",
             registry=f"{'http' if config.tls.certificate is None else 'https'}://{config.listen}",
@@ -204,21 +129,27 @@ class Mirror:
         """Do not wait for running responses any more; for whoever asks a second time to stop."""
         self._hurried = True
 
-    def _handle(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
-        return self._graph.api.handle(request)
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        graph = self._current.graph
+        # Not a context manager: every hit comes by here.
+        graph.in_use.acquire()
+        try:
+            return await graph.api.handle(request)
+        finally:
+            graph.in_use.release()
 
     async def _pushed(self, repository: Repository, tag: Tag) -> bool:
         return await asyncio.to_thread(self._operations.pushed, repository, tag)
 
     async def _put_up(self) -> None:
-        while self._workers > 1:
+        while self._group.size > 1:
             await asyncio.to_thread(self._operations.put_up)
             await asyncio.sleep(_PUT_UP)
 
     async def _drain(self) -> None:
         self._draining = True
         self._entrance.close()
-        await self._graph.resign()
+        self._current.graph.resign()
         log.info("draining", requests=self._entrance.in_progress, at_most_seconds=DRAIN)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DRAIN
@@ -228,26 +159,16 @@ class Mirror:
             log.warning("drain_ended", requests_cut=self._entrance.in_progress)
         await self._entrance.shutdown(1.0)
 
-    async def _retire(self, graph: Graph) -> None:
-        """Let what the old graph has begun come to its end before its connections are closed."""
-        quiet = 0.0
-        try:
-            while quiet < _QUIET:
-                await asyncio.sleep(1.0)
-                quiet = 0.0 if graph.http.busy else quiet + 1.0
-        finally:
-            await graph.close()
-
     async def _close(self, janitor: asyncio.Task[None]) -> None:
-        await self._downloads.close()
+        await self._services.downloads.close()
         janitor.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await janitor
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self._notifier.close()
-        await self._graph.close()
+        await self._services.notifier.close()
+        await self._current.close()
         await asyncio.to_thread(self._operations.put_up)
         log.info("stopped", seconds=round(time.time() - self._started))
 

@@ -19,11 +19,11 @@ from mirror.config import Config, find, load
 from mirror.service import logs
 from mirror.service.mirror import Mirror
 from mirror.service.notify import notify
+from mirror.service.services import WorkerGroup
 from mirror.service.sockets import listen
 from mirror.service.store import Store
 from mirror.service.supervisor import HEARD, Supervisor, Worker
 from mirror.storage.layout import Layout
-from mirror.tracing import Trail
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,7 @@ class _Setting:
     path: Path | None
     registry_socket: socket.socket
     admin_socket: socket.socket
-    trail: Trail
-    workers: int = 1
-    board: Path | None = None
+    group: WorkerGroup
 
 
 def run(named: Path | None) -> None:
@@ -49,18 +47,17 @@ def run(named: Path | None) -> None:
     config = load(path)
     logs.configure(config.log)
     _take_open_files()
-    # Before there are several processes: they are one mirror.
-    trail = Trail(os.urandom(8).hex())
     workers = config.workers or os.cpu_count() or 1
     with ExitStack() as stack:
         registry_socket = stack.enter_context(listen("listen", config.listen))
         admin_socket = stack.enter_context(listen("admin.listen", config.admin.listen))
         if workers == 1:
-            _serve_here(_Setting(config, path, registry_socket, admin_socket, trail), None)
+            _serve_here(_Setting(config, path, registry_socket, admin_socket, WorkerGroup()), None)
             return
         Layout(str(config.storage.path.resolve())).prepare()
         board = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="registry-mirror-")))
-        setting = _Setting(config, path, registry_socket, admin_socket, trail, workers, board)
+        # Before there are several processes: they are one mirror.
+        setting = _Setting(config, path, registry_socket, admin_socket, WorkerGroup(workers, board))
         Supervisor(workers, lambda worker: _serve_here(_of_the_day(setting, worker), worker), config, lambda: load(path)).run()
 
 
@@ -82,7 +79,7 @@ def _take_open_files() -> None:
 def _serve_here(setting: _Setting, worker: Worker | None) -> None:
     store = Store(setting.config.storage)
     try:
-        mirror = Mirror(setting.config, setting.path, store, setting.workers, setting.board, setting.trail)
+        mirror = Mirror(setting.config, setting.path, store, setting.group)
         asyncio.run(_serve(mirror, setting, worker))
     finally:
         store.close()

@@ -5,6 +5,7 @@ So a pull finds a complete image at any moment, the old one or the new one.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -109,6 +110,10 @@ class Bringer:
         self._blobs = blobs
         self._permission = permission
         self._reserve = reserve
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep the connections to upstreams open inside the context, whatever becomes of the configuration."""
+        return self._context.in_use.hold()
 
     def may_ask(self, registry: str) -> bool:
         """Whether upstream is in order and its pull limit leaves something for work that nobody waits for."""

@@ -125,10 +125,13 @@ class Keeper:
         means, began = self._means(), time.time()
         run = Run(order, lambda: self._means().bringer, self._ledger, self._metrics)
         self._runs[order.kind] = run
+        # Until it is planned: each image is then brought with what is current by then.
+        planning = contextlib.ExitStack()
+        planning.enter_context(means.bringer.held())
         try:
             if order.kind == "schedule":
                 await self._note_schedule(Schedule(order.asked, began, began, True, means.planner.fingerprint))
-            carried_out = run.carry_out(self._planned(order, means), self._bound(order, means))
+            carried_out = run.carry_out(self._planned(order, means, planning), self._bound(order, means))
             summary = await (self._unless_others(carried_out, means) if order.kind == "schedule" else carried_out)
             if summary is None:
                 return
@@ -138,6 +141,7 @@ class Keeper:
                 await self._note_schedule(Schedule(order.asked, began, following, unfinished, means.planner.fingerprint))
             await asyncio.to_thread(self._note_end, order, summary)
         finally:
+            planning.close()
             del self._runs[order.kind]
 
     async def _unless_others(self, work: Coroutine[Any, Any, Summary], means: Means) -> Summary | None:
@@ -164,13 +168,14 @@ class Keeper:
         self._ledger.put_done(order.name, summary.row())
         self._ledger.remove_order(order.name, order.row())
 
-    async def _planned(self, order: Order, means: Means) -> Plan:
+    async def _planned(self, order: Order, means: Means, planning: contextlib.ExitStack) -> Plan:
         held = await asyncio.to_thread(self._held)
         kept = self._kept()
         results = await asyncio.to_thread(lambda: dict(self._ledger.results()))
-        plan = await means.planner.plan(
-            order, held, kept, time.time(), lambda target: is_settled(target, results.get(str(target)), order.asked)
-        )
+        with planning:
+            plan = await means.planner.plan(
+                order, held, kept, time.time(), lambda target: is_settled(target, results.get(str(target)), order.asked)
+            )
         # Before anything is fetched: what is to stay must not be evicted by what comes after it.
         now_kept = plan.kept if order.kind == "schedule" else {**kept, **plan.kept}
         if now_kept != kept:

@@ -159,7 +159,8 @@ class Run:
             progress = bringer.progress(target)
             self._under_way[str(target)] = progress
             try:
-                brought = await self._bounded(bringer, target, progress)
+                with bringer.held():
+                    brought = await self._bounded(bringer, target, progress)
             finally:
                 del self._under_way[str(target)]
         summary = self.summary

@@ -14,6 +14,7 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from mirror.errors import (
+    ConnectionWithdrawn,
     UpstreamBusy,
     UpstreamCut,
     UpstreamNonsense,
@@ -83,12 +84,9 @@ class Http:
         self._guarded: aiohttp.ClientSession | None = None
         self._blobs = asyncio.Semaphore(limits.blob_connections)
         self._under_way = 0
+        self._scopes: set[asyncio.Timeout] = set()
+        self._closed = False
         self._others = asyncio.Semaphore(limits.manifest_connections)
-
-    @property
-    def busy(self) -> bool:
-        """Whether requests are under way or waiting for a connection."""
-        return self._under_way > 0
 
     async def start(self) -> None:
         """Open the sessions; needs a running event loop."""
@@ -110,21 +108,48 @@ class Http:
         )
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; what still uses one gets ConnectionWithdrawn."""
+        self._closed = True
+        for scope in self._scopes:
+            # The client would leave whoever reads from a connection that it closes waiting for ever.
+            scope.reschedule(asyncio.get_running_loop().time())
         for session in (self._session, self._guarded):
             if session is not None:
                 await session.close()
 
     @contextlib.asynccontextmanager
     async def slot(self, *, blob: bool) -> AsyncIterator[None]:
-        """Wait for one of the limited connections; raises UpstreamBusy if that takes too long."""
+        """Wait for one of the limited connections.
+
+        Raises:
+            UpstreamBusy: that takes too long.
+            ConnectionWithdrawn: it was taken back inside the context.
+        """
+        if self._closed:
+            raise UpstreamBusy("the configuration with which this was begun has been replaced", retry_after=1)
         pool = self._blobs if blob else self._others
         self._under_way += 1
         try:
-            async with self._acquired(pool):
+            async with self._acquired(pool), self._revocable():
                 yield
         finally:
             self._under_way -= 1
+
+    @contextlib.asynccontextmanager
+    async def _revocable(self) -> AsyncIterator[None]:
+        """Let what happens inside be ended from outside."""
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._scopes.add(scope)
+                try:
+                    yield
+                finally:
+                    self._scopes.discard(scope)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise ConnectionWithdrawn("the connection to upstream was taken back") from error
 
     @contextlib.asynccontextmanager
     async def _acquired(self, pool: asyncio.Semaphore) -> AsyncIterator[None]:

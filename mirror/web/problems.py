@@ -14,6 +14,7 @@ from typing import Any
 from mirror.core import errors as core
 from mirror.errors import (
     AccessDenied,
+    ConnectionWithdrawn,
     DigestMismatch,
     NotFound,
     PolicyDenied,
@@ -24,6 +25,12 @@ from mirror.errors import (
 )
 
 _RETRY_AFTER = 10
+# What is the matter with the mirror itself.
+_OUT_OF_ORDER: dict[type[Exception], str] = {
+    RequestLoop: "the mirrors' upstreams lead in a circle",
+    StorageError: "the mirror's store is out of order",
+    ConnectionWithdrawn: "upstream was not asked to the end",
+}
 
 
 @dataclass(frozen=True)
@@ -65,10 +72,9 @@ def problem(error: Exception, kind: str) -> Problem:
         return _unavailable("upstream limits the rate of pulls", text, error, "TOOMANYREQUESTS")
     if isinstance(error, UpstreamError):
         return _unavailable("upstream cannot be asked, and it is not cached", text, error)
-    if isinstance(error, RequestLoop):
-        return _unavailable("the mirrors' upstreams lead in a circle", text, None)
-    if isinstance(error, StorageError):
-        return _unavailable("the mirror's store is out of order", text, None)
+    for cause, message in _OUT_OF_ORDER.items():
+        if isinstance(error, cause):
+            return _unavailable(message, text, None)
     return Problem(500, "UNKNOWN", "the mirror made a mistake; its log says more", type(error).__name__)
 
 

@@ -67,6 +67,10 @@ class ScriptedSource:
         self._refusals = []
         self._answer = None
 
+    def held(self):
+        """It never closes."""
+        return contextlib.nullcontext()
+
     def distrust(self):
         """There is no other."""
 

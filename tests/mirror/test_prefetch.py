@@ -507,7 +507,7 @@ async def test_reload_in_the_middle(hub, start):
     gate.release()
     await mirror.idle()
     assert mirror.holds(config)
-    assert (await results(mirror), bodies(hub)) == ({"dropped": LAYERS}, 1)
+    assert (await results(mirror), bodies(hub)) == ({"dropped": LAYERS, "fetched": 1}, 1)
     for digest in layers:
         assert (await mirror.get(blob_path(digest))).cache == "MISS"
 

@@ -205,9 +205,8 @@ async def test_reload_goes_on_probing(hub, mirror):
     assert (await mirror.get(TAG)).body == image.raw
 
 
-async def test_probing_after_a_reload(hub, mirror, monkeypatch):
+async def test_probing_after_a_reload(hub, mirror):
     """An upstream that gets out of order after a reload is probed by what has taken over, when all else is closed."""
-    monkeypatch.setattr("mirror.service.mirror._QUIET", 0.0)
     image = hub.add_image(APP, "1")
     old = mirror.mirror._graph
     await mirror.reload()

@@ -1,0 +1,97 @@
+"""What outlives a reload: the store, and everything that works on it for whichever graph is current."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mirror.config import Config
+from mirror.download.downloads import Downloads
+from mirror.download.workshop import Policy, Workshop
+from mirror.janitor import Janitor
+from mirror.metrics import Metrics
+from mirror.notifier import Notifier
+from mirror.pull.settings import TagPolicies
+from mirror.pull.usage import Usage
+from mirror.scrub import Scrub
+from mirror.service.store import Store
+from mirror.storage.eviction import Eviction
+from mirror.sync.keeper import Keeper, Means
+from mirror.tracing import Trail
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """The processes that are one mirror.
+
+    Attributes:
+        size: how many share the ports and the store.
+        board: directory in which they tell each other what they have counted; None if there is only this one.
+        trail: what all of them are known by to other mirrors.
+    """
+
+    size: int = 1
+    board: Path | None = None
+    trail: Trail = field(default_factory=lambda: Trail(os.urandom(8).hex()))
+
+
+class Services:
+    """The parts of one process that a reload leaves alone.
+
+    Args:
+        policies: returns the current rules for tags.
+        means: returns what syncing works with currently.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        group: WorkerGroup,
+        policies: Callable[[], TagPolicies],
+        means: Callable[[], Means],
+    ) -> None:
+        self.store = store
+        self.group = group
+        self.metrics = Metrics()
+        self.usage = Usage()
+        self.keeper = Keeper(store.layout, store.index, store.ledger, self.metrics, means)
+        self.janitor = self._build_janitor(config, policies)
+        self.downloads = Downloads(self._workshop(config), lambda result: self.metrics.downloads.labels(result).inc())
+        self.metrics.downloads_in_progress.set_function(lambda: len(self.downloads))
+        self.metrics.download_readers.set_function(lambda: self.downloads.readers)
+        self.notifier = Notifier(store.files, store.executor, lambda result: self.metrics.notifications.labels(result).inc())
+
+    def _build_janitor(self, config: Config, policies: Callable[[], TagPolicies]) -> Janitor:
+        store = self.store
+        scrub = Scrub(
+            store.layout,
+            store.files,
+            store.generation,
+            config.storage.scrub_interval,
+            lambda result: self.metrics.scrubbed_blobs.labels(result).inc(),
+        )
+        eviction = Eviction(store.layout, store.files, store.generation)
+        return Janitor(
+            store.layout,
+            store.files,
+            store.index,
+            eviction,
+            scrub,
+            self.usage,
+            self.metrics,
+            policies,
+            self.keeper.kept,
+        )
+
+    def _workshop(self, config: Config) -> Workshop:
+        return Workshop(
+            self.store.layout,
+            self.store.files,
+            self.store.executor,
+            Policy(fillers=config.downloads.connections_per_blob),
+            lambda reason: self.metrics.download_resumes.labels(reason).inc(),
+            self.janitor.make_room,
+        )

@@ -1,0 +1,166 @@
+"""A reload replaces what depends on the configuration, and takes nothing from whoever still uses the old one."""
+
+import asyncio
+import contextlib
+import gc
+import time
+from unittest import mock
+
+import aiohttp
+import pytest
+
+from mirror.core.digest import Digest
+from mirror.download.partial import Partial
+from mirror.errors import StorageError
+from mirror.service import current
+from mirror.upstream.http import Http
+from tests.fakehub import Rule
+from tests.mirror.syncing import APP, Orders
+from tests.mirror.transfers import Transfer
+from tests.support.names import MIB
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def orders(mirror):
+    return Orders(mirror)
+
+
+@contextlib.contextmanager
+def driven_elsewhere(mirror, digest):
+    """Hold a blob's driver lock as another process would: downloads of it wait, and send no request."""
+    partial = Partial(mirror.store.layout, mirror.store.room, Digest.parse(digest))
+    try:
+        assert partial.drive()
+        yield
+    finally:
+        partial.close()
+
+
+def retired(mirror):
+    """How many old graphs are still open."""
+    return len(mirror.mirror._current.retired)
+
+
+async def reloaded(mirror):
+    """Reload, and give whatever is closed too early the time for it."""
+    await mirror.reload(tags={"ttl": "1s"})
+    assert (await mirror.get("/v2/")).status == 200
+    await asyncio.sleep(0)
+
+
+async def test_download_without_a_request(hub, mirror):
+    """A download that has no request under way at a reload can still ask upstream afterwards."""
+    blob = hub.add_synthetic_blob(APP, 3 * MIB)
+    with driven_elsewhere(mirror, blob.digest):
+        pulling = asyncio.create_task(mirror.get(f"/v2/{APP}/blobs/{blob.digest}"))
+        await eventually(lambda: len(mirror.mirror._downloads), "the download")
+        await reloaded(mirror)
+    answer = await pulling
+    assert (answer.status, answer.sha256) == (200, blob.digest)
+    await eventually(lambda: retired(mirror) == 0, "the old graph is closed")
+
+
+async def test_download_that_nobody_reads(hub, mirror):
+    """A download whose clients have left keeps what it needs, too."""
+    blob = Transfer(hub, mirror, 3 * MIB)
+    gate, first = await blob.started(MIB)
+    await first.leave()
+    await reloaded(mirror)
+    assert retired(mirror) == 1
+    gate.release()
+    assert await blob.held()
+    assert len(blob.fetched()) == 1
+    await eventually(lambda: retired(mirror) == 0, "the old graph is closed")
+
+
+async def test_reader_past_the_store(hub, mirror, monkeypatch):
+    """A client that came after the reload and goes on past the store uses the connections of the download that it joined."""
+    blob = Transfer(hub, mirror, 3 * MIB)
+    gate, first = await blob.started(MIB)
+    await reloaded(mirror)
+    late = await blob.client()
+    await late.has(1024)
+    mirror.download(blob.digest)._partial.write = full
+    gate.release()
+    assert await late.whole() == await first.whole() == blob.data
+    await eventually(lambda: retired(mirror) == 0, "the old graph is closed")
+
+
+def full(*_):
+    raise StorageError("the disk is full", "full")
+
+
+async def test_order_between_requests(hub, mirror, orders):
+    """An image that is being brought in step at a reload is brought to its end."""
+    image = hub.add_image(APP, "1", layers=[b"one" * 1000, b"two" * 1000])
+    with driven_elsewhere(mirror, image.config.digest):
+        order = await orders.give("warm", images=["app:1"])
+        await eventually(lambda: len(mirror.mirror._downloads), "its first blob")
+        await reloaded(mirror)
+    ended = await orders.ended(order)
+    assert (ended["result"], ended["problems"]) == ("completed", {})
+    assert all(mirror.holds(part.digest) for part in (image.config, *image.layers))
+    await eventually(lambda: retired(mirror) == 0, "the old graph is closed")
+
+
+async def test_plan_between_requests(hub, mirror, orders):
+    """An order that asks for lists of tags at a reload gets all of them."""
+    for number in range(3):
+        hub.add_image(APP, f"{number}")
+    hub.add_image("library/other", "1")
+    gate = hub.gate(Rule(kind="tags", repository=APP))
+    order = await orders.give("warm", images=["app:*", "other:*"])
+    await asyncio.wait_for(gate.reached.wait(), 10)
+    await reloaded(mirror)
+    gate.release()
+    assert (await orders.ended(order))["tags"] == {"moved": 4}
+
+
+async def test_hundreds_of_reloads(hub, mirror):
+    """What is left of many reloads is what is used: the graph of a download, until that has ended, and the current one."""
+    blob = Transfer(hub, mirror, 3 * MIB)
+    gate, first = await blob.started(MIB)
+    gc.collect()
+    others = sum(isinstance(thing, Http) for thing in gc.get_objects()) - 1
+    for number in range(200):
+        await mirror.reload(tags={"ttl": f"{number + 1}s"})
+    assert retired(mirror) <= 2
+    await eventually(lambda: retired(mirror) == 1, "all but one are closed")
+    gate.release()
+    assert await first.whole() == blob.data
+    await eventually(lambda: retired(mirror) == 0, "the last one is closed")
+    await eventually(lambda: not mirror.mirror._downloads, "the download has ended")
+    gc.collect()
+    assert sum(isinstance(thing, Http) for thing in gc.get_objects()) - others == 1
+
+
+async def test_bound(hub, mirror, monkeypatch):
+    """Whoever does not let go of an old graph has it closed all the same, in the end."""
+    monkeypatch.setattr(current, "_MAX_RETIRED_S", 0.2)
+    blob = Transfer(hub, mirror, 3 * MIB)
+    gate, first = await blob.started(MIB)
+    await reloaded(mirror)
+    await eventually(lambda: retired(mirror) == 0, "the old graph is closed")
+    gate.release()
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await first.whole()
+    await first.leave()
+
+
+async def test_reloads_at_once(mirror):
+    """Reloads that come at once are done one after the other: what was read last counts, however long reading takes."""
+    configs = []
+    for seconds in range(1, 6):
+        mirror.settings["tags"] = {"ttl": f"{seconds}s"}
+        configs.append(mirror.config())
+
+    def load(_):
+        config = configs.pop(0)
+        time.sleep(0.02 * len(configs))
+        return config
+
+    with mock.patch("mirror.service.mirror.load", load), mock.patch("mirror.service.logs.configure"):
+        await asyncio.gather(*(mirror.mirror.reload() for _ in range(5)))
+    assert mirror.mirror._graph.config.tags.ttl == 5.0
+    await eventually(lambda: retired(mirror) == 0, "the others are closed")
