@@ -74,8 +74,11 @@ class Leftovers:
                 self._discard(partial.digest)
         self._clear_maps()
         for path in _older(Path(self._layout.temporary), now - _TEMPORARY):
-            with contextlib.suppress(OSError):
-                path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
         damaged = superseded(self._layout.index)
         for path in _older(Path(self._layout.index), now - _SET_ASIDE):
             if str(path) in damaged or ".damaged-" in path.name:

@@ -1,6 +1,7 @@
 """Held blobs: files under the name of their digest, complete and verified, never changed.
 
-A blob is held if its file opens. The open file is the pin: whoever reads goes on reading after an unlink.
+A blob is held if its file opens. The open file is the pin: whoever reads goes on reading after an unlink. What is no regular file
+(a directory, pipe, link or device that somebody left in a blob's place) is no blob.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
@@ -21,6 +24,8 @@ from mirror.storage.layout import Layout
 from mirror.storage.room import Room
 
 _PIECE = 1 << 20
+# A link could lead out of the store, and a pipe would be waited for.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # Seconds.
 _WRONG_CLOCK = 86400.0
 
@@ -70,28 +75,26 @@ class BlobFiles:
             StorageError: it may be held, but this process has no descriptor left to find out.
         """
         try:
-            file = FileIO(self._layout.blob(digest))
+            descriptor = os.open(self._layout.blob(digest), _READ)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise StorageError(f"opening {digest}: {error.strerror}", "io") from error
             return None
-        return HeldBlob(file, os.fstat(file.fileno()).st_size)
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            os.close(descriptor)
+            return None
+        return HeldBlob(FileIO(descriptor), state.st_size)
 
     def size(self, digest: Digest) -> int | None:
         """Bytes of a held blob, or None."""
-        try:
-            return os.stat(self._layout.blob(digest)).st_size
-        except OSError:
-            return None
+        state = self._state(digest)
+        return None if state is None else state.st_size
 
     def size_if_same(self, digest: Digest, descriptor: int) -> int | None:
         """Bytes of a held blob if it is the very file that is open as `descriptor`, else None."""
-        mine = os.fstat(descriptor)
-        try:
-            held = os.stat(self._layout.blob(digest))
-        except OSError:
-            return None
-        return held.st_size if (held.st_dev, held.st_ino) == (mine.st_dev, mine.st_ino) else None
+        mine, held = os.fstat(descriptor), self._state(digest)
+        return held.st_size if held is not None and (held.st_dev, held.st_ino) == (mine.st_dev, mine.st_ino) else None
 
     def read(self, digest: Digest, limit: int) -> bytes | None:
         """The whole of a small held blob, or None if it is not held or longer than `limit` bytes."""
@@ -144,10 +147,11 @@ class BlobFiles:
 
     def delete(self, digest: Digest) -> int:
         """Remove a blob's name; returns the bytes of the file, 0 if it was not held. Open readers finish."""
-        path = self._layout.blob(digest)
+        size = self.size(digest)
+        if size is None:
+            return 0
         try:
-            size = os.stat(path).st_size
-            os.unlink(path)
+            os.unlink(self._layout.blob(digest))
         except OSError:
             return 0
         self.room.release(size, blobs=1)
@@ -155,10 +159,8 @@ class BlobFiles:
 
     def used(self, digest: Digest) -> float | None:
         """When a held blob was used last, in seconds since the epoch; None if it is not held."""
-        try:
-            return os.stat(self._layout.blob(digest)).st_mtime
-        except OSError:
-            return None
+        state = self._state(digest)
+        return None if state is None else state.st_mtime
 
     def touch(self, digest: Digest, when: float) -> None:
         """Note when a blob was used last, in seconds since the epoch; kept as the file's modification time.
@@ -181,6 +183,13 @@ class BlobFiles:
             for directory in sorted(_names(base)) if shard == "*" else [shard]:
                 yield from _files(f"{base}/{directory}", algorithm)
 
+    def _state(self, digest: Digest) -> os.stat_result | None:
+        try:
+            state = os.lstat(self._layout.blob(digest))
+        except OSError:
+            return None
+        return state if stat.S_ISREG(state.st_mode) else None
+
     def _rename(self, path: str, digest: Digest) -> None:
         target = self._layout.blob(digest)
         directory = os.path.dirname(target)
@@ -191,7 +200,12 @@ class BlobFiles:
         def move() -> int | None:
             replaced = self.size(digest)
             with storage_errors(f"storing {digest}"):
-                os.rename(path, target)
+                try:
+                    os.rename(path, target)
+                except IsADirectoryError:
+                    # A rename replaces everything but that. It goes with what else is left over.
+                    os.rename(target, f"{self._layout.temporary}/in-the-way-{uuid.uuid4().hex}")
+                    os.rename(path, target)
             return replaced
 
         self.room.hold(move)
@@ -215,8 +229,9 @@ def is_intact(files: BlobFiles, digest: Digest, paced: Callable[[int], None] = l
         while piece := file.read(_PIECE):
             hasher.update(piece)
             paced(len(piece))
-        # What was read once will hardly be read again soon: others have more use for the memory.
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        # What was read once will hardly be read again soon: others have more use for the memory. A sandbox may refuse the advice.
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return bool(hasher.hexdigest() == digest.encoded)
 
 
@@ -236,7 +251,8 @@ def _files(directory: str, algorithm: str) -> Iterator[HeldFile]:
         for entry in entries:
             with contextlib.suppress(OSError, InvalidDigest):
                 state = entry.stat(follow_symlinks=False)
-                yield HeldFile(Digest.parse(f"{algorithm}:{entry.name}"), state.st_size, state.st_mtime)
+                if stat.S_ISREG(state.st_mode):
+                    yield HeldFile(Digest.parse(f"{algorithm}:{entry.name}"), state.st_size, state.st_mtime)
 
 
 def _flush_directory(path: str) -> None:

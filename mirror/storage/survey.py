@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 import sys
 from collections.abc import Iterator
@@ -82,7 +83,8 @@ def _files(directory: str, digits: int) -> Iterator[tuple[str, int, float]]:
             if len(entry.name) == digits and not set(entry.name) - _HEX:
                 with contextlib.suppress(OSError):
                     state = entry.stat(follow_symlinks=False)
-                    yield entry.name, state.st_size, state.st_mtime
+                    if stat.S_ISREG(state.st_mode):
+                        yield entry.name, state.st_size, state.st_mtime
 
 
 if __name__ == "__main__":
