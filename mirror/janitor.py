@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import structlog
 
 from mirror.aio import in_thread
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
+from mirror.core.eviction import Shortage
 from mirror.images import reach
 from mirror.leftovers import Leftovers
 from mirror.metrics import Metrics
@@ -81,7 +84,7 @@ class Janitor:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
         self._stopping = threading.Event()
         self._making_room = asyncio.Lock()
-        self._evicting = False
+        self._evicting = self._short = False
 
     async def make_room(self, size: int) -> None:
         """Try to make `size` bytes fit, within a few seconds; for whoever was told that they do not fit now."""
@@ -171,11 +174,27 @@ class Janitor:
     def _evict(self) -> bool:
         """Evict for a while, if it is due; whether there is more to do."""
         room = self._files.room
-        needed = room.excess(_LOW) if self._evicting or room.excess(_HIGH) else 0
-        if needed:
+        shortage = room.shortage(_LOW) if self._evicting or room.shortage(_HIGH) else Shortage()
+        removed, short = 0, False
+        if shortage:
             self._usage.write(self._files, self._index)
-        self._evicting = bool(needed and self._remove(needed, time.monotonic() + _SPELL)) and not self._stopping.is_set()
+            removed, short = self._remove(shortage, time.monotonic() + _SPELL)
+        self._tell(short=short)
+        self._evicting = bool(removed) and not self._stopping.is_set()
         return self._evicting
+
+    def _tell(self, *, short: bool) -> None:
+        """Say when the free space that is to remain has come out of reach, or within it again."""
+        if short == self._short:
+            return
+        self._short = short
+        self._metrics.storage_min_free_ok.set(not short)
+        room = self._files.room
+        if short:
+            hint = "another program has filled the disk: nothing is evicted for that, and new blobs go past the store"
+            log.warning("min_free_unreachable", free=room.free(), min_free=room.min_free, hint=hint)
+        else:
+            log.info("min_free_reachable", free=room.free(), min_free=room.min_free)
 
     def _make_room(self, size: int, deadline: float) -> None:
         room = self._files.room
@@ -188,27 +207,30 @@ class Janitor:
         # What was used a moment ago is not to go for want of a note.
         self._usage.write(self._files, self._index)
         while not enough() and time.monotonic() < deadline:
-            needed = room.missing(size)
-            # If everything together would not do, nothing has to go.
-            if needed > room.used() - self._leftovers.busy() or not self._remove(needed, deadline, enough):
+            removed, _ = self._remove(room.shortage_for(size), deadline, enough, both=True)
+            if not removed:
                 return
 
-    def _remove(self, needed: int, deadline: float, enough: Callable[[], bool] = lambda: False) -> int:
+    def _remove(
+        self, shortage: Shortage, deadline: float, enough: Callable[[], bool] = lambda: False, *, both: bool = False
+    ) -> tuple[int, bool]:
+        """Make room; returns the bytes that went, and whether the free space that is to remain is out of reach."""
         began = time.monotonic()
-        room = self._files.room
-        reason = "max_size" if room.max_size and room.used() + needed > room.max_size * _LOW else "min_free"
-        removed = self._leftovers.clear_idle_partials(needed)
-        if removed < needed:
-            evicted = self._eviction.evict(needed - removed, self._pinned(), deadline, enough)
+        pinned = functools.cache(self._pinned)
+        plan = self._eviction.plan(shortage, self._leftovers.reserved(), pinned, deadline, enough, both=both)
+        removed = self._leftovers.clear_idle_partials(plan.size) if plan.size else 0
+        if removed < plan.size:
+            rest = replace(plan, size=plan.size - removed, with_pins=max(0, plan.with_pins - removed))
+            evicted = self._eviction.evict(rest, pinned(), deadline, enough)
             removed += evicted.size
-            self._metrics.evicted_blobs.labels(reason).inc(evicted.blobs)
-            self._metrics.evicted_bytes.labels(reason).inc(evicted.size)
+            self._metrics.evicted_blobs.labels(plan.reason).inc(evicted.blobs)
+            self._metrics.evicted_bytes.labels(plan.reason).inc(evicted.size)
             seconds = round(time.monotonic() - began, 3)
             if evicted.blobs:
-                log.info("evicted", blobs=evicted.blobs, bytes=evicted.size, reason=reason, seconds=seconds)
+                log.info("evicted", blobs=evicted.blobs, bytes=evicted.size, reason=plan.reason, seconds=seconds)
             if evicted.pinned:
                 log.warning("pinned_evicted", blobs=evicted.pinned, hint="raise storage.max_size or pin less")
-        return removed
+        return removed, plan.short
 
     def _pinned(self) -> frozenset[Digest]:
         policies, kept = self._policies(), self._kept()

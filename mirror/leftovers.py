@@ -14,6 +14,7 @@ import structlog
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
+from mirror.core.eviction import Partials
 from mirror.download.partial import Partial
 from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles
@@ -114,9 +115,15 @@ class Leftovers:
                 freed += on_disk(partial.size)
         return freed
 
-    def busy(self) -> int:
-        """Bytes of the partial blobs that cannot be given up now, as whole blocks."""
-        return sum(on_disk(partial.size) for partial in self.partials() if self._clock() - partial.written <= _IDLE)
+    def reserved(self) -> Partials:
+        """Bytes that partial blobs have reserved, as whole blocks."""
+        idle = busy = 0
+        for partial in self.partials():
+            if self._clock() - partial.written > _IDLE:
+                idle += on_disk(partial.size)
+            else:
+                busy += on_disk(partial.size)
+        return Partials(idle, busy)
 
     def _discard(self, digest: Digest) -> bool:
         """Throw a partial blob away, unless somebody is at it."""

@@ -53,6 +53,11 @@ class Metrics:
         self.storage_bytes = self._gauge("storage_bytes", "Bytes that the store takes, reservations included")
         self.storage_limit_bytes = self._gauge("storage_limit_bytes", "Bytes that the store may take")
         self.storage_blobs = self._gauge("storage_blobs", "Blobs that are held")
+        self.storage_min_free_ok = self._gauge(
+            "storage_min_free_ok",
+            "0 while evicting could not bring back storage.min_free, for another program has filled the disk",
+        )
+        self.storage_min_free_ok.set(1)
         self.sync_runs = self._counter("sync_runs", "Orders to bring images in step that were carried out", "result")
         self.sync_tags = self._counter("sync_tags", "Images that were looked at", "result")
         self.sync_last_success = self._gauge(

@@ -29,10 +29,12 @@ class Census:
 
     Attributes:
         taken: bytes, each file rounded up to whole blocks.
+        pinned: those of them that pinned blobs take.
         blobs: how many.
     """
 
     taken: int
+    pinned: int
     blobs: int
     _oldest: bytes
 
@@ -84,5 +86,5 @@ def _read(answer: bytes, trouble: bytes, status: int) -> Census | None:
     if status or len(answer) < survey.HEADER.size:
         log.error("survey_failed", status=status, cause=trouble.decode(errors="replace").strip()[-200:])
         return None
-    taken, blobs = survey.HEADER.unpack_from(answer)
-    return Census(taken, blobs, answer)
+    taken, pinned, blobs = survey.HEADER.unpack_from(answer)
+    return Census(taken, pinned, blobs, answer)

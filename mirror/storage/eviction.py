@@ -12,11 +12,12 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from mirror.core.digest import Digest
+from mirror.core.eviction import Evictable, Partials, Plan, Shortage, plan
 from mirror.storage import census
 from mirror.storage.blobs import BlobFiles, HeldFile
 from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
-from mirror.storage.room import on_disk
+from mirror.storage.room import Account, on_disk
 
 # Remembered from one survey of the store, some 50 bytes each; fewer would cost more surveys.
 _CANDIDATES = 100_000
@@ -38,40 +39,97 @@ class Evicted:
     pinned: int
 
 
-class Eviction:
-    """Makes room by removing what was used least recently, pinned blobs last."""
+class _Found:
+    """What the last scan has found, and what may have become of it since.
 
-    def __init__(self, layout: Layout, files: BlobFiles, generation: Generation) -> None:
+    Args:
+        mark: the account before the scan.
+    """
+
+    def __init__(self, found: census.Census, mark: Account) -> None:
+        self._evictable = Evictable(found.taken - found.pinned, found.pinned)
+        self._mark = mark
+
+    def least(self, now: Account, partials: Partials) -> Evictable:
+        """What there still is, if all that was given back since was of what was found."""
+        given, found = now.given - self._mark.given, self._evictable
+        return Evictable(partials.idle + max(0, found.unpinned - given), max(0, found.pinned - max(0, given - found.unpinned)))
+
+    def most(self, now: Account, partials: Partials) -> Evictable:
+        """What there is, if all that came since is not pinned."""
+        return Evictable(max(0, now.used - partials.busy - self._evictable.pinned), self._evictable.pinned)
+
+
+class Eviction:
+    """Makes room by removing what was used least recently, pinned blobs last.
+
+    Args:
+        clock: seconds, to judge the age of a scan by.
+    """
+
+    def __init__(
+        self, layout: Layout, files: BlobFiles, generation: Generation, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._layout = layout
         self._files = files
         self._generation = generation
+        self._clock = clock
         self._oldest: Iterator[HeldFile] = iter(())
-        self._found = float("-inf")
+        self._found: _Found | None = None
+        self._found_at = float("-inf")
         self._seen = self._skipped = 0
         self._stopping = threading.Event()
 
+    def plan(
+        self,
+        shortage: Shortage,
+        partials: Partials,
+        pinned: Callable[[], AbstractSet[Digest]],
+        deadline: float,
+        enough: Callable[[], bool] = lambda: False,
+        *,
+        both: bool = False,
+    ) -> Plan:
+        """Decide what to evict (`core.eviction.plan`); scans the store only if what is known of it leaves that open.
+
+        Args:
+            pinned: called if it has to be known.
+            enough: while somebody else evicts: whether that has made the room that is needed here.
+        """
+        if max(shortage.size.wanted, shortage.free.wanted) <= partials.idle:
+            return plan(shortage, Evictable(partials.idle), both=both)
+        now = self._files.room.mark()
+        if self._found is not None and self._clock() - self._found_at < _GOOD_FOR:
+            least = plan(shortage, self._found.least(now, partials), both=both)
+            if least == plan(shortage, self._found.most(now, partials), both=both):
+                return least
+        with self._lock(deadline, enough) as locked:
+            if not locked or not self._scan(pinned(), deadline, last_resort=False) or self._found is None:
+                return Plan()
+        return plan(shortage, self._found.least(self._files.room.mark(), partials), both=both)
+
     def evict(
         self,
-        needed: int,
+        wanted: Plan,
         pinned: AbstractSet[Digest],
         deadline: float,
         enough: Callable[[], bool] = lambda: False,
     ) -> Evicted:
-        """Remove blobs until `needed` bytes of disk are free, everything is gone, or `deadline` (monotonic) has come.
+        """Remove blobs until the plan is fulfilled, everything is gone, or `deadline` (monotonic) has come.
 
         Args:
             enough: while somebody else evicts: whether that has made the room that is needed here.
         """
         blobs = size = taken = pins = 0
         with self._lock(deadline, enough) as locked:
-            for last_resort in (False, True) if locked else ():
-                if taken >= needed:
+            for last_resort, target in ((False, wanted.size), (True, wanted.with_pins)) if locked else ():
+                if taken >= target:
                     break
                 for file in self._candidates(pinned, deadline, last_resort=last_resort):
                     removed = self._files.delete(file.digest)
                     blobs, size, taken = blobs + 1, size + removed, taken + on_disk(removed)
                     pins += last_resort
-                    if taken >= needed:
+                    if taken >= target:
                         break
         if blobs:
             self._generation.change()
@@ -86,17 +144,25 @@ class Eviction:
 
     def _candidates(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[HeldFile]:
         """Blobs to remove, oldest first; as long as there are any and time is left."""
-        if time.monotonic() - self._found < _GOOD_FOR:
+        if self._clock() - self._found_at < _GOOD_FOR:
             yield from self._unchanged(pinned, deadline, last_resort=last_resort)
         again = True
         while again and not self._over(deadline):
-            found = census.take(self._layout, lambda: self._over(deadline), _CANDIDATES, pinned, only_pinned=last_resort)
-            if found is None:
+            if not self._scan(pinned, deadline, last_resort=last_resort):
                 return
-            self._oldest, self._found, self._seen, self._skipped = found.oldest(), time.monotonic(), 0, 0
             yield from self._unchanged(pinned, deadline, last_resort=last_resort)
             # Others may be left if not all were named, or if some have been used since.
             again = self._seen >= _CANDIDATES or self._skipped > 0
+
+    def _scan(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> bool:
+        """Scan the store; False if that failed, or if time was over before."""
+        mark = self._files.room.mark()
+        found = census.take(self._layout, lambda: self._over(deadline), _CANDIDATES, pinned, only_pinned=last_resort)
+        if found is None:
+            return False
+        self._oldest, self._seen, self._skipped = found.oldest(), 0, 0
+        self._found, self._found_at = _Found(found, mark), self._clock()
+        return True
 
     def _unchanged(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[HeldFile]:
         """Those found by the last survey that have not been used since."""

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from mirror.core.eviction import Goal, Shortage
 from mirror.errors import StorageError
 from mirror.storage.faults import storage_errors
 from mirror.storage.layout import Layout
@@ -99,10 +100,21 @@ class Room:
         """Whether `size` more bytes would fit, without reserving them."""
         return self._fit(self.used(), on_disk(size))
 
-    def missing(self, size: int) -> int:
-        """Bytes that have to go before `size` more bytes fit."""
-        over = self.used() + on_disk(size) - self.max_size if self.max_size else 0
-        return max(0, over, self.min_free + on_disk(size) - self.free())
+    def shortage(self, low: float) -> Shortage:
+        """By how much the bounds are missed.
+
+        Args:
+            low: where the low-water mark lies, as a share of the limit; it is as far above the free space that must remain.
+        """
+        used, free = self.used(), self.free()
+        over = Goal(max(0, used - int(self.max_size * low)), max(0, used - self.max_size)) if self.max_size else Goal()
+        return Shortage(over, Goal(max(0, int(self.min_free * (2 - low)) - free), max(0, self.min_free - free)))
+
+    def shortage_for(self, size: int) -> Shortage:
+        """By how much the bounds would be missed with `size` more bytes."""
+        over = max(0, self.used() + on_disk(size) - self.max_size) if self.max_size else 0
+        short = max(0, self.min_free + on_disk(size) - self.free())
+        return Shortage(Goal(over, over), Goal(short, short))
 
     def reserve(self, size: int, begin: Callable[[], None] = lambda: None) -> Fit:
         """Take room for a file of `size` bytes; give it back with `release` when the file goes.
@@ -173,12 +185,6 @@ class Room:
             held = blobs if account == mark else account.blobs
             _write(descriptor, replace(account, used=used, blobs=held))
             return used == account.used or least == most
-
-    def excess(self, low: float) -> int:
-        """Bytes that have to go to come down to the share `low` of the limit and of the free space that must remain."""
-        over = self.used() - int(self.max_size * low) if self.max_size else 0
-        short = int(self.min_free * (2 - low)) - self.free()
-        return max(0, over, short)
 
     def free(self) -> int:
         """Bytes that the file system has left for us, without those that blobs in the making will still write."""

@@ -19,8 +19,8 @@ import struct
 import sys
 from collections.abc import Iterator
 
-HEADER = struct.Struct(">QQ")
-"""Bytes taken, each file rounded up to whole blocks; blobs."""
+HEADER = struct.Struct(">QQQ")
+"""Bytes taken, each file rounded up to whole blocks; those of them that pinned blobs take; blobs."""
 RECORD = struct.Struct(">dQB")
 """When it was used last (seconds since the epoch), bytes, length of the digest in bytes."""
 BLOCK = 4096
@@ -32,19 +32,21 @@ _HEX = frozenset("0123456789abcdef")
 def main(root: str, most: int, only: bool, pinned: frozenset[str]) -> None:
     """Look, and print what was found."""
     parent = os.getppid()
-    taken = blobs = 0
+    taken = taken_by_pinned = blobs = 0
     oldest = _Oldest(most)
     for directory, digits in _shards(root):
         # Whoever asked has died: nobody will read the answer.
         if os.getppid() != parent:
             return
         for name, size, used in _files(directory, digits):
-            taken, blobs = taken + -(-size // BLOCK) * BLOCK, blobs + 1
-            if most and (name in pinned) == only:
+            room, is_pinned = -(-size // BLOCK) * BLOCK, name in pinned
+            taken, blobs = taken + room, blobs + 1
+            taken_by_pinned += room if is_pinned else 0
+            if most and is_pinned == only:
                 # As bytes these compare like what they stand for. Smaller ones first among equals: a manifest before its layers.
                 oldest.offer(RECORD.pack(used, size, digits // 2) + bytes.fromhex(name))
     with open(sys.stdout.fileno(), "wb", closefd=False) as out:
-        out.write(HEADER.pack(taken, blobs))
+        out.write(HEADER.pack(taken, taken_by_pinned, blobs))
         out.writelines(oldest.found())
 
 

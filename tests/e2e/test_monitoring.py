@@ -33,6 +33,7 @@ TROUBLES: dict[str, dict[str, str]] = {
     },
     "RegistryMirrorCredentialsRefused": {f'upstream_credentials_ok{{{WHO}, registry="docker.io"}}': "1x30 0x30"},
     "RegistryMirrorFilesRefused": {f"renewed_files_ok{{{WHO}}}": "1x30 0x30"},
+    "RegistryMirrorDiskFilledByOthers": {f"storage_min_free_ok{{{WHO}}}": "1x30 0x30"},
     "RegistryMirrorClientsTurnedAway": {f'refused_total{{{WHO}, reason="requests"}}': "0+10x60"},
     "RegistryMirrorHeldBlobsDamaged": {f'scrubbed_blobs_total{{{WHO}, result="wrong"}}': "0x30 1x30"},
     "RegistryMirrorStoreTooSmall": {
@@ -53,6 +54,7 @@ CALM = {
     f'stale_served_total{{{WHO}, registry="docker.io", reason="deleted"}}': "0+1x60",
     f'upstream_credentials_ok{{{WHO}, registry="docker.io"}}': "1x60",
     f"renewed_files_ok{{{WHO}}}": "1x60",
+    f"storage_min_free_ok{{{WHO}}}": "1x60",
     f'refused_total{{{WHO}, reason="requests"}}': "0+1x60",
     f'refused_total{{{WHO}, reason="policy"}}': "1000x60",
     f'scrubbed_blobs_total{{{WHO}, result="wrong"}}': "2x60",

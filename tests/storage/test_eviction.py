@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.core.digest import Digest
+from mirror.core.eviction import Plan
 from mirror.storage import census
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.eviction import Evicted, Eviction
@@ -56,6 +57,11 @@ def put(files, name, used, size=10 * KIB):
     return digest
 
 
+def at_any_price(size):
+    """Have so many bytes go, of pinned blobs if need be."""
+    return Plan(size, size)
+
+
 def soon():
     return time.monotonic() + 30
 
@@ -68,21 +74,21 @@ def test_least_recently_used_goes_first(files, eviction):
     """Blobs go in the order of their last use, and only as many as are needed."""
     blobs = [put(files, f"{i}", 1000 + i) for i in (3, 1, 4, 0, 2)]
     order = [blobs[3], blobs[1], blobs[4], blobs[0], blobs[2]]
-    evicted = eviction.evict(12 * KIB + 1, NOBODY, soon())
+    evicted = eviction.evict(at_any_price(12 * KIB + 1), NOBODY, soon())
     assert (evicted.blobs, evicted.size, evicted.pinned) == (2, 20 * KIB, 0)
     assert held(files) == set(order[2:])
     # What the walk has found is good for further rounds.
     for i in (2, 3, 4):
-        assert eviction.evict(1, NOBODY, soon()).blobs == 1
+        assert eviction.evict(at_any_price(1), NOBODY, soon()).blobs == 1
         assert held(files) == set(order[i + 1 :])
-    assert eviction.evict(1, NOBODY, soon()).blobs == 0
+    assert eviction.evict(at_any_price(1), NOBODY, soon()).blobs == 0
 
 
 @pytest.mark.parametrize("needed", [0, -5])
 def test_nothing_is_needed(files, eviction, needed):
     """Nothing goes for nothing."""
     put(files, "a", 1)
-    assert eviction.evict(needed, NOBODY, soon()).blobs == 0
+    assert eviction.evict(at_any_price(needed), NOBODY, soon()).blobs == 0
 
 
 def test_account_and_generation_follow(files, eviction, generation):
@@ -90,9 +96,9 @@ def test_account_and_generation_follow(files, eviction, generation):
     for i in range(3):
         put(files, str(i), i + 1)
     before = generation.current()
-    eviction.evict(0, NOBODY, soon())
+    eviction.evict(at_any_price(0), NOBODY, soon())
     assert generation.current() == before
-    eviction.evict(1, NOBODY, soon())
+    eviction.evict(at_any_price(1), NOBODY, soon())
     assert generation.current() != before
     assert files.room.figures() == (24 * KIB, 2)
 
@@ -101,10 +107,10 @@ def test_pinned_go_last(files, eviction):
     """A pinned blob goes only when nothing else is left, and it is said how many did."""
     pinned = frozenset({put(files, "old", 1), put(files, "older", 0.5)})
     put(files, "new", 5000)
-    evicted = eviction.evict(10 * KIB, pinned, soon())
+    evicted = eviction.evict(at_any_price(10 * KIB), pinned, soon())
     assert (evicted.blobs, evicted.pinned) == (1, 0)
     assert held(files) == pinned
-    evicted = eviction.evict(1, pinned, soon())
+    evicted = eviction.evict(at_any_price(1), pinned, soon())
     assert (evicted.blobs, evicted.pinned) == (1, 1)
     assert files.size(Digest.of(b"older".ljust(10 * KIB, b"."))) is None
 
@@ -112,9 +118,9 @@ def test_pinned_go_last(files, eviction):
 def test_pinned_since_found(files, eviction):
     """What has been pinned since the last walk stays, and what is no longer pinned goes in its turn."""
     a, b, c = (put(files, name, used) for name, used in (("a", 1), ("b", 2), ("c", 3)))
-    eviction.evict(1, frozenset({b}), soon())
+    eviction.evict(at_any_price(1), frozenset({b}), soon())
     assert held(files) == {b, c}
-    eviction.evict(1, frozenset({c}), soon())
+    eviction.evict(at_any_price(1), frozenset({c}), soon())
     assert held(files) == {c}
     assert a not in held(files)
 
@@ -122,9 +128,9 @@ def test_pinned_since_found(files, eviction):
 def test_touched_since_found_stays(files, eviction):
     """Who was used after the walk goes in the order of that use."""
     a, b, c = (put(files, name, used) for name, used in (("a", 1), ("b", 2), ("c", 3)))
-    eviction.evict(1, NOBODY, soon())
+    eviction.evict(at_any_price(1), NOBODY, soon())
     files.touch(b, 50.0)
-    eviction.evict(1, NOBODY, soon())
+    eviction.evict(at_any_price(1), NOBODY, soon())
     assert held(files) == {b}
     assert (a in held(files), c in held(files)) == (False, False)
 
@@ -135,7 +141,7 @@ def test_one_walk_serves_many_rounds(files, eviction, walks):
         put(files, str(i), i + 1)
     pinned = frozenset({put(files, "pinned", 0.5)})
     for _ in range(20):
-        assert eviction.evict(1, pinned, soon()) == Evicted(1, 10 * KIB, 0)
+        assert eviction.evict(at_any_price(1), pinned, soon()) == Evicted(1, 10 * KIB, 0)
     assert len(walks) == 1
     assert held(files) == pinned
 
@@ -144,7 +150,7 @@ def test_readers_finish(files, eviction):
     """Who has a blob open reads it to its end after it has gone."""
     digest = put(files, "read", 1)
     blob = files.open(digest)
-    assert eviction.evict(1, NOBODY, soon()).blobs == 1
+    assert eviction.evict(at_any_price(1), NOBODY, soon()).blobs == 1
     assert Digest.of(blob.file.read()) == digest
     blob.close()
 
@@ -152,7 +158,7 @@ def test_readers_finish(files, eviction):
 def test_deadline(files, eviction):
     """After its time it stops, with what it has done."""
     put(files, "a", 1)
-    assert eviction.evict(1, NOBODY, time.monotonic() - 1).blobs == 0
+    assert eviction.evict(at_any_price(1), NOBODY, time.monotonic() - 1).blobs == 0
     assert len(held(files)) == 1
 
 
@@ -162,14 +168,15 @@ def test_one_at_a_time(layout, files, eviction):
     descriptor = os.open(layout.eviction_lock, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        assert eviction.evict(1, NOBODY, time.monotonic() + 0.1).blobs == 0
+        assert eviction.evict(at_any_price(1), NOBODY, time.monotonic() + 0.1).blobs == 0
     finally:
         os.close(descriptor)
-    assert eviction.evict(1, NOBODY, soon()).blobs == 1
+    assert eviction.evict(at_any_price(1), NOBODY, soon()).blobs == 1
 
 
 EVICTOR = """
 import sys, time
+from mirror.core.eviction import Plan
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.eviction import Eviction
 from mirror.storage.generation import Generation
@@ -179,7 +186,7 @@ layout = Layout(sys.argv[1])
 eviction = Eviction(layout, BlobFiles(layout, Room(layout, 0, 0)), Generation(f"{layout.root}/generation"))
 count = size = 0
 for _ in range(20):
-    evicted = eviction.evict(1, frozenset(), time.monotonic() + 30)
+    evicted = eviction.evict(Plan(1), frozenset(), time.monotonic() + 30)
     count, size = count + evicted.blobs, size + evicted.size
 print(count, size)
 """
@@ -217,7 +224,7 @@ def check_any_store(directory, blobs, needed):
         known[put(files, f"{i:02}", used, max(2, size))] = (is_pinned, used, max(2, size))
     pinned = frozenset(digest for digest, (is_pinned, _, _) in known.items() if is_pinned)
     before = files.room.used()
-    evicted = Eviction(layout, files, generation).evict(needed, pinned, soon())
+    evicted = Eviction(layout, files, generation).evict(at_any_price(needed), pinned, soon())
     generation.close()
     left = held(files)
     gone = sorted(known[digest] for digest in known if digest not in left)

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from mirror.core.digest import Digest
+from mirror.core.eviction import Goal, Partials, Plan, Shortage
 from mirror.storage import census
 from mirror.storage.eviction import Eviction
 from mirror.storage.generation import Generation
@@ -44,6 +45,11 @@ def surveys(monkeypatch):
     return made
 
 
+def at_any_price(size):
+    """Have so many bytes go, of pinned blobs if need be."""
+    return Plan(size, size)
+
+
 def soon():
     return time.monotonic() + 30
 
@@ -54,40 +60,40 @@ def left(files, digests):
 
 def test_one_survey_serves_several_evictions(eviction, files, held, surveys):
     """What a survey has found is used until it is used up: nothing is surveyed again for the next eviction."""
-    assert eviction.evict(3 * BLOCK, NONE, soon()).blobs == 3
-    assert eviction.evict(2 * BLOCK, NONE, soon()).blobs == 2
+    assert eviction.evict(at_any_price(3 * BLOCK), NONE, soon()).blobs == 3
+    assert eviction.evict(at_any_price(2 * BLOCK), NONE, soon()).blobs == 2
     assert left(files, held) == [5, 6, 7, 8, 9]
     assert len(surveys) == 1
 
 
 def test_what_has_been_used_since_the_survey_stays(eviction, files, held):
     """A blob that was used after the survey does not go in its old place."""
-    eviction.evict(BLOCK, NONE, soon())
+    eviction.evict(at_any_price(BLOCK), NONE, soon())
     files.touch(held[1], 2000.0)
-    assert eviction.evict(2 * BLOCK, NONE, soon()).blobs == 2
+    assert eviction.evict(at_any_price(2 * BLOCK), NONE, soon()).blobs == 2
     assert left(files, held) == [1, 4, 5, 6, 7, 8, 9]
 
 
 def test_pinned_ones_go_when_nothing_else_is_left(eviction, files, held):
     """Everything that is not pinned goes first, even what was used since the survey; then pinned ones, and they are counted."""
     pinned = frozenset(held[:2])
-    eviction.evict(BLOCK, pinned, soon())
+    eviction.evict(at_any_price(BLOCK), pinned, soon())
     files.touch(held[3], 2000.0)
-    gone = eviction.evict(8 * BLOCK, pinned, soon())
+    gone = eviction.evict(at_any_price(8 * BLOCK), pinned, soon())
     assert (gone.blobs, gone.pinned) == (8, 1)
     assert left(files, held) == [1]
 
 
 def test_all_that_there_is(eviction, files, held):
     """An eviction that wants more than there is ends with an empty store."""
-    assert eviction.evict(99 * BLOCK, NONE, soon()).blobs == 10
+    assert eviction.evict(at_any_price(99 * BLOCK), NONE, soon()).blobs == 10
     assert left(files, held) == []
 
 
 def test_it_stops(eviction, files, held, surveys):
     """Once stopped nothing more goes, and nothing is surveyed."""
     eviction.stop()
-    assert eviction.evict(3 * BLOCK, NONE, soon()).blobs == 0
+    assert eviction.evict(at_any_price(3 * BLOCK), NONE, soon()).blobs == 0
     assert len(left(files, held)) == 10
     assert surveys == []
 
@@ -97,5 +103,43 @@ def test_who_waits_for_another_one_takes_what_that_one_has_freed(layout, evictio
     with open(layout.eviction_lock, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         answers = iter([False, True])
-        assert eviction.evict(BLOCK, NONE, time.monotonic() + 600, lambda: next(answers)).blobs == 0
+        assert eviction.evict(at_any_price(BLOCK), NONE, time.monotonic() + 600, lambda: next(answers)).blobs == 0
     assert len(left(files, held)) == 10
+
+
+def out_of_reach(size):
+    return Shortage(free=Goal(size, size))
+
+
+def test_a_goal_out_of_reach_is_no_reason_to_survey_again(layout, files, held, surveys):
+    """While nothing comes, what cannot be reached is known from one survey, for a while; another blob is looked at at once."""
+    generation, now = Generation(f"{layout.root}/generation"), [1000.0]
+    eviction = Eviction(layout, files, generation, lambda: now[0])
+
+    def plan():
+        return eviction.plan(out_of_reach(11 * BLOCK), Partials(), lambda: NONE, soon())
+
+    for _ in range(5):
+        assert plan() == Plan(short=True)
+    assert len(surveys) == 1
+    now[0] += 301.0
+    assert plan() == Plan(short=True)
+    assert len(surveys) == 2
+    files.put(Digest.of(b"another"), b"another")
+    assert plan() == Plan(11 * BLOCK, reason="min_free")
+    assert len(surveys) == 3
+    generation.close()
+
+
+def test_what_others_have_evicted_is_not_counted_on(layout, eviction, files, held, surveys):
+    """Blobs that went since the survey do not make a goal look as if it could be reached."""
+    assert eviction.plan(out_of_reach(8 * BLOCK), Partials(), lambda: NONE, soon()).size == 8 * BLOCK
+    for digest in held[:5]:
+        files.delete(digest)
+    assert eviction.plan(out_of_reach(8 * BLOCK), Partials(), lambda: NONE, soon()) == Plan(short=True)
+
+
+def test_idle_partials_alone(eviction, held, surveys):
+    """If abandoned downloads will do, no blob is even looked at."""
+    assert eviction.plan(out_of_reach(BLOCK), Partials(idle=BLOCK), lambda: NONE, soon()).size == BLOCK
+    assert surveys == []

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mirror.core.digest import Digest
+from mirror.core.eviction import Goal
 from mirror.download.partial import Partial
 from mirror.errors import StorageError
 from mirror.storage.layout import Layout
@@ -46,7 +47,7 @@ def test_no_cap(layout):
     room = Room(layout, 0, 0)
     assert room.reserve(5 * MIB) is Fit.RESERVED
     assert room.fits(1 << 60) is Fit.NOT_NOW
-    assert room.excess(0.5) == 0
+    assert not room.shortage(0.5)
 
 
 @pytest.mark.parametrize(("size", "reason"), [(65 * KIB, "too_large"), (40 * KIB, "full")])
@@ -69,9 +70,9 @@ def test_floor(small_disk):
     left = room.free() - 128 * KIB
     assert room.fits(left) is Fit.RESERVED
     assert room.fits(left + 1) is Fit.NOT_NOW
-    assert room.excess(1.0) == 0
+    assert not room.shortage(1.0)
     (small_disk.path / "somebody else's").write_bytes(bytes(left + 4096))
-    assert room.excess(1.0) == 4096
+    assert room.shortage(1.0).free == Goal(4096, 4096)
     assert room.fits(0) is Fit.NOT_NOW
 
 
