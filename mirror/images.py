@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
-from mirror.core.names import Repository, Tag
+from mirror.core.names import ImagePattern, Repository, Tag
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.index import Index
 
@@ -95,20 +95,27 @@ def held_size(files: BlobFiles, reached: Reach) -> int:
     return sum(files.size(part) or 0 for part in reached.manifests | reached.blobs)
 
 
-def images(files: BlobFiles, index: Index) -> Iterator[Image]:
-    """Every tag of which the manifest is held, and every manifest that no tag leads to, by name."""
+def images(files: BlobFiles, index: Index, pattern: ImagePattern | None = None) -> list[Image]:
+    """Every tag of which the manifest is held, and every manifest that no tag leads to, as far as a pattern matches, by name."""
+    # What no tag leads to is told by all tags of its repository.
+    all_tags = pattern if pattern is None or pattern.tag is not None else replace(pattern, digest=None)
     tagged: dict[Repository, set[Digest]] = {}
     found = []
-    for repository, tag, record in index.tags():
+    for repository, tag, record in index.tags(all_tags):
         reached = reach(files, [record.digest])
         tagged.setdefault(repository, set()).update(reached.manifests)
-        if files.size(record.digest) is not None:
+        if _matches(pattern, repository, tag, record.digest) and files.size(record.digest) is not None:
             found.append(_image(files, repository, tag, record.digest, record.pulled, reached))
-    for repository, digest in index.manifests():
-        if digest not in tagged.get(repository, ()) and files.size(digest) is not None:
+    for repository, digest in index.manifests(None if pattern is None else pattern.only_repository()):
+        untagged = _matches(pattern, repository, None, digest) and digest not in tagged.get(repository, ())
+        if untagged and files.size(digest) is not None:
             used = files.used(digest) or 0.0
             found.append(_image(files, repository, None, digest, used, reach(files, [digest])))
-    yield from sorted(found, key=lambda image: (str(image.repository), str(image.tag or ""), str(image.digest)))
+    return sorted(found, key=lambda image: (str(image.repository), str(image.tag or ""), str(image.digest)))
+
+
+def _matches(pattern: ImagePattern | None, repository: Repository, tag: Tag | None, digest: Digest) -> bool:
+    return pattern is None or pattern.matches(repository, tag, digest)
 
 
 def _image(files: BlobFiles, repository: Repository, tag: Tag | None, digest: Digest, pulled: float, reached: Reach) -> Image:

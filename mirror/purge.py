@@ -1,21 +1,27 @@
 """Purge: take images out of the store, without touching what other images need.
 
-Blocks for as long as reading the held manifests takes; belongs in a thread.
+What still needs a manifest or a blob is looked up in the index, from the part to what names it, so that a purge costs what it
+takes away, however much the store holds. Blocks for that long; belongs in a thread.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.names import ImagePattern, Repository, Tag
-from mirror.images import reach
+from mirror.errors import StorageError
+from mirror.images import Reach, held_manifest, reach
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
 from mirror.storage.index import Index
+from mirror.storage.parts import Kind, parts_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,31 @@ class Purged:
     size: int
 
 
+_Entry: TypeAlias = tuple[Repository, Tag, TagRecord]
+_Row: TypeAlias = tuple[Repository, Digest]
+
+# Indexes nest two deep in practice; a hostile one could nest for ever.
+_MAX_DEPTH = 4
+_KINDS: tuple[Kind, ...] = ("manifest", "blob")
+
+
+@dataclass(frozen=True)
+class _Leaving:
+    """What is looked at as if it had gone already.
+
+    Attributes:
+        rows: that repositories hold manifests.
+        manifests: nothing needs these any more, so they need nothing.
+    """
+
+    tags: AbstractSet[tuple[Repository, Tag]] = frozenset()
+    rows: AbstractSet[_Row] = frozenset()
+    manifests: AbstractSet[Digest] = frozenset()
+
+
+_NOTHING = _Leaving()
+
+
 class Purge:
     """Carries out purges on a store that others use at the same time."""
 
@@ -57,54 +88,55 @@ class Purge:
         self._generation = generation
 
     def carry_out(self, order: Order) -> Purged:
-        """Purge, and say what went. It counts at once in every process; pulls that are under way finish."""
-        tags = list(self._index.tags())
-        rows = set(self._index.manifests())
-        going = [entry for entry in tags if self._is_meant(order, *entry)]
+        """Purge, and say what went. It counts at once in every process; pulls that are under way finish.
+
+        Raises:
+            StorageError: the index cannot be read, so that nobody knows what other images need.
+        """
+        reliable = _Reliable(self._index)
+        before = float("inf") if order.pulled_before is None else order.pulled_before
+        going = [entry for entry in self._index.tags(order.pattern) if entry[2].pulled < before]
         if order.soft:
             return self._expire(going, dry_run=order.dry_run)
-        gone = set(going)
-        staying = [entry for entry in tags if entry not in gone]
-        leaving = self._leaving_rows(order, going, staying, rows)
-        lost = reach(self._files, {record.digest for _, _, record in going} | {digest for _, digest in leaving})
-        kept = reach(self._files, {record.digest for _, _, record in staying} | {digest for _, digest in rows - leaving})
-        needed = kept.manifests | kept.blobs
-        manifests, blobs = lost.manifests - needed, lost.blobs - needed - lost.manifests
-        if not order.dry_run:
-            self._forget(order, going, leaving)
-        sizes = [self._remove(digests, dry_run=order.dry_run) for digests in (manifests, blobs)]
-        if not order.dry_run:
-            self._generation.change()
-        return Purged(len(going), len(sizes[0]), len(sizes[1]), sum(sizes[0]) + sum(sizes[1]))
+        self._record_parts()
+        rows = self._leaving_rows(order, going)
+        leaving = _Leaving({(repository, tag) for repository, tag, _ in going}, rows)
+        lost = reach(self._files, {record.digest for *_, record in going} | {digest for _, digest in rows})
+        reliable.check()
+        if order.dry_run:
+            return self._counted(len(going), lost, leaving)
+        tags = self._forget(order, going, rows)
+        manifests = self._remove(lost.manifests, reliable)
+        blobs = self._remove(lost.blobs - lost.manifests, reliable)
+        self._generation.change()
+        return Purged(tags, len(manifests), len(blobs), sum(manifests) + sum(blobs))
 
-    def _is_meant(self, order: Order, repository: Repository, tag: Tag, record: TagRecord) -> bool:
-        if not order.pattern.matches(repository, tag, record.digest):
-            return False
-        return order.pulled_before is None or record.pulled < order.pulled_before
+    # ---- what goes
 
-    def _leaving_rows(
-        self,
-        order: Order,
-        going: list[tuple[Repository, Tag, TagRecord]],
-        staying: list[tuple[Repository, Tag, TagRecord]],
-        rows: set[tuple[Repository, Digest]],
-    ) -> set[tuple[Repository, Digest]]:
+    def _leaving_rows(self, order: Order, going: Sequence[_Entry]) -> set[_Row]:
         """The manifests that their repositories stop holding: named by the pattern, or only reached from tags that go."""
-        leaving = set()
-        owned, gone, left = _by_repository(rows), _by_repository(_named(going)), _by_repository(_named(staying))
-        for repository, digests in owned.items():
-            reached = reach(self._files, gone.get(repository, ())).manifests
-            needed = reach(self._files, left.get(repository, ())).manifests
-            for digest in digests - needed:
-                named = order.pattern.matches(repository, None, digest) and self._is_old(order, digest)
-                if named or digest in reached:
-                    leaving.add((repository, digest))
-        return leaving
+        leaving = _Leaving({(repository, tag) for repository, tag, _ in going})
+        candidates: set[_Row] = set()
+        for repository, digests in _by_repository(going).items():
+            reached = reach(self._files, digests).manifests
+            candidates |= {(repository, digest) for digest in reached if self._index.manifest(repository, digest) is not None}
+        if order.pattern.tag is None:
+            rows = self._index.manifests(order.pattern.only_repository())
+            candidates |= {row for row in rows if order.pattern.matches(row[0], None, row[1]) and self._is_old(order, row[1])}
+        return {row for row in candidates if not self._is_tagged(*row, leaving)}
 
     def _is_old(self, order: Order, digest: Digest) -> bool:
         return order.pulled_before is None or (self._files.used(digest) or 0.0) < order.pulled_before
 
-    def _expire(self, going: list[tuple[Repository, Tag, TagRecord]], *, dry_run: bool) -> Purged:
+    def _counted(self, tags: int, lost: Reach, leaving: _Leaving) -> Purged:
+        """What would go."""
+        manifests = {digest for digest in lost.manifests if not self._is_needed(digest, leaving)}
+        leaving = replace(leaving, manifests=manifests)
+        blobs = {digest for digest in lost.blobs - lost.manifests if not self._is_needed(digest, leaving)}
+        sizes = [[size for digest in group if (size := self._files.size(digest))] for group in (manifests, blobs)]
+        return Purged(tags, len(sizes[0]), len(sizes[1]), sum(map(sum, sizes)))
+
+    def _expire(self, going: Sequence[_Entry], *, dry_run: bool) -> Purged:
         if not dry_run:
             now = time.time()
             for repository, tag, _ in going:
@@ -112,28 +144,95 @@ class Purge:
             self._generation.change()
         return Purged(len(going), 0, 0, 0)
 
-    def _forget(
-        self, order: Order, going: list[tuple[Repository, Tag, TagRecord]], leaving: set[tuple[Repository, Digest]]
-    ) -> None:
-        # Before the files go: whoever looks now asks upstream rather than for a file that is about to vanish.
-        for repository, tag, _ in going:
-            self._index.delete_tag(repository, tag)
-        for repository, digest in leaving:
-            self._index.delete_manifest(repository, digest)
+    # ---- what stays
+
+    def _is_tagged(self, repository: Repository, digest: Digest, leaving: _Leaving, depth: int = 0) -> bool:
+        """Whether a tag of the repository leads to a manifest."""
+        if any((repository, tag) not in leaving.tags for tag in self._index.tags_naming(repository, digest)):
+            return True
+        parents = self._index.parts.naming("manifest", repository, digest) if depth < _MAX_DEPTH else ()
+        return any(self._is_tagged(repository, parent, leaving, depth + 1) for parent in parents)
+
+    def _is_needed(self, digest: Digest, leaving: _Leaving, depth: int = 0) -> bool:
+        """Whether a tag names a manifest or a blob, a repository holds it as a manifest, or anything that is needed needs it."""
+        if any(name not in leaving.tags for name in self._index.tags_naming_anywhere(digest)):
+            return True
+        if any((repository, digest) not in leaving.rows for repository in self._index.holders(digest)):
+            return True
+        if depth == _MAX_DEPTH:
+            return False
+        seen = set(leaving.manifests)
+        for kind in _KINDS:
+            for _, parent in self._index.parts.each_naming(kind, digest):
+                if parent not in seen and self._is_needed(parent, leaving, depth + 1):
+                    return True
+                seen.add(parent)
+        return False
+
+    def _record_parts(self) -> None:
+        """Record what the held manifests name, if an earlier version has not, or if that was lost."""
+        if self._index.parts.is_complete:
+            return
+        rows = set(self._index.manifests())
+        rows |= {(repository, record.digest) for repository, _, record in self._index.tags()}
+        for repository, digest in rows:
+            self._record(repository, digest)
+        self._index.parts.complete()
+
+    def _record(self, repository: Repository, digest: Digest, depth: int = 0) -> None:
+        manifest = None if self._index.parts.has(repository, digest) else held_manifest(self._files, digest)
+        if manifest is None or depth > _MAX_DEPTH:
+            return
+        self._index.parts.put(repository, digest, parts_of(manifest))
+        for child in manifest.children:
+            self._record(repository, child.digest, depth + 1)
+
+    # ---- doing it
+
+    def _forget(self, order: Order, going: Sequence[_Entry], rows: Iterable[_Row]) -> int:
+        """Forget names, before files go: whoever looks now asks upstream rather than for a file that is about to vanish."""
+        forgotten = sum(self._index.forget_tag(*entry) for entry in going)
+        for row in rows:
+            # A tag that has come meanwhile may lead to it.
+            self._index.change(partial(self._release, *row))
         self._index.forget_absent(order.pattern)
         self._generation.change()
+        return forgotten
 
-    def _remove(self, digests: Iterable[Digest], *, dry_run: bool) -> list[int]:
-        sizes = ((self._files.size(digest) or 0) if dry_run else self._files.delete(digest) for digest in digests)
+    def _release(self, repository: Repository, digest: Digest) -> None:
+        if not self._is_tagged(repository, digest, _NOTHING):
+            self._index.release_manifest(repository, digest)
+
+    def _remove(self, digests: Iterable[Digest], reliable: _Reliable) -> list[int]:
+        """Remove what nothing needs; returns the bytes of each file that went."""
+        sizes = (self._index.change(partial(self._remove_one, digest, reliable)) for digest in digests)
         return [size for size in sizes if size]
 
+    def _remove_one(self, digest: Digest, reliable: _Reliable) -> int:
+        # While nobody can write that he needs it: an image that arrives now is known before, or finds that the file has gone.
+        needed = self._is_needed(digest, _NOTHING)
+        reliable.check()
+        if needed:
+            return 0
+        self._index.parts.delete_everywhere(digest)
+        return self._files.delete(digest)
 
-def _named(entries: Iterable[tuple[Repository, Tag, TagRecord]]) -> Iterator[tuple[Repository, Digest]]:
-    return ((repository, record.digest) for repository, _, record in entries)
+
+class _Reliable:
+    """Tells whether what the index did not find is not there."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._failures = index.failures
+
+    def check(self) -> None:
+        """Raises StorageError if a lookup has failed."""
+        if self._index.failures != self._failures:
+            raise StorageError("the index cannot be read: nobody knows what other images need", "io")
 
 
-def _by_repository(entries: Iterable[tuple[Repository, Digest]]) -> dict[Repository, set[Digest]]:
+def _by_repository(entries: Iterable[_Entry]) -> dict[Repository, set[Digest]]:
     found: dict[Repository, set[Digest]] = {}
-    for repository, digest in entries:
-        found.setdefault(repository, set()).add(digest)
+    for repository, _, record in entries:
+        found.setdefault(repository, set()).add(record.digest)
     return found

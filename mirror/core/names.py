@@ -213,6 +213,13 @@ class ImagePattern:
             and (self.digest is None or (digest is not None and fnmatchcase(str(digest), self.digest)))
         )
 
+    def only_repository(self) -> Repository | None:
+        """The one repository that can match, None if there may be several."""
+        # The brackets of an IPv6 address are no class.
+        if is_glob(self.path) or (is_glob(self.registry) and not self.registry.startswith("[")):
+            return None
+        return Repository.parse(self.registry, self.path)
+
     def matches_repository(self, repository: Repository) -> bool:
         """Whether some tag or digest of this repository could match."""
         registry = repository.registry

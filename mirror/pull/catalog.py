@@ -17,7 +17,7 @@ class Catalog:
         self._index = index
         self._permission = permission
         self._default = default_registry
-        # A walk over all tags takes long: however many ask, there is one at a time.
+        # However many ask, it is looked up once at a time.
         self._walks: SingleFlight[list[str]] = SingleFlight()
 
     async def repositories(self) -> list[str]:
@@ -26,8 +26,8 @@ class Catalog:
         return found
 
     def _walk(self) -> list[str]:
-        found: set[Repository] = set()
-        for repository, tag, _ in self._index.tags():
-            if repository not in found and self._permission.lists(repository, tag):
-                found.add(repository)
+        found = (r for r, tag in self._index.repositories() if self._permission.lists(r, tag) or self._lists_another(r))
         return sorted(r.path if r.registry == self._default else str(r) for r in found)
+
+    def _lists_another(self, repository: Repository) -> bool:
+        return any(self._permission.lists(repository, tag) for tag in self._index.tag_names(repository))

@@ -84,14 +84,22 @@ class Holdings:
     async def keep(self, repository: Repository, manifest: Manifest) -> bool:
         """Store a manifest that upstream has just given; False if the store cannot take it."""
         context = self._context
+        # Before the bytes: a purge that is under way looks for whoever needs them, and removes nothing that is recorded.
+        await self._record(repository, manifest)
         try:
             await context.store(manifest.digest, manifest.raw)
         except StorageError as error:
             log.warning("manifest_not_stored", digest=str(manifest.digest), cause=str(error))
             return False
-        await context.in_thread(context.index.parts.put, repository, manifest.digest, parts_of(manifest))
-        await self.learn_manifest(repository, manifest.digest, manifest.media_type, len(manifest.raw))
+        # Rows without bytes are cleared away.
+        await self._record(repository, manifest)
         return True
+
+    async def _record(self, repository: Repository, manifest: Manifest) -> None:
+        context = self._context
+        if not context.index.parts.has(repository, manifest.digest):
+            await context.in_thread(context.index.parts.put, repository, manifest.digest, parts_of(manifest))
+        await self.learn_manifest(repository, manifest.digest, manifest.media_type, len(manifest.raw))
 
     async def learn_manifest(self, repository: Repository, digest: Digest, media_type: str, size: int) -> None:
         """Remember that upstream grants a manifest to a repository."""

@@ -98,8 +98,7 @@ class AdminOperations:
 
     def images(self, pattern: ImagePattern | None) -> list[Image]:
         """What is held of which image."""
-        found = images(self._store.files, self._store.index)
-        return [image for image in found if pattern is None or pattern.matches(image.repository, image.tag, image.digest)]
+        return images(self._store.files, self._store.index, pattern)
 
     def purge(self, order: PurgeOrder) -> Purged:
         """Take images out of the store."""

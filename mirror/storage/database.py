@@ -31,7 +31,18 @@ _BUSY = 2.0
 _CACHED_PAGES = 256
 _ROWS = """SELECT key, value FROM Cache WHERE key >= ? AND key < ? AND mode = ? AND typeof(value) = 'text'
     AND (expire_time IS NULL OR expire_time > ?) ORDER BY key LIMIT ?"""
+_ROWS_AFTER = _ROWS.replace(">= ?", "> ?")
 _KEYS = "SELECT key FROM Cache WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
+_LABELLED = "SELECT key FROM Cache WHERE tag = ? ORDER BY rowid LIMIT ?"
+# The first key of each group, one look into the index over keys for each: `kind|name|rest` is followed by `kind|name}`.
+_GROUPS = """WITH RECURSIVE first(found) AS (
+    SELECT min(key) FROM Cache WHERE key >= :prefix AND key < :after
+    UNION ALL
+    SELECT (
+        SELECT min(key) FROM Cache WHERE key < :after
+        AND key > :prefix || substr(found, :start, instr(substr(found, :start), '|') - 1) || '}'
+    ) FROM first WHERE found IS NOT NULL
+) SELECT found FROM first WHERE found IS NOT NULL"""
 # What is wrong with the file itself (https://www.sqlite.org/rescode.html).
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 # What is wrong with something else.
@@ -80,10 +91,34 @@ class Database(diskcache.Cache):  # type: ignore[misc]
         rows = self._sql(_KEYS, (prefix, _after(prefix), most)).fetchall()
         return [key for (key,) in rows]
 
+    def labelled(self, label: str, most: int) -> list[str]:
+        """The keys of all values that were put with a label; at most `most`, -1 for all."""
+        return [key for (key,) in self._sql(_LABELLED, (label, most)).fetchall()]
+
+    def groups_from(self, prefix: str) -> list[str]:
+        """Of all keys `prefix`NAME|… the first one for each NAME."""
+        values = {"prefix": prefix, "after": _after(prefix), "start": len(prefix) + 1}
+        return [key for (key,) in self._sql(_GROUPS, values).fetchall()]
+
+    def label(self, prefix: str, expression: str) -> None:
+        """Give a label to those values under `prefix` that were put without one.
+
+        Args:
+            expression: SQL over `key` and `value`, which is valid JSON.
+        """
+        where = "tag IS NULL AND key >= ? AND key < ? AND json_valid(value)"
+        self._sql(f"UPDATE Cache SET tag = {expression} WHERE {where}", (prefix, _after(prefix))).fetchall()  # noqa: S608 - our own
+
     def rows_from(self, prefix: str, most: int) -> list[tuple[str, str]]:
         """Every key that begins with `prefix`, with its value as it is stored; at most `most`, -1 for all."""
         values = (prefix, _after(prefix), diskcache.core.MODE_TEXT, time.time(), most)
         rows: list[tuple[str, str]] = self._sql(_ROWS, values).fetchall()
+        return rows
+
+    def rows_after(self, prefix: str, last: str, most: int) -> list[tuple[str, str]]:
+        """The next keys that begin with `prefix` and come after `last`, with their values as they are stored."""
+        values = (last, _after(prefix), diskcache.core.MODE_TEXT, time.time(), most)
+        rows: list[tuple[str, str]] = self._sql(_ROWS_AFTER, values).fetchall()
         return rows
 
 
@@ -196,6 +231,7 @@ def _connect(path: str) -> Database:
         eviction_policy="none",
         size_limit=1 << 62,
         statistics=0,
+        tag_index=1,
         sqlite_mmap_size=0,
         sqlite_cache_size=_CACHED_PAGES,
     )
@@ -256,4 +292,6 @@ def _code(error: sqlite3.Error) -> int | None:
 
 def _after(prefix: str) -> str:
     """The first text that sorts after everything that begins with `prefix`."""
+    if not prefix:
+        return chr(0x10FFFF)
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)

@@ -10,17 +10,19 @@ absent      upstream's negative answers, for a short while
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.freshness import TagRecord, after_check, is_superseded
-from mirror.core.names import ImagePattern, Reference, Repository, Tag, parse_reference
+from mirror.core.names import ImagePattern, Reference, Repository, Tag, is_glob, parse_reference
 from mirror.core.popularity import NONE, Pulls
 from mirror.storage.parts import Kind, Parts
 from mirror.storage.table import Table
+
+T = TypeVar("T")
 
 # Seconds that a check of a tag may take: with all its content fetched, as long as that takes.
 _LONGEST_CHECK = 86400.0
@@ -57,12 +59,33 @@ class Index:
         self._grants = Table(f"{directory}/grants")
         self._absent = Table(f"{directory}/absent")
         self.parts = Parts(directory)
+        # Earlier versions have put these without a label.
+        self._tags.label("tag|", "json_extract(value, '$.digest')")
+        self._manifests.label("manifest|", "substr(key, 10 + instr(substr(key, 10), '|'))")
+        if not self.parts.is_complete and not self._manifests.keys_from("manifest|", 1) and not self._tags.keys_from("tag|", 1):
+            self.parts.complete()
 
     def close(self) -> None:
         """Let go of the databases."""
         self.parts.close()
-        for table in (self._tags, self._manifests, self._grants, self._absent):
+        for table in self._tables:
             table.close()
+
+    @property
+    def failures(self) -> int:
+        """How many reads and writes have failed; while it stays the same, what was not found is not there."""
+        return self.parts.failures + sum(table.failures for table in self._tables)
+
+    def change(self, work: Callable[[], T]) -> T | None:
+        """Do something while no process writes down what a tag names or what a repository holds; None if that cannot be had.
+
+        It must not take long: others wait for it, and give up.
+        """
+        return self._tags.change(lambda: self._manifests.change(lambda: self.parts.change(work)))
+
+    @property
+    def _tables(self) -> tuple[Table, ...]:
+        return self._tags, self._manifests, self._grants, self._absent
 
     # ---- tags
 
@@ -72,7 +95,8 @@ class Index:
 
     def put_tag(self, repository: Repository, tag: Tag, record: TagRecord) -> None:
         """Remember what a tag names."""
-        self._tags.set(f"tag|{repository}|{tag}", {**asdict(record), "digest": str(record.digest)})
+        digest = str(record.digest)
+        self._tags.set(f"tag|{repository}|{tag}", {**asdict(record), "digest": digest}, label=digest)
 
     def note_check(
         self, repository: Repository, tag: Tag, found: TagRecord, now: float
@@ -153,15 +177,52 @@ class Index:
         self._tags.delete(f"tag|{repository}|{tag}")
         self._tags.delete(f"pulled|{repository}|{tag}")
 
-    def tags(self) -> Iterator[tuple[Repository, Tag, TagRecord]]:
-        """Every tag that is known."""
-        for key in self._tags.keys():  # noqa: SIM118 - no mapping
-            kind, name = _split(key)
-            record = _tag_record(self._tags.get(key)) if kind == "tag" and name is not None else None
+    def forget_tag(self, repository: Repository, tag: Tag, seen: TagRecord) -> bool:
+        """Forget a tag, unless a check has found something since it was `seen`; whether it is forgotten."""
+
+        def work() -> bool:
+            known = self.tag(repository, tag)
+            if known is not None and (known.digest, known.checked) != (seen.digest, seen.checked):
+                return False
+            self.delete_tag(repository, tag)
+            return True
+
+        return self._tags.change(work) is True
+
+    def tags(self, pattern: ImagePattern | None = None) -> Iterator[tuple[Repository, Tag, TagRecord]]:
+        """Every tag that is known, or those that a pattern matches, which costs little if that names one repository."""
+        only = None if pattern is None else pattern.only_repository()
+        for key, value in self._tag_rows(only, pattern):
+            _, name = _split(key)
+            record = _tag_record(value)
             if record is None or name is None or not isinstance(name[1], Tag):
+                continue
+            if pattern is not None and not pattern.matches(name[0], name[1], record.digest):
                 continue
             pulled = self.pulls(name[0], name[1]).last
             yield name[0], name[1], replace(record, pulled=max(record.pulled, pulled))
+
+    def _tag_rows(self, only: Repository | None, pattern: ImagePattern | None) -> Iterable[tuple[str, Any]]:
+        if only is None or pattern is None:
+            return self._tags.items("tag|")
+        if pattern.tag is None or is_glob(pattern.tag):
+            return self._tags.items(f"tag|{only}|")
+        key = f"tag|{only}|{pattern.tag}"
+        return [(key, self._tags.get(key))]
+
+    def tag_names(self, repository: Repository) -> Iterator[Tag]:
+        """The tags of a repository."""
+        for key in self._tags.keys(f"tag|{repository}|"):
+            _, name = _split(key)
+            if name is not None and isinstance(name[1], Tag):
+                yield name[1]
+
+    def repositories(self) -> Iterator[tuple[Repository, Tag]]:
+        """Every repository of which a tag is known, with the first of its tags."""
+        for key in self._tags.groups_from("tag|"):
+            _, name = _split(key)
+            if name is not None and isinstance(name[1], Tag):
+                yield name[0], name[1]
 
     def drop_tags(self, is_around: Callable[[Digest], bool], before: float) -> int:
         """Forget tags of which the manifest is gone and that nobody has asked for since `before`; returns how many.
@@ -180,14 +241,13 @@ class Index:
         return dropped
 
     def tags_naming(self, repository: Repository, digest: Digest) -> list[Tag]:
-        """The tags of a repository that were last found to name a digest. Costs a read for each tag of the repository."""
-        found = []
-        for key in self._tags.keys_from(f"tag|{repository}|"):
-            record = _tag_record(self._tags.get(key))
-            _, name = _split(key)
-            if record is not None and record.digest == digest and name is not None and isinstance(name[1], Tag):
-                found.append(name[1])
-        return found
+        """The tags of a repository that were last found to name a digest."""
+        return [tag for name, tag in self.tags_naming_anywhere(digest) if name == repository]
+
+    def tags_naming_anywhere(self, digest: Digest) -> list[tuple[Repository, Tag]]:
+        """The tags of all repositories that were last found to name a digest."""
+        names = (_split(key)[1] for key in self._tags.labelled(str(digest)))
+        return [(name[0], name[1]) for name in names if name is not None and isinstance(name[1], Tag)]
 
     # ---- what repositories hold
 
@@ -201,19 +261,28 @@ class Index:
 
     def put_manifest(self, repository: Repository, digest: Digest, held: Held) -> None:
         """Remember that a repository holds a manifest."""
-        self._manifests.set(f"manifest|{repository}|{digest}", asdict(held))
+        self._manifests.set(f"manifest|{repository}|{digest}", asdict(held), label=str(digest))
 
     def delete_manifest(self, repository: Repository, digest: Digest) -> None:
         """Forget that a repository holds a manifest, and what it names."""
         self.parts.delete(repository, digest)
+        self.release_manifest(repository, digest)
+
+    def release_manifest(self, repository: Repository, digest: Digest) -> None:
+        """Forget that a repository holds a manifest that others need: what it names stays known."""
         self._manifests.delete(f"manifest|{repository}|{digest}")
 
-    def manifests(self) -> Iterator[tuple[Repository, Digest]]:
-        """Every manifest that a repository is known to hold."""
-        for key in self._manifests.keys():  # noqa: SIM118 - no mapping
+    def manifests(self, repository: Repository | None = None) -> Iterator[tuple[Repository, Digest]]:
+        """Every manifest that repositories are known to hold, or one of them."""
+        for key in self._manifests.keys("manifest|" if repository is None else f"manifest|{repository}|"):
             _, name = _split(key)
             if name is not None and isinstance(name[1], Digest):
                 yield name[0], name[1]
+
+    def holders(self, digest: Digest) -> list[Repository]:
+        """The repositories that are known to hold a manifest."""
+        names = (_split(key)[1] for key in self._manifests.labelled(str(digest)))
+        return [name[0] for name in names if name is not None]
 
     def drop_manifests(self, is_around: Callable[[Digest], bool]) -> int:
         """Forget manifests that are gone; returns how many. They are learned again with the next pull."""
@@ -274,7 +343,9 @@ class Index:
 
     def forget_absent(self, pattern: ImagePattern) -> None:
         """Forget upstream's noes about what a pattern covers."""
-        for key in self._absent.keys():  # noqa: SIM118 - no mapping
+        only = pattern.only_repository()
+        prefixes = [""] if only is None else [f"manifest|{only}|", f"blob|{only}|"]
+        for key in (key for prefix in prefixes for key in self._absent.keys(prefix)):
             _, name = _split(key)
             if name is not None and pattern.matches_repository(name[0]):
                 self._absent.delete(key)

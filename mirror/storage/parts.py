@@ -2,6 +2,7 @@
 
 parts|REPOSITORY|MANIFEST               what this manifest names: kind, digest and size of each part
 named|KIND|PART|REPOSITORY|MANIFEST     that it names this part
+complete                                that no held manifest lacks these rows
 
 So the manifests that name a part, in one repository or in any, are looked up by its digest, without reading a manifest.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
@@ -23,6 +24,10 @@ Kind = Literal["manifest", "blob"]
 
 # A manifest that names more is none that anybody runs. What such a one names is found out by asking upstream.
 MAX_PARTS: Final = 5000
+
+_COMPLETE: Final = "complete"
+
+T = TypeVar("T")
 
 # Rows that are walked over in some milliseconds.
 _PAUSE_EVERY: Final = 250
@@ -60,19 +65,30 @@ class Parts:
 
     def __init__(self, directory: str) -> None:
         self._table = Table(f"{directory}/parts")
+        # Earlier versions have put these without a label.
+        self._table.label("parts|", "substr(key, 7 + instr(substr(key, 7), '|'))")
 
     def close(self) -> None:
         """Close the database."""
         self._table.close()
 
+    @property
+    def failures(self) -> int:
+        """How many reads and writes have failed."""
+        return self._table.failures
+
+    def change(self, work: Callable[[], T]) -> T | None:
+        """Do something while no process writes here; None if that cannot be had."""
+        return self._table.change(work)
+
     def put(self, repository: Repository, manifest: Digest, parts: tuple[Part, ...]) -> None:
         """Record what a manifest of a repository names; not if it names more than MAX_PARTS."""
         if len(parts) > MAX_PARTS:
             return
-        rows: list[tuple[str, object]] = [(_named(part.kind, part.digest, repository, manifest), part.size) for part in parts]
+        named = [(_named(part.kind, part.digest, repository, manifest), part.size, None) for part in parts]
         # The row by which the others are found comes with them, or not at all.
-        rows.append((f"parts|{repository}|{manifest}", [[part.kind, str(part.digest), part.size] for part in parts]))
-        self._table.set_many(rows)
+        row = (f"parts|{repository}|{manifest}", [[part.kind, str(part.digest), part.size] for part in parts], str(manifest))
+        self._table.set_many([*named, row])
 
     def of(self, repository: Repository, manifest: Digest) -> tuple[Part, ...] | None:
         """What a manifest of a repository names; None if that is not recorded."""
@@ -82,11 +98,22 @@ class Parts:
         except _MALFORMED:
             return None
 
+    def has(self, repository: Repository, manifest: Digest) -> bool:
+        """Whether it is recorded what a manifest of a repository names."""
+        return self._table.get(f"parts|{repository}|{manifest}") is not None
+
     def delete(self, repository: Repository, manifest: Digest) -> None:
         """Forget what a manifest of a repository names."""
         parts = self.of(repository, manifest) or ()
         keys = [_named(part.kind, part.digest, repository, manifest) for part in parts]
         self._table.delete_many([*keys, f"parts|{repository}|{manifest}"])
+
+    def delete_everywhere(self, manifest: Digest) -> None:
+        """Forget what a manifest names, in whatever repository."""
+        for key in self._table.labelled(str(manifest)):
+            repository = _repository(key.split("|")[1])
+            if repository is not None:
+                self.delete(repository, manifest)
 
     def size_named(self, kind: Kind, repository: Repository, part: Digest) -> int | None:
         """Bytes that a part has by the word of a manifest of this repository; None if no recorded manifest names it."""
@@ -108,6 +135,23 @@ class Parts:
             if repository is not None and digest is not None:
                 found.append((repository, digest))
         return found
+
+    def each_naming(self, kind: Kind, part: Digest) -> Iterator[tuple[Repository, Digest]]:
+        """Like `naming_anywhere`, a page at a time: for whoever needs the first that will do, of very many."""
+        for key in self._table.keys(f"named|{kind}|{part}|"):
+            *_, name, text = key.split("|")
+            repository, digest = _repository(name), _digest(text)
+            if repository is not None and digest is not None:
+                yield repository, digest
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `complete` was called: the parts of every manifest that is held are recorded."""
+        return self._table.get(_COMPLETE) is not None
+
+    def complete(self) -> None:
+        """Note that the parts of every manifest that is held are recorded; from then on each comes with its parts."""
+        self._table.set(_COMPLETE, 1)
 
     def manifests(self) -> Iterator[tuple[Repository, Digest]]:
         """Every manifest of which the parts are recorded."""

@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 # Text sorts before everything that does not belong here but numbers, which come before "".
 _PAGE = "SELECT key FROM Cache WHERE key > ? AND raw = 1 AND typeof(key) = 'text' ORDER BY key LIMIT 250"
+_PAGE_ROWS = 250
 _WALK_BUSY_S = 2.0
 # A database that has failed is opened again at most this often.
 _MEND_INTERVAL_S = 10.0
@@ -63,13 +65,18 @@ class Table:
         """The value under a key, or None."""
         return self._read(lambda database: database.get(key))
 
-    def set(self, key: str, value: Any, seconds: float | None = None) -> None:
-        """Keep a value, for so many seconds if that is said."""
+    def set(self, key: str, value: Any, seconds: float | None = None, label: str | None = None) -> None:
+        """Keep a value.
+
+        Args:
+            seconds: how long; for good if nothing is said.
+            label: what else the key is to be found by (`labelled`).
+        """
         database = self._mended()
         if database is None:
             return
         try:
-            database.set(key, value, expire=seconds)
+            database.set(key, value, expire=seconds, tag=label)
         except FAILURES as error:
             self._failed("index_write_failed", error)
 
@@ -89,15 +96,15 @@ class Table:
             self._failed("index_write_failed", error)
             return None
 
-    def set_many(self, rows: Iterable[tuple[str, Any]]) -> None:
-        """Keep several values, all of them or none."""
+    def set_many(self, rows: Iterable[tuple[str, Any, str | None]]) -> None:
+        """Keep several values, each with its label or None, all of them or none."""
         database = self._mended()
         if database is None:
             return
         try:
             with database.transact():
-                for key, value in rows:
-                    database.set(key, value)
+                for key, value, label in rows:
+                    database.set(key, value, tag=label)
         except FAILURES as error:
             self._failed("index_write_failed", error)
 
@@ -126,6 +133,22 @@ class Table:
         """Every key that begins with `prefix`, in order; at most `most`, -1 for all."""
         return self._read(lambda database: database.keys_from(prefix, most)) or []
 
+    def labelled(self, label: str, most: int = -1) -> list[str]:
+        """The keys of all values that were put with a label; at most `most`, -1 for all."""
+        return self._read(lambda database: database.labelled(label, most)) or []
+
+    def groups_from(self, prefix: str) -> list[str]:
+        """Of all keys `prefix`NAME|… the first one for each NAME, at a price that grows with the number of names only."""
+        return self._read(lambda database: database.groups_from(prefix)) or []
+
+    def label(self, prefix: str, expression: str) -> None:
+        """Give a label to the values under `prefix` that an earlier version has put without one.
+
+        Args:
+            expression: SQL over `key` and `value`, which is valid JSON.
+        """
+        self._read(lambda database: database.label(prefix, expression))
+
     def items_from(self, prefix: str, most: int = -1) -> Iterator[tuple[str, Any]]:
         """Every key that begins with `prefix`, with its value, read at once; an unreadable one hides no other.
 
@@ -136,12 +159,14 @@ class Table:
             with contextlib.suppress(ValueError, RecursionError):
                 yield key, json.loads(value)
 
-    def items(self) -> Iterator[tuple[str, Any]]:
-        """Every key with its value; an unreadable one hides no other."""
-        for key in self.keys():
-            value = self.get(key)
-            if value is not None:
-                yield key, value
+    def items(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Every key that begins with `prefix`, with its value, a page at a time; an unreadable one hides no other."""
+        last = prefix
+        while page := self._read(partial(Database.rows_after, prefix=prefix, last=last, most=_PAGE_ROWS)):
+            for key, value in page:
+                with contextlib.suppress(ValueError, RecursionError):
+                    yield key, json.loads(value)
+            last = page[-1][0]
 
     def _walk(self, last: str) -> Iterator[str]:
         # diskcache's own walk reads every page's predecessors again, which for a million keys takes many minutes.

@@ -17,6 +17,7 @@ from aiohttp.typedefs import Handler, Middleware
 from mirror.core.errors import InvalidInput
 from mirror.core.names import ImagePattern
 from mirror.core.units import parse_duration
+from mirror.errors import StorageError
 from mirror.images import Image
 from mirror.purge import Order, Purged
 from mirror.web.hooks import PREFIX, Hooks, without_secret
@@ -99,6 +100,8 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
         return await handler(request)
     except InvalidInput as error:
         return web.json_response({"error": str(error)}, status=400)
+    except StorageError as error:
+        return web.json_response({"error": str(error)}, status=503)
     except web.HTTPException as error:
         headers = {name: error.headers[name] for name in ("Allow", "WWW-Authenticate") if name in error.headers}
         return web.json_response({"error": error.text or error.reason}, status=error.status, headers=headers)

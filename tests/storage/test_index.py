@@ -9,6 +9,7 @@ import pytest
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.names import ImagePattern, Repository, Tag
+from mirror.storage import index as index_module
 from mirror.storage.index import Held, Index
 
 DIGEST, OTHER = Digest.of(b"manifest"), Digest.of(b"other")
@@ -253,3 +254,81 @@ def test_notes_without_a_tag_are_dropped(index, directory):
     keys = database.execute("SELECT key FROM Cache ORDER BY key").fetchall()
     database.close()
     assert keys == [(f"pulled|{NGINX}|{TAG}",), (f"tag|{NGINX}|{TAG}",)]
+
+
+@pytest.fixture
+def keys_read(monkeypatch):
+    """The keys that the index has taken apart."""
+    read = []
+    split = index_module._split
+    monkeypatch.setattr(index_module, "_split", lambda key: read.append(key) or split(key))
+    return read
+
+
+def fill(index, repositories, tags):
+    for number in range(repositories):
+        for tag in range(tags):
+            record = replace(RECORD, digest=Digest.of(b"%d %d" % (number, tag)))
+            index.put_tag(Repository.parse("docker.io", f"team/app-{number}"), Tag(f"{tag}"), record)
+
+
+def test_tags_of_a_digest_are_looked_up(index, keys_read):
+    """Which tags name a digest costs what they are, not what the repository has; a moved tag is found by its new digest only."""
+    fill(index, 2, 50)
+    index.put_tag(NGINX, TAG, RECORD)
+    repository = Repository.parse("docker.io", "team/app-1")
+    keys_read.clear()
+    assert index.tags_naming(repository, OTHER) == []
+    assert index.tags_naming(repository, Digest.of(b"1 7")) == [Tag("7")]
+    assert index.tags_naming(repository, Digest.of(b"0 7")) == []
+    assert len(keys_read) == 2
+    index.put_tag(NGINX, TAG, replace(RECORD, digest=OTHER))
+    assert (index.tags_naming(NGINX, DIGEST), index.tags_naming(NGINX, OTHER)) == ([], [TAG])
+    index.delete_tag(NGINX, TAG)
+    assert index.tags_naming(NGINX, OTHER) == []
+
+
+def test_repositories_are_looked_up(index, keys_read):
+    """Which repositories have tags costs what they are, not what their tags are; none that sorts oddly is lost."""
+    assert list(index.repositories()) == []
+    fill(index, 3, 50)
+    names = ["a", "a-b", "a.b", "a/b", "a_b", "a/b-c"]
+    for name in names:
+        index.put_tag(Repository.parse("quay.io", name), TAG, RECORD)
+        index.put_tag(Repository.parse("quay.io", name), Tag("2"), RECORD)
+    keys_read.clear()
+    found = [str(repository) for repository, _ in index.repositories()]
+    assert sorted(found) == sorted([f"docker.io/team/app-{n}" for n in range(3)] + [f"quay.io/{name}" for name in names])
+    assert len(keys_read) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found", "most"),
+    [
+        ("team/app-1:7", 1, 1),
+        ("team/app-1", 50, 50),
+        ("team/app-1:*7", 5, 50),
+        ("team/*:7", 3, 150),
+        ("quay.io/team/app-1", 0, 0),
+    ],
+)
+def test_tags_of_a_pattern(index, keys_read, pattern, found, most):
+    """A pattern that names a repository, or a tag, costs what that has."""
+    fill(index, 3, 50)
+    assert len(list(index.tags(ImagePattern.parse(pattern)))) == found
+    assert len(keys_read) == most
+
+
+def test_rows_of_an_earlier_version_are_found(directory):
+    """Tags and manifests that were written without labels are found by their digest."""
+    index = Index(directory)
+    index.put_tag(NGINX, TAG, RECORD)
+    index.put_manifest(NGINX, DIGEST, HELD)
+    index.close()
+    for table in ("tags", "manifests"):
+        change_all(directory, table, "UPDATE Cache SET tag = NULL")
+        change_all(directory, table, "INSERT INTO Cache (key, raw, mode, value) VALUES ('tag|x|y', 1, 3, 'no JSON')")
+    index = Index(directory)
+    assert index.tags_naming_anywhere(DIGEST) == [(NGINX, TAG)]
+    assert index.holders(DIGEST) == [NGINX]
+    index.close()
