@@ -71,7 +71,8 @@ class Leftovers:
         """Clear everything whose time has come."""
         now, began = self._clock(), time.monotonic()
         for partial in self.partials():
-            if now - partial.written > _ABANDONED:
+            # Nor is there any use in one that a crash has left of a blob that is held, or before anything came.
+            if now - partial.written > _ABANDONED or not partial.size or self._files.size(partial.digest) is not None:
                 self._discard(partial.digest)
         self._clear_maps()
         for path in _older(Path(self._layout.temporary), now - _TEMPORARY):
