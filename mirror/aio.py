@@ -1,30 +1,107 @@
-"""Small pieces that asyncio lacks: a signal without data, work shared by all who ask for it, threads that are never orphaned."""
+"""Small pieces that asyncio lacks: a signal without data, work shared by all who ask for it, threads and what they use."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import os
+import threading
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator
-from concurrent.futures import Executor
-from typing import Any, Generic, ParamSpec, TypeVar
+from concurrent.futures import Executor, Future
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
 async def in_thread(executor: Executor | None, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run blocking work in a thread; a cancellation is passed on only when the thread is done.
+    """Run blocking work in a thread.
 
-    So whoever is cancelled may close the descriptors that the thread was using.
+    A cancelled wait is over at once. Work that has begun goes on by itself then, and what has not begun never does: so what the
+    thread uses must not be closed by whoever waits. `on_descriptor` and `Shared` see to that.
     """
-    future = asyncio.get_running_loop().run_in_executor(executor, lambda: work(*args, **kwargs))
+    return await asyncio.get_running_loop().run_in_executor(executor, functools.partial(work, *args, **kwargs))
+
+
+async def on_descriptor(
+    executor: Executor, descriptor: int, work: Callable[Concatenate[int, P], T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run blocking work on a duplicate of a descriptor, which stays open until the thread is done; else like `in_thread`.
+
+    Raises:
+        OSError: no descriptor is left.
+    """
+    own = os.dup(descriptor)
+    return await _submitted(executor, functools.partial(work, own, *args, **kwargs), lambda: os.close(own))
+
+
+class Shared:
+    """Something that threads use: closed as soon as its owner has closed it and no thread uses it any more.
+
+    Args:
+        close: called once, in whichever thread lets go last.
+    """
+
+    def __init__(self, close: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._uses = 1
+        self._end = close
+        self._closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its owner has closed it."""
+        return self._closed
+
+    def close(self) -> None:
+        """For the owner: no use begins any more."""
+        if not self._closed:
+            self._closed = True
+            self.drop()
+
+    def keep(self) -> None:
+        """Begin a use; `drop` ends it."""
+        with self._lock:
+            self._uses += 1
+
+    def drop(self) -> None:
+        """End a use."""
+        with self._lock:
+            self._uses -= 1
+            last = self._uses == 0
+        if last:
+            self._end()
+
+    async def in_thread(self, executor: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work that uses it, which stays open until the thread is done; else like the function `in_thread`."""
+        self.keep()
+        return await _submitted(executor, functools.partial(work, *args, **kwargs), self.drop)
+
+
+async def _submitted(executor: Executor, work: Callable[[], T], ended: Callable[[], None]) -> T:
     try:
-        return await asyncio.shield(future)
+        future = executor.submit(work)
+    except BaseException:
+        ended()
+        raise
+    # Called by the thread, or by whoever cancels what has not begun.
+    future.add_done_callback(lambda _: ended())
+    return await asyncio.wrap_future(future)
+
+
+async def opened_in_thread(executor: Executor, work: Callable[[], T], close: Callable[[T], None]) -> T:
+    """Open something in a thread; if nobody waits for it any more by then, it is closed again."""
+    future = executor.submit(work)
+
+    def forget(done: Future[T]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            close(done.result())
+
+    try:
+        return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
-        while not future.done():
-            # A second one, as of a shutdown that is in a hurry, changes nothing about the thread.
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([future])
+        future.add_done_callback(forget)
         raise
 
 
@@ -39,32 +116,39 @@ async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 class Signal:
-    """Wakes everyone who waits; what has changed they see for themselves."""
+    """Wakes those who wait; what has changed they see for themselves."""
 
     __slots__ = ("_waiters",)
 
     def __init__(self) -> None:
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: dict[Hashable, set[asyncio.Future[None]]] = {}
 
-    def pulse(self) -> None:
-        """Wake all present waiters. Must be called on the event loop."""
-        waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+    def pulse(self, key: Hashable = None) -> None:
+        """Wake those who wait under a key, or everybody if none is given. Must be called on the event loop."""
+        keys = list(self._waiters) if key is None else [key]
+        for one in keys:
+            for waiter in self._waiters.pop(one, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
 
-    async def wait(self, timeout: float) -> bool:
-        """Wait for the next pulse, at most `timeout` seconds; False if none came."""
+    async def wait(self, timeout: float, key: Hashable = None) -> bool:
+        """Wait for the next pulse for everybody or for the key, at most `timeout` seconds; False if none came."""
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        self._waiters.setdefault(key, set()).add(waiter)
         try:
             async with asyncio.timeout(timeout):
                 await waiter
         except TimeoutError:
             return False
         finally:
-            self._waiters.discard(waiter)
+            self._leave(key, waiter)
         return True
+
+    def _leave(self, key: Hashable, waiter: asyncio.Future[None]) -> None:
+        waiters = self._waiters.get(key, set())
+        waiters.discard(waiter)
+        if not waiters:
+            self._waiters.pop(key, None)
 
 
 class UseCount:

@@ -92,6 +92,18 @@ class UpstreamNonsense(UpstreamError):
     reason = "protocol"
 
 
+class UpstreamSizeChanged(UpstreamNonsense):
+    """Upstream says that a blob has another size than it said before.
+
+    Attributes:
+        size: what it says now, in bytes; None if it only said that there is nothing where bytes were asked for (416).
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, size: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.size = size
+
+
 class UpstreamBusy(UpstreamError):
     """The limit of connections to upstream was reached for longer than a client should wait."""
 
@@ -152,6 +164,10 @@ class StorageError(MirrorError):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class FlushFailed(StorageError):
+    """The disk did not take what was written: the kernel may have dropped it, so the bytes have to be fetched again."""
 
 
 class RequestLoop(MirrorError):

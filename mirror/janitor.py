@@ -107,7 +107,7 @@ class Janitor:
                 work.cancel()
             await asyncio.gather(*works, return_exceptions=True)
             await in_thread(self._threads, self._usage.write, self._files, self._index)
-            self._threads.shutdown()
+            await asyncio.to_thread(self._threads.shutdown)
 
     async def _when_elected(self) -> None:
         with contextlib.closing(Election(self._layout.janitor_lock)) as election:

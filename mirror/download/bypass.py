@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from io import FileIO
 
-from mirror.aio import in_thread
+from mirror.aio import on_descriptor
 from mirror.core.digest import Digest
 from mirror.download.source import BlobStream, Source
 from mirror.download.verifier import Hasher, hash_piece
@@ -113,5 +113,9 @@ class Bypass:
             return None
         position = 0
         while before is not None and position < start:
-            position = await in_thread(self._executor, hash_piece, hasher, before.fileno(), position, start)
+            position = await on_descriptor(self._executor, before.fileno(), _hash, hasher, position, start)
         return hasher
+
+
+def _hash(descriptor: int, hasher: Hasher, position: int, end: int) -> int:
+    return hash_piece(hasher, descriptor, position, end)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import ParamSpec
 
-from mirror.aio import in_thread
+from mirror.aio import Shared
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.source import BlobStream, Source
 from mirror.download.workshop import Workshop
-from mirror.errors import StorageError, UpstreamCut, UpstreamNonsense
+from mirror.errors import StorageError, UpstreamCut, UpstreamSizeChanged
+from mirror.storage.page_cache import start_write_back
 
 P = ParamSpec("P")
+
+# Writing back begins whenever so much more has been written.
+_WRITE_BACK = 8 << 20
 
 
 class Filler:
     """Writes from `position` on until the hole is filled or another filler's ground begins.
+
+    Args:
+        progress: told which chunk has got more bytes; None: the size is known now.
 
     Attributes:
         position: where the next byte will be written; what is behind it has arrived.
@@ -26,7 +34,7 @@ class Filler:
         partial: Partial,
         source: Source,
         workshop: Workshop,
-        progress: Callable[[], None],
+        progress: Callable[[int | None], None],
         position: int,
     ) -> None:
         self._partial = partial
@@ -36,6 +44,10 @@ class Filler:
         self._lock = partial.locks()
         self._chunk: int | None = None
         self.position = position
+        self._written_back = position - position % _WRITE_BACK
+        self._writing_back: Future[None] | None = None
+        partial.shared.keep()
+        self._shared = Shared(self._release)
 
     def claim(self) -> bool:
         """Claim the chunk at `position`; False if somebody else writes there, or has already gone further in it."""
@@ -57,13 +69,12 @@ class Filler:
                 if self._lock.take(0, CHUNK):
                     self._chunk = 0
                 await self._stored(stream.size, self._partial.begin, stream.size)
-                self._progress()
+                self._progress(None)
                 if self._chunk is None:
                     return
             if stream.size != self._partial.size:
-                raise UpstreamNonsense(
-                    f"upstream now says that {self._partial.digest} has {stream.size} bytes, not {self._partial.size}"
-                )
+                message = f"upstream now says that {self._partial.digest} has {stream.size} bytes, not {self._partial.size}"
+                raise UpstreamSizeChanged(message, size=stream.size)
             await self._copy(stream, stream.size if stop is None else stop)
 
     async def _copy(self, stream: BlobStream, stop: int) -> None:
@@ -78,11 +89,12 @@ class Filler:
                 # Before anybody can see that this chunk is full: who follows would take the next one from under this stream.
                 goes_on = finished is None or (self._take(end // CHUNK) and self._partial.arrived_in_chunk(end // CHUNK) == 0)
                 await self._stored(stop - self.position, self._partial.write, self.position, piece)
-                self.position = end
+                filled, self.position = self.position // CHUNK, end
                 rest = rest[len(piece) :]
                 if finished is not None:
                     self._lock.release(finished * CHUNK, CHUNK)
-                self._progress()
+                self._write_back()
+                self._progress(filled)
                 if end >= stop or not goes_on:
                     return
         # By what it announced that may be all; if it counted as done, upstream would be asked for the rest without an end.
@@ -91,12 +103,12 @@ class Filler:
     async def _stored(self, needed: int, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Do work on the partial file; if the disk is full, once more after an attempt to make room."""
         try:
-            await in_thread(self._workshop.executor, work, *args, **kwargs)
+            await self._shared.in_thread(self._workshop.threads.write, work, *args, **kwargs)
         except StorageError as error:
             if error.reason != "full":
                 raise
             await self._workshop.make_room(needed)
-            await in_thread(self._workshop.executor, work, *args, **kwargs)
+            await self._shared.in_thread(self._workshop.threads.write, work, *args, **kwargs)
 
     def _take(self, index: int) -> bool:
         """Claim a chunk, keeping the one before it."""
@@ -105,6 +117,22 @@ class Filler:
         self._chunk = index
         return True
 
+    def _write_back(self) -> None:
+        """Have what has been written get to the disk meanwhile, so that flushing finds little to do; one step at a time."""
+        ready = self.position - self.position % _WRITE_BACK
+        if ready <= self._written_back or (self._writing_back is not None and not self._writing_back.done()):
+            return
+        self._shared.keep()
+        self._writing_back = self._workshop.threads.write_back.submit(
+            start_write_back, self._partial.descriptor, self._written_back, ready - self._written_back
+        )
+        self._writing_back.add_done_callback(lambda _: self._shared.drop())
+        self._written_back = ready
+
     def close(self) -> None:
-        """Give the claimed chunk back."""
+        """Give the claimed chunk back, as soon as no thread writes into it."""
+        self._shared.close()
+
+    def _release(self) -> None:
         self._lock.close()
+        self._partial.shared.drop()

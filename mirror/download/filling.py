@@ -20,6 +20,7 @@ from mirror.errors import (
     UpstreamAnswer,
     UpstreamError,
     UpstreamRateLimited,
+    UpstreamSizeChanged,
     UpstreamTimeout,
 )
 
@@ -29,6 +30,8 @@ log = structlog.get_logger(__name__)
 _PROGRESS = 256 << 10
 # How often to look whether a hole that somebody else fills has been filled or left, in seconds.
 _LOOK_AGAIN = 0.03
+# So many answers in a row have to agree on another size before what has arrived counts for nothing.
+_AGREEING = 2
 
 
 class Filling:
@@ -40,7 +43,7 @@ class Filling:
         source: Source,
         workshop: Workshop,
         signal: Signal,
-        progressed: Callable[[], None],
+        progressed: Callable[[int | None], None],
     ) -> None:
         self._partial = partial
         self._source = source
@@ -53,6 +56,13 @@ class Filling:
         self._ahead_failures = 0
         self._ahead_again = 0.0
         self._closed = False
+        self._other_sizes: list[int | None] = []
+
+    @property
+    def is_contradicted(self) -> bool:
+        """Whether several answers in a row agreed on another size than the one that was told first."""
+        told = self._other_sizes[-_AGREEING:]
+        return len(told) == _AGREEING and len(set(told)) == 1
 
     async def fill(self) -> None:
         """Fill hole after hole until there is none. For the driver of the download.
@@ -73,6 +83,10 @@ class Filling:
             except (UpstreamError, UpstreamAnswer) as error:
                 progressed = self._partial.received() - before
                 failures = 1 if progressed >= _PROGRESS else failures + 1
+                if isinstance(error, UpstreamSizeChanged):
+                    self._note_size(error.size)
+                elif progressed:
+                    self._other_sizes.clear()
                 await self._prepare_retry(error, failures, progressed > 0)
                 continue
             if not filled:
@@ -89,22 +103,32 @@ class Filling:
         if self._closed:
             # A reader does not know yet that another partial file takes the place of this one.
             return
-        start = self._partial.available(position)
+        loop = asyncio.get_running_loop()
         fillers = [*self._ahead, *([self._main] if self._main else [])]
+        # Before any look through the map, which costs every waiting reader the more the larger the blob is.
+        if len(fillers) >= self._workshop.policy.fillers or loop.time() < self._ahead_again:
+            return
+        start = self._partial.available(position)
         if self._is_near(start, fillers):
-            # Nearly always so: without a look through the map, which would cost every waiting reader at every block.
             return
         hole = self._partial.hole(max(start, position // CHUNK * CHUNK))
-        loop = asyncio.get_running_loop()
-        if hole is None or len(fillers) >= self._workshop.policy.fillers or loop.time() < self._ahead_again:
-            return
-        if self._is_near(hole[0], fillers):
-            return
+        if hole is None or self._is_near(hole[0], fillers) or not self._fill_from(hole):
+            # Somebody else fills there, perhaps in another process; whoever waits comes again.
+            self._ahead_again = loop.time() + _LOOK_AGAIN
+
+    def _fill_from(self, hole: tuple[int, int]) -> bool:
+        """Begin to fill a hole beside what is under way; False if somebody else is at it."""
         filler = self._filler(hole[0])
-        if filler.claim():
-            self._ahead[filler] = loop.create_task(self._fill_ahead(filler, self._stop(hole)))
-        else:
+        if not filler.claim():
             filler.close()
+            return False
+        self._ahead[filler] = asyncio.get_running_loop().create_task(self._fill_ahead(filler, self._stop(hole)))
+        return True
+
+    def _note_size(self, size: int | None) -> None:
+        # Less than has arrived from its beginning is no blob with these bytes, but a page of some portal.
+        if size is None or size >= self._partial.available(0):
+            self._other_sizes.append(size)
 
     def _is_near(self, position: int, fillers: list[Filler]) -> bool:
         return any(0 <= position - filler.position < self._workshop.policy.look_ahead for filler in fillers)
@@ -149,6 +173,8 @@ class Filling:
         finally:
             filler.close()
             self._ahead.pop(filler, None)
+            # Another reader may have waited for one less to be under way.
+            self._signal.pulse()
 
     async def _prepare_retry(self, error: UpstreamError | UpstreamAnswer, failures: int, progressed: bool) -> None:
         """Wait as long as is due before the next attempt, or raise the error if there should be none."""

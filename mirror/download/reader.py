@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
@@ -39,21 +40,31 @@ class Body(Protocol):
 
     Attributes:
         bypassed: whether they come past the store.
+        threads: for reading the files of spans.
     """
 
     @property
     def bypassed(self) -> bool: ...
+    @property
+    def threads(self) -> Executor: ...
 
     async def sized(self) -> int:
         """Bytes of the whole blob, as soon as they are known; raises MirrorError if that fails."""
         ...
 
-    async def ready(self, position: int) -> None:
-        """Return when the byte at `position` can be sent; until then a failure can still become an error answer."""
+    async def ready(self, start: int, stop: int) -> None:
+        """Return when the byte at `start` can be sent to who wants those up to `stop`.
+
+        Until then a failure can still become an error answer.
+        """
         ...
 
     def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
-        """The bytes from `start` up to `stop`, as they can be sent; raises MirrorError when they end short."""
+        """The bytes from `start` up to `stop`, as they can be sent; raises MirrorError when they end short.
+
+        Of the whole blob, the end comes only when its digest has matched. A part is given as upstream gave it: whoever asks for
+        parts checks the whole, or its own index.
+        """
         ...
 
     async def stored(self) -> bool:
@@ -74,14 +85,15 @@ class HeldBody:
 
     bypassed = False
 
-    def __init__(self, blob: HeldBlob) -> None:
+    def __init__(self, blob: HeldBlob, threads: Executor) -> None:
         self._blob = blob
+        self.threads = threads
 
     async def sized(self) -> int:
         """Bytes of the blob."""
         return self._blob.size
 
-    async def ready(self, position: int) -> None:
+    async def ready(self, start: int, stop: int) -> None:
         """At once."""
 
     async def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
@@ -120,11 +132,15 @@ class ArrivingBody:
         # The source's, not the reader's own: it may have joined a download that began before the configuration changed.
         self._held = ExitStack()
         self._held.enter_context(download.source.held())
-        download.readers += 1
+        download.join()
 
     @property
     def bypassed(self) -> bool:
         return self._bypass is not None
+
+    @property
+    def threads(self) -> Executor:
+        return self._download.threads
 
     async def sized(self) -> int:
         """Wait for the size."""
@@ -140,26 +156,26 @@ class ArrivingBody:
                 self._size = await self._past_the_store(0)
             return self._size
 
-    async def ready(self, position: int) -> None:
-        """Wait for the byte at `position`."""
+    async def ready(self, start: int, stop: int) -> None:
+        """Wait for the byte at `start`."""
         while self._bypass is None:
             try:
                 size = await self._download.sized(self._deadline)
                 if self._size not in (None, size):
                     raise UpstreamNonsense(f"{self._download.digest} had {self._size} bytes at first, and now {size}")
-                await self._download.ready(position, self._deadline)
+                await self._download.ready(start, self._deadline, whole=_is_whole(start, stop, size))
                 break
             except DigestMismatch:
                 self._move_on()
             except StorageError:
-                await self._past_the_store(position)
+                await self._past_the_store(start)
 
     async def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
         """What has arrived, as often as there is more."""
-        position = start
+        position, whole = start, _is_whole(start, stop, self._size)
         while position < stop and self._bypass is None:
             try:
-                end = min(await self._download.readable(position), stop, position + _SPAN)
+                end = min(await self._download.readable(position, whole=whole), stop, position + _SPAN)
                 if self._file is None:
                     self._file = self._download.open_file()
             except StorageError:
@@ -183,7 +199,7 @@ class ArrivingBody:
 
     async def close(self) -> None:
         """Leave the download; it goes on."""
-        self._download.readers -= 1
+        self._download.leave()
         if self._file is not None:
             self._file.close()
         if self._bypass is not None:
@@ -192,7 +208,7 @@ class ArrivingBody:
 
     def _leave_store(self) -> Bypass:
         download = self._download
-        self._bypass = Bypass(download.digest, download.source, download.executor, download.policy.attempts, self._size)
+        self._bypass = Bypass(download.digest, download.source, download.threads, download.policy.attempts, self._size)
         return self._bypass
 
     async def _past_the_store(self, position: int) -> int:
@@ -210,6 +226,10 @@ class ArrivingBody:
         if successor is None:
             assert self._download.cause is not None
             raise self._download.cause
-        self._download.readers -= 1
-        successor.readers += 1
+        self._download.leave()
+        successor.join()
         self._download = successor
+
+
+def _is_whole(start: int, stop: int, size: int | None) -> bool:
+    return start == 0 and stop == size

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
+from mirror.storage.threads import ThreadPools
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Policy:
         first_byte: seconds until a reader's first byte has to be there.
         stall: seconds without progress after which another process is taken to hang. Less than `first_byte`, so that a client who
             waits for its first byte still gets it, past the store.
+        flush: seconds after which another process that has verified the blob, and does not come to hold it, is taken to hang.
         fillers: most connections to upstream for one blob.
         look_ahead: a reader who is further ahead of what arrives than this many bytes gets a filler of its own.
     """
@@ -26,6 +27,7 @@ class Policy:
     attempts: int = 5
     first_byte: float = 22.0
     stall: float = 18.0
+    flush: float = 600.0
     fillers: int = 4
     look_ahead: int = 8 << 20
 
@@ -35,14 +37,13 @@ class Workshop:
     """What every download works with.
 
     Attributes:
-        executor: threads for blocking file work.
         resumed: told the reason whenever a download goes on after an interruption.
         make_room: tries to make so many bytes fit into the store, within a bounded time.
     """
 
     layout: Layout
     files: BlobFiles
-    executor: Executor
+    threads: ThreadPools
     policy: Policy
     resumed: Callable[[str], None]
     make_room: Callable[[int], Awaitable[None]]

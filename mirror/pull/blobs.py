@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from mirror.aio import SingleFlight, UseCount
+from mirror.aio import SingleFlight, UseCount, in_thread
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
@@ -91,7 +91,7 @@ class Blobs:
                     continue
             if held is not None:
                 self._context.usage.blob(digest, self._context.clock())
-                return BlobAnswer(digest, held.size, HeldBody(held), Outcome.HIT)
+                return BlobAnswer(digest, held.size, HeldBody(held, self._context.threads.serve), Outcome.HIT)
             download, outcome = self._joined_or_started(repository, digest, source)
             body = ArrivingBody(download, for_store=for_store)
             try:
@@ -180,12 +180,12 @@ class Blobs:
     async def _judge(self, digest: Digest) -> bool:
         files = self._context.files
         try:
-            intact = await self._context.in_thread(is_intact, files, digest)
+            intact = await in_thread(self._context.threads.write, is_intact, files, digest)
         except OSError:
             intact = False
         if intact is False:
             log.error("blob_damaged", digest=str(digest), consequence="dropped; it is fetched again")
-            await self._context.in_thread(files.delete, digest)
+            await in_thread(self._context.threads.write, files.delete, digest)
             if files.size(digest) is not None:
                 raise StorageError(f"{digest} has been damaged, and cannot be removed", "io")
         return bool(intact)

@@ -116,7 +116,11 @@ class ByDigest:
         """Note that upstream, asked at `asked`, refused a tag; False if a check that began later has found it."""
         context = self._context
         delete = isinstance(error, NotFound) and repository.registry not in context.policies.keep_deleted
-        counts = await context.in_thread(context.index.note_refusal, repository, tag, asked, context.clock(), delete=delete)
-        if counts and delete:
-            context.generation.change()
-        return counts
+
+        def write() -> bool:
+            counts = context.index.note_refusal(repository, tag, asked, context.clock(), delete=delete)
+            if counts and delete:
+                context.generation.change()
+            return counts
+
+        return await context.note(write, late=True)

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
+
+import structlog
 
 from mirror.aio import UseCount, in_thread
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
-from mirror.errors import NotFound, StorageError
+from mirror.errors import NotFound
 from mirror.metrics import Metrics
 from mirror.pull.settings import TagPolicies
 from mirror.pull.usage import Usage
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
 from mirror.storage.index import Index
+from mirror.storage.threads import ThreadPools
 from mirror.storage.turns import Turns
+from mirror.storage.write_behind import WriteBehind
 from mirror.upstream.registry import Registry
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+log = structlog.get_logger(__name__)
+
+# How long an answer waits for a note in the index. Usually that takes a millisecond.
+_NOTE_TIMEOUT_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class Context:
         registries: by name; no other registry is ever asked.
         make_room: tries to make so many bytes fit into the store, within a bounded time.
         private: names of registries that are used with credentials: there, each repository's rights are its own.
+        small: manifests on their way to the disk.
         turns: so that of several processes one fetches a manifest for all.
         in_use: counts who uses the registries; their connections stay open until nobody does.
         clock: seconds since the epoch.
@@ -44,7 +54,8 @@ class Context:
     index: Index
     generation: Generation
     turns: Turns
-    executor: Executor
+    threads: ThreadPools
+    small: WriteBehind
     metrics: Metrics
     policies: TagPolicies
     usage: Usage
@@ -64,15 +75,30 @@ class Context:
         return str(repository) if repository.registry in self.private else repository.registry
 
     async def store(self, digest: Digest, data: bytes) -> None:
-        """Store something small that was verified, making room for it if need be; raises StorageError."""
-        try:
-            await self.in_thread(self.files.put, digest, data)
-        except StorageError as error:
-            if error.reason != "full":
-                raise
-            await self.make_room(len(data))
-            await self.in_thread(self.files.put, digest, data)
+        """Store something small that was verified, making room for it if need be; raises StorageError.
+
+        See `WriteBehind.put`: a slow disk keeps nobody waiting.
+        """
+        await self.small.put(digest, data, self.make_room)
+
+    async def note(self, work: Callable[[], T], late: T) -> T:
+        """Write a fact into the index; returns what `work` returned.
+
+        If the disk is slow the answer goes on with `late`; then the next one may have to ask upstream for the same fact.
+        The fact is written although whoever wanted to know has left.
+        """
+        written = asyncio.get_running_loop().run_in_executor(self.threads.note, work)
+        done, _ = await asyncio.wait([written], timeout=_NOTE_TIMEOUT_S)
+        if done:
+            return written.result()
+        written.add_done_callback(_log_failure)
+        return late
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking work on the store."""
-        return await in_thread(self.executor, work, *args, **kwargs)
+        """Read what an answer needs from the store."""
+        return await in_thread(self.threads.serve, work, *args, **kwargs)
+
+
+def _log_failure(written: asyncio.Future[T]) -> None:
+    if not written.cancelled() and (error := written.exception()) is not None:
+        log.error("note_not_written", exc_info=error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -40,7 +41,7 @@ class Holdings:
 
     def manifest(self, repository: Repository, digest: Digest) -> HeldManifest | None:
         """A manifest from disk, whoever may see it; one that is no longer what its digest says goes."""
-        raw = self._context.files.read(digest, MANIFEST_LIMIT)
+        raw = self._context.small.get(digest) or self._context.files.read(digest, MANIFEST_LIMIT)
         if raw is None:
             return None
         if Digest.of(raw, digest.algorithm) != digest:
@@ -105,7 +106,7 @@ class Holdings:
         """Remember that upstream grants a manifest to a repository."""
         context = self._context
         if context.index.manifest(repository, digest) is None:
-            await context.in_thread(context.index.put_manifest, repository, digest, Held(media_type, size))
+            await context.note(partial(context.index.put_manifest, repository, digest, Held(media_type, size)), None)
         await self._grant("manifest", repository, digest, size)
 
     async def learn_blob(self, repository: Repository, digest: Digest, size: int) -> None:
@@ -116,7 +117,7 @@ class Holdings:
         context = self._context
         scope = context.scope(repository)
         if context.index.granted(kind, scope, digest) != size:
-            await context.in_thread(context.index.grant, kind, scope, digest, size)
+            await context.note(partial(context.index.grant, kind, scope, digest, size), None)
 
     # ---- negative answers
 
@@ -133,4 +134,4 @@ class Holdings:
         context = self._context
         seconds = context.policies.general.not_found_ttl
         denied = isinstance(error, AccessDenied)
-        await context.in_thread(context.index.put_absent, kind, repository, reference, seconds, denied=denied)
+        await context.note(partial(context.index.put_absent, kind, repository, reference, seconds, denied=denied), None)

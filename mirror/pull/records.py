@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,8 +58,14 @@ class Records:
         # Of a tag that was not known the first check counts as its pull.
         last = now if pulled or self.of(repository, tag) is None else 0.0
         found = TagRecord(answer.digest, answer.media_type, answer.size, checked=asked, changed=now, pulled=last)
-        before, after = await context.in_thread(context.index.note_check, repository, tag, found, now)
-        if before is not None and after is not None and before.digest != after.digest:
-            context.generation.change()
-            self._moved(Move(repository, tag, before.digest, after.digest, now))
-        return after
+        loop = asyncio.get_running_loop()
+
+        def write() -> TagRecord | None:
+            before, after = context.index.note_check(repository, tag, found, now)
+            if before is not None and after is not None and before.digest != after.digest:
+                # Not before: what memory forgets sooner it would learn again.
+                context.generation.change()
+                loop.call_soon_threadsafe(self._moved, Move(repository, tag, before.digest, after.digest, now))
+            return after
+
+        return await context.note(write, late=found)

@@ -82,7 +82,6 @@ class Mirror:
         self._spawn(self._put_up())
         keeper = self._spawn(self._services.keeper.run())
         self._spawn(self._services.notifier.run())
-        self._spawn(self._services.recheck.run())
         await self._entrance.open(registry_socket)
         self._spawn(self._entrance.watch())
         runner = web.AppRunner(admin_application(self._operations, self._hooks), access_log=None, handle_signals=False)
@@ -170,6 +169,7 @@ class Mirror:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._services.notifier.close()
         await self._current.close()
+        await self._services.store.small.close()
         await asyncio.to_thread(self._operations.put_up)
         log.info("stopped", seconds=round(time.time() - self._started))
 

@@ -11,6 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,10 @@ from mirror.service.sockets import listen
 from mirror.service.store import Store
 from mirror.service.supervisor import HEARD, Supervisor, Worker
 from mirror.storage.layout import Layout
+
+# Names are looked up in the event loop's own threads. Each that does not resolve takes one of them for many seconds, and there
+# are other small things to do beside them; what answers wait for has threads of its own.
+_LOOKUPS = 64
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def _serve_here(setting: _Setting, worker: Worker | None) -> None:
 async def _serve(mirror: Mirror, setting: _Setting, worker: Worker | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookups"))
 
     def end() -> None:
         if stop.is_set():

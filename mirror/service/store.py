@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 
 from mirror.sections import Storage
 from mirror.storage.blobs import BlobFiles
@@ -13,10 +12,9 @@ from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.ledger import Ledger
 from mirror.storage.room import Room
+from mirror.storage.threads import ThreadPools
 from mirror.storage.turns import Turns
-
-# More threads would only queue inside the disk.
-_THREADS = 8
+from mirror.storage.write_behind import WriteBehind
 
 
 class Store:
@@ -35,7 +33,8 @@ class Store:
         self.ledger = Ledger(self.layout.index)
         self.turns = Turns(self.layout.manifest_turns)
         self.generation = Generation(f"{self.layout.root}/generation")
-        self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
+        self.threads = ThreadPools.start()
+        self.small = WriteBehind(self.files, self.threads)
 
     def is_writable(self) -> bool:
         """Whether a file can be created just now. Blocks."""
@@ -49,7 +48,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of everything; waits for the threads."""
-        self.executor.shutdown()
+        self.threads.shutdown()
         self.index.close()
         self.ledger.close()
         self.generation.close()

@@ -18,7 +18,7 @@ from io import FileIO
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidDigest
-from mirror.errors import StorageError
+from mirror.errors import FlushFailed, StorageError
 from mirror.storage.faults import storage_errors
 from mirror.storage.layout import Layout
 from mirror.storage.room import Room
@@ -139,10 +139,16 @@ class BlobFiles:
         The room that the file takes has been reserved by whoever wrote it.
 
         Raises:
-            StorageError: it could not be made durable or be renamed.
+            FlushFailed: it could not be made durable. The kernel tells that only once and may have dropped what it could not
+                write (fsync(2)), so another attempt with the same file would seem to succeed.
+            StorageError: it could not be renamed.
         """
+        try:
+            with storage_errors(f"flushing {digest}"):
+                os.fsync(descriptor)
+        except StorageError as error:
+            raise FlushFailed(str(error), error.reason) from error
         with storage_errors(f"committing {digest}"):
-            os.fsync(descriptor)
             self._rename(path, digest)
 
     def delete(self, digest: Digest) -> int:
@@ -212,14 +218,11 @@ class BlobFiles:
         _flush_directory(directory)
 
 
-def is_intact(
-    files: BlobFiles, digest: Digest, paced: Callable[[int], None] = lambda _: None, *, keep_cached: bool = False
-) -> bool | None:
+def is_intact(files: BlobFiles, digest: Digest, paced: Callable[[int], None] = lambda _: None) -> bool | None:
     """Whether a held blob still has its digest; None if it is not held. Blocks for as long as it takes to read it.
 
     Args:
         paced: told the bytes of each piece.
-        keep_cached: the blob is being served, so its pages stay in the page cache.
 
     Raises:
         OSError: it cannot be read.
@@ -232,10 +235,9 @@ def is_intact(
         while piece := file.read(_PIECE):
             hasher.update(piece)
             paced(len(piece))
-        if not keep_cached:
-            # What was read once will hardly be read again soon: others have more use for the memory. A sandbox may refuse advice.
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        # What was read once will hardly be read again soon: others have more use for the memory. A sandbox may refuse the advice.
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return bool(hasher.hexdigest() == digest.encoded)
 
 

@@ -24,6 +24,7 @@ from mirror.errors import (
     UpstreamFailing,
     UpstreamNonsense,
     UpstreamRateLimited,
+    UpstreamSizeChanged,
 )
 from mirror.metrics import Metrics
 from mirror.tracing import request_id, via
@@ -258,6 +259,8 @@ class Endpoint:
         what = f"{ask.method} {self.registry}/{ask.repository} {ask.rest}"
         if status in (200, 206):
             return
+        if status == 416:
+            raise UpstreamSizeChanged(f"upstream {self.name} answers 416, it has no bytes there: {what}")
         if status == 404:
             raise NotFound(f"upstream {self.name} does not have it: {what}")
         if status in (401, 403):

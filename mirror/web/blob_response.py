@@ -43,7 +43,7 @@ async def send_blob(
         ended(answer.outcome, 416, 0)
         return problem_response(problems.range_refused(answer.size), request_id)
     parts = _Parts(answer.size, wanted)
-    await answer.body.ready(parts.first)
+    await answer.body.ready(parts.first.start, parts.first.stop)
     response = _head(answer, parts, request_id)
     await response.prepare(request)
     begun(_outcome(answer))
@@ -128,7 +128,7 @@ class _Parts:
             self.headers = {"Content-Type": f"multipart/byteranges; boundary={boundary}"}
             self._parts = [(_preamble(boundary, part, size), part) for part in wanted]
             self._closing = f"\r\n--{boundary}--\r\n".encode()
-        self.first = self._parts[0][1].start if self._parts else 0
+        self.first = self._parts[0][1] if self._parts else ByteRange(0, size)
         self.length = sum(len(text) + part.length for text, part in self._parts) + len(self._closing)
 
     def pieces(self) -> list[tuple[bytes, ByteRange | None]]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from http import HTTPStatus
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from mirror.aio import in_thread
+from mirror.aio import on_descriptor
 from mirror.download.reader import Body, Span
 from mirror.errors import StorageError
 from mirror.web.problems import Problem
@@ -79,15 +80,15 @@ async def send_spans(request: web.BaseRequest, body: Body, start: int, stop: int
             await request.writer.write(span)
             sent(len(span))
         else:
-            await _send_file(request, span, sent)
+            await _send_file(request, span, body.threads, sent)
 
 
-async def _send_file(request: web.BaseRequest, span: Span, sent: Callable[[int], None]) -> None:
+async def _send_file(request: web.BaseRequest, span: Span, threads: Executor, sent: Callable[[int], None]) -> None:
     transport = request.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the client has gone")
     if request.protocol.ssl_context is not None:
-        await _send_encrypted(request, span, sent)
+        await _send_encrypted(request, span, threads, sent)
         return
     span.file.seek(span.start)
     try:
@@ -99,11 +100,11 @@ async def _send_file(request: web.BaseRequest, span: Span, sent: Callable[[int],
         raise _shorter()
 
 
-async def _send_encrypted(request: web.BaseRequest, span: Span, sent: Callable[[int], None]) -> None:
+async def _send_encrypted(request: web.BaseRequest, span: Span, threads: Executor, sent: Callable[[int], None]) -> None:
     """What `sendfile` cannot do: asyncio's own stand-in for it goes in steps of 16 KiB, with a thread's turn for each."""
     position, stop = span.start, span.start + span.count
     while position < stop:
-        piece = await in_thread(None, os.pread, span.file.fileno(), min(_PIECE, stop - position), position)
+        piece = await on_descriptor(threads, span.file.fileno(), os.pread, min(_PIECE, stop - position), position)
         if not piece:
             raise _shorter()
         await request.writer.write(piece)

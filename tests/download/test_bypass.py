@@ -112,7 +112,7 @@ async def test_full_while_some_are_far_behind(world, source, disk):
     disk.room = CHUNK
     gate = source.gate(CHUNK)
     body = ArrivingBody(worker.start(Digest.of(DATA), source))
-    await body.ready(0)
+    await body.ready(0, len(DATA))
     spans = body.spans(0, len(DATA))
     first = await anext(spans)
     data = os.pread(first.file.fileno(), first.count, first.start)
@@ -137,7 +137,7 @@ async def test_full_between_size_and_first_byte(world, source, disk):
     gate.release()
     await world.ended()
     await world.quiet()
-    await body.ready(0)
+    await body.ready(0, len(DATA))
     assert await drained(body, 0, len(DATA)) == DATA
     await body.close()
 
@@ -211,7 +211,7 @@ async def test_ranges_past_the_store(world, source, broken_open):
     body = ArrivingBody(world.worker().start(Digest.of(DATA), source))
     assert await body.sized() == len(DATA)
     for start, stop in ((CHUNK, CHUNK + 100), (CHUNK, CHUNK + 200), (5, 10), (len(DATA) - 3, len(DATA))):
-        await body.ready(start)
+        await body.ready(start, len(source.data))
         assert await drained(body, start, stop) == DATA[start:stop]
     await body.close()
     assert source.under_way == 0

@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import os
+import threading
 
 import pytest
 
 from mirror.core.digest import Digest
-from mirror.download.partial import CHUNK
+from mirror.download.partial import CHUNK, Partial
 from tests.download.source import ScriptedSource
 from tests.download.world import InlineExecutor, World, open_partial
 from tests.support.files import opened_under
@@ -79,9 +80,7 @@ async def test_stopped_before_the_first_turn(world):
 
 
 async def test_stopped_while_the_partial_is_being_opened(world, monkeypatch):
-    """Files that a thread opens while the download is stopped are closed again."""
-    import threading
-
+    """A stop does not wait for a thread that hangs, and what that opens afterwards is closed again and leaves no file."""
     from mirror.download import partial
 
     begun, go = threading.Event(), threading.Event()
@@ -96,12 +95,39 @@ async def test_stopped_while_the_partial_is_being_opened(world, monkeypatch):
     worker = world.worker()
     reader = world.pull(worker, ScriptedSource(DATA))
     assert await asyncio.to_thread(begun.wait, LIMIT)
-    closing = asyncio.create_task(worker.close())
-    await asyncio.sleep(0)
-    go.set()
-    await closing
+    async with asyncio.timeout(LIMIT / 2):
+        await worker.close()
     await reader.ended_short()
+    go.set()
+    world.executor.shutdown()
     assert opened_under(world.layout.root) == []
+    assert world.partials() == []
+
+
+async def test_stopped_while_a_thread_writes(world, monkeypatch):
+    """A stop does not wait for a thread that hangs in a write, nor does it take file and lock from under it."""
+    begun, go = threading.Event(), threading.Event()
+    real = Partial.write
+
+    def slow(self, offset, data):
+        if offset == 0:
+            begun.set()
+            assert go.wait(LIMIT)
+        real(self, offset, data)
+
+    monkeypatch.setattr(Partial, "write", slow)
+    worker = world.worker()
+    reader = world.pull(worker, ScriptedSource(DATA))
+    assert await asyncio.to_thread(begun.wait, LIMIT)
+    async with asyncio.timeout(LIMIT / 2):
+        await worker.close()
+    await reader.ended_short()
+    assert not free(world.layout)
+    go.set()
+    world.executor.shutdown()
+    assert opened_under(world.layout.root) == []
+    assert free(world.layout)
+    assert world.received(DIGEST) > 0
 
 
 async def test_readers_learn_of_the_stop(world):

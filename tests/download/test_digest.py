@@ -168,7 +168,7 @@ async def test_reader_between_headers_and_first_byte(world, source):
     worker, gate = world.worker(), source.gate(len(DATA) - 1)
     body = ArrivingBody(worker.start(Digest.of(DATA), source))
     await body.sized()
-    await body.ready(0)
+    await body.ready(0, len(DATA))
     await gate.reached.wait()
     gate.release()
     await world.ended()

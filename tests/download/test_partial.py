@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.core.digest import Digest
+from mirror.download import chunk_map
 from mirror.download import partial as module
 from mirror.download.partial import CHUNK
 from mirror.storage.layout import Layout
@@ -44,7 +45,11 @@ class Model:
 @given(size=st.integers(0, 70 * SMALL), writes=st.lists(st.tuples(st.integers(0, 200), st.integers(1, SMALL)), max_size=90))
 def test_any_order_of_writes(size, writes):
     """However the chunks grow, `available`, `hole` and `received` tell exactly what has arrived, also after a restart."""
-    with tempfile.TemporaryDirectory() as root, mock.patch.object(module, "CHUNK", SMALL):
+    with (
+        tempfile.TemporaryDirectory() as root,
+        mock.patch.multiple(chunk_map, CHUNK=SMALL),
+        mock.patch.object(module, "CHUNK", SMALL),
+    ):
         layout = Layout(root)
         layout.prepare()
         partial = open_partial(layout, DIGEST)

@@ -1,5 +1,6 @@
 """Readers who start somewhere else than at the beginning, while the blob arrives."""
 
+import asyncio
 import dataclasses
 
 import pytest
@@ -11,6 +12,7 @@ from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK
 from tests.support.files import opened_under
 from tests.support.names import content
+from tests.support.waiting import LIMIT
 
 DATA = content(8 * CHUNK)
 FAR = 6 * CHUNK
@@ -85,18 +87,64 @@ async def test_range_on_a_cold_blob(world, source):
     assert source.fetched_twice() == []
 
 
-async def test_last_bytes_wait_for_the_digest(world, source):
-    """A range that reaches into the end of the blob is completed only after the whole was verified."""
+async def test_footer_of_a_cold_blob_waits_for_nothing_else(world, source):
+    """A range that reaches into the end of the blob, as lazy pullers ask for first, comes while the rest is still on its way."""
+    worker, gate = world.worker(), source.gate(CHUNK // 2)
+    whole = world.pull(worker, source)
+    await gate.reached.wait()
+    tail = world.pull(worker, source, FAR, None)
+    assert await tail.whole() == DATA[FAR:]
+    assert len(whole.data) == CHUNK // 2
+    gate.release()
+    await world.ended()
+    assert source.fetched_twice() == []
+
+
+@pytest.mark.parametrize(("start", "held_back"), [(0, True), (1, False)])
+async def test_only_a_whole_body_waits_for_the_digest(world, source, start, held_back):
+    """Who asks for all in the form of a range is given the end when the digest has matched; who asks for less, at once."""
+    worker, gate = world.worker(), source.gate(len(DATA) - 1)
+    reader = world.pull(worker, source, start, len(DATA))
+    await gate.reached.wait()
+    await reader.has(len(DATA) - (HELD_BACK if held_back else 1) - start)
+    assert len(reader.data) == len(DATA) - (HELD_BACK if held_back else 1) - start
+    gate.release()
+    assert await reader.whole() == DATA[start:]
+
+
+async def test_waiting_far_ahead_costs_no_walk(world, source, monkeypatch):
+    """When all connections that may be are at work, a reader far ahead looks through no map, however often it is woken."""
+    world.policy = dataclasses.replace(world.policy, fillers=1)
     worker, gate = world.worker(), source.gate(CHUNK // 2)
     world.pull(worker, source)
     await gate.reached.wait()
-    tail = world.pull(worker, source, FAR, None)
-    await tail.has(len(DATA) - FAR - HELD_BACK)
-    assert len(tail.data) == len(DATA) - FAR - HELD_BACK
+    partial = worker.find(Digest.of(DATA))._ingest.partial
+    walks = []
+    monkeypatch.setattr(partial, "hole", lambda start: walks.append(start))
+    monkeypatch.setattr(partial, "available", lambda position: walks.append(position) or position)
+    for _ in range(100):
+        worker.find(Digest.of(DATA))._ingest.filling.want(FAR)
+    assert walks == []
+    monkeypatch.undo()
     gate.release()
-    assert await tail.whole() == DATA[FAR:]
     await world.ended()
-    assert source.fetched_twice() == []
+
+
+async def test_readers_are_woken_for_their_own_chunk(world, source):
+    """Bytes that arrive elsewhere wake no reader: a thousand that wait far ahead cost nothing."""
+    world.policy = dataclasses.replace(world.policy, fillers=1)
+    worker, gate = world.worker(), source.gate(100)
+    world.pull(worker, source)
+    await gate.reached.wait()
+    signal = worker.find(Digest.of(DATA))._ingest.signal
+    waiting = asyncio.create_task(signal.wait(LIMIT, FAR // CHUNK))
+    mine = asyncio.create_task(signal.wait(LIMIT, 0))
+    await asyncio.sleep(0)
+    gate.release()
+    assert await mine
+    assert not waiting.done()
+    await world.ended()
+    assert await waiting
 
 
 async def test_never_more_connections_than_allowed(world, source):
@@ -186,7 +234,7 @@ async def test_hole_between_two_parts(world, source):
     tail = world.pull(worker, source, FAR, None)
     await tail.has(len(DATA) - FAR - HELD_BACK)
     while world.received(Digest.of(DATA)) < CHUNK // 2 + len(DATA) - FAR:
-        await tail.body._download._signal.wait(0.01)
+        await tail.body._download._ingest.signal.wait(0.01)
     await worker.close()
     assert await reader.ended_short()
     gate.release()
@@ -201,7 +249,7 @@ async def test_end_in_the_moment_a_filler_is_wanted(world, source):
     world.pull(worker, source)
     await gate.reached.wait()
     before = opened_under(world.layout.root)
-    filling = worker.find(Digest.of(DATA))._filling
+    filling = worker.find(Digest.of(DATA))._ingest.filling
     filling.want(FAR)
     assert opened_under(world.layout.root) != before
     await filling.close()
@@ -216,7 +264,7 @@ async def test_filler_wanted_after_the_end(world, source):
     world.pull(worker, source)
     await gate.reached.wait()
     before = opened_under(world.layout.root)
-    filling = worker.find(Digest.of(DATA))._filling
+    filling = worker.find(Digest.of(DATA))._ingest.filling
     await filling.close()
     filling.want(FAR)
     assert opened_under(world.layout.root) == before

@@ -1,5 +1,8 @@
 """Upstream breaks, and nobody notices: the download goes on from the broken byte."""
 
+import dataclasses
+import os
+
 import pytest
 
 from mirror.core.digest import Digest
@@ -7,6 +10,7 @@ from mirror.download.partial import CHUNK
 from mirror.errors import (
     NotFound,
     UpstreamCut,
+    UpstreamError,
     UpstreamFailing,
     UpstreamNonsense,
     UpstreamTimeout,
@@ -107,6 +111,28 @@ async def test_another_size_for_good(world, source):
     assert world.holds(DATA)
 
 
+async def test_portal_pages_cost_nothing_that_has_arrived(world, source):
+    """Answers that are shorter than what has arrived throw nothing away, however many agree: a portal's pages do."""
+    source.fail_at(BREAK, UpstreamCut("cut"))
+    source.sizes = [len(DATA), *[5000] * 10]
+    world.policy = dataclasses.replace(world.policy, attempts=6)
+    assert isinstance(await world.pull(world.worker(), source).ended_short(), UpstreamNonsense)
+    await world.quiet()
+    source.sizes = []
+    assert await world.pull(world.worker(), source).whole() == DATA
+    assert source.fetched_twice() == []
+
+
+async def test_one_other_size_costs_nothing_that_has_arrived(world, source):
+    """Nor does one answer with a larger size, between others that are broken otherwise."""
+    source.fail_at(BREAK, UpstreamCut("cut"), UpstreamCut("cut"))
+    source.sizes = [len(DATA), len(DATA) + 5]
+    assert isinstance(await world.pull(world.worker(), source).ended_short(), UpstreamError)
+    await world.quiet()
+    assert await world.pull(world.worker(), source).whole() == DATA
+    assert source.fetched_twice() == []
+
+
 async def test_restart_asks_only_for_what_is_missing(world, source):
     """A partial of an earlier run is completed from where it ends, and served to its readers from its beginning."""
     gate, worker = source.gate(BREAK), world.worker()
@@ -123,23 +149,41 @@ async def test_restart_asks_only_for_what_is_missing(world, source):
     assert world.resumes == ["restart"]
 
 
-async def test_restart_between_last_byte_and_commit(world, source, disk, monkeypatch):
+async def test_restart_between_last_byte_and_commit(world, source, monkeypatch):
     """A partial that only lacks its commit is verified and committed without any request to upstream."""
-    import os
+    rename = os.rename
 
-    fsync = os.fsync
-
-    def broken(descriptor):
+    def broken(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(os, "rename", broken)
     assert await world.pull(world.worker(), source).whole() == DATA
     assert await world.ended() == ["bypassed"]
     await world.quiet()
-    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
     assert await world.pull(world.worker(), source).whole() == DATA
     assert await world.ended(2) == ["bypassed", "committed"]
     assert source.opens == [(0, None)]
+
+
+async def test_failed_flush_means_fetching_again(world, source, monkeypatch):
+    """What the disk failed to take is gone, whatever the page cache still shows: the next pull fetches it anew."""
+    fsync, failures = os.fsync, [OSError(5, "Input/output error")]
+
+    def once(descriptor):
+        if failures and "/partial/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise failures.pop()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", once)
+    assert await world.pull(world.worker(), source).whole() == DATA
+    assert await world.ended() == ["bypassed"]
+    await world.quiet()
+    assert world.partials() == []
+    assert not world.holds(DATA)
+    assert await world.pull(world.worker(), source).whole() == DATA
+    assert await world.ended(2) == ["bypassed", "committed"]
+    assert source.opens[-1] == (0, None)
 
 
 async def test_lying_map_is_found_out(world, source):

@@ -159,7 +159,7 @@ async def test_open_reader_outlives_the_download(world, source):
     """A reader that began before the commit finishes after it, even if the blob has been deleted meanwhile."""
     worker, gate = world.worker(), source.gate(CHUNK)
     body = ArrivingBody(worker.start(Digest.of(DATA), source))
-    await body.ready(0)
+    await body.ready(0, len(DATA))
     spans = body.spans(0, len(DATA))
     first = await anext(spans)
     data = os.pread(first.file.fileno(), first.count, 0)

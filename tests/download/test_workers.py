@@ -1,6 +1,8 @@
 """Several workers on one store: one fetches, the others follow, and take over if it dies."""
 
 import asyncio
+import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,7 +11,9 @@ import threading
 import pytest
 
 from mirror.core.digest import Digest
+from mirror.download.chunk_map import Fate
 from mirror.download.partial import CHUNK, Partial
+from mirror.download.reader import ArrivingBody
 from mirror.errors import NotFound, StorageError
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK, open_partial
@@ -220,8 +224,6 @@ async def test_join_while_the_other_worker_commits(world, second, monkeypatch):
 
 async def test_other_worker_that_makes_no_progress(world, first, second, monkeypatch):
     """A follower does not wait for ever for a worker that hangs: its readers go on past the store, and it keeps what it has."""
-    import dataclasses
-
     world.policy = dataclasses.replace(world.policy, stall=0.1)
     gate = first.gate(MIDDLE)
     driver, follower = world.worker(), world.worker()
@@ -231,6 +233,113 @@ async def test_other_worker_that_makes_no_progress(world, first, second, monkeyp
     assert await two.whole() == DATA
     gate.release()
     assert await one.whole() == DATA
+
+
+def committing(layout):
+    """Another worker's partial with everything in it, and driven by that."""
+    other = open_partial(layout, DIGEST)
+    assert other.drive()
+    other.begin(len(DATA))
+    for start in range(0, len(DATA), CHUNK):
+        other.write(start, DATA[start : start + CHUNK])
+    return other
+
+
+async def test_hashing_is_no_hang(world, second):
+    """While another worker hashes what has arrived, however long that takes, its readers stay with the store."""
+    world.policy = dataclasses.replace(world.policy, stall=0.3)
+    with contextlib.closing(committing(world.layout)) as other:
+        reader = world.pull(world.worker(), second)
+        await reader.has(len(DATA) - HELD_BACK)
+        for hashed in range(8):
+            other.map.tell_hashed(hashed + 1)
+            await asyncio.sleep(0.1)
+        assert second.opens == []
+        other.tell(Fate.VERIFIED)
+        assert await reader.whole() == DATA
+    await world.ended()
+
+
+async def test_flushing_is_no_hang(world, second):
+    """Bytes that another worker has verified are given out while it flushes them, and it is not taken to hang."""
+    world.policy = dataclasses.replace(world.policy, stall=0.1)
+    with contextlib.closing(committing(world.layout)) as other:
+        other.tell(Fate.VERIFIED)
+        worker = world.worker()
+        assert await world.pull(worker, second).whole() == DATA
+        await asyncio.sleep(0.5)
+        assert len(worker) == 1
+        world.files.adopt(other.path, other.descriptor, DIGEST)
+        await world.quiet()
+    assert second.opens == []
+    assert world.results == []
+
+
+async def test_committed_and_purged_before_the_follower_looks(world, second):
+    """Readers of a follower finish from what they have open, though the blob comes and goes between two of its looks."""
+    with contextlib.closing(committing(world.layout)) as other:
+        reader = world.pull(world.worker(), second)
+        await reader.has(len(DATA) - HELD_BACK)
+        # No turn of the event loop in between.
+        other.tell(Fate.VERIFIED)
+        world.files.adopt(other.path, other.descriptor, DIGEST)
+        other.forget_map()
+        world.files.delete(DIGEST)
+        assert await reader.whole() == DATA
+    await world.quiet()
+    assert second.opens == []
+
+
+async def test_purged_between_size_and_first_byte(world, first):
+    """A reader that knows the size and has not read yet is given the whole blob, also if it is purged meanwhile."""
+    worker = world.worker()
+    body = ArrivingBody(worker.start(DIGEST, first))
+    assert await body.sized() == len(DATA)
+    await world.quiet()
+    world.files.delete(DIGEST)
+    read = bytearray()
+    await body.ready(0, len(DATA))
+    async for span in body.spans(0, len(DATA)):
+        read += os.pread(span.file.fileno(), span.count, span.start)
+    await body.close()
+    assert read == DATA
+
+
+async def test_flush_that_fails_at_the_other_worker(world, first, second, monkeypatch):
+    """A follower's readers leave bytes that the other worker's disk has failed to take, and are given upstream's."""
+    begun, go = threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def broken(descriptor):
+        if "/partial/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            begun.set()
+            assert go.wait(LIMIT)
+            raise OSError(5, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    gate = first.gate(MIDDLE)
+    driver, follower = world.worker(), world.worker()
+    one = world.pull(driver, first)
+    await gate.reached.wait()
+    body = ArrivingBody(follower.start(DIGEST, second))
+    await body.sized()
+    spans = body.spans(0, len(DATA))
+    read = await anext(spans)
+    gate.release()
+    assert await one.whole() == DATA
+    assert await asyncio.to_thread(begun.wait, LIMIT)
+    go.set()
+    await world.ended(2)
+    assert second.opens == []
+    data = bytearray(os.pread(read.file.fileno(), read.count, read.start))
+    async for block in spans:
+        assert isinstance(block, bytes)
+        data += block
+    await body.close()
+    assert data == DATA
+    assert second.opens == [(read.count, None)]
+    assert world.partials() == []
 
 
 KILLED = """

@@ -13,6 +13,7 @@ from mirror.errors import MirrorError
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
 from mirror.storage.room import Room
+from mirror.storage.threads import ThreadPools
 from tests.support.waiting import LIMIT
 
 HELD_BACK = 64 << 10
@@ -58,8 +59,9 @@ class Reader:
     async def _read(self):
         try:
             size = await self.body.sized()
-            await self.body.ready(self._start)
-            async for span in self.body.spans(self._start, size if self._stop is None else self._stop):
+            stop = size if self._stop is None else self._stop
+            await self.body.ready(self._start, stop)
+            async for span in self.body.spans(self._start, stop):
                 self.spans.append(span)
                 self.data += os.pread(span.file.fileno(), span.count, span.start) if isinstance(span, Span) else span
                 self._news.set()
@@ -109,6 +111,7 @@ class World:
         self.layout.prepare()
         self.files = BlobFiles(self.layout, Room(self.layout, 0, 0))
         self.executor = executor or ThreadPoolExecutor(4)
+        self.threads = ThreadPools(*[self.executor] * 6)
         self.policy = Policy(attempts=3, first_byte=5.0, stall=5.0, fillers=4, look_ahead=CHUNK)
         self.results = []
         self.resumes = []
@@ -117,7 +120,7 @@ class World:
         self._workers = []
 
     def worker(self):
-        workshop = Workshop(self.layout, self.files, self.executor, self.policy, self.resumes.append, self._make_room)
+        workshop = Workshop(self.layout, self.files, self.threads, self.policy, self.resumes.append, self._make_room)
         worker = Downloads(workshop, self._ended)
         self._workers.append(worker)
         return worker
@@ -134,7 +137,7 @@ class World:
         digest = digest or Digest.of(source.data)
         held = self.files.open(digest)
         if held is not None:
-            return Reader(HeldBody(held), start, stop)
+            return Reader(HeldBody(held, self.executor), start, stop)
         return Reader(ArrivingBody(worker.find(digest) or worker.start(digest, source)), start, stop)
 
     async def ended(self, count=1):

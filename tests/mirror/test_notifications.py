@@ -186,7 +186,7 @@ class World:
     def __init__(self, tmp_path, patience=QUICK):
         self.counted = []
         self.store = Store(Storage(path=tmp_path / "store", min_free=0))
-        self.notifier = Notifier(self.store.files, self.store.executor, self.counted.append, patience)
+        self.notifier = Notifier(self.store.files, self.store.threads.write, self.counted.append, patience)
 
     async def __aenter__(self):
         self._task = asyncio.create_task(self.notifier.run())

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import ssl
+import threading
 
 import aiohttp
 import pytest
@@ -13,7 +14,7 @@ from mirror.errors import ConfigurationError
 from tests.certificates import Authority, openssl
 from tests.fakehub import Corrupt, Rule
 from tests.mirrors import MirrorUnderTest
-from tests.support.names import content
+from tests.support.names import APP, blob_path, content
 from tests.support.waiting import LIMIT, eventually
 
 
@@ -291,3 +292,18 @@ def test_useless_files_are_named(problems, tmp_path, authority, served):
     ):
         (line,) = problems(**settings)
         assert line.startswith(expected)
+
+
+async def test_names_that_do_not_resolve_stall_no_blob(hub, mirror, trust):
+    """Encrypted blobs are read in threads of their own: those that look up names may all be busy."""
+    data = content(1 << 20)
+    path = blob_path(hub.add_blob(APP, data))
+    assert (await mirror.get(path, ssl=trust)).body == data
+    go, loop = threading.Event(), asyncio.get_running_loop()
+    lookups = [loop.run_in_executor(None, go.wait, LIMIT) for _ in range(100)]
+    try:
+        async with asyncio.timeout(LIMIT / 4):
+            assert (await mirror.get(path, ssl=trust)).body == data
+    finally:
+        go.set()
+        await asyncio.gather(*lookups)

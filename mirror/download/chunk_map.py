@@ -1,0 +1,189 @@
+"""The chunk map of a blob in the making: how much of each chunk has arrived, and how far the whole has come.
+
+A file: a header, one unsigned 32-bit number per chunk, and 8 bytes of a digest per chunk. The header is magic, chunk size, size,
+inode of the sparse file, boot, fate, and the bytes that have been hashed. A chunk's number is how many bytes of it have arrived,
+counted from its start; its digest is that of everything up to its end, written as the verifier comes by.
+
+Bytes are written before the number that vouches for them, and each number is written in one piece by the one who holds the
+chunk's lock, so any process may read the map at any time. A map that was left behind by another sparse file of the same name
+does not fit the inode, one that is damaged hardly the file's size, and neither is believed. One of another boot may vouch for
+bytes that a power loss has taken: it is believed as far as the digests tell after hashing again (`recovery`).
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import struct
+from array import array
+
+from mirror.storage.boot import boot_id
+
+CHUNK = 1 << 20
+_HEADER = struct.Struct("=8sQQQ16sQQ")
+_FATE, _HASHED = 48, 56
+_MARK = struct.Struct("=I")
+_NUMBER = struct.Struct("=Q")
+_MAGIC = b"RMCHUNK2"
+_CHECK = 8
+# A reader's look ahead is bounded, so that finding out what has arrived costs the same in a blob of any size.
+_LOOK_AHEAD = 64
+
+
+class Fate(enum.IntEnum):
+    """What has become of the bytes, as whoever drives the download tells all processes."""
+
+    OPEN = 0
+    """They arrive, or are being hashed."""
+    VERIFIED = 1
+    """All have arrived, and have the digest: what is open is right, whatever becomes of its name."""
+    NO_ROOM = 2
+    """Thrown away for want of room."""
+    WRONG = 3
+    """Thrown away because they are not the blob's."""
+    LOST = 4
+    """Thrown away because the disk failed to take them: what can still be read of them may be wrong."""
+
+
+class ChunkMap:
+    """An open map.
+
+    Attributes:
+        size: bytes of the whole blob, None until they are known.
+        arrived: bytes of each chunk.
+        hashed: bytes that had been hashed when it was read last.
+        fate: what it said when it was read last.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.size: int | None = None
+        self.arrived: array[int] = array("I")
+        self.hashed = 0
+        self.fate = Fate.OPEN
+        self._boot = boot_id()
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self._descriptor)
+
+    # ---- the file
+
+    def refresh(self, file: os.stat_result) -> bool:
+        """Take over what is written for a sparse file; True if that can be believed."""
+        found = self._read(file)
+        if found is None or found[0] != self._boot or self.size not in (None, file.st_size):
+            return False
+        self.size, self.arrived = file.st_size, found[1]
+        return True
+
+    def of_another_boot(self, file: os.stat_result) -> array[int] | None:
+        """The chunks' numbers, if all would be well but for what a power loss may have taken; else None."""
+        found = self._read(file)
+        return None if found is None or found[0] == self._boot else found[1]
+
+    def believe(self, file: os.stat_result, marks: array[int]) -> None:
+        """Take a map of another boot for one of this, with other numbers."""
+        os.pwrite(self._descriptor, marks.tobytes(), _HEADER.size)
+        self._write_header(file)
+
+    def _read(self, file: os.stat_result) -> tuple[bytes, array[int]] | None:
+        """The boot and the chunks' numbers, if they fit a sparse file."""
+        header = os.pread(self._descriptor, _HEADER.size, 0)
+        if len(header) < _HEADER.size:
+            return None
+        magic, chunk, size, inode, boot, fate, self.hashed = _HEADER.unpack(header)
+        self.fate = Fate(fate) if fate <= max(Fate) else Fate.OPEN
+        if (magic, chunk, size, inode) != (_MAGIC, CHUNK, file.st_size, file.st_ino):
+            return None
+        count = chunks_of(size)
+        marks = os.pread(self._descriptor, count * 4, _HEADER.size)
+        if os.fstat(self._descriptor).st_size != _HEADER.size + count * (_MARK.size + _CHECK):
+            return None
+        arrived = array("I")
+        arrived.frombytes(marks)
+        if count and (max(arrived) > CHUNK or arrived[-1] > length_of(count - 1, size)):
+            return None
+        return boot, arrived
+
+    def empty(self) -> None:
+        """Forget everything."""
+        os.ftruncate(self._descriptor, 0)
+
+    def begin(self, file: os.stat_result) -> None:
+        """Start with nothing for a sparse file of its full size."""
+        marks = array("I", bytes(4 * chunks_of(file.st_size)))
+        os.pwrite(self._descriptor, marks.tobytes() + bytes(_CHECK * len(marks)), _HEADER.size)
+        self._write_header(file)
+        self.size, self.arrived = file.st_size, marks
+
+    def _write_header(self, file: os.stat_result) -> None:
+        header = _HEADER.pack(_MAGIC, CHUNK, file.st_size, file.st_ino, self._boot, Fate.OPEN, 0)
+        os.pwrite(self._descriptor, header, 0)
+
+    def mark(self, index: int, count: int) -> None:
+        """Vouch for the first bytes of a chunk."""
+        os.pwrite(self._descriptor, _MARK.pack(count), _HEADER.size + _MARK.size * index)
+        self.arrived[index] = count
+
+    def reread(self, index: int) -> None:
+        """Take over what is written about one chunk."""
+        self.arrived[index] = _MARK.unpack(os.pread(self._descriptor, _MARK.size, _HEADER.size + _MARK.size * index))[0]
+
+    def tell(self, fate: Fate) -> None:
+        """Write down what has become of the bytes."""
+        os.pwrite(self._descriptor, _NUMBER.pack(fate), _FATE)
+        self.fate = fate
+
+    def tell_hashed(self, count: int) -> None:
+        """Write down how far hashing has come; others see by that that it does not hang."""
+        os.pwrite(self._descriptor, _NUMBER.pack(count), _HASHED)
+
+    def note_check(self, index: int, digest: bytes) -> None:
+        """Write down the digest of everything up to a chunk's end."""
+        os.pwrite(self._descriptor, digest[:_CHECK], self._check_at(index))
+
+    def checks(self, index: int, digest: bytes) -> bool:
+        """Whether that digest is the one that was written down."""
+        return os.pread(self._descriptor, _CHECK, self._check_at(index)) == digest[:_CHECK]
+
+    def _check_at(self, index: int) -> int:
+        size = _HEADER.unpack(os.pread(self._descriptor, _HEADER.size, 0))[2] if self.size is None else self.size
+        return _HEADER.size + _MARK.size * chunks_of(size) + _CHECK * index
+
+    # ---- what has arrived
+
+    def available(self, position: int) -> int:
+        """The end of what can be read from `position` on without a hole (at most some chunks ahead)."""
+        if self.size is None:
+            return position
+        index = position // CHUNK
+        for i in range(index, min(index + _LOOK_AHEAD, len(self.arrived))):
+            count = self.arrived[i]
+            if count < length_of(i, self.size):
+                return max(position, i * CHUNK + count)
+        return min(self.size, (index + _LOOK_AHEAD) * CHUNK)
+
+    def hole(self, start: int) -> tuple[int, int] | None:
+        """The first hole that ends after `start`: where its bytes are missing, from and to; None if there is none."""
+        if self.size is None or start >= self.size:
+            return None
+        first: int | None = None
+        for i in range(start // CHUNK, len(self.arrived)):
+            count = self.arrived[i]
+            if first is None:
+                if count < length_of(i, self.size):
+                    first = i * CHUNK + count
+            elif count:
+                return first, i * CHUNK
+        return None if first is None else (first, self.size)
+
+
+def chunks_of(size: int) -> int:
+    """How many chunks a blob has."""
+    return -(-size // CHUNK)
+
+
+def length_of(index: int, size: int) -> int:
+    """Bytes of one chunk of a blob."""
+    return min(CHUNK, size - index * CHUNK)

@@ -1,0 +1,52 @@
+"""What the kernel holds of a file in memory: whether bytes can be had without the disk, and getting them there or out."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+
+# The kernel reads ahead in about such pieces; one byte of each tells for the piece.
+_PROBE = 128 << 10
+# linux/fs.h
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+def resident_until(descriptor: int, start: int, stop: int) -> int:
+    """The end of what can be read from `start` on without waiting for the disk; `stop` if the file system cannot tell.
+
+    Costs about a microsecond for each 128 KiB that are there (preadv2(2), RWF_NOWAIT).
+    """
+    byte = [bytearray(1)]
+    position = start
+    try:
+        while position < stop:
+            os.preadv(descriptor, byte, position, os.RWF_NOWAIT)
+            position += _PROBE - position % _PROBE
+        os.preadv(descriptor, byte, stop - 1, os.RWF_NOWAIT)
+    except OSError as error:
+        # Whatever else is wrong is found by whoever reads.
+        return min(position, stop - 1) if error.errno == errno.EAGAIN else stop
+    return stop
+
+
+def bring_in(descriptor: int, start: int, stop: int, ahead: int) -> None:
+    """Have bytes read from the disk, and those up to `ahead` begun with. Blocks."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(descriptor, start, ahead - start, os.POSIX_FADV_WILLNEED)
+        for position in (*range(start, stop, _PROBE), stop - 1):
+            os.pread(descriptor, 1, position)
+
+
+def start_write_back(descriptor: int, start: int, length: int) -> None:
+    """Have the kernel begin to write bytes to the disk, so that flushing finds little to do (sync_file_range(2)). May block.
+
+    It waits for nothing, so it takes no write error away from the one who flushes.
+    """
+    with contextlib.suppress(AttributeError):
+        _libc().sync_file_range(descriptor, ctypes.c_int64(start), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
