@@ -95,10 +95,14 @@ class Scrub:
             # Only now: a restart in the middle of a shard begins it again.
             self._cursor.write_text(self._position_after)
 
-    def check(self, digest: Digest, paced: Callable[[int], None]) -> bool:
-        """Hash one held blob, and drop it if it is wrong; False if it was."""
+    def check(self, digest: Digest, paced: Callable[[int], None], *, keep_cached: bool = False) -> bool:
+        """Hash one held blob, and drop it if it is wrong; False if it was. May be called in several threads.
+
+        Args:
+            keep_cached: see `is_intact`.
+        """
         try:
-            intact = is_intact(self._files, digest, paced)
+            intact = is_intact(self._files, digest, paced, keep_cached=keep_cached)
         except OSError as error:
             log.error("blob_unreadable", digest=str(digest), cause=str(error))
             intact = False

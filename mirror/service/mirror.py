@@ -82,6 +82,7 @@ class Mirror:
         self._spawn(self._put_up())
         keeper = self._spawn(self._services.keeper.run())
         self._spawn(self._services.notifier.run())
+        self._spawn(self._services.recheck.run())
         await self._entrance.open(registry_socket)
         self._spawn(self._entrance.watch())
         runner = web.AppRunner(admin_application(self._operations, self._hooks), access_log=None, handle_signals=False)

@@ -11,6 +11,8 @@ from mirror.config import Config
 from mirror.download.downloads import Downloads
 from mirror.download.workshop import Policy, Workshop
 from mirror.janitor import Janitor
+from mirror.maintenance.recheck import Recheck
+from mirror.maintenance.repeats import Repeats
 from mirror.metrics import Metrics
 from mirror.notifier import Notifier
 from mirror.pull.settings import TagPolicies
@@ -30,11 +32,13 @@ class WorkerGroup:
         size: how many share the ports and the store.
         board: directory in which they tell each other what they have counted; None if there is only this one.
         trail: what all of them are known by to other mirrors.
+        repeats: which client has lately been given which blob; made before the processes are forked.
     """
 
     size: int = 1
     board: Path | None = None
     trail: Trail = field(default_factory=lambda: Trail(os.urandom(8).hex()))
+    repeats: Repeats = field(default_factory=Repeats)
 
 
 class Services:
@@ -58,21 +62,26 @@ class Services:
         self.metrics = Metrics()
         self.usage = Usage()
         self.keeper = Keeper(store.layout, store.index, store.ledger, self.metrics, means)
-        self.janitor = self._build_janitor(config, policies)
+        scrub = self._build_scrub(config)
+        self.recheck = Recheck(scrub, group.repeats)
+        self.janitor = self._build_janitor(scrub, policies)
         self.downloads = Downloads(self._workshop(config), lambda result: self.metrics.downloads.labels(result).inc())
         self.metrics.downloads_in_progress.set_function(lambda: len(self.downloads))
         self.metrics.download_readers.set_function(lambda: self.downloads.readers)
         self.notifier = Notifier(store.files, store.threads.write, lambda result: self.metrics.notifications.labels(result).inc())
 
-    def _build_janitor(self, config: Config, policies: Callable[[], TagPolicies]) -> Janitor:
+    def _build_scrub(self, config: Config) -> Scrub:
         store = self.store
-        scrub = Scrub(
+        return Scrub(
             store.layout,
             store.files,
             store.generation,
             config.storage.scrub_interval,
             lambda result: self.metrics.scrubbed_blobs.labels(result).inc(),
         )
+
+    def _build_janitor(self, scrub: Scrub, policies: Callable[[], TagPolicies]) -> Janitor:
+        store = self.store
         eviction = Eviction(store.layout, store.files, store.generation)
         return Janitor(
             store.layout,

@@ -218,11 +218,14 @@ class BlobFiles:
         _flush_directory(directory)
 
 
-def is_intact(files: BlobFiles, digest: Digest, paced: Callable[[int], None] = lambda _: None) -> bool | None:
+def is_intact(
+    files: BlobFiles, digest: Digest, paced: Callable[[int], None] = lambda _: None, *, keep_cached: bool = False
+) -> bool | None:
     """Whether a held blob still has its digest; None if it is not held. Blocks for as long as it takes to read it.
 
     Args:
         paced: told the bytes of each piece.
+        keep_cached: the blob is being served, so its pages stay in the page cache.
 
     Raises:
         OSError: it cannot be read.
@@ -235,9 +238,10 @@ def is_intact(files: BlobFiles, digest: Digest, paced: Callable[[int], None] = l
         while piece := file.read(_PIECE):
             hasher.update(piece)
             paced(len(piece))
-        # What was read once will hardly be read again soon: others have more use for the memory. A sandbox may refuse the advice.
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if not keep_cached:
+            # What was read once will hardly be read again soon: others have more use for the memory. A sandbox may refuse advice.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return bool(hasher.hexdigest() == digest.encoded)
 
 

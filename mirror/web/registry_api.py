@@ -20,6 +20,7 @@ from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import said
 from mirror.errors import MirrorError, PolicyDenied, UpstreamTimeout
+from mirror.maintenance.recheck import Recheck
 from mirror.metrics import Metrics
 from mirror.pull.answers import ManifestAnswer
 from mirror.pull.blobs import Blobs
@@ -77,8 +78,10 @@ class RegistryApi:
         listings: Listings,
         catalog: Catalog,
         metrics: Metrics,
+        recheck: Recheck,
         trail: Trail | None = None,
     ) -> None:
+        self._recheck = recheck
         self._trail = trail
         self._router = router
         self._permission = permission
@@ -211,15 +214,17 @@ class RegistryApi:
             }
             self._tally.count("blob", repository, outcome, 200, 0, started)
             return ReadyResponse(200, head(200, headers), b"", name)
-        answer = await _bounded(self._blobs.get(repository, digest))
+        answer, client = await _bounded(self._blobs.get(repository, digest)), request.remote or ""
+        if answer.outcome is Outcome.HIT and "Range" not in request.headers:
+            self._recheck.begins(digest, client)
+
+        def ended(outcome: Outcome, status: int, sent: int) -> None:
+            self._tally.count("blob", repository, outcome, status, sent, started)
+            if outcome is Outcome.HIT and status == 200 and sent == answer.size:
+                self._recheck.served(digest, client)
+
         try:
-            return await send_blob(
-                request,
-                answer,
-                name,
-                lambda outcome: self._tally.first_byte("blob", outcome, started),
-                lambda outcome, status, sent: self._tally.count("blob", repository, outcome, status, sent, started),
-            )
+            return await send_blob(request, answer, name, lambda outcome: self._tally.first_byte("blob", outcome, started), ended)
         finally:
             await answer.body.close()
 
