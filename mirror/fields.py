@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from mirror.core.hosts import parse_host
 from mirror.core.htpasswd import parse_htpasswd
 from mirror.core.names import PathPattern
 from mirror.core.networks import parse_network
@@ -205,6 +206,8 @@ def _network(value: str) -> str:
 
 
 NetworkText = Annotated[str, AfterValidator(_network)]
+
+HostName = Annotated[str, AfterValidator(parse_host)]
 
 
 class Section(BaseModel):

@@ -14,6 +14,7 @@ from mirror.fields import (
     Address,
     CertificatesFile,
     Duration,
+    HostName,
     HtpasswdFile,
     Listen,
     NetworkText,
@@ -32,7 +33,7 @@ from mirror.fields import (
 from mirror.tls import server_context
 
 # The secret is all that a webhook has to show.
-_LEAST_SECRET = 16
+MIN_WEBHOOK_SECRET = 16
 
 
 class Tls(Section):
@@ -65,6 +66,7 @@ class Access(Section):
     htpasswd_file: HtpasswdFile | None = None
     anonymous: bool = True
     networks: tuple[NetworkText, ...] = ()
+    hosts: tuple[HostName, ...] = ()
 
     @model_validator(mode="after")
     def _somebody(self) -> Self:
@@ -86,6 +88,7 @@ class Admin(Section):
 
     listen: Listen = Address(host="127.0.0.1", port=5001)
     token_file: ReadableFile | None = None
+    hosts: tuple[HostName, ...] = ()
 
     @field_validator("token_file")
     @classmethod
@@ -225,6 +228,6 @@ class Sync(Section):
     @field_validator("webhook_secret_file")
     @classmethod
     def _long_enough(cls, path: Path | None) -> Path | None:
-        if path is not None and len(path.read_text().strip()) < _LEAST_SECRET:
-            raise ValueError(f"holds fewer than {_LEAST_SECRET} characters, which could be guessed: {path}")
+        if path is not None and len(path.read_text().strip()) < MIN_WEBHOOK_SECRET:
+            raise ValueError(f"holds fewer than {MIN_WEBHOOK_SECRET} characters, which could be guessed: {path}")
         return path

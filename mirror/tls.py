@@ -5,6 +5,8 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from mirror.core.certificate import dns_names
+
 
 def server_context(certificate: Path, key: Path | None = None, client_ca: Path | None = None) -> ssl.SSLContext:
     """A context of TLS 1.2 and later, with HTTP/1.1 as its only application protocol.
@@ -33,6 +35,14 @@ def server_context(certificate: Path, key: Path | None = None, client_ca: Path |
         context.load_verify_locations(client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def certificate_names(path: Path) -> frozenset[str]:
+    """The host names in a server's certificate, the first one of a file. Raises OSError or ValueError if that cannot be read."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    text = path.read_text(errors="replace")
+    encoded = text.partition(begin)[2].partition(end)[0]
+    return dns_names(ssl.PEM_cert_to_DER_cert(f"{begin}{encoded}{end}"))
 
 
 def check_certificates(path: Path) -> None:

@@ -25,6 +25,7 @@ OCTET_STREAM: Final = "application/octet-stream"
 MANIFEST_TYPES: Final = frozenset({DOCKER_MANIFEST, OCI_MANIFEST})
 INDEX_TYPES: Final = frozenset({DOCKER_LIST, OCI_INDEX})
 SCHEMA1_TYPES: Final = frozenset({SCHEMA1, SCHEMA1_SIGNED})
+ALL_MANIFEST_TYPES: Final = MANIFEST_TYPES | INDEX_TYPES | SCHEMA1_TYPES | {OCI_ARTIFACT}
 
 # One fixed value, whatever the client sent: an Accept that lacks a type makes some registries convert
 # the object, which changes its digest, or deny that it exists.

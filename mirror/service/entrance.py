@@ -1,4 +1,4 @@
-"""The way in for clients: the registry's socket with its TLS, and the door behind it; both as the files of the day want it."""
+"""The way in for clients: the registry's listener with its TLS, and who may pass; both as the current files want it."""
 
 from __future__ import annotations
 
@@ -6,31 +6,28 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
 
 from mirror.config import Config
+from mirror.core.hosts import HostNames
 from mirror.core.htpasswd import parse_htpasswd
-from mirror.core.networks import parse_network
+from mirror.core.networks import Network, parse_network
 from mirror.errors import ConfigurationError
 from mirror.metrics import Metrics
 from mirror.sections import Access, Limits, Tls
-from mirror.service.sockets import BACKLOG
-from mirror.tls import server_context
-from mirror.web.door import Door, Handler
+from mirror.service.listener import Listener
+from mirror.service.sockets import is_loopback
+from mirror.tls import certificate_names, server_context
+from mirror.web.door import Way
 from mirror.web.passwords import Passwords
 from mirror.web.peers import Bounds
-from mirror.web.server import Server
 
 log = structlog.get_logger(__name__)
 
-# A request's headers have to be there within this time after the connection or the last answer, in seconds.
-_HEADERS = 30.0
-# Until a client has said what TLS wants of it, and until it has taken what was sent when a connection ends. Seconds.
-_HANDSHAKE, _SHUTDOWN = 10.0, 60.0
 # How often files are looked at that may have been renewed, in seconds.
 _LOOK = 2.0
 # Files that cannot be used are tried again, and told of again, after so many seconds.
@@ -40,51 +37,39 @@ _STILL = "cannot be used as it is now, the log says why; what was read before st
 
 
 class Entrance:
-    """Listens, and lets in whom the configuration wants. Connections that stand outlive every change.
+    """Lets in whom the configuration wants. Connections that stand outlive every change.
 
     Attributes:
+        listener: of the registry address.
         problems: by their keys, files that cannot be used as they are on disk now; what they were before still counts.
-
-    Args:
-        handler: answers the requests that pass.
-        webhook: answers those for webhooks, which need no user.
     """
 
-    def __init__(self, config: Config, handler: Handler, metrics: Metrics, webhook: Handler) -> None:
+    def __init__(self, config: Config, way: Way, metrics: Metrics) -> None:
         self.problems: dict[str, str] = {}
-        self._door = Door(handler, metrics, webhook)
+        self.listener = Listener(way, metrics)
         self._executor = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4), "passwords")
-        self._socket: socket.socket | None = None
-        self._server: Server | None = None
-        self._listener: asyncio.Server | None = None
+        self._on_loopback = False
         self._passwords: Passwords | None = None
         self._users: dict[bytes, bytes] = {}
         self._changing = asyncio.Lock()
         self._config = config
         self._seen: dict[Path, object] = {}
-        self._encrypted = False
         metrics.renewed_files_ok.set_function(lambda: not self.problems)
 
     @property
     def in_progress(self) -> int:
         """Requests that are being answered."""
-        return self._door.in_progress
+        return self.listener.in_progress
 
-    async def open(self, sock: socket.socket) -> None:
-        """Begin to accept connections on a socket that listens, which is closed in the end.
+    async def open(self, sock: socket.socket, relieve: Callable[[], None]) -> None:
+        """Begin to accept connections; see `Listener.open`.
 
         Raises:
             ConfigurationError: a file has become useless since it was checked.
         """
-        self._socket = sock
-        self._server = Server(
-            self._door.handle,
-            self._door.peers,
-            access_log=None,
-            keepalive_timeout=_HEADERS,
-            auto_decompress=False,
-        )
+        self._on_loopback = is_loopback(sock)
         await self.configure(self._config)
+        self.listener.open(sock, relieve)
 
     async def configure(self, config: Config) -> None:
         """Do as a configuration says from now on.
@@ -96,10 +81,14 @@ class Entrance:
             seen = await asyncio.to_thread(_look, _files(config))
             context = await asyncio.to_thread(_context, config.tls)
             users = await asyncio.to_thread(_users, config.access)
-            await self._listen(context)
+            names = await asyncio.to_thread(_names, config.tls)
+            self.listener.use(context)
             if users != self._users:
                 self._users, self._passwords = users, Passwords(users, self._executor) if users else None
-            self._door.configure(_bounds(config.access, config.limits), self._passwords, anonymous=config.access.anonymous)
+            access = config.access
+            hosts = HostNames((*access.hosts, *names)) if self._on_loopback else None
+            bounds = bounds_of(config.limits, tuple(map(parse_network, access.networks)))
+            self.listener.configure(bounds, hosts, self._passwords, anonymous=access.anonymous)
             self._config, self._seen, self.problems = config, seen, {}
 
     async def watch(self) -> None:
@@ -126,53 +115,12 @@ class Entrance:
             else:
                 log.info("renewed_files_in_use", files=sorted(map(str, files)))
 
-    def close(self) -> None:
-        """Accept no connections any more, and let those that stand end with the request under way."""
-        if self._listener is not None:
-            self._listener.close()
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if self._server is not None:
-            self._server.pre_shutdown()
-
     async def shutdown(self, timeout: float) -> None:
         """End all connections."""
-        if self._server is not None:
-            await self._server.shutdown(timeout)
+        await self.listener.shutdown(timeout)
         if self._passwords is not None:
             await self._passwords.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
-
-    async def _listen(self, context: ssl.SSLContext | None) -> None:
-        """Accept with another context, unless it is too late. The socket stays, so that no connection is lost meanwhile."""
-        if self._server is None or self._socket is None:
-            return
-        old = self._listener
-        if old is not None and context is None and not self._encrypted:
-            return
-        self._encrypted = context is not None
-        # Without its backlog named again the socket would be left with asyncio's hundred.
-        self._listener = await asyncio.get_running_loop().create_server(
-            self._server,
-            sock=self._socket.dup(),
-            ssl=context,
-            backlog=BACKLOG,
-            ssl_handshake_timeout=None if context is None else _HANDSHAKE,
-            ssl_shutdown_timeout=None if context is None else _SHUTDOWN,
-        )
-        if old is not None:
-            await _close(old)
-
-
-async def _close(listener: asyncio.Server) -> None:
-    """Close a listener without losing what it has accepted but not yet begun with: asyncio drops that."""
-    loop = asyncio.get_running_loop()
-    for sock in listener.sockets:
-        loop.remove_reader(sock.fileno())
-    for _ in range(3):
-        await asyncio.sleep(0)
-    listener.close()
 
 
 def _files(config: Config) -> list[Path]:
@@ -203,6 +151,15 @@ def _context(tls: Tls) -> ssl.SSLContext | None:
         raise ConfigurationError([f"tls: {error}"]) from error
 
 
+def _names(tls: Tls) -> frozenset[str]:
+    if tls.certificate is None:
+        return frozenset()
+    try:
+        return certificate_names(tls.certificate)
+    except (ValueError, OSError) as error:
+        raise ConfigurationError([f"tls: {error}"]) from error
+
+
 def _users(access: Access) -> dict[bytes, bytes]:
     if access.htpasswd_file is None:
         return {}
@@ -212,10 +169,6 @@ def _users(access: Access) -> dict[bytes, bytes]:
         raise ConfigurationError([f"access.htpasswd_file: {error}"]) from error
 
 
-def _bounds(access: Access, limits: Limits) -> Bounds:
-    return Bounds(
-        tuple(map(parse_network, access.networks)),
-        limits.connections,
-        limits.connections_per_address,
-        limits.requests_per_address,
-    )
+def bounds_of(limits: Limits, networks: tuple[Network, ...] = ()) -> Bounds:
+    """The limits of an address."""
+    return Bounds(networks, limits.connections, limits.connections_per_address, limits.requests_per_address)

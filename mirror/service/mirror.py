@@ -16,6 +16,7 @@ from mirror.config import Config, load
 from mirror.core.names import Repository, Tag
 from mirror.errors import ConfigurationError
 from mirror.service import logs
+from mirror.service.admin import Admin
 from mirror.service.board import Board
 from mirror.service.current import Current
 from mirror.service.entrance import Entrance
@@ -25,7 +26,9 @@ from mirror.service.services import Services, WorkerGroup
 from mirror.service.store import Store
 from mirror.upstream.webhook import Webhook
 from mirror.web.admin_api import admin_application
+from mirror.web.door import Way
 from mirror.web.hooks import Hooks
+from mirror.web.responses import problem_response
 
 log = structlog.get_logger(__name__)
 
@@ -57,8 +60,9 @@ class Mirror:
         self._reloading = asyncio.Lock()
         self._services.notifier.configure(_webhook(config))
         self._current = Current(build(config, self._services))
-        self._hooks = Hooks(lambda: self._current.graph.config.sync.webhook_secret_file, self._pushed, self._metrics)
-        self._entrance = Entrance(config, self._handle, self._metrics, self._hooks.at_registry)
+        hooks = Hooks(lambda: self._current.graph.config.sync.webhook_secret_file, self._pushed, self._metrics)
+        way = Way("access", self._handle, hooks.at_registry, problem_response)
+        self._entrance = Entrance(config, way, self._metrics)
         self._operations = AdminOperations(
             store,
             self._services.downloads,
@@ -68,6 +72,8 @@ class Mirror:
             lambda: self._draining,
             lambda: self._entrance.problems,
         )
+        application = admin_application(self._operations, hooks)
+        self._admin = Admin(application, lambda: self._current.graph.admin_token, self._metrics)
 
     async def serve(
         self,
@@ -83,18 +89,16 @@ class Mirror:
         keeper = self._spawn(self._services.keeper.run())
         self._spawn(self._services.notifier.run())
         self._spawn(self._services.recheck.run())
-        await self._entrance.open(registry_socket)
+        await self._entrance.open(registry_socket, self._relieve)
         self._spawn(self._entrance.watch())
-        runner = web.AppRunner(admin_application(self._operations, self._hooks), access_log=None, handle_signals=False)
-        await runner.setup()
-        await web.SockSite(runner, admin_socket).start()
+        await self._admin.open(self._current.graph.config, admin_socket, self._relieve)
         self._announce()
         ready()
         await stop.wait()
         # Nothing is begun any more that nobody waits for; the next start goes on with it.
         keeper.cancel()
         await self._drain()
-        await runner.cleanup()
+        await self._admin.close()
         await self._close(janitor)
 
     async def reload(self) -> None:
@@ -111,6 +115,7 @@ class Mirror:
             fixed = _changed_but_fixed(self._current.graph.config, config)
             logs.configure(config.log)
             self._services.notifier.configure(_webhook(config))
+            self._admin.configure(config)
             await self._current.replace(graph)
         log.info("configuration_reloaded", needs_restart=fixed)
 
@@ -139,6 +144,10 @@ class Mirror:
         finally:
             graph.in_use.release()
 
+    def _relieve(self) -> None:
+        for listener in (self._entrance.listener, self._admin.listener):
+            listener.end_idle()
+
     async def _pushed(self, repository: Repository, tag: Tag) -> bool:
         return await asyncio.to_thread(self._operations.pushed, repository, tag)
 
@@ -149,7 +158,7 @@ class Mirror:
 
     async def _drain(self) -> None:
         self._draining = True
-        self._entrance.close()
+        self._entrance.listener.close()
         self._current.graph.resign()
         log.info("draining", requests=self._entrance.in_progress, at_most_seconds=DRAIN)
         loop = asyncio.get_running_loop()

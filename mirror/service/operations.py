@@ -60,10 +60,6 @@ class AdminOperations:
         self._files = files
         self._accounts: set[str] = set()
 
-    def token(self) -> str | None:
-        """The token that is wanted, read afresh when the configuration was."""
-        return self._graph().admin_token
-
     def readiness(self) -> Readiness:
         """Ready while the store can be written, the configured accounts are taken, and nobody wants us to stop."""
         graph, writable, draining = self._graph(), self._store.is_writable(), self._draining()

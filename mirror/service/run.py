@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mirror.config import Config, find, load
+from mirror.errors import ConfigurationError
 from mirror.service import logs
 from mirror.service.mirror import Mirror
 from mirror.service.notify import notify
@@ -60,10 +61,19 @@ def run(named: Path | None) -> None:
             _serve_here(_Setting(config, path, registry_socket, admin_socket, WorkerGroup()), None)
             return
         Layout(str(config.storage.path.resolve())).prepare()
-        board = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="registry-mirror-")))
+        board = _directory_for_figures(stack)
         # Before there are several processes: they are one mirror.
         setting = _Setting(config, path, registry_socket, admin_socket, WorkerGroup(workers, board))
         Supervisor(workers, lambda worker: _serve_here(_of_the_day(setting, worker), worker), config, lambda: load(path)).run()
+
+
+def _directory_for_figures(stack: ExitStack) -> Path:
+    """Where workers tell each other what they have counted."""
+    try:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="registry-mirror-")))
+    except OSError as error:
+        problem = f"workers: no directory for temporary files can be made: {error.strerror or error}; TMPDIR can name another"
+        raise ConfigurationError([problem]) from error
 
 
 def _of_the_day(setting: _Setting, worker: Worker) -> _Setting:

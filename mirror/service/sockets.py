@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
+from mirror.core.networks import parse_address
 from mirror.errors import ConfigurationError
 from mirror.fields import Address
 
@@ -12,6 +13,12 @@ from mirror.fields import Address
 BACKLOG = 4096
 # A client that takes nothing for this long has its connection ended by the kernel. Milliseconds; inherited by what is accepted.
 _CLIENT_STALL = 60_000
+
+
+def is_loopback(sock: socket.socket) -> bool:
+    """Whether only this host can reach a listening socket."""
+    address = parse_address(str(sock.getsockname()[0]))
+    return address is not None and address.is_loopback
 
 
 def listen(key: str, address: Address) -> socket.socket:

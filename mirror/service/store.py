@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import uuid
 
+from mirror.errors import ConfigurationError
 from mirror.sections import Storage
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
@@ -27,14 +29,21 @@ class Store:
     def __init__(self, config: Storage) -> None:
         self.layout = Layout(str(config.path.resolve()))
         self.layout.prepare()
+        try:
+            self._open(config)
+        except (OSError, sqlite3.Error) as error:
+            cause = getattr(error, "strerror", None) or error
+            raise ConfigurationError([f"storage.path: the store {self.layout.root!r} cannot be opened: {cause}"]) from error
+        self.threads = ThreadPools.start()
+        self.small = WriteBehind(self.files, self.threads)
+
+    def _open(self, config: Storage) -> None:
         self.room = Room(self.layout, config.max_size, config.min_free)
         self.files = BlobFiles(self.layout, self.room)
         self.index = Index(self.layout.index)
         self.ledger = Ledger(self.layout.index)
         self.turns = Turns(self.layout.manifest_turns)
         self.generation = Generation(f"{self.layout.root}/generation")
-        self.threads = ThreadPools.start()
-        self.small = WriteBehind(self.files, self.threads)
 
     def is_writable(self) -> bool:
         """Whether a file can be created just now. Blocks."""

@@ -240,10 +240,12 @@ class Endpoint:
     async def _elsewhere(self, stack: contextlib.AsyncExitStack, ask: Ask, url: URL) -> aiohttp.ClientResponse:
         home = url.origin() == self.url.origin()
         ask.elsewhere = not home
+        # Only Via: a circle may lead through a redirect, and a request's name is no foreign host's business.
+        hops = {"Via": way} if (way := via.get()) else {}
         request = self._http.request(
             ask.method,
             url,
-            ask.headers,
+            {**ask.headers, **hops},
             tls=self._tls if home else True,
             proxy=self._proxy,
             guarded=self._public and not home,

@@ -14,7 +14,7 @@ from mirror.core import errors
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.manifest import Manifest, parse_manifest
-from mirror.core.media import UPSTREAM_ACCEPT, strip_parameters
+from mirror.core.media import ALL_MANIFEST_TYPES, UPSTREAM_ACCEPT, strip_parameters
 from mirror.core.names import Reference
 from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamNonsense, UpstreamTimeout
 from mirror.upstream.blob import UpstreamBlob
@@ -93,8 +93,10 @@ class Registry:
 
         async def head(endpoint: Endpoint) -> ManifestHead:
             async with endpoint.request(ask) as response:
-                media_type = response.headers.get("Content-Type")
-                return ManifestHead(_digest(response), strip_parameters(media_type) if media_type else None, _length(response))
+                media_type = strip_parameters(response.headers.get("Content-Type", ""))
+                # Another type would reach the client, which could be a browser.
+                known = media_type if media_type in ALL_MANIFEST_TYPES else None
+                return ManifestHead(_digest(response), known, _length(response))
 
         try:
             return await self._first(ask, head)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,22 +11,21 @@ from typing import Any, Protocol
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
 from mirror.core.errors import InvalidInput
 from mirror.core.names import ImagePattern
 from mirror.core.units import parse_duration
-from mirror.errors import StorageError
 from mirror.images import Image
 from mirror.purge import Order, Purged
-from mirror.web.hooks import PREFIX, Hooks, without_secret
-from mirror.web.order_body import order_body
+from mirror.web.hooks import PREFIX, Hooks
+from mirror.web.order_body import order_body, read_body
 from mirror.web.paging import page
 from mirror.web.sync_api import SyncApi, SyncOperations
 
 log = structlog.get_logger(__name__)
 
-_OPEN = ("/healthz", "/readyz", "/metrics")
+# What machines ask for that know neither the token nor the mirror's name.
+OPEN = ("/healthz", "/readyz", "/metrics")
 _PURGE_KEYS = {"match": str, "older_than": str, "soft": bool, "dry_run": bool}
 
 
@@ -45,11 +43,7 @@ class Readiness:
 
 
 class Operations(SyncOperations, Protocol):
-    """What the admin address can have done. All but `token` block for a while and are called in a thread."""
-
-    def token(self) -> str | None:
-        """The token that is wanted, if any."""
-        ...
+    """What the admin address can have done. Everything blocks for a while and is called in a thread."""
 
     def readiness(self) -> Readiness: ...
     def metrics(self) -> bytes: ...
@@ -61,9 +55,9 @@ class Operations(SyncOperations, Protocol):
 
 
 def admin_application(operations: Operations, hooks: Hooks) -> web.Application:
-    """The application of the admin address."""
+    """The application of the admin address, for whom `AdminGuard` lets through."""
     api = _Api(operations)
-    application = web.Application(middlewares=[_problems, _guard(operations)], client_max_size=64 << 10)
+    application = web.Application()
     application.router.add_get("/healthz", api.healthz)
     application.router.add_get("/readyz", api.readyz)
     application.router.add_get("/metrics", api.metrics)
@@ -74,37 +68,6 @@ def admin_application(operations: Operations, hooks: Hooks) -> web.Application:
     SyncApi(operations).add_to(application)
     application.router.add_route("*", PREFIX + "{secret:.*}", hooks.at_admin)
     return application
-
-
-def _guard(operations: Operations) -> Middleware:
-    @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        token = operations.token()
-        if token is not None and request.path not in _OPEN:
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            # The scheme's name is the same in any case (RFC 9110 section 11.1).
-            right = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
-            if scheme.lower() != "bearer" or not right:
-                path = without_secret(request.path)[:200]
-                log.warning("audit", action="refused", method=request.method, path=path, client=request.remote)
-                raise web.HTTPUnauthorized(text="a token is wanted", headers={"WWW-Authenticate": "Bearer"})
-        return await handler(request)
-
-    return guard
-
-
-@web.middleware
-async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error is JSON: `{"error": "…"}`."""
-    try:
-        return await handler(request)
-    except InvalidInput as error:
-        return web.json_response({"error": str(error)}, status=400)
-    except StorageError as error:
-        return web.json_response({"error": str(error)}, status=503)
-    except web.HTTPException as error:
-        headers = {name: error.headers[name] for name in ("Allow", "WWW-Authenticate") if name in error.headers}
-        return web.json_response({"error": error.text or error.reason}, status=error.status, headers=headers)
 
 
 class _Api:
@@ -139,7 +102,7 @@ class _Api:
         return await self._purge(request, Order(self._operations.pattern(name)))
 
     async def purge(self, request: web.Request) -> web.Response:
-        wanted = order_body(await request.read(), _PURGE_KEYS, required="match")
+        wanted = order_body(await read_body(request), _PURGE_KEYS, required="match")
         before = None
         with _naming("older_than"):
             if "older_than" in wanted:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-import structlog
 from aiohttp import web
 
 from mirror.core.errors import RangeNotSatisfiable
@@ -13,10 +12,9 @@ from mirror.core.outcome import Outcome
 from mirror.core.ranges import ByteRange, Full, content_range, if_range_matches, parse_range
 from mirror.errors import MirrorError
 from mirror.pull.blobs import BlobAnswer
+from mirror.throttled_log import ThrottledLog
 from mirror.web import problems
 from mirror.web.responses import API_VERSION, problem_response, send_spans
-
-log = structlog.get_logger(__name__)
 
 _TYPE = "application/octet-stream"
 
@@ -25,12 +23,14 @@ async def send_blob(
     request: web.BaseRequest,
     answer: BlobAnswer,
     request_id: str,
+    log: ThrottledLog,
     begun: Callable[[Outcome], None],
     ended: Callable[[Outcome, int, int], None],
 ) -> web.StreamResponse:
     """Stream what the request asks of a blob. A body that cannot be completed ends short, with an orderly close.
 
     Args:
+        log: told why a body ends short.
         begun: told when the headers go out.
         ended: told outcome, status and bytes of the body that were sent.
 
@@ -47,12 +47,14 @@ async def send_blob(
     response = _head(answer, parts, request_id)
     await response.prepare(request)
     begun(_outcome(answer))
-    sent = await _send(request, response, answer, parts)
+    sent = await _send(request, response, answer, parts, log)
     ended(_outcome(answer), parts.status, sent)
     return response
 
 
-async def _send(request: web.BaseRequest, response: web.StreamResponse, answer: BlobAnswer, parts: _Parts) -> int:
+async def _send(
+    request: web.BaseRequest, response: web.StreamResponse, answer: BlobAnswer, parts: _Parts, log: ThrottledLog
+) -> int:
     """Send the body as far as it can be had; returns the bytes of the blob that went out."""
     sent = 0
 
@@ -69,7 +71,7 @@ async def _send(request: web.BaseRequest, response: web.StreamResponse, answer: 
     except Exception as error:  # noqa: BLE001 - an error answer would be taken for a part of the body
         # The status is out: only an early end can tell the client, who then resumes.
         response.force_close()
-        _tell(answer, sent, error)
+        _tell(log, answer, sent, error)
     return sent
 
 
@@ -101,14 +103,15 @@ def _wanted(request: web.BaseRequest, answer: BlobAnswer) -> Full | tuple[ByteRa
     return parse_range(request.headers.get("Range"), answer.size)
 
 
-def _tell(answer: BlobAnswer, sent: int, error: Exception) -> None:
+def _tell(log: ThrottledLog, answer: BlobAnswer, sent: int, error: Exception) -> None:
+    kind, said = type(error).__name__, {"digest": str(answer.digest), "sent": sent}
     if isinstance(error, MirrorError):
-        log.warning("body_ended_short", digest=str(answer.digest), sent=sent, cause=str(error))
+        log.tell("warning", "body_ended_short", kind, **said, cause=str(error))
     elif isinstance(error, RuntimeError | OSError):
         # What asyncio says of clients that leave.
-        log.info("body_ended_short", digest=str(answer.digest), sent=sent, cause=str(error))
+        log.tell("info", "body_ended_short", kind, **said, cause=str(error))
     else:
-        log.error("body_ended_short", digest=str(answer.digest), sent=sent, exc_info=error)
+        log.tell("error", "body_ended_short", kind, **said, exc_info=error)
 
 
 class _Parts:

@@ -1,20 +1,22 @@
-"""The door of the registry address: who may pass, before anything is made of what they ask for."""
+"""The door of an address: who may pass, before anything is made of what they ask for."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
 
+from mirror.core.hosts import HostNames
 from mirror.metrics import Metrics
+from mirror.throttled_log import ThrottledLog
 from mirror.tracing import RequestIds
 from mirror.web import hooks, problems
 from mirror.web.passwords import Passwords, TooManyChecks
 from mirror.web.peers import Admission, Bounds, Peer, Peers, Refusal
-from mirror.web.responses import ReadyResponse, problem_response
+from mirror.web.server import Respond
 
 log = structlog.get_logger(__name__)
 
@@ -22,8 +24,6 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 # Of one address; whoever guesses passwords leaves room for others.
 _MOST_CHECKS = 4
-# A flood of refusals is one line in the log in this time, in seconds.
-_LOG_EVERY = 1.0
 
 _TOO_MANY_REQUESTS = Refusal("requests", problems.too_many("requests at a time from one address"))
 _TOO_MANY_CHECKS = Refusal("credentials", problems.too_many("passwords at a time to be checked"))
@@ -31,37 +31,59 @@ _WRONG = Refusal("credentials", problems.unauthorized("user name or password is 
 _MISSING = Refusal("credentials", problems.unauthorized("user name and password are wanted"))
 
 
-class Door:
-    """Lets requests through to `handler`, or answers why not.
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What is asked and answered at an address.
 
-    Args:
+    Attributes:
+        name: the section of the configuration that says who may use it.
+        handler: answers the requests that pass.
         webhook: answers what is sent to webhooks; it looks at their credentials itself.
+        respond: words why a request does not pass.
+        any_host: beginnings of paths that may be asked for whatever the address is called by.
+    """
+
+    name: str
+    handler: Handler
+    webhook: Handler
+    respond: Respond
+    any_host: tuple[str, ...] = (hooks.PREFIX,)
+
+
+class Door:
+    """Lets requests through to a handler, or answers why not.
 
     Attributes:
         in_progress: requests that have been let through.
     """
 
-    def __init__(self, handler: Handler, metrics: Metrics, webhook: Handler) -> None:
+    def __init__(self, way: Way, metrics: Metrics) -> None:
         self.peers = Peers(self._count)
+        self.way = way
         self.in_progress = 0
         self._most_requests: float = math.inf
-        self._handler = handler
+        self._handler = way.handler
         self._metrics = metrics
-        self._webhook = webhook
+        self._misdirected = Refusal("host", problems.misdirected(f"{way.name}.hosts"))
+        self._hosts: HostNames | None = None
         self._ids = RequestIds()
         self._passwords: Passwords | None = None
         self._anonymous = True
-        self._logged: dict[str, float] = {}
+        self._log = ThrottledLog(log)
 
-    def configure(self, bounds: Bounds, passwords: Passwords | None, *, anonymous: bool) -> None:
+    def configure(
+        self, bounds: Bounds, hosts: HostNames | None = None, passwords: Passwords | None = None, *, anonymous: bool = True
+    ) -> None:
         """Change who may pass.
 
         Args:
+            hosts: what the address may be called; None for anything.
             passwords: None if nobody has one; what clients send is then not looked at.
             anonymous: whether requests without credentials pass.
         """
         self.peers.configure(bounds)
         self._most_requests = bounds.requests_per_address or math.inf
+        self._hosts = hosts
         self._passwords, self._anonymous = passwords, anonymous
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -80,8 +102,11 @@ class Door:
         peer.requests += 1
         self.in_progress += 1
         try:
+            if self._hosts is not None and not self._is_called_right(self._hosts, request):
+                self._count(self._misdirected, admission.source.address, host=request.headers["Host"][:100])
+                return self._refuse(request, self._misdirected)
             if request.raw_path.startswith(hooks.PREFIX):
-                return await self._webhook(request)
+                return await self.way.webhook(request)
             if self._passwords is not None:
                 refusal = await self._unknown(self._passwords, request, peer)
                 if refusal is not None:
@@ -91,6 +116,9 @@ class Door:
         finally:
             self.in_progress -= 1
             peer.requests -= 1
+
+    def _is_called_right(self, hosts: HostNames, request: web.BaseRequest) -> bool:
+        return hosts.include(request.headers.get("Host")) or request.raw_path.startswith(self.way.any_host)
 
     async def _unknown(self, passwords: Passwords, request: web.BaseRequest, peer: Peer) -> Refusal | None:
         """Why somebody may not pass who says to be, or does not say to be, one of the users."""
@@ -111,12 +139,10 @@ class Door:
                 peer.checks -= costs
         return None if right else _WRONG
 
-    def _refuse(self, request: web.BaseRequest, refusal: Refusal) -> ReadyResponse:
-        return problem_response(refusal.problem, self._ids.name(request.headers.get("X-Request-Id")))
+    def _refuse(self, request: web.BaseRequest, refusal: Refusal) -> web.StreamResponse:
+        return self.way.respond(refusal.problem, self._ids.name(request.headers.get("X-Request-Id")))
 
-    def _count(self, refusal: Refusal, client: str) -> None:
+    def _count(self, refusal: Refusal, client: str, **details: object) -> None:
         self._metrics.refused.labels(refusal.reason).inc()
-        now = time.monotonic()
-        if now >= self._logged.get(refusal.reason, 0.0):
-            self._logged[refusal.reason] = now + _LOG_EVERY
-            log.info("client_refused", reason=refusal.reason, client=client, status=refusal.problem.status)
+        reason, status = refusal.reason, refusal.problem.status
+        self._log.tell("info", "client_refused", reason, reason=reason, client=client, status=status, **details)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,19 +19,16 @@ from aiohttp import web
 from mirror.core.errors import InvalidInput
 from mirror.core.names import DOCKER_HUB, Repository, Tag
 from mirror.metrics import Metrics
+from mirror.sections import MIN_WEBHOOK_SECRET
+from mirror.throttled_log import ThrottledLog
 from mirror.tracing import RequestIds
+from mirror.web.order_body import read_body
 from mirror.web.problems import Problem
 from mirror.web.responses import ReadyResponse, head, problem_response
 
 log = structlog.get_logger(__name__)
 
 PREFIX = "/webhooks/dockerhub/"
-
-_MOST_BYTES = 64 << 10
-# Until the whole body is there, in seconds.
-_ARRIVES = 10.0
-# A flood of wrong secrets is one line in the log in this time, in seconds.
-_LOG_EVERY = 1.0
 
 
 class Pushed(Protocol):
@@ -68,12 +64,6 @@ def _member(payload: Any, *keys: str) -> str:
     return value
 
 
-def without_secret(path: str) -> str:
-    """A path as it may be logged."""
-    before, found, _ = path.partition("/webhooks/")
-    return f"{before}{found}…" if found else path
-
-
 class Hooks:
     """Takes webhooks at both addresses.
 
@@ -87,7 +77,7 @@ class Hooks:
         self._pushed = pushed
         self._refused = metrics.refused.labels("webhook")
         self._ids = RequestIds()
-        self._quiet_until = 0.0
+        self._log = ThrottledLog(log)
 
     async def at_registry(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer in the manner of the registry address."""
@@ -114,7 +104,7 @@ class Hooks:
         await self._check(given, request.remote)
         if request.method != "POST":
             raise web.HTTPMethodNotAllowed(request.method, ["POST"], text="only POST is taken here")
-        body = await _body(request)
+        body = await read_body(request)
         try:
             repository, tag = parse_push(body)
         except InvalidInput as error:
@@ -127,40 +117,23 @@ class Hooks:
     async def _check(self, given: bytes, client: str | None) -> None:
         """Answer a wrong secret as if there were nothing here."""
         path = self._secret_file()
-        secret = None if path is None else await asyncio.to_thread(_secret, path)
+        secret = None if path is None else await asyncio.to_thread(self._secret, path)
         if secret is not None:
             if hmac.compare_digest(given, secret):
                 return
             self._refused.inc()
-            now = time.monotonic()
-            if now >= self._quiet_until:
-                self._quiet_until = now + _LOG_EVERY
-                log.warning("audit", action="webhook", client=client, refused="wrong secret")
+            self._log.tell("warning", "audit", "wrong secret", action="webhook", client=client, refused="wrong secret")
         raise web.HTTPNotFound(text="there is nothing of this kind here")
 
-
-async def _body(request: web.BaseRequest) -> bytes:
-    """The whole of a small body. Raises web.HTTPException."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_ARRIVES):
-            # Said at once, however slowly the rest comes.
-            announced = request.content_length or 0
-            while len(body) <= _MOST_BYTES and announced <= _MOST_BYTES:
-                piece = await request.content.readany()
-                if not piece:
-                    return bytes(body)
-                body += piece
-    except TimeoutError as error:
-        raise web.HTTPRequestTimeout(text=f"the body has to be there within {_ARRIVES:g} seconds") from error
-    raise web.HTTPRequestEntityTooLarge(_MOST_BYTES, len(body), text=f"at most {_MOST_BYTES} bytes are taken")
-
-
-def _secret(path: Path) -> bytes | None:
-    """The secret of the day; None, and a line in the log, if there is none that could be told from nothing."""
-    try:
-        secret = path.read_bytes().strip()
-    except OSError as error:
-        log.error("webhook_secret_unreadable", file=str(path), cause=error.strerror)
-        return None
-    return secret or None
+    def _secret(self, path: Path) -> bytes | None:
+        """The current secret; None (logged) if the file cannot be read, or holds what could be guessed."""
+        try:
+            secret = path.read_bytes().strip()
+        except OSError as error:
+            self._log.tell("error", "webhook_secret_unreadable", file=str(path), cause=error.strerror)
+            return None
+        if len(secret.decode(errors="replace")) < MIN_WEBHOOK_SECRET:
+            cause = f"it holds fewer than {MIN_WEBHOOK_SECRET} characters"
+            self._log.tell("error", "webhook_secret_refused", file=str(path), cause=cause)
+            return None
+        return secret

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mirror.core import errors as core
+from mirror.core.redaction import without_secret
 from mirror.errors import (
     AccessDenied,
     ConnectionWithdrawn,
@@ -56,7 +57,7 @@ class Problem:
 
 def problem(error: Exception, kind: str) -> Problem:
     """The answer to an error that a request of a kind (manifest, blob, tags, referrers) met."""
-    text = str(error)
+    text = without_secret(str(error))
     if isinstance(error, core.InvalidInput):
         return Problem(400, _invalid_code(error), "the request is malformed", text)
     if isinstance(error, NotFound):
@@ -80,7 +81,7 @@ def problem(error: Exception, kind: str) -> Problem:
 
 def not_found(target: str) -> Problem:
     """There is no such path."""
-    return Problem(404, "UNSUPPORTED", "there is nothing of this kind here", target[:200])
+    return Problem(404, "UNSUPPORTED", "there is nothing of this kind here", without_secret(target[:200]))
 
 
 def malformed(cause: str) -> Problem:
@@ -91,6 +92,16 @@ def malformed(cause: str) -> Problem:
 def outside() -> Problem:
     """The client's address is not one of those that are served."""
     return Problem(403, "DENIED", "this mirror does not serve your address", "the address lies in none of its networks")
+
+
+def misdirected(key: str) -> Problem:
+    """The client calls the mirror by a name that is none of its own.
+
+    Args:
+        key: of the configuration, where names are added.
+    """
+    detail = f"the Host header is no address and no name of this host; {key} can add one"
+    return Problem(403, "DENIED", "this mirror does not answer to that name", detail)
 
 
 def unauthorized(why: str) -> Problem:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -18,6 +19,7 @@ from mirror.core.conditions import etag_matches
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
+from mirror.core.redaction import without_secret
 from mirror.core.staleness import said
 from mirror.errors import MirrorError, PolicyDenied, UpstreamTimeout
 from mirror.maintenance.recheck import Recheck
@@ -28,6 +30,7 @@ from mirror.pull.catalog import Catalog
 from mirror.pull.listings import Listings
 from mirror.pull.manifests import Manifests
 from mirror.pull.permission import Permission
+from mirror.throttled_log import ThrottledLog
 from mirror.tracing import RequestIds, Trail, request_id
 from mirror.web import problems
 from mirror.web.blob_response import send_blob
@@ -94,6 +97,7 @@ class RegistryApi:
         self._ids = RequestIds()
         self._routes: dict[str, Route] = {}
         self._heads: dict[tuple[Digest, str], bytes] = {}
+        self._log = ThrottledLog(log)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; never raises but for a client that has gone."""
@@ -224,7 +228,8 @@ class RegistryApi:
                 self._recheck.served(digest, client)
 
         try:
-            return await send_blob(request, answer, name, lambda outcome: self._tally.first_byte("blob", outcome, started), ended)
+            first_byte = partial(self._tally.first_byte, "blob", started=started)
+            return await send_blob(request, answer, name, self._log, first_byte, ended)
         finally:
             await answer.body.close()
 
@@ -268,11 +273,12 @@ class RegistryApi:
         if isinstance(error, PolicyDenied):
             self._denied.inc()
         problem = problems.problem(error, kind)
+        reason, path = f"{problem.status} {type(error).__name__}", without_secret(request.raw_path)[:300]
         if problem.status == 500:
-            log.error("request_failed", path=request.raw_path[:300], exc_info=error)
+            self._log.tell("error", "request_failed", reason, path=path, exc_info=error)
         else:
             level = "warning" if isinstance(error, MirrorError) and problem.status >= 500 else "info"
-            getattr(log, level)("request_refused", path=request.raw_path[:300], status=problem.status, cause=str(error))
+            self._log.tell(level, "request_refused", reason, path=path, status=problem.status, cause=without_secret(str(error)))
         if route is not None and route.repository is not None:
             self._tally.count(kind, route.repository, Outcome.MISS, problem.status, 0, started)
         return problem_response(problem, name)

@@ -1,64 +1,91 @@
-"""The HTTP server of the registry address: its connections, and what happens to those who do not speak HTTP."""
+"""The HTTP server of an address: its connections, and what happens to those who do not speak HTTP."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import http_exceptions, web
 
+from mirror.throttled_log import ThrottledLog
 from mirror.web import problems
 from mirror.web.peers import Admission, Peers
-from mirror.web.responses import problem_response
+from mirror.web.problems import Problem
 
 log = structlog.get_logger(__name__)
 
 # A connection whose client is refused waits so long for the request to answer that to. Seconds.
 _REFUSED_FOR = 5.0
+# A request's headers have to be there within this time after the connection or the last answer, in seconds.
+_HEADERS = 30.0
+
+Respond = Callable[[Problem, str], web.StreamResponse]
+"""An error answer in the manner of an address, given the problem and the request's name."""
 
 
 class Server(web.Server):
-    """Knows who is connected, and answers malformed requests as everything else: in JSON, with one line in the log."""
+    """Knows who is connected, and answers malformed requests as everything else: with one line in the log, and without
+    a word of what was sent.
+    """
 
-    def __init__(self, handler: Any, peers: Peers, **settings: Any) -> None:
-        super().__init__(handler, **settings)
-        self.peers = peers
+    def __init__(self, handler: Any, peers: Peers, respond: Respond, **settings: Any) -> None:
+        super().__init__(handler, **settings, access_log=None, keepalive_timeout=_HEADERS, auto_decompress=False)
+        self.respond = respond
+        self.log = ThrottledLog(log)
+        self._peers = peers
 
-    def __call__(self) -> web.RequestHandler:
-        return Connection(self, self.peers, loop=self._loop, **self._kwargs)
+    def connection(self, address: str) -> Connection | None:
+        """What serves a new connection from an address; None if that is to be ended without a word."""
+        admission = self._peers.connected(address)
+        if admission.cut:
+            self._peers.left(admission)
+            return None
+        return Connection(self, admission, self._peers.left, loop=self._loop, **self._kwargs)
 
 
 class Connection(web.RequestHandler):
     """One client's connection.
 
     Attributes:
-        admission: what was decided about it when it was made.
+        admission: what was decided about it when it was accepted.
     """
 
-    __slots__ = ("_end", "_peers", "admission")
+    __slots__ = ("_end", "_left", "_server", "admission")
 
-    admission: Admission
-
-    def __init__(self, server: Server, peers: Peers, **settings: Any) -> None:
+    def __init__(self, server: Server, admission: Admission, left: Callable[[Admission], None], **settings: Any) -> None:
         super().__init__(server, **settings)
-        self._peers = peers
+        self.admission = admission
+        self._server = server
+        self._left: Callable[[Admission], None] | None = left
         self._end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Decide who this is, once for all requests that come by it."""
-        peername = transport.get_extra_info("peername")
-        self.admission = self._peers.connected(str(peername[0]) if peername else "")
+        """Begin to serve, or give a client that is refused a moment to ask and be told why."""
         super().connection_made(transport)
         if self.admission.refusal is not None:
-            self._end = self._loop.call_later(0.0 if self.admission.cut else _REFUSED_FOR, self.force_close)
+            self._end = self._loop.call_later(_REFUSED_FOR, self.force_close)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the client's place to another."""
         if self._end is not None:
             self._end.cancel()
-        self._peers.left(self.admission)
+        self.abandoned()
         super().connection_lost(exc)
+
+    def abandoned(self) -> None:
+        """Give the client's place to another; the connection may never have been made."""
+        if self._left is not None:
+            self._left(self.admission)
+            self._left = None
+
+    def close(self) -> None:
+        """End when the request under way has been answered; at once if there is none: a next one would get no answer."""
+        idle = self._waiter is not None and not self._waiter.done()
+        super().close()
+        if idle:
+            self.force_close()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -73,13 +100,29 @@ class Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun")
         if status < 500:
-            # What follows a colon is what the client sent, which may be a secret.
-            cause = (message or type(exc).__name__).partition(":")[0][:200]
-            log.info("request_malformed", client=request.remote, cause=cause)
+            cause = _CONSTANT.get(message or "") or _cause(exc)
+            self._server.log.tell("info", "request_malformed", cause, client=request.remote, cause=cause)
             problem = problems.malformed(cause)
         else:
-            log.error("request_failed", client=request.remote, exc_info=exc)
+            self._server.log.tell("error", "request_failed", type(exc).__name__, client=request.remote, exc_info=exc)
             problem = problems.problem(RuntimeError(type(exc).__name__), "")
-        response = problem_response(problem, "-")
+        response = self._server.respond(problem, "-")
         response.force_close()
         return response
+
+
+_CAUSES: tuple[tuple[type[BaseException], str], ...] = (
+    (http_exceptions.BadStatusLine, "the request line cannot be read"),
+    (http_exceptions.InvalidURLError, "the target cannot be read"),
+    (http_exceptions.LineTooLong, "the request line or a header is too long"),
+    (http_exceptions.InvalidHeader, "a header cannot be read"),
+    (http_exceptions.TransferEncodingError, "the body's encoding cannot be read"),
+    (http_exceptions.ContentEncodingError, "the body's encoding cannot be read"),
+)
+# Words of the parser that repeat nothing.
+_CONSTANT = {"Missing 'Host' header in request.": "there is no Host header", "Too many headers received": "too many headers"}
+
+
+def _cause(error: BaseException | None) -> str:
+    """What is wrong with a request, in our words: those of the parser repeat what was sent, which may be a secret."""
+    return next((words for kind, words in _CAUSES if isinstance(error, kind)), "it is not HTTP/1.1 as it should be")

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from mirror.core.errors import InvalidInput
 from mirror.core.platform import Platform
-from mirror.web.order_body import order_body
+from mirror.web.order_body import order_body, read_body
 from mirror.web.paging import page
 
 log = structlog.get_logger(__name__)
@@ -64,14 +64,14 @@ class SyncApi:
 
     async def sync(self, request: web.Request) -> web.Response:
         """Have held images looked at now."""
-        wanted = order_body(await request.read(), {"images": list}, empty=True)
+        wanted = order_body(await read_body(request), {"images": list}, empty=True)
         images = _texts(wanted, "images", _MOST_IMAGES)
         name = await asyncio.to_thread(self._operations.order_sync, images)
         return _accepted(request, "sync", name, images)
 
     async def warm(self, request: web.Request) -> web.Response:
         """Have images brought here."""
-        wanted = order_body(await request.read(), {"images": list, "platforms": list}, required="images")
+        wanted = order_body(await read_body(request), {"images": list, "platforms": list}, required="images")
         images, platforms = _texts(wanted, "images", _MOST_IMAGES), _texts(wanted, "platforms", _MOST_PLATFORMS)
         if not images:
             raise web.HTTPBadRequest(text="images: has to name at least one")

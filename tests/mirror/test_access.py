@@ -162,7 +162,7 @@ async def test_many_refused_connections_are_cut(hub, tmp_path):
                 assert await wire.ended() == b""
             await wires[0].send(PING)
             assert (await wires[0].reply()).status == 403
-        peers = mirror.mirror._entrance._door.peers
+        peers = mirror.mirror._entrance.listener._door.peers
         await eventually(lambda: not peers._peers)
         assert (peers._connections, peers._turned_away) == (0, 0)
 

@@ -293,6 +293,38 @@ async def test_mirror_of_itself(tmp_path, hub):
             assert (await bounded(mirror, path, 2.0)).status == 503
 
 
+@pytest.mark.parametrize("kind", ["manifest", "blob"])
+async def test_redirected_requests_tell_their_way(hub, mirror, kind):
+    """A circle that leads through a redirect is one, too: where upstream redirects to hears of the mirrors on the way."""
+    image = hub.add_image(APP, "1")
+    async with visitors() as (seen, port):
+        path = f"/v2/{APP}/manifests/1" if kind == "manifest" else f"/v2/{APP}/blobs/{image.layers[0].digest}"
+        hub.script(Rule(kind=kind, host="registry", times=None), Redirect(f"http://127.0.0.4:{port}/x"))
+        await bounded(mirror, path)
+    assert seen
+    assert all("\r\nVia: 1.1 registry-mirror-" in text for text in seen)
+    assert not any("Authorization" in text or "X-Request-Id" in text for text in seen)
+
+
+async def test_circle_through_a_redirect(hub, mirror):
+    """An upstream that redirects to this mirror itself is answered at once."""
+    image = hub.add_image(APP, "1")
+    path = f"/v2/{APP}/blobs/{image.layers[0].digest}"
+    hub.script(Rule(kind="blob", host="registry", times=None), Redirect(mirror.url(path)))
+    assert (await bounded(mirror, path, 2.0)).status == 503
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("kind", ["text/html", "image/svg+xml", "application/json", "application/octet-stream"])
+async def test_upstreams_type_of_a_manifest(hub, mirror, method, kind):
+    """Only a manifest's own types reach clients, one of which may be a browser."""
+    image = hub.add_image(APP, "1")
+    hub.script(Rule(kind="manifest", times=None), Headers({"Content-Type": kind}))
+    for reference in ("1", image.digest):
+        answer = await mirror.get(f"/v2/{APP}/manifests/{reference}", method)
+        assert (answer.status, answer.headers["Content-Type"]) == (200, image.media_type)
+
+
 async def test_chain_of_mirrors(hub, tmp_path):
     """A mirror of a mirror is no circle."""
     image = hub.add_image(APP, "1")

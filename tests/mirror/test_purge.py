@@ -22,7 +22,8 @@ class Operator:
 
     async def ask(self, method, path, **kwargs):
         url = f"http://127.0.0.1:{self.mirror.admin_port}{path}"
-        async with self.mirror.session.request(method, url, headers=self.headers, **kwargs) as response:
+        kind = {} if method == "GET" else {"Content-Type": "application/json"}
+        async with self.mirror.session.request(method, url, headers={**self.headers, **kind}, **kwargs) as response:
             return response.status, json.loads(await response.read())
 
     async def purge(self, match, **order):
@@ -318,7 +319,7 @@ async def test_token_is_compared_in_constant_time(secured, monkeypatch):
 
     compared = []
     real = hmac.compare_digest
-    monkeypatch.setattr("mirror.web.admin_api.hmac.compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
+    monkeypatch.setattr("mirror.web.admin_guard.hmac.compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
     await Operator(secured, "wrong").ask("GET", "/api/v1/images")
     assert compared == [(b"wrong", b"s3cret")]
 

@@ -307,3 +307,33 @@ async def test_names_that_do_not_resolve_stall_no_blob(hub, mirror, trust):
     finally:
         go.set()
         await asyncio.gather(*lookups)
+
+
+async def test_names_of_the_certificate(hub, tmp_path, trust, mirror):
+    """On loopback a mirror may be called by what its certificate says, and by nothing else."""
+    for host, status in (("localhost", 200), ("mirror.example", 200), ("a.wild.example", 200), ("evil.example", 403)):
+        certificate = Authority(tmp_path / host, "other").issue("mirror", "DNS:mirror.example,DNS:*.wild.example,IP:127.0.0.1")
+        await mirror.reload(tls=tls(*certificate))
+        async with mirror.session.get(mirror.url("/v2/"), headers={"Host": host}, ssl=False) as response:
+            assert response.status == status, host
+
+
+async def test_handshakes_that_never_end_are_counted(hub, tmp_path, served, trust):
+    """Who opens connections and says nothing has no more of them than others."""
+    limits = {"connections_per_address": 3}
+    async with (
+        MirrorUnderTest(hub, tmp_path / "store", tls=tls(*served), limits=limits) as mirror,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(3):
+            _, writer = await asyncio.open_connection("127.0.0.1", mirror.port)
+            stack.callback(writer.close)
+        async with mirror.session.get(mirror.url("/v2/"), ssl=trust) as response:
+            assert response.status == 429
+        await stack.pop_all().aclose()
+        async with asyncio.timeout(LIMIT):
+            while True:
+                async with mirror.session.get(mirror.url("/v2/"), ssl=trust) as response:
+                    if response.status == 200:
+                        break
+                await asyncio.sleep(0.02)

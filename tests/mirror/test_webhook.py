@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from urllib.parse import quote
 
 import bcrypt
 import pytest
@@ -195,6 +196,18 @@ async def test_the_file_is_followed(hub, mirror, secret_file):
     assert (await ask(mirror, path="/webhooks/dockerhub/0123456789abcdef", json=payload()))[0] == 404
 
 
+@pytest.mark.parametrize("short", ["", "fifteen-letters", "  fifteen-letters\n", "ääääääääääääääa"])
+async def test_a_renewed_secret_is_no_shorter(mirror, secret_file, short, log):
+    """What would not do at the start does not do later: nothing is right then, and the log says why without the secret."""
+    secret_file.write_text(short)
+    for path in (quote(short.strip()), QUOTED):
+        assert (await ask(mirror, path=f"/webhooks/dockerhub/{path}", json=payload()))[0] == 404
+    assert [event["event"] for event in log if event["log_level"] == "error"] == ["webhook_secret_refused"] * 2
+    assert "fifteen" not in str(log)
+    secret_file.write_text("0123456789abcdef")
+    assert (await ask(mirror, path="/webhooks/dockerhub/0123456789abcdef", json=payload()))[0] == 202
+
+
 async def test_reload_names_another_file(mirror, tmp_path):
     """The key can be set, changed and taken away while the mirror runs."""
     (tmp_path / "another").write_text("0123456789abcdef")
@@ -331,7 +344,7 @@ async def test_the_most_that_is_taken(mirror):
 @pytest.mark.parametrize("address", ADDRESSES)
 async def test_a_slow_body(hub, mirror, address, monkeypatch):
     """A body that is not there in time is not waited for."""
-    monkeypatch.setattr(hooks, "_ARRIVES", 0.2)
+    monkeypatch.setattr("mirror.web.order_body._ARRIVES_S", 0.2)
     port = mirror.port if address == "registry" else mirror.admin_port
     async with Wire(port) as wire:
         await wire.send(f"POST {HOOK} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())

@@ -84,7 +84,8 @@ class Pull:
         """Connect, with `accepted_by` wait until one of that mirror's workers has the connection, and send the request."""
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
         data = json.dumps(body).encode() if body else b""
-        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
+        head += "Content-Type: application/json\r\n\r\n"
         self.local = self.writer.get_extra_info("sockname")[1]
         if accepted_by is not None:
             self.worker = await eventually(lambda: owner(self._port, self.local, accepted_by.workers()), "accepted")

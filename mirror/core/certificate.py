@@ -1,0 +1,51 @@
+"""What a certificate says its server is called."""
+
+from __future__ import annotations
+
+# DER (X.690) of the object identifier of subjectAltName (RFC 5280 section 4.2.1.6).
+_SUBJECT_ALT_NAME = bytes.fromhex("0603551d11")
+_BOOLEAN, _OCTETS, _SEQUENCE, _DNS_NAME = 0x01, 0x04, 0x30, 0x82
+
+
+def dns_names(der: bytes) -> frozenset[str]:
+    """The host names of a certificate, which may begin with `*.`; none if it has no such extension, or cannot be read.
+
+    Args:
+        der: a certificate that its reader has taken already: this looks for one extension only.
+    """
+    at = der.find(_SUBJECT_ALT_NAME)
+    if at < 0:
+        return frozenset()
+    try:
+        kind, value, at = _element(der, at + len(_SUBJECT_ALT_NAME))
+        if kind == _BOOLEAN:
+            # Whether the extension is critical.
+            kind, value, _ = _element(der, at)
+        if kind != _OCTETS:
+            return frozenset()
+        kind, names, _ = _element(value, 0)
+        return frozenset(_names(names)) if kind == _SEQUENCE else frozenset()
+    except (IndexError, ValueError):
+        return frozenset()
+
+
+def _names(data: bytes) -> list[str]:
+    found, at = [], 0
+    while at < len(data):
+        kind, value, at = _element(data, at)
+        if kind == _DNS_NAME:
+            found.append(value.decode("ascii").lower())
+    return found
+
+
+def _element(data: bytes, at: int) -> tuple[int, bytes, int]:
+    """Tag, content and end of the element at a place; raises IndexError or ValueError if it is cut off."""
+    tag, length = data[at], data[at + 1]
+    at += 2
+    if length & 0x80:
+        count = length & 0x7F
+        length = int.from_bytes(data[at : at + count])
+        at += count
+    if at + length > len(data):
+        raise ValueError("cut off")
+    return tag, data[at : at + length], at + length

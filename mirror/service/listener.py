@@ -1,0 +1,72 @@
+"""One address: its socket, its connections, and the door in front of what answers. The same for both addresses."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from mirror.core.hosts import HostNames
+from mirror.listener.acceptor import Acceptor
+from mirror.metrics import Metrics
+from mirror.web.door import Door, Way
+from mirror.web.passwords import Passwords
+from mirror.web.peers import Bounds
+from mirror.web.server import Server
+
+
+class Listener:
+    """Bounds what clients may do to an address: connections, requests, and the time until a request's headers are there."""
+
+    def __init__(self, way: Way, metrics: Metrics) -> None:
+        self._door = Door(way, metrics)
+        self._context: ssl.SSLContext | None = None
+        self._acceptor: Acceptor | None = None
+        self._server: Server | None = None
+
+    @property
+    def in_progress(self) -> int:
+        """Requests that are being answered."""
+        return self._door.in_progress
+
+    def use(self, context: ssl.SSLContext | None) -> None:
+        """Encrypt new connections; None for plain ones."""
+        self._context = context
+        if self._acceptor is not None:
+            self._acceptor.use(context)
+
+    def configure(
+        self, bounds: Bounds, hosts: HostNames | None, passwords: Passwords | None = None, *, anonymous: bool = True
+    ) -> None:
+        """Change who may pass; see `Door.configure`."""
+        self._door.configure(bounds, hosts, passwords, anonymous=anonymous)
+
+    def open(self, sock: socket.socket, relieve: Callable[[], None], **settings: Any) -> None:
+        """Begin to accept connections.
+
+        Args:
+            sock: listens, and is closed in the end.
+            relieve: ends idle connections, of this and other addresses, when there are no descriptors for new ones.
+            settings: further ones of the HTTP server.
+        """
+        self._server = Server(self._door.handle, self._door.peers, self._door.way.respond, **settings)
+        self._acceptor = Acceptor(sock, self._server.connection, relieve)
+        self._acceptor.use(self._context)
+        self._acceptor.start()
+
+    def end_idle(self) -> None:
+        """End connections that have no request under way, and the others after it."""
+        if self._server is not None:
+            self._server.pre_shutdown()
+
+    def close(self) -> None:
+        """Accept no connections any more, and let those that stand end with the request under way."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+        self.end_idle()
+
+    async def shutdown(self, timeout: float) -> None:
+        """End all connections."""
+        if self._server is not None:
+            await self._server.shutdown(timeout)
