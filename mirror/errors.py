@@ -32,14 +32,18 @@ class UpstreamError(MirrorError):
         reason: one bounded word for logs and metrics.
         retry_after: seconds after which upstream wants to be asked again, if it said so.
         elsewhere: it happened at a host that upstream had redirected to.
+        at_token_host: it happened where upstream gets its tokens.
         another: another upstream of the list may well do better.
+        transient: the same request may well be answered the next time.
         asked: upstream was asked, and this is not the memory of an earlier failure.
     """
 
     reason = "error"
     asked = True
     elsewhere = False
+    at_token_host = False
     another = False
+    transient = False
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -57,13 +61,14 @@ class UpstreamError(MirrorError):
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No connection to upstream: name, route, refusal or TLS."""
+    """No connection to upstream: name, route, refusal, TLS, or none within the time limit."""
 
     reason = "connect"
+    transient = True
 
 
 class UpstreamTimeout(UpstreamError):
-    """Upstream did not connect, answer or go on within its time limit."""
+    """Upstream did not answer or go on within its time limit."""
 
     reason = "timeout"
 
@@ -72,6 +77,7 @@ class UpstreamFailing(UpstreamError):
     """Upstream answered 5xx."""
 
     reason = "server_error"
+    transient = True
 
 
 class UpstreamRateLimited(UpstreamError):
@@ -84,6 +90,7 @@ class UpstreamCut(UpstreamError):
     """Upstream ended a body before its announced end."""
 
     reason = "cut"
+    transient = True
 
 
 class UpstreamNonsense(UpstreamError):

@@ -5,6 +5,8 @@ from enum import Enum, auto
 from typing import Final
 
 _MAX_DOUBLINGS: Final = 62
+# Seconds after which failures are no longer in a row with those before.
+_ROW: Final = 60.0
 
 
 class Admission(Enum):
@@ -29,6 +31,8 @@ class Breaker:
     longest: float = 30.0
     threshold: int = 3
     _failures: int = 0
+    _first_failure: float = 0.0
+    _last_failure: float = 0.0
     _opened: int = 0
     _until: float = 0.0
     _on_trial: bool = False
@@ -57,6 +61,10 @@ class Breaker:
         """Seconds until the next trial may begin."""
         return 0.0 if self.is_closed else max(0.0, self._until - now)
 
+    def has_failed_for(self, now: float) -> float:
+        """Seconds from the first to the last failure, if the last is recent and nothing has succeeded in between."""
+        return self._last_failure - self._first_failure if self._failures and now - self._last_failure <= _ROW else 0.0
+
     def succeeded(self) -> None:
         """Something that was asked has answered, whenever it was let in."""
         self._failures = self._opened = 0
@@ -71,6 +79,9 @@ class Breaker:
             grave: opens it at once.
             pause: at least so many seconds instead of the doubled ones.
         """
+        if not self._failures or now - self._last_failure > _ROW:
+            self._first_failure = now
+        self._last_failure = now
         if admission is Admission.NORMAL and not self.is_closed:
             return False
         self._failures += 1

@@ -13,6 +13,8 @@ from mirror.core.ratelimit import RateLimit
 # Seconds between probes of a registry that has not said when to come back.
 _FIRST: Final = 30.0
 _LONGEST: Final = 900.0
+# With no more pulls left than this, none is spent on an answer that another request may bring as well.
+_FEW: Final = 20
 # A number of pulls left that is older than its window says nothing; for those that come without one, Docker Hub's.
 _WINDOW: Final = 21_600.0
 
@@ -98,6 +100,12 @@ class Budget:
             return False
         remaining = self.remaining(now)
         return remaining is None or remaining > reserve
+
+    def allows_second(self, kind: str, method: str, now: float) -> bool:
+        """Whether something may be asked for once more, although the first request may still count as a pull."""
+        gates = self._gates(kind, method)
+        remaining = self.remaining(now) if self._pulls in gates else None
+        return all(gate.is_closed for gate in gates) and (remaining is None or remaining > _FEW)
 
     def _gates(self, kind: str, method: str) -> list[Breaker]:
         gates = [self._limited[kind]] if kind in self._limited else []

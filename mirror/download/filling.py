@@ -196,7 +196,8 @@ class Filling:
         if self._partial.received() or (isinstance(error, UpstreamError) and error.another):
             return failures >= self._workshop.policy.attempts
         # Nothing has come yet: a client is better served by a quick answer, with which it turns to another host.
-        return failures > 1 or isinstance(error, UpstreamAnswer | UpstreamRateLimited | UpstreamTimeout)
+        no_answer = isinstance(error, UpstreamTimeout) and self._partial.size is None
+        return failures > 1 or no_answer or isinstance(error, UpstreamAnswer | UpstreamRateLimited)
 
     def _stop(self, hole: tuple[int, int | None]) -> int | None:
         return None if hole[1] == self._partial.size else hole[1]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -20,6 +21,7 @@ from mirror.flights import Flights
 from mirror.pull.context import Context
 from mirror.pull.holdings import Holdings
 from mirror.storage.blobs import HeldBlob, is_intact
+from mirror.upstream.blob import ExpectedSize
 from mirror.upstream.registry import Registry
 
 log = structlog.get_logger(__name__)
@@ -47,9 +49,10 @@ class _UpstreamSource:
     path: str
     digest: Digest
     in_use: UseCount
+    size: ExpectedSize = field(compare=False)
 
     def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[BlobStream]:
-        return self.registry.blob(self.path, self.digest, start, stop)
+        return self.registry.blob(self.path, self.digest, start, stop, self.size)
 
     def held(self) -> AbstractContextManager[None]:
         return self.in_use.hold()
@@ -78,7 +81,9 @@ class Blobs:
         return await self._answer(repository, digest, for_store=False)
 
     async def _answer(self, repository: Repository, digest: Digest, *, for_store: bool) -> BlobAnswer:
-        source = _UpstreamSource(self._context.registry(repository), repository.path, digest, self._context.in_use)
+        context = self._context
+        expected = ExpectedSize(partial(context.index.parts.size_named, "blob", repository, digest))
+        source = _UpstreamSource(context.registry(repository), repository.path, digest, context.in_use, expected)
         if not self._holdings.may_serve_blob(repository, digest) and self._is_around(digest):
             self._holdings.refuse_absent("blob", repository, digest)
             await self._ask(repository, digest)

@@ -34,6 +34,31 @@ class _Pace:
             self._begun, self._count = self._clock(), 0
 
 
+class ExpectedSize:
+    """The size of a blob by the word of its manifest, as long as upstream does not contradict it twice in the same way.
+
+    An answer of another length is most likely a page for people, or a broken one, with status 200.
+
+    Args:
+        named: called for the size in bytes when it is needed; None if no manifest is known that names the blob.
+    """
+
+    def __init__(self, named: Callable[[], int | None]) -> None:
+        self._named = named
+        self._contradiction: int | None = None
+        self._accepted: int | None = None
+
+    def accepts(self, size: int) -> bool:
+        """Whether to take an answer that announces so many bytes."""
+        if size == self._accepted or self._named() in (None, size):
+            return True
+        # Manifests can be wrong, too; what the bytes are worth their digest tells.
+        if size == self._contradiction:
+            self._accepted = size
+        self._contradiction = size
+        return size == self._accepted
+
+
 class UpstreamBlob:
     """A successful response to the request for a blob, or for a part of it.
 

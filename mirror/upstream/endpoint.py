@@ -29,7 +29,7 @@ from mirror.errors import (
 from mirror.metrics import Metrics
 from mirror.tracing import request_id, via
 from mirror.upstream import redirects
-from mirror.upstream.health import Health
+from mirror.upstream.health import Guard, Health
 from mirror.upstream.http import Http, dismiss, peer
 from mirror.upstream.login import Login
 from mirror.upstream.prober import Prober
@@ -97,7 +97,7 @@ class Endpoint:
         self._proxy = proxy
         # Whether its own host is on the Internet, by the address that was connected to.
         self._public = not redirects.is_inside(url.host or "")
-        self._prober = Prober(self.health, self.probe)
+        self._probers: dict[Guard, Prober] = {}
         self._relogin = Relogin(tokens.login)
 
     @property
@@ -109,6 +109,11 @@ class Endpoint:
     def login(self) -> Login:
         """The account that it is used with, if any."""
         return self._tokens.login
+
+    @property
+    def hedge_after(self) -> float:
+        """Seconds without an answer after which a second request may be sent beside the first."""
+        return self._http.limits.hedge_after
 
     def slot(self, kind: str) -> contextlib.AbstractAsyncContextManager[None]:
         """One of the limited connections, to be had before a request; raises UpstreamBusy if that takes too long."""
@@ -149,23 +154,28 @@ class Endpoint:
     def start(self) -> None:
         """Probe from now on, at once if it is known to be out of order."""
         self.health.opened = self._watch
-        if not self.health.own.breaker.is_closed:
-            self._watch()
+        for guard in self.health.probed_guards:
+            if not guard.breaker.is_closed:
+                self._watch(guard)
 
     async def rest(self) -> None:
         """Leave it to the one that takes its place to try the login, and to probe if it has taken over the health."""
         await self._relogin.close()
         if self.health.opened != self._watch:
-            await self._prober.close()
+            await self._stop_probing()
 
     async def close(self) -> None:
         """Stop probing and fetching tokens."""
-        await self._prober.close()
+        await self._stop_probing()
         await self._relogin.close()
         await self._tokens.close()
 
-    def _watch(self) -> None:
-        self._prober.wake()
+    def _watch(self, guard: Guard) -> None:
+        self._probers.setdefault(guard, Prober(self.health, guard, self.probe)).wake()
+
+    async def _stop_probing(self) -> None:
+        for prober in self._probers.values():
+            await prober.close()
 
     def received(self, count: int) -> None:
         """Count bytes of bodies that came from this upstream."""
@@ -193,7 +203,8 @@ class Endpoint:
         if response.status == 401:
             challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
             await dismiss(response)
-            answer = await self._tokens.answer(challenges, scope, authorization, public=self._public)
+            with self.health.token():
+                answer = await self._tokens.answer(challenges, scope, authorization, public=self._public)
             if answer is not None:
                 response = await self._send(stack, ask, answer)
                 self._tokens.answered(scope, answer, response.status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from mirror.core.breaker import Admission, Breaker
 from mirror.core.budget import Budget, Spending
@@ -15,12 +16,19 @@ from mirror.errors import (
     UpstreamBusy,
     UpstreamError,
     UpstreamRateLimited,
+    UpstreamTimeout,
+    UpstreamUnreachable,
 )
 from mirror.metrics import Metrics
 
 # Failures that open a breaker at once, and those that do when they come in a row. Any other is an answer, if not a good one.
 _GRAVE = frozenset({"connect", "timeout"})
 _LIGHT = frozenset({"server_error", "cut"})
+# Seconds that the failures of an upstream have to last that no other can take the place of: to do without it is an outage.
+# Work that nobody waits for does without it at once.
+_LASTING = 5.0
+# What work that nobody waits for needs.
+_BACKGROUND = ("manifest", "blob", "token")
 
 
 class Guard:
@@ -29,19 +37,25 @@ class Guard:
     def __init__(self, name: str) -> None:
         self.breaker = Breaker()
         self.cause: UpstreamError | None = None
-        self._name = name
+        self.name = name
 
-    def admit(self, now: float) -> Admission:
-        """Leave to ask; raises what went wrong last time if there is none."""
+    def admit(self, now: float, lasting: float) -> Admission:
+        """Leave to ask; raises what went wrong last time if there is none.
+
+        Args:
+            lasting: seconds that failures have to last before anybody is refused.
+        """
         admission = self.breaker.admit(now)
         if admission is not None:
             return admission
+        if self.breaker.has_failed_for(now) < lasting:
+            return Admission.NORMAL
         assert self.cause is not None
         wait = max(1.0, self.breaker.wait(now))
-        raise self.cause.again(f"{self._name} is out of order and not asked for now", wait)
+        raise self.cause.again(f"{self.name} is out of order and not asked for now", wait)
 
     def note(self, admission: Admission, error: UpstreamError | None, now: float) -> bool:
-        """Note what came of it; True if nothing else is let through from now on."""
+        """Note what came of it; True if that has opened the breaker."""
         if error is None or error.reason not in _GRAVE | _LIGHT:
             self.breaker.succeeded()
             return False
@@ -56,12 +70,24 @@ class Guard:
         self.cause = error
 
 
+@dataclass(frozen=True, slots=True)
+class _Leave:
+    """Leave for one request, to be given back with what came of it."""
+
+    kind: str
+    spending: Spending
+    admissions: dict[Guard, Admission]
+
+
 class Health:
     """Keeps the breakers and the pull limit of one upstream, and tells the world.
 
+    Each kind of request has a breaker of its own: one kind that fails says nothing of the others.
+
     Attributes:
         state: for people: what came of the last request.
-        own: for the upstream's own host and where it gets its tokens.
+        alone: whether there is no other upstream to turn to.
+        own: for connections to the upstream's own host.
         content: for where it redirects to for the content of blobs.
         opened: called when the upstream itself has been found out of order; it sees to it that it is probed.
     """
@@ -71,15 +97,17 @@ class Health:
         registry: str,
         upstream: str,
         metrics: Metrics,
-        opened: Callable[[], None],
+        opened: Callable[[Guard], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.state = "not asked yet"
+        self.alone = False
         self.own = Guard(upstream)
         self.content = Guard(f"where {upstream} redirects to")
         self.budget = Budget()
         self.clock = clock
         self.opened = opened
+        self._kinds: dict[str, Guard] = {}
         self._upstream = upstream
         self._registry = registry
         self._metrics = metrics
@@ -91,25 +119,59 @@ class Health:
         """Let one request through and note what comes of it.
 
         Raises:
-            UpstreamError: at once, if the upstream is out of order or limits the rate of such requests.
+            UpstreamError: at once, if the upstream is out of order for this kind or limits the rate of such requests.
         """
-        own, content, spending = self._let_in(kind, method)
+        leave = self._let_in(kind, method)
         try:
             yield
         except UpstreamError as error:
-            self._failed(error, kind, own, content, spending)
+            self._failed(error, leave)
             raise
         except UpstreamAnswer:
-            self._answered(own, None, spending)
-            self._released(None, content)
+            self._answered(leave, content=False)
             raise
         except BaseException:
             # Neither a word from upstream nor a fault of its: who asked has given up.
-            self._released(own, content)
-            self.budget.released(spending)
+            self._give_back(leave)
             raise
         else:
-            self._answered(own, content, spending)
+            self._answered(leave, content=True)
+
+    @contextlib.contextmanager
+    def token(self) -> Iterator[None]:
+        """Let one request for a token through and note what comes of it.
+
+        Raises:
+            UpstreamError: at once, if where the upstream gets its tokens is out of order.
+        """
+        guard, admission = self.guard("token"), None
+        try:
+            admission = guard.admit(self.clock(), self._lasting)
+            yield
+        except UpstreamError as error:
+            error.at_token_host = True
+            if admission is not None:
+                self._note(guard, admission, error)
+            raise
+        except BaseException as error:
+            if admission is not None and isinstance(error, UpstreamAnswer):
+                self._note(guard, admission, None)
+            elif admission is not None:
+                guard.breaker.released(admission)
+            raise
+        else:
+            self._note(guard, admission, None)
+
+    def guard(self, kind: str) -> Guard:
+        """The breaker of one kind of request."""
+        if kind not in self._kinds:
+            self._kinds[kind] = Guard(f"{self._upstream} ({kind})")
+        return self._kinds[kind]
+
+    @property
+    def probed_guards(self) -> list[Guard]:
+        """The breakers that a probe of the upstream itself can help to close."""
+        return [self.own, *self._kinds.values()]
 
     def limits(self, limit: RateLimit | None, remaining: RateLimit | None) -> None:
         """Note what an answer says of the pull limit, if anything."""
@@ -135,8 +197,9 @@ class Health:
 
     @property
     def is_sound(self) -> bool:
-        """Whether there is no reason to do without it."""
-        return self.own.breaker.is_closed and self.content.breaker.is_closed and not self.doubted_until
+        """Whether there is no reason to do without it for blobs."""
+        guards = (self.own, self.guard("blob"), self.content)
+        return all(guard.breaker.is_closed for guard in guards) and not self.doubted_until
 
     @property
     def serves_background(self) -> bool:
@@ -145,7 +208,8 @@ class Health:
         After an outage that is so once a probe was answered: at night no client comes to find it out.
         """
         now = self.clock()
-        return self.own.breaker.admits(now) and self.content.breaker.admits(now) and not self.doubted_until
+        guards = (self.own, self.content, *(self.guard(kind) for kind in _BACKGROUND))
+        return all(guard.breaker.admits(now) for guard in guards) and not self.doubted_until
 
     def probed(self, error: UpstreamError | None) -> None:
         """Note what came of a probe."""
@@ -154,55 +218,78 @@ class Health:
         else:
             self._tell(f"failing: {error}", up=False)
 
-    def _let_in(self, kind: str, method: str) -> tuple[Admission, Admission | None, Spending]:
+    @property
+    def _lasting(self) -> float:
+        return _LASTING if self.alone else 0.0
+
+    def _let_in(self, kind: str, method: str) -> _Leave:
         now = self.clock()
         spending = self.budget.spend(kind, method, now)
         if not isinstance(spending, Spending):
             text = f"{self._upstream} limits the rate of pulls, and is not asked for now"
             raise UpstreamRateLimited(text, retry_after=spending)
-        own = None
+        leave = _Leave(kind, spending, {})
+        guards = [self.own, self.guard(kind)]
+        if (kind, method) == ("blob", "GET"):
+            guards.append(self.content)
         try:
-            own = self.own.admit(now)
-            return own, self.content.admit(now) if (kind, method) == ("blob", "GET") else None, spending
+            for guard in guards:
+                leave.admissions[guard] = guard.admit(now, self._lasting)
         except UpstreamError:
-            self._released(own, None)
-            self.budget.released(spending)
+            self._give_back(leave)
             raise
+        return leave
 
-    def _failed(self, error: UpstreamError, kind: str, own: Admission, content: Admission | None, spending: Spending) -> None:
-        now = self.clock()
+    def _failed(self, error: UpstreamError, leave: _Leave) -> None:
         if isinstance(error, UpstreamBusy):
-            self._released(own, content)
-            self.budget.released(spending)
+            self._give_back(leave)
             return
         if isinstance(error, UpstreamRateLimited):
-            error.retry_after = self.budget.refused(spending, kind, error.retry_after, now)
+            error.retry_after = self.budget.refused(leave.spending, leave.kind, error.retry_after, self.clock())
         else:
-            self.budget.released(spending)
-        if self.own.note(own, None if error.elsewhere else error, now):
-            self.opened()
-        if content is not None and error.elsewhere:
-            self.content.note(content, error, now)
-        else:
-            self._released(None, content)
+            self.budget.released(leave.spending)
+        failing, answering = self._blamed(error, leave.kind)
+        for guard, admission in leave.admissions.items():
+            if guard is failing:
+                self._note(guard, admission, error)
+            elif guard in answering:
+                self._note(guard, admission, None)
+            else:
+                guard.breaker.released(admission)
         if isinstance(error, CredentialsRefused):
             self._tell(f"refuses the credentials: {error}", up=True)
         else:
             self._tell(f"failing: {error}", up=False)
 
-    def _answered(self, own: Admission, content: Admission | None, spending: Spending) -> None:
-        now = self.clock()
-        self.budget.answered(spending, now)
-        self.own.note(own, None, now)
-        if content is not None:
-            self.content.note(content, None, now)
+    def _blamed(self, error: UpstreamError, kind: str) -> tuple[Guard | None, tuple[Guard, ...]]:
+        """Whose failure it is, None if that has been noted, and who has answered all the same."""
+        own, asked = self.own, self.guard(kind)
+        if error.elsewhere:
+            return self.content, (own, asked)
+        if error.at_token_host:
+            return None, (own,)
+        if isinstance(error, UpstreamUnreachable):
+            return own, ()
+        return asked, () if isinstance(error, UpstreamTimeout) else (own,)
+
+    def _note(self, guard: Guard, admission: Admission, error: UpstreamError | None) -> None:
+        opened = guard.note(admission, error, self.clock())
+        if opened and guard is not self.content:
+            self.opened(guard)
+
+    def _answered(self, leave: _Leave, *, content: bool) -> None:
+        self.budget.answered(leave.spending, self.clock())
+        for guard, admission in leave.admissions.items():
+            if content or guard is not self.content:
+                self._note(guard, admission, None)
+            else:
+                guard.breaker.released(admission)
         self._tell("up", up=True)
 
-    def _released(self, own: Admission | None, content: Admission | None) -> None:
-        if own is not None:
-            self.own.breaker.released(own)
-        if content is not None:
-            self.content.breaker.released(content)
+    def _give_back(self, leave: _Leave) -> None:
+        self.budget.released(leave.spending)
+        for guard, admission in leave.admissions.items():
+            guard.breaker.released(admission)
 
     def _tell(self, state: str, *, up: bool) -> None:
         self.state = state

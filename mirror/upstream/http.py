@@ -40,6 +40,7 @@ class Limits:
     Attributes:
         connect: until a connection stands.
         headers: from the request to the end of the response's headers.
+        hedge: without an answer, after which a request is sent once more beside the first.
         stall: without a byte of a body.
         queue: waiting for a free connection.
         blob_connections: most connections for blobs at a time.
@@ -48,10 +49,16 @@ class Limits:
 
     connect: float = 5.0
     headers: float = 10.0
+    hedge: float = 2.0
     stall: float = 15.0
     queue: float = 20.0
     blob_connections: int = 64
     manifest_connections: int = 32
+
+    @property
+    def hedge_after(self) -> float:
+        """`hedge`, but soon enough for the second request to be answered before the first has come to its limit."""
+        return min(self.hedge, (self.connect + self.headers) / 4)
 
 
 class _Response(aiohttp.ClientResponse):
@@ -216,6 +223,8 @@ def translated(url: URL) -> Iterator[None]:
     host = url.authority
     try:
         yield
+    except aiohttp.ConnectionTimeoutError as error:
+        raise UpstreamUnreachable(f"cannot connect to {host} in time") from error
     except TimeoutError as error:
         raise UpstreamTimeout(f"{host} did not answer in time") from error
     except (

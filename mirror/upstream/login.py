@@ -70,6 +70,11 @@ class Login:
                 await turn.aclose()
             yield
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether there are no credentials, or the upstream is known to take them."""
+        return self._read is None or not self._is_doubtful()
+
     def _is_doubtful(self) -> bool:
         return not self._accepted
 

@@ -9,7 +9,7 @@ import structlog
 
 from mirror.core.breaker import Admission
 from mirror.errors import UpstreamError
-from mirror.upstream.health import Health
+from mirror.upstream.health import Guard, Health
 
 log = structlog.get_logger(__name__)
 
@@ -18,18 +18,20 @@ class Prober:
     """Probes one upstream while it is out of order; after a probe that was answered one client's request is let through.
 
     Args:
+        guard: the breaker that is open.
         probe: raises UpstreamError if there is no answer; bounded in time.
     """
 
-    def __init__(self, health: Health, probe: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, health: Health, guard: Guard, probe: Callable[[], Awaitable[None]]) -> None:
         self._health = health
+        self._guard = guard
         self._probe = probe
         self._task: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
         """Begin to probe, unless it is being done."""
         # At once: the task's first step comes later.
-        self._health.own.breaker.reserve()
+        self._guard.breaker.reserve()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -40,8 +42,8 @@ class Prober:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        health, breaker = self._health, self._health.own.breaker
-        log.warning("upstream_down", state=health.state)
+        health, breaker = self._health, self._guard.breaker
+        log.warning("upstream_down", upstream=self._guard.name, state=health.state)
         while not breaker.is_closed:
             if wait := breaker.wait(health.clock()):
                 await asyncio.sleep(wait)
@@ -51,9 +53,9 @@ class Prober:
                 await self._probe()
             except UpstreamError as error:
                 health.probed(error)
-                health.own.still(error, health.clock())
+                self._guard.still(error, health.clock())
             else:
                 health.probed(None)
                 breaker.released(Admission.TRIAL)
-                log.info("upstream_answers_again", state=health.state)
+                log.info("upstream_answers_again", upstream=self._guard.name, state=health.state)
                 return

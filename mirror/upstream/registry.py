@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,8 +16,9 @@ from mirror.core.errors import InvalidInput
 from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.media import ALL_MANIFEST_TYPES, UPSTREAM_ACCEPT, strip_parameters
 from mirror.core.names import Reference
-from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamNonsense, UpstreamTimeout
-from mirror.upstream.blob import UpstreamBlob
+from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamNonsense
+from mirror.upstream.attempt import Work, answer
+from mirror.upstream.blob import ExpectedSize, UpstreamBlob
 from mirror.upstream.endpoint import Ask, Endpoint
 from mirror.upstream.http import read_bounded
 
@@ -27,6 +28,8 @@ MANIFEST_LIMIT = 4 << 20
 _LIST_LIMIT = 8 << 20
 # Everything but blobs has to be there by then: clients give up after 30 s, and want an answer before.
 _PATIENCE = 20.0
+# Before the one upstream that could be asked is asked once more: longer than a restart of what stands in front of it may take.
+_PAUSE = 0.25
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Registry:
     def __init__(self, name: str, endpoints: list[Endpoint]) -> None:
         self.name = name
         self.endpoints = endpoints
+        for endpoint in endpoints:
+            endpoint.health.alone = len(endpoints) == 1
 
     async def manifest(self, repository: str, reference: Reference) -> Manifest:
         """Fetch a manifest; its bytes are verified if the reference is a digest, else against upstream's own word.
@@ -73,7 +78,7 @@ class Registry:
         expected = reference if isinstance(reference, Digest) else None
         ask = Ask("manifest", repository, f"manifests/{reference}", headers={"Accept": UPSTREAM_ACCEPT})
 
-        async def get(endpoint: Endpoint) -> Manifest:
+        async def get(endpoint: Endpoint, ask: Ask, _: contextlib.AsyncExitStack) -> Manifest:
             async with endpoint.request(ask) as response:
                 raw = await read_bounded(response, MANIFEST_LIMIT)
                 endpoint.received(len(raw))
@@ -91,7 +96,7 @@ class Registry:
         """Ask for a manifest's headers: Docker Hub does not count that as a pull. Raises like `manifest`."""
         ask = Ask("manifest", repository, f"manifests/{reference}", "HEAD", {"Accept": UPSTREAM_ACCEPT})
 
-        async def head(endpoint: Endpoint) -> ManifestHead:
+        async def head(endpoint: Endpoint, ask: Ask, _: contextlib.AsyncExitStack) -> ManifestHead:
             async with endpoint.request(ask) as response:
                 media_type = strip_parameters(response.headers.get("Content-Type", ""))
                 # Another type would reach the client, which could be a browser.
@@ -107,7 +112,7 @@ class Registry:
         """Ask whether upstream grants a blob, and for its size in bytes, which upstream may not tell."""
         ask = Ask("blob", repository, f"blobs/{digest}", "HEAD")
 
-        async def head(endpoint: Endpoint) -> int | None:
+        async def head(endpoint: Endpoint, ask: Ask, _: contextlib.AsyncExitStack) -> int | None:
             async with endpoint.request(ask) as response:
                 return _length(response)
 
@@ -117,7 +122,7 @@ class Registry:
         """Fetch a list of tags or of referrers as it is; `query` is encoded, and goes upstream as it is."""
         ask = Ask(kind, repository, rest, headers={"Accept": "application/json, */*"}, query=query)
 
-        async def get(endpoint: Endpoint) -> Listing:
+        async def get(endpoint: Endpoint, ask: Ask, _: contextlib.AsyncExitStack) -> Listing:
             async with endpoint.request(ask) as response:
                 body = await read_bounded(response, _LIST_LIMIT)
                 endpoint.received(len(body))
@@ -127,8 +132,13 @@ class Registry:
         return await self._first(ask, get)
 
     @contextlib.asynccontextmanager
-    async def blob(self, repository: str, digest: Digest, start: int, stop: int | None) -> AsyncIterator[UpstreamBlob]:
+    async def blob(
+        self, repository: str, digest: Digest, start: int, stop: int | None, size: ExpectedSize | None = None
+    ) -> AsyncIterator[UpstreamBlob]:
         """Open the stream of a blob from `start` on.
+
+        Args:
+            size: what an answer's whole size is held against.
 
         Raises:
             UpstreamError, UpstreamAnswer: see those; the former also while the stream is read.
@@ -137,16 +147,15 @@ class Registry:
         if start or stop is not None:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
         ask = Ask("blob", repository, f"blobs/{digest}", headers=headers)
+
+        async def opened(endpoint: Endpoint, ask: Ask, open_: contextlib.AsyncExitStack) -> tuple[Endpoint, UpstreamBlob]:
+            response = await open_.enter_async_context(endpoint.request(ask))
+            blob = UpstreamBlob(response, digest, start, endpoint.received)
+            if size is not None and not size.accepts(blob.size):
+                raise UpstreamNonsense(f"{response.url.host} sends {blob.size} bytes for {digest}; its manifest says otherwise")
+            return endpoint, blob
+
         async with contextlib.AsyncExitStack() as stack:
-
-            async def opened(endpoint: Endpoint) -> tuple[Endpoint, UpstreamBlob]:
-                async with contextlib.AsyncExitStack() as own:
-                    response = await own.enter_async_context(endpoint.request(ask))
-                    blob = UpstreamBlob(response, digest, start, endpoint.received)
-                    # Kept only if it is of use: else it would stay open beside that of the next upstream.
-                    await stack.enter_async_context(own.pop_all())
-                    return endpoint, blob
-
             endpoint, blob = await self._first(ask, opened, stack)
             # Around the response, whose errors become ours only where it ends.
             with self._body_of(endpoint):
@@ -194,37 +203,38 @@ class Registry:
         for endpoint in self.endpoints:
             await endpoint.close()
 
-    async def _first(
-        self, ask: Ask, work: Callable[[Endpoint], Awaitable[T]], keep: contextlib.AsyncExitStack | None = None
-    ) -> T:
+    async def _first(self, ask: Ask, work: Work[T], keep: contextlib.AsyncExitStack | None = None) -> T:
         """The result of the first upstream that is not out of order; the last one's failure if all are.
 
-        One that is known to be out of order costs no time. Each of the others has its share of the time that clients have.
+        One that is known to be out of order costs no time. Each of the others has its share of the time that clients have. Where
+        only one could be asked, and its next answer may well be another, it is asked once more; but for blobs, which are asked
+        for again by who reads them.
 
         Args:
-            keep: holds the connection's slot beyond the result.
+            keep: holds the connection and its slot beyond the result.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
-        endpoints = self._in_order(ask)
+        endpoints, asked = self._in_order(ask), list[tuple[Endpoint, UpstreamError]]()
         failure: UpstreamError | None = None
         for number, endpoint in enumerate(endpoints):
             share = (deadline - loop.time()) / (len(endpoints) - number)
             try:
-                with endpoint.health.attempt(ask.kind, ask.method):
-                    async with contextlib.AsyncExitStack() as slot:
-                        # Before the clock starts: that all connections are in use is no fault of the upstream.
-                        await slot.enter_async_context(endpoint.slot(ask.kind))
-                        answer = await self._within(share, ask, endpoint, work)
-                        if keep is not None:
-                            keep.push_async_exit(slot.pop_all())
-                        return answer
+                return await _closed(*await answer(endpoint, ask, work, share), keep)
             except UpstreamBusy:
                 # The others would want one of the same connections.
                 raise
             except UpstreamError as error:
                 failure = error
+                if error.asked:
+                    asked.append((endpoint, error))
         assert failure is not None
+        if keep is None and len(asked) == 1 and _may_retry(ask, *asked[0]):
+            await asyncio.sleep(_PAUSE)
+            try:
+                return await _closed(*await answer(asked[0][0], ask, work, deadline - loop.time()), keep)
+            except UpstreamError as error:
+                failure = error if error.asked else failure
         raise failure
 
     def _in_order(self, ask: Ask) -> list[Endpoint]:
@@ -236,14 +246,20 @@ class Registry:
     def _blob_order(self) -> list[Endpoint]:
         return sorted(self.endpoints, key=lambda endpoint: endpoint.health.doubted_until)
 
-    async def _within(self, seconds: float, ask: Ask, endpoint: Endpoint, work: Callable[[Endpoint], Awaitable[T]]) -> T:
-        try:
-            async with asyncio.timeout(seconds):
-                return await work(endpoint)
-        except TimeoutError as error:
-            late = UpstreamTimeout(f"{endpoint.name} did not answer within {seconds:.0f} s")
-            late.elsewhere = ask.elsewhere
-            raise late from error
+
+async def _closed(result: T, stack: contextlib.AsyncExitStack, keep: contextlib.AsyncExitStack | None) -> T:
+    """The result, with what is open for it handed over to `keep`, or closed."""
+    async with stack:
+        if keep is not None:
+            keep.push_async_exit(stack.pop_all())
+    return result
+
+
+def _may_retry(ask: Ask, endpoint: Endpoint, error: UpstreamError) -> bool:
+    """Whether to ask once more after a failure: not if that may cost a second pull where few are left."""
+    health = endpoint.health
+    uncounted = isinstance(error, UpstreamFailing) or health.budget.allows_second(ask.kind, ask.method, health.clock())
+    return error.transient and uncounted
 
 
 def _digest(response: aiohttp.ClientResponse) -> Digest | None:

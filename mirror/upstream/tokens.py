@@ -18,7 +18,14 @@ from yarl import URL
 
 from mirror.aio import SingleFlight
 from mirror.core.challenge import Challenge, realm_allowed
-from mirror.errors import AccessDenied, CredentialsRefused, UpstreamFailing, UpstreamNonsense, UpstreamRateLimited
+from mirror.errors import (
+    AccessDenied,
+    CredentialsRefused,
+    UpstreamFailing,
+    UpstreamNonsense,
+    UpstreamRateLimited,
+)
+from mirror.upstream.hedge import hedged
 from mirror.upstream.http import Http, read_bounded, translated
 from mirror.upstream.login import Credentials, Login
 
@@ -125,7 +132,18 @@ class Tokens:
         guarded = public and not {url.host, url.authority} & self._token_hosts
         with translated(url):
             async with asyncio.timeout(self._http.limits.connect + self._http.limits.headers), self.login.turn():
-                return self._keep(scope, *await self._asked(url, guarded))
+                return self._keep(scope, *await self._hedged(url, guarded))
+
+    async def _hedged(self, url: URL, guarded: bool) -> tuple[str, float]:
+        """A token, asked for once more if no answer comes; but credentials that may be wrong are shown once at a time."""
+
+        async def attempt(_: bool) -> tuple[str, float]:
+            return await self._asked(url, guarded)
+
+        async def discard(_: tuple[str, float]) -> None:
+            """It is as good as the other one, and holds nothing."""
+
+        return await hedged(attempt, self._http.limits.hedge_after, lambda: self.login.is_settled, discard)
 
     async def _asked(self, url: URL, guarded: bool) -> tuple[str, float]:
         try:

@@ -285,13 +285,15 @@ async def test_silent_cdn_is_not_held_against_its_upstream(hub, second, both, mo
     assert not health.content.breaker.is_closed
 
 
-async def test_dead_cdn_does_not_stop_manifests(hub, impatient):
-    """Where only the host of the content is dead, manifests are fetched as ever, and blobs refused without a wait."""
-    image = hub.add_image(APP, "1", layers=[b"one", b"two"])
+async def test_dead_cdn_does_not_stop_manifests(hub, impatient, clock):
+    """Where only the host of the content is dead, for some seconds, manifests are fetched as ever, and blobs refused at once."""
+    image = hub.add_image(APP, "1", layers=[b"one", b"two", b"three"])
     hub.script(Rule(host="cdn", times=None), NoHeaders())
     blobs = [f"/v2/{APP}/blobs/{blob.digest}" for blob in image.layers]
-    assert (await impatient.get(blobs[0])).status == 503
-    assert (await fast(impatient, blobs[1])).status == 503
+    for blob, seconds in zip(blobs[:2], (6, 0), strict=True):
+        assert (await impatient.get(blob)).status == 503
+        clock.advance(seconds)
+    assert (await fast(impatient, blobs[2])).status == 503
     assert (await impatient.get(f"/v2/{APP}/manifests/1")).body == image.raw
 
 
@@ -302,11 +304,13 @@ async def test_no_is_an_answer(hub, mirror):
     assert await mirror.metric("upstream_up", **names(hub)) == 1
 
 
-async def test_time_that_runs_out_counts(hub, mirror, monkeypatch):
+async def test_time_that_runs_out_counts(hub, mirror, clock, monkeypatch):
     """An attempt that is ended because clients would not wait longer counts against upstream."""
     monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 0.3)
     hub.add_image(APP, "1")
     hub.script(Rule(kind="manifest", times=None, challenge=True), NoHeaders())
-    assert (await mirror.get(f"/v2/{APP}/manifests/1")).status == 503
+    for seconds in (6, 0):
+        assert (await mirror.get(f"/v2/{APP}/manifests/1")).status == 503
+        clock.advance(seconds)
     assert await mirror.metric("upstream_up", **names(hub)) == 0
     assert (await fast(mirror, f"/v2/{APP}/manifests/2")).status == 503

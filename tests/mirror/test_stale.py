@@ -106,7 +106,8 @@ async def test_stale_is_asked_again_each_time(hub, mirror, clock):
     """An outage's end is noticed with the next request."""
     await pulled(hub, mirror)
     clock.advance(61)
-    hub.script(Rule(kind="manifest", method="HEAD"), Status(503))
+    # Each check asks twice.
+    hub.script(Rule(kind="manifest", method="HEAD", times=2), Status(503))
     assert [(await mirror.get(TAG)).cache for _ in range(3)] == ["STALE", "REVALIDATED", "HIT"]
 
 

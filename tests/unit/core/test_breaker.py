@@ -134,3 +134,27 @@ def test_release_when_closed(admission):
     breaker = Breaker()
     breaker.released(admission)
     assert breaker.admit(0) is NORMAL
+
+
+def test_how_long_it_has_failed():
+    """A row of failures lasts from its first to its last one; a success, or a minute without any, ends it."""
+    breaker = Breaker()
+    assert breaker.has_failed_for(0) == 0
+    for now, lasted in ((1, 0), (3, 2), (50, 49)):
+        breaker.failed(now, NORMAL)
+        assert breaker.has_failed_for(now) == lasted
+    assert breaker.has_failed_for(109) == 49
+    assert breaker.has_failed_for(111) == 0
+    breaker.failed(112, NORMAL)
+    assert breaker.has_failed_for(112) == 0
+    breaker.failed(114, NORMAL)
+    breaker.succeeded()
+    assert breaker.has_failed_for(114) == 0
+
+
+def test_failures_of_all_who_were_let_in_make_the_row_longer():
+    """While it is open the failures of others than the trial change no pause, but show how long it lasts."""
+    breaker = opened()
+    breaker.failed(7, NORMAL)
+    assert breaker.has_failed_for(7) == 7
+    assert breaker.wait(0.5) == 0.5

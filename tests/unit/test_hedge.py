@@ -1,0 +1,125 @@
+"""A second try beside the first: who answers first is taken, and nothing that the other one held is left behind."""
+
+import asyncio
+
+import pytest
+
+from mirror.errors import NotFound, UpstreamBusy, UpstreamCut, UpstreamTimeout
+from mirror.upstream.hedge import hedged
+
+SOON, NEVER = 0.01, 60.0
+
+
+class Attempts:
+    """Two attempts whose ends a test decides."""
+
+    def __init__(self):
+        self.begun, self.cancelled, self.discarded = [], [], []
+        self.ends = None
+
+    async def attempt(self, second):
+        self.begun.append(second)
+        try:
+            return await self.ends[second]
+        except asyncio.CancelledError:
+            self.cancelled.append(second)
+            raise
+
+    async def discard(self, result):
+        self.discarded.append(result)
+
+    def run(self, after=SOON, allowed=True):
+        loop = asyncio.get_running_loop()
+        self.ends = [loop.create_future(), loop.create_future()]
+        return asyncio.create_task(hedged(self.attempt, after, lambda: allowed, self.discard))
+
+    async def both(self):
+        async with asyncio.timeout(5):
+            while len(self.begun) < 2:
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def attempts():
+    return Attempts()
+
+
+async def test_answer_in_time_is_asked_for_once(attempts):
+    """Where the answer comes at once there is no second attempt."""
+    running = attempts.run(after=NEVER)
+    attempts.ends[False].set_result("one")
+    assert await running == "one"
+    assert attempts.begun == [False]
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_first_answer_is_taken(attempts, first):
+    """Whichever attempt answers first is it, and the other one is cancelled."""
+    running = attempts.run()
+    await attempts.both()
+    attempts.ends[first].set_result("answer")
+    assert await running == "answer"
+    assert attempts.cancelled == [not first]
+    assert attempts.discarded == []
+
+
+async def test_two_answers_at_once(attempts):
+    """Of two answers in the same moment one is taken, and the other given back."""
+    running = attempts.run()
+    await attempts.both()
+    for second in (False, True):
+        attempts.ends[second].set_result(second)
+    assert [await running, *attempts.discarded] in ([False, True], [True, False])
+
+
+async def test_not_allowed(attempts):
+    """Where a second attempt would cost too much the first goes on alone."""
+    running = attempts.run(allowed=False)
+    await asyncio.sleep(5 * SOON)
+    attempts.ends[False].set_result("one")
+    assert await running == "one"
+    assert attempts.begun == [False]
+
+
+async def test_failure_waits_for_the_other(attempts):
+    """A failure of one attempt does not end the other; when both have failed the first one's counts, unless it was only busy."""
+    running = attempts.run()
+    await attempts.both()
+    attempts.ends[True].set_exception(UpstreamBusy("no connection"))
+    await asyncio.sleep(0)
+    attempts.ends[False].set_exception(UpstreamTimeout("late"))
+    with pytest.raises(UpstreamTimeout):
+        await running
+
+
+async def test_failure_in_time_is_not_repeated(attempts):
+    """An attempt that fails before the second is due is a failure."""
+    running = attempts.run(after=NEVER)
+    attempts.ends[False].set_exception(UpstreamCut("cut"))
+    with pytest.raises(UpstreamCut):
+        await running
+    assert attempts.begun == [False]
+
+
+async def test_no_is_an_answer(attempts):
+    """What upstream refuses on one connection it need not say on the other."""
+    running = attempts.run()
+    await attempts.both()
+    attempts.ends[True].set_exception(NotFound("no"))
+    with pytest.raises(NotFound):
+        await running
+    assert attempts.cancelled == [False]
+
+
+async def test_who_waits_gives_up(attempts):
+    """If who waits is cancelled, so are both attempts, and an answer that has just come is given back."""
+    running = attempts.run()
+    await attempts.both()
+    attempts.ends[True].set_result("too late")
+    # The attempt ends in this step of the loop, and who waits for it would go on in a later one.
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert attempts.cancelled == [False]
+    assert attempts.discarded == ["too late"]
