@@ -14,6 +14,9 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 T = TypeVar("T")
 P = ParamSpec("P")
 
+# Hashing and parsing that many bytes takes about as long as a turn of the event loop should.
+_INLINE = 256 << 10
+
 
 async def in_thread(executor: Executor | None, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run blocking work in a thread.
@@ -22,6 +25,13 @@ async def in_thread(executor: Executor | None, work: Callable[P, T], *args: P.ar
     thread uses must not be closed by whoever waits. `on_descriptor` and `Shared` see to that.
     """
     return await asyncio.get_running_loop().run_in_executor(executor, functools.partial(work, *args, **kwargs))
+
+
+async def on_bytes(size: int, executor: Executor | None, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Hash or parse so many bytes: at once if they are few, else in a thread, for the event loop would stand still meanwhile."""
+    if size <= _INLINE:
+        return work(*args, **kwargs)
+    return await in_thread(executor, work, *args, **kwargs)
 
 
 async def on_descriptor(

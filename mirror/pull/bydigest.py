@@ -38,11 +38,11 @@ class ByDigest:
         answer, joined = await self._fetches.run((repository, digest), lambda: self._fetch_once(repository, digest))
         return replace(answer, outcome=Outcome.JOINED) if joined else answer
 
-    def held(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
+    async def held(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
         """The manifest from disk, if the repository is known to hold it."""
         if not self._holdings.may_serve_manifest(repository, digest):
             return None
-        held = self._holdings.manifest(repository, digest)
+        held = await self._holdings.manifest(repository, digest)
         if held is None:
             return None
         return ManifestAnswer(digest, held.media_type, len(held.raw), held.raw, Outcome.HIT)
@@ -78,12 +78,12 @@ class ByDigest:
 
     async def _found(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
         """What can be answered without fetching it, None if nothing; raises upstream's no, if it has lately said so."""
-        held = self.held(repository, digest)
+        held = await self.held(repository, digest)
         if held is not None:
             await self._holdings.learn_manifest(repository, digest, held.media_type, held.size)
             return held
         self._holdings.refuse_absent("manifest", repository, digest)
-        if self._holdings.manifest(repository, digest) is not None:
+        if await self._holdings.manifest(repository, digest) is not None:
             return await self._granted(repository, digest)
         return None
 
@@ -94,7 +94,7 @@ class ByDigest:
     async def _granted(self, repository: Repository, digest: Digest) -> ManifestAnswer:
         """What is on disk for another repository: upstream is asked whether this one has it, and nothing is fetched."""
         await self.asked(repository, digest)
-        held = self._holdings.manifest(repository, digest)
+        held = await self._holdings.manifest(repository, digest)
         if held is None:
             return await self.fetch(repository, digest)
         await self._holdings.learn_manifest(repository, digest, held.media_type, len(held.raw))

@@ -51,7 +51,7 @@ class ByTag:
             self._holdings.refuse_absent("manifest", repository, tag)
             (answer, good_until), joined = await self._checks.run(key, lambda: self._check(repository, tag, record, head=head))
         except (UpstreamError, UpstreamAnswer) as error:
-            return self._stale(repository, tag, record, error), 0.0
+            return await self._stale(repository, tag, record, error), 0.0
         if answer.raw is None and not head:
             answer = await self._by_digest.get(repository, answer.digest, head=False)
         elif joined:
@@ -64,7 +64,7 @@ class ByTag:
 
     async def _named(self, repository: Repository, record: TagRecord, *, head: bool) -> ManifestAnswer:
         """What a fresh record names."""
-        held = self._by_digest.held(repository, record.digest)
+        held = await self._by_digest.held(repository, record.digest)
         if held is not None:
             return held
         if head:
@@ -86,7 +86,7 @@ class ByTag:
             answer = await self._by_digest.fetch(repository, tag)
         elif record is not None and now.digest == record.digest:
             unread = ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.REVALIDATED)
-            held = self._by_digest.held(repository, record.digest)
+            held = await self._by_digest.held(repository, record.digest)
             answer = unread if held is None else replace(held, outcome=Outcome.REVALIDATED)
         elif head and record is None and now.media_type is not None and now.size is not None:
             answer = ManifestAnswer(now.digest, now.media_type, now.size, None, Outcome.MISS)
@@ -107,7 +107,7 @@ class ByTag:
             return await self._by_digest.fetch(repository, tag)
         return replace(answer, outcome=_COUNTS_AS.get(answer.outcome, answer.outcome))
 
-    def _stale(
+    async def _stale(
         self, repository: Repository, tag: Tag, record: TagRecord | None, error: UpstreamError | UpstreamAnswer
     ) -> ManifestAnswer:
         """What was known before, if the failure allows it and everything that it needs is held; else raises the failure."""
@@ -115,8 +115,8 @@ class ByTag:
         longest = context.policies.of(repository, tag).stale_if_error
         if record is None or not may_serve(reason, context.clock() - record.checked, longest):
             raise error
-        held = self._by_digest.held(repository, record.digest)
-        if held is None or not is_complete(context.files, record.digest):
+        held = await self._by_digest.held(repository, record.digest)
+        if held is None or not await context.in_thread(is_complete, context.files, record.digest):
             raise error
         context.metrics.stale_served.labels(repository.registry, reason).inc()
         self._tell(repository, tag, reason, error)

@@ -7,6 +7,7 @@ from functools import partial
 
 import structlog
 
+from mirror.aio import on_bytes
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.manifest import Manifest, parse_manifest
@@ -39,9 +40,19 @@ class Holdings:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def manifest(self, repository: Repository, digest: Digest) -> HeldManifest | None:
+    async def manifest(self, repository: Repository, digest: Digest) -> HeldManifest | None:
         """A manifest from disk, whoever may see it; one that is no longer what its digest says goes."""
-        raw = self._context.small.get(digest) or self._context.files.read(digest, MANIFEST_LIMIT)
+        context = self._context
+        size = context.files.size(digest)
+        raw = context.small.get(digest)
+        length = size if raw is None else len(raw)
+        if length is None or length > MANIFEST_LIMIT:
+            return None
+        return await on_bytes(length, context.threads.serve, self._read, repository, digest, raw)
+
+    def _read(self, repository: Repository, digest: Digest, raw: bytes | None) -> HeldManifest | None:
+        if raw is None:
+            raw = self._context.files.read(digest, MANIFEST_LIMIT)
         if raw is None:
             return None
         if Digest.of(raw, digest.algorithm) != digest:

@@ -53,7 +53,7 @@ class Manifests:
             answer, good_until = await self._by_tag.get(repository, reference, head=head)
         self._context.usage.manifest(repository, reference, answer.digest, self._context.clock())
         if not head:
-            self._prefetch.taken(repository, answer)
+            await self._prefetch.taken(repository, answer)
         # What is remembered is not looked at again, so a manifest waits for that until its first GET has been seen.
         fleeting = answer.outcome in (Outcome.STALE, Outcome.BYPASS) or self._prefetch.awaits(repository, answer.digest)
         if answer.raw is not None and not fleeting:

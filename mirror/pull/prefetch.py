@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from mirror.aio import on_bytes
 from mirror.core.digest import Digest
 from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.names import Repository
@@ -90,12 +91,14 @@ class Prefetch:
         """Whether `taken` has still to be told when a client is given this manifest."""
         return (repository, digest) in self._untaken
 
-    def taken(self, repository: Repository, answer: ManifestAnswer) -> None:
+    async def taken(self, repository: Repository, answer: ManifestAnswer) -> None:
         """A client is given a manifest. If it is the first one since upstream gave it, begin to fetch the blobs, not waiting."""
         if answer.raw is None or not self.awaits(repository, answer.digest):
             return
         del self._untaken[repository, answer.digest]
-        manifest = parse_manifest(answer.raw, answer.media_type, answer.digest)
+        manifest = await on_bytes(len(answer.raw), None, parse_manifest, answer.raw, answer.media_type, answer.digest)
+        if not self._at_once:
+            return
         wanted = {blob.digest: blob.size for blob in manifest.blobs if not blob.is_foreign}
         if self._never_fits(wanted.values()):
             self._count("dropped", len(wanted))

@@ -208,7 +208,7 @@ class Bringer:
     async def _manifest(self, repository: Repository, reference: Reference, progress: Progress) -> ManifestAnswer:
         """A manifest, in the store."""
         if isinstance(reference, Digest):
-            held = self._by_digest.held(repository, reference)
+            held = await self._by_digest.held(repository, reference)
             if held is not None:
                 progress.have(reference, held.size, 0)
                 return held

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import aiohttp
 
+from mirror.aio import on_bytes
 from mirror.core import errors
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
@@ -84,7 +85,7 @@ class Registry:
                 endpoint.received(len(raw))
                 wanted = expected or _digest(response)
                 try:
-                    return parse_manifest(raw, response.headers.get("Content-Type"), wanted)
+                    return await on_bytes(len(raw), None, parse_manifest, raw, response.headers.get("Content-Type"), wanted)
                 except errors.DigestMismatch as error:
                     raise DigestMismatch(f"{endpoint.name}, manifest {reference}: {error}") from error
                 except InvalidInput as error:

@@ -18,10 +18,13 @@ from aiohttp.abc import AbstractStreamWriter
 from mirror.aio import on_descriptor
 from mirror.download.reader import Body, Span
 from mirror.errors import StorageError
+from mirror.storage.page_cache import bring_in, resident_until
 from mirror.web.problems import Problem
 
 # How much is read from a file at a time where it has to be encrypted: the only bytes of a blob that are in memory.
 _PIECE = 256 << 10
+# How much is brought in from the disk at a time; the next so many bytes are begun with.
+_BROUGHT_IN = 4 << 20
 
 API_VERSION = {"Server": "registry-mirror", "Docker-Distribution-Api-Version": "registry/2.0"}
 
@@ -90,14 +93,28 @@ async def _send_file(request: web.BaseRequest, span: Span, threads: Executor, se
     if request.protocol.ssl_context is not None:
         await _send_encrypted(request, span, threads, sent)
         return
-    span.file.seek(span.start)
-    try:
-        count = await asyncio.get_running_loop().sendfile(transport, span.file, span.start, span.count)
-    finally:
-        # It leaves the file where it has come to, also if the client goes in the middle.
-        sent(span.file.tell() - span.start)
-    if count < span.count:
-        raise _shorter()
+    position, stop = span.start, span.start + span.count
+    while position < stop:
+        end = await _resident(span, threads, position, stop)
+        span.file.seek(position)
+        try:
+            count = await asyncio.get_running_loop().sendfile(transport, span.file, position, end - position)
+        finally:
+            # It leaves the file where it has come to, also if the client goes in the middle.
+            sent(span.file.tell() - position)
+        if count < end - position:
+            raise _shorter()
+        position = end
+
+
+async def _resident(span: Span, threads: Executor, position: int, stop: int) -> int:
+    """The end of what can be sent from `position` on without the event loop waiting for the disk; what cannot is brought in."""
+    descriptor = span.file.fileno()
+    end = resident_until(descriptor, position, stop)
+    if end == position:
+        end = min(position + _BROUGHT_IN, stop)
+        await on_descriptor(threads, descriptor, bring_in, position, end, min(end + _BROUGHT_IN, stop))
+    return end
 
 
 async def _send_encrypted(request: web.BaseRequest, span: Span, threads: Executor, sent: Callable[[int], None]) -> None:
