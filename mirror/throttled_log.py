@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 # So many lines of one reason may come at once, and then one in so many seconds.
-_BURST = 10
-_INTERVAL_S = 1.0
+BURST = 10
+INTERVAL_S = 1.0
 
 
 @dataclass(slots=True)
@@ -23,10 +23,14 @@ class Throttle:
     """Decides which of many equal things are told.
 
     Args:
-        clock: seconds, never going back.
+        burst: of one reason, at once.
+        interval: seconds until another one is told.
+        clock: seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, burst: int, interval: float, clock: Callable[[], float]) -> None:
+        self._burst = burst
+        self._interval = interval
         self._clock = clock
         self._allowances: dict[str, _Allowance] = {}
 
@@ -39,8 +43,8 @@ class Throttle:
         now = self._clock()
         allowance = self._allowances.get(reason)
         if allowance is None:
-            allowance = self._allowances[reason] = _Allowance(_BURST, now)
-        allowance.left = min(_BURST, allowance.left + (now - allowance.at) / _INTERVAL_S)
+            allowance = self._allowances[reason] = _Allowance(self._burst, now)
+        allowance.left = min(self._burst, allowance.left + max(0.0, now - allowance.at) / self._interval)
         allowance.at = now
         if allowance.left < 1:
             allowance.left_out += 1
@@ -51,7 +55,7 @@ class Throttle:
 
 
 class ThrottledLog:
-    """Logs events that clients or upstreams cause: ten at once of each reason, then one a second.
+    """Logs events that clients or upstreams cause: of each reason some at once, ten as a rule, and then one a second.
 
     `left_out` tells how many were not logged before a line.
 
@@ -59,9 +63,11 @@ class ThrottledLog:
         log: a logger of structlog's.
     """
 
-    def __init__(self, log: Any, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, log: Any, clock: Callable[[], float] = time.monotonic, *, burst: int = BURST, interval: float = INTERVAL_S
+    ) -> None:
         self._log = log
-        self._throttle = Throttle(clock)
+        self._throttle = Throttle(burst, interval, clock)
 
     def tell(self, level: str, event: str, reason: str = "", /, **fields: object) -> None:
         """Log an event unless too many equal ones came before it.

@@ -19,6 +19,7 @@ from mirror.pull.bydigest import ByDigest
 from mirror.pull.context import Context
 from mirror.pull.holdings import Holdings
 from mirror.pull.records import Records
+from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +37,7 @@ class ByTag:
         self._holdings = holdings
         self._by_digest = by_digest
         self._records = records
-        self._logged: dict[tuple[str, str], float] = {}
+        self._log = ThrottledLog(log, context.clock, burst=1, interval=_QUIET)
         self._checks: Flights[tuple[ManifestAnswer, float]] = Flights(context.in_use)
 
     async def get(self, repository: Repository, tag: Tag, *, head: bool) -> tuple[ManifestAnswer, float]:
@@ -131,9 +132,5 @@ class ByTag:
 
     def _tell(self, repository: Repository, tag: Tag, reason: str, error: MirrorError) -> None:
         """Log it, but not a thousand times a second."""
-        now, key = self._context.clock(), (repository.registry, reason)
-        if 0 <= now - self._logged.get(key, -_QUIET) < _QUIET:
-            return
-        self._logged[key] = now
-        said = TABLE[reason].said
-        log.warning("stale_served", repository=str(repository), tag=str(tag), reason=reason, said=said, cause=str(error))
+        key, fields = f"{repository.registry} {reason}", {"repository": str(repository), "tag": str(tag), "reason": reason}
+        self._log.tell("warning", "stale_served", key, **fields, said=TABLE[reason].said, cause=str(error))

@@ -9,6 +9,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from mirror.sections import Log
+from mirror.throttled_log import ThrottledLog
 
 # The one that comes with colours shows the values of variables, and credentials are among them.
 _traceback = structlog.dev.plain_traceback
@@ -20,6 +21,21 @@ def _without_controls(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         if isinstance(value, str) and not value.isprintable():
             event[key] = repr(value)
     return event
+
+
+class _Libraries(logging.Handler):
+    """What libraries log, in our form; bounded, as a surprise in a loop would fill the disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._log = ThrottledLog(structlog.get_logger())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a record, without what follows the first line of its message: that shows the values of objects."""
+        said = record.getMessage().partition("\n")[0][:200]
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        where = f"{record.name} {record.module}:{record.lineno}"
+        self._log.tell(level, "library", where, logger=record.name, said=said, exc_info=record.exc_info)
 
 
 def configure(config: Log) -> None:
@@ -42,5 +58,5 @@ def configure(config: Log) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    # The HTTP library speaks of broken requests, asyncio of its own surprises; both only at a level that is worth it.
-    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, force=True)
+    # asyncio and the HTTP library speak of their surprises; only at a level that is worth it.
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[_Libraries()], force=True)

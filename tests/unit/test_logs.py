@@ -58,3 +58,23 @@ def test_console_cannot_be_painted(capsys):
     assert shown.count("\n") == 1
     assert "\x1b" not in shown
     assert "\x07" not in shown
+
+
+def test_libraries_are_bounded(capsys):
+    """What asyncio says again and again is a few lines of our form, without the values of objects."""
+    logs.configure(Log(format="json"))
+    for _ in range(1000):
+        logging.getLogger("asyncio").error(
+            "Exception in callback\nhandle: <Handle secret>", exc_info=OSError(24, "Too many open files")
+        )
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    event = json.loads(lines[0])
+    assert (event["event"], event["level"], event["logger"], event["said"]) == (
+        "library",
+        "error",
+        "asyncio",
+        "Exception in callback",
+    )
+    assert "Too many open files" in event["exception"]
+    assert "secret" not in lines[0]
