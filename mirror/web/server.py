@@ -101,7 +101,7 @@ class Connection(web.RequestHandler):
             raise ConnectionError("the answer has begun")
         if status < 500:
             cause = _CONSTANT.get(message or "") or _cause(exc)
-            self._server.log.tell("info", "request_malformed", cause, client=request.remote, cause=cause)
+            self._server.log.tell("info", "request_malformed", client=request.remote, cause=cause)
             problem = problems.malformed(cause)
         else:
             self._server.log.tell("error", "request_failed", type(exc).__name__, client=request.remote, exc_info=exc)
