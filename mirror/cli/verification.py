@@ -19,7 +19,10 @@ from mirror.core.units import parse_bytes
 from mirror.errors import ConfigurationError
 from mirror.scrub import Pace, Scrub
 from mirror.service import logs
-from mirror.service.store import Store
+from mirror.storage.blobs import BlobFiles
+from mirror.storage.generation import Generation
+from mirror.storage.layout import Layout
+from mirror.storage.room import Room
 
 
 def verify(
@@ -35,16 +38,19 @@ def verify(
         pace = Pace(parse_bytes(rate))
         settings = configuration(config)
         logs.configure(settings.log)
-        store = Store(settings.storage)
+        layout = Layout(str(settings.storage.path.resolve()))
+        layout.require()
     except InvalidInput as error:
         refuse([f"--rate: {error}"])
     except ConfigurationError as error:
         refuse(error.problems)
     results: Counter[str] = Counter()
-    scrub = Scrub(store.layout, store.files, store.generation, 0, lambda result: results.update([result]))
+    files = BlobFiles(layout, Room(layout, settings.storage.max_size, settings.storage.min_free))
+    generation = Generation(layout.generation)
+    scrub = Scrub(layout, files, generation, 0, lambda result: results.update([result]))
     columns = (TextColumn("{task.fields[blobs]} blobs"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
     try:
-        total = sum(file.size for file in store.files.walk())
+        total = sum(file.size for file in files.walk())
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=as_json) as progress:
             task = progress.add_task("verify", total=total, blobs=0)
 
@@ -52,11 +58,11 @@ def verify(
                 progress.advance(task, count)
                 pace(count)
 
-            for file in store.files.walk():
+            for file in files.walk():
                 scrub.check(file.digest, paced)
                 progress.update(task, blobs=results.total())
     finally:
-        store.close()
+        generation.close()
     if as_json:
         typer.echo(json.dumps({"checked": results.total(), "wrong": results["wrong"]}))
     else:

@@ -43,7 +43,7 @@ class Store:
         self.index = Index(self.layout.index)
         self.ledger = Ledger(self.layout.index)
         self.turns = Turns(self.layout.manifest_turns)
-        self.generation = Generation(f"{self.layout.root}/generation")
+        self.generation = Generation(self.layout.generation)
 
     def is_writable(self) -> bool:
         """Whether a file can be created just now. Blocks."""

@@ -63,6 +63,11 @@ class Layout:
         return f"{self.root}/account"
 
     @property
+    def generation(self) -> str:
+        """Changes when something stops being true."""
+        return f"{self.root}/generation"
+
+    @property
     def janitor_lock(self) -> str:
         """Locked for good by the process that cleans up."""
         return f"{self.root}/janitor.lock"
@@ -112,14 +117,36 @@ class Layout:
             # Empty is what a crash or a full disk leaves of a marker that was just being written.
             if not marker.exists() or not marker.stat().st_size:
                 self._mark(marker)
+            # Earlier versions have left it readable for all.
+            marker.chmod(0o600)
             found = marker.read_text(errors="replace")
             probe = Path(self.temporary, f"probe-{os.getpid()}")
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise ConfigurationError(
-                [f"storage.path: the store {self.root!r} cannot be used: {error.strerror or error}"]
-            ) from error
+            raise ConfigurationError([self._unusable(error)]) from error
+        self._refuse_another(found)
+
+    def require(self) -> None:
+        """Check that this is a store that we understand, and create nothing.
+
+        Raises:
+            ConfigurationError: it is none, or of another layout, or cannot be read.
+        """
+        try:
+            found = Path(self.root, "LAYOUT").read_text(errors="replace")
+        except FileNotFoundError as error:
+            problem = f"storage.path: {self.root!r} is no store, there is no LAYOUT in it; a relative path starts where a command runs"
+            raise ConfigurationError([problem]) from error
+        except OSError as error:
+            raise ConfigurationError([self._unusable(error)]) from error
+        # Empty is what a crash or a full disk leaves; the next start writes it.
+        self._refuse_another(found or LAYOUT)
+
+    def _unusable(self, error: OSError) -> str:
+        return f"storage.path: the store {self.root!r} cannot be used: {error.strerror or error}"
+
+    def _refuse_another(self, found: str) -> None:
         if found != LAYOUT:
             problem = (
                 f"storage.path: {self.root!r} holds {found.strip()[:80]!r}, but this version writes {LAYOUT.strip()!r}; "
@@ -130,5 +157,6 @@ class Layout:
     def _mark(self, marker: Path) -> None:
         # In one piece: another worker of this store may be looking at the same moment.
         written = Path(self.temporary, f"LAYOUT-{os.getpid()}")
+        written.touch(0o600)
         written.write_text(LAYOUT)
         written.replace(marker)

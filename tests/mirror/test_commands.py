@@ -224,3 +224,17 @@ async def test_verify_of_another_layout(tmp_path):
     status, _, complaint = await verify(tmp_path)
     assert (status, "layout 99" in complaint) == (2, True)
     assert (store / "LAYOUT").read_text() == "registry-mirror store, layout 99\n"
+
+
+@pytest.mark.parametrize("made", [False, True])
+async def test_verify_creates_no_store(tmp_path, made):
+    """Where there is no store, `verify` says so and makes none: not of nothing, and not of a directory with something else in it."""
+    store = tmp_path / "store"
+    if made:
+        (store / "photos").mkdir(parents=True)
+    status, out, complaint = await verify(tmp_path)
+    assert (status, out) == (2, "")
+    assert complaint.startswith("registry-mirror: storage.path: ")
+    assert str(store) in complaint
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"mirror.yaml"} | ({"store", "store/photos"} if made else set())
