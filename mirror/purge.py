@@ -94,6 +94,7 @@ class Purge:
             StorageError: the index cannot be read, so that nobody knows what other images need.
         """
         reliable = _Reliable(self._index)
+        self._index.label()
         before = float("inf") if order.pulled_before is None else order.pulled_before
         going = [entry for entry in self._index.tags(order.pattern) if entry[2].pulled < before]
         if order.soft:

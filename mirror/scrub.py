@@ -93,6 +93,7 @@ class Scrub:
                 self._pending.pop()
         if not self._pending:
             # Only now: a restart in the middle of a shard begins it again.
+            self._cursor.touch(0o600)
             self._cursor.write_text(self._position_after)
 
     def check(self, digest: Digest, paced: Callable[[int], None], *, keep_cached: bool = False) -> bool:

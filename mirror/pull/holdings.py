@@ -110,7 +110,7 @@ class Holdings:
     async def _record(self, repository: Repository, manifest: Manifest) -> None:
         context = self._context
         if not context.index.parts.has(repository, manifest.digest):
-            await context.in_thread(context.index.parts.put, repository, manifest.digest, parts_of(manifest))
+            await context.note(partial(context.index.parts.put, repository, manifest.digest, parts_of(manifest)), None)
         await self.learn_manifest(repository, manifest.digest, manifest.media_type, len(manifest.raw))
 
     async def learn_manifest(self, repository: Repository, digest: Digest, media_type: str, size: int) -> None:

@@ -33,6 +33,8 @@ _ROWS = """SELECT key, value FROM Cache WHERE key >= ? AND key < ? AND mode = ? 
     AND (expire_time IS NULL OR expire_time > ?) ORDER BY key LIMIT ?"""
 _ROWS_AFTER = _ROWS.replace(">= ?", "> ?")
 _KEYS = "SELECT key FROM Cache WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
+# The version of a database in which every value that is to have a label has one.
+_LABELS = 1
 _LABELLED = "SELECT key FROM Cache WHERE tag = ? ORDER BY rowid LIMIT ?"
 # The first key of each group, one look into the index over keys for each: `kind|name|rest` is followed by `kind|name}`.
 _GROUPS = """WITH RECURSIVE first(found) AS (
@@ -101,13 +103,17 @@ class Database(diskcache.Cache):  # type: ignore[misc]
         return [key for (key,) in self._sql(_GROUPS, values).fetchall()]
 
     def label(self, prefix: str, expression: str) -> None:
-        """Give a label to those values under `prefix` that were put without one.
+        """Give a label to those values under `prefix` that an earlier version has put without one.
 
         Args:
             expression: SQL over `key` and `value`, which is valid JSON.
         """
+        if self._sql("PRAGMA user_version").fetchall() == [(_LABELS,)]:
+            return
         where = "tag IS NULL AND key >= ? AND key < ? AND json_valid(value)"
-        self._sql(f"UPDATE Cache SET tag = {expression} WHERE {where}", (prefix, _after(prefix))).fetchall()  # noqa: S608 - our own
+        with self.transact():
+            self._sql(f"UPDATE Cache SET tag = {expression} WHERE {where}", (prefix, _after(prefix)))  # noqa: S608 - our own
+            self._sql(f"PRAGMA user_version = {_LABELS}")
 
     def rows_from(self, prefix: str, most: int) -> list[tuple[str, str]]:
         """Every key that begins with `prefix`, with its value as it is stored; at most `most`, -1 for all."""

@@ -59,11 +59,15 @@ class Index:
         self._grants = Table(f"{directory}/grants")
         self._absent = Table(f"{directory}/absent")
         self.parts = Parts(directory)
-        # Earlier versions have put these without a label.
-        self._tags.label("tag|", "json_extract(value, '$.digest')")
-        self._manifests.label("manifest|", "substr(key, 10 + instr(substr(key, 10), '|'))")
+        self.label()
         if not self.parts.is_complete and not self._manifests.keys_from("manifest|", 1) and not self._tags.keys_from("tag|", 1):
             self.parts.complete()
+
+    def label(self) -> None:
+        """Have what earlier versions have put found by its digest, too; costs nothing once that is so."""
+        self._tags.label("tag|", "json_extract(value, '$.digest')")
+        self._manifests.label("manifest|", "substr(key, 10 + instr(substr(key, 10), '|'))")
+        self.parts.label()
 
     def close(self) -> None:
         """Let go of the databases."""

@@ -105,9 +105,13 @@ class Layout:
         """
         marker = Path(self.root, "LAYOUT")
         try:
+            # Each by itself: the mode is that of the last one, not of those above it.
             for directory in (
+                "",
+                "blobs",
                 "blobs/sha256",
                 "blobs/sha512",
+                "partial",
                 "partial/sha256",
                 "partial/sha512",
                 "tmp",
@@ -136,7 +140,7 @@ class Layout:
         try:
             found = Path(self.root, "LAYOUT").read_text(errors="replace")
         except FileNotFoundError as error:
-            problem = f"storage.path: {self.root!r} is no store, there is no LAYOUT in it; a relative path starts where a command runs"
+            problem = f"storage.path: {self.root!r} is no store: it has no LAYOUT; a relative path starts where a command runs"
             raise ConfigurationError([problem]) from error
         except OSError as error:
             raise ConfigurationError([self._unusable(error)]) from error

@@ -65,8 +65,6 @@ class Parts:
 
     def __init__(self, directory: str) -> None:
         self._table = Table(f"{directory}/parts")
-        # Earlier versions have put these without a label.
-        self._table.label("parts|", "substr(key, 7 + instr(substr(key, 7), '|'))")
 
     def close(self) -> None:
         """Close the database."""
@@ -80,6 +78,10 @@ class Parts:
     def change(self, work: Callable[[], T]) -> T | None:
         """Do something while no process writes here; None if that cannot be had."""
         return self._table.change(work)
+
+    def label(self) -> None:
+        """Have what earlier versions have put found by the manifest alone, too."""
+        self._table.label("parts|", "substr(key, 7 + instr(substr(key, 7), '|'))")
 
     def put(self, repository: Repository, manifest: Digest, parts: tuple[Part, ...]) -> None:
         """Record what a manifest of a repository names; not if it names more than MAX_PARTS."""

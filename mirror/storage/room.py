@@ -1,9 +1,11 @@
 """How much of the disk the store may take: space is reserved before bytes are written, by all processes from one account.
 
 The account is a file with a few numbers: the bytes of everything held or in the making, each file rounded up to whole blocks,
-how many blobs are held, and how many bytes were ever taken and given back. It is changed under a lock of the kernel. A crash
-between a change on disk and the change of the account leaves it a little wrong; the janitor counts the files again and corrects
-it.
+how many blobs are held, and how many bytes were ever taken and given back. It is changed under a lock of the kernel, and read
+without one: a checksum tells whether it was read in the middle of a change. A crash between a change on disk and the change of
+the account leaves it a little wrong; the janitor counts the files again and corrects it.
+
+What lies beside the blobs, the index and the chunk maps, is not in the account, but looked up whenever it matters.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import enum
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterator
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from mirror.core.eviction import Goal, Shortage
@@ -22,6 +26,11 @@ from mirror.storage.faults import storage_errors
 from mirror.storage.layout import Layout
 
 _NUMBERS = struct.Struct("=QQQQ")
+_CHECKSUM = struct.Struct("=I")
+# Whoever has the account longer than this hangs; a blob that is to be stored meanwhile goes past the store.
+_LOCK_TIMEOUT_S = 2.0
+_MAX_PAUSE_S = 0.02
+_READ_TRIES = 5
 _BLOCK = 4096
 
 
@@ -71,16 +80,22 @@ class Room:
         self.max_size = max_size
         self.min_free = min_free
         self._root = layout.root
+        self._index = layout.index
         self._path = layout.account
 
     def used(self) -> int:
-        """Bytes that are taken, reservations included."""
-        return self.figures()[0]
+        """Bytes that blobs take, held and in the making, reservations included."""
+        return self.mark().used
 
     def figures(self) -> tuple[int, int]:
-        """Bytes that are taken, reservations included, and blobs that are held."""
+        """Bytes that the store takes, reservations and what lies beside the blobs included; and blobs that are held."""
         account = self.mark()
-        return account.used, account.blobs
+        return account.used + self.beside(), account.blobs
+
+    def beside(self) -> int:
+        """Bytes that the index and the chunk maps take."""
+        maps = sum(_taken(entry) for entry in _entries(self._partials) if entry.name.endswith(".map"))
+        return maps + sum(map(_taken, _entries([entry.path for entry in _entries([self._index])])))
 
     def mark(self) -> Account:
         """The account as it is now, for `correct`."""
@@ -91,14 +106,14 @@ class Room:
             except FileNotFoundError:
                 return Account()
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
-                return _read(descriptor)
+                found = (_read(descriptor) for _ in range(_READ_TRIES))
+                return next((account for account in found if account is not None), Account())
             finally:
                 os.close(descriptor)
 
     def fits(self, size: int) -> Fit:
         """Whether `size` more bytes would fit, without reserving them."""
-        return self._fit(self.used(), on_disk(size))
+        return self._fit(self.mark(), on_disk(size))
 
     def shortage(self, low: float) -> Shortage:
         """By how much the bounds are missed.
@@ -106,13 +121,13 @@ class Room:
         Args:
             low: where the low-water mark lies, as a share of the limit; it is as far above the free space that must remain.
         """
-        used, free = self.used(), self.free()
+        used, free = self.figures()[0], self.free()
         over = Goal(max(0, used - int(self.max_size * low)), max(0, used - self.max_size)) if self.max_size else Goal()
         return Shortage(over, Goal(max(0, int(self.min_free * (2 - low)) - free), max(0, self.min_free - free)))
 
     def shortage_for(self, size: int) -> Shortage:
         """By how much the bounds would be missed with `size` more bytes."""
-        over = max(0, self.used() + on_disk(size) - self.max_size) if self.max_size else 0
+        over = max(0, self.figures()[0] + on_disk(size) - self.max_size) if self.max_size else 0
         short = max(0, self.min_free + on_disk(size) - self.free())
         return Shortage(Goal(over, over), Goal(short, short))
 
@@ -124,8 +139,8 @@ class Room:
         """
         wanted = on_disk(size)
         with self._account() as descriptor:
-            account = _read(descriptor)
-            fit = self._fit(account.used, wanted)
+            account = _read(descriptor) or Account()
+            fit = self._fit(account, wanted)
             if fit is Fit.RESERVED:
                 begin()
                 _write(descriptor, replace(account, used=account.used + wanted, taken=account.taken + wanted))
@@ -147,7 +162,7 @@ class Room:
         """A file of `size` bytes has gone, or will not come; it was so many held blobs."""
         # What has gone has gone, whether the account can be kept or not; the next count puts it right.
         with contextlib.suppress(StorageError), self._account() as descriptor:
-            account, size = _read(descriptor), on_disk(size)
+            account, size = _read(descriptor) or Account(), on_disk(size)
             used, held = max(0, account.used - size), max(0, account.blobs - blobs)
             _write(descriptor, replace(account, used=used, blobs=held, given=account.given + size))
 
@@ -159,7 +174,7 @@ class Room:
         """
         with self._account() as descriptor:
             replaced = move()
-            account = _read(descriptor)
+            account = _read(descriptor) or Account()
             if replaced is None:
                 _write(descriptor, replace(account, blobs=account.blobs + 1))
             else:
@@ -177,7 +192,7 @@ class Room:
             counted: bytes on disk, as whole blocks.
         """
         with self._account() as descriptor:
-            account = _read(descriptor)
+            account = _read(descriptor) or Account()
             least = counted - max(0, account.given - mark.given)
             most = counted + max(0, account.taken - mark.taken)
             used = max(0, least, min(account.used, most))
@@ -191,20 +206,19 @@ class Room:
         state = os.statvfs(self._root)
         return state.f_bavail * state.f_frsize - self._promised()
 
-    def _promised(self) -> int:
-        promised = 0
-        for algorithm in ("sha256", "sha512"):
-            with contextlib.suppress(OSError), os.scandir(f"{self._root}/partial/{algorithm}") as entries:
-                for entry in entries:
-                    with contextlib.suppress(OSError):
-                        state = entry.stat(follow_symlinks=False)
-                        promised += max(0, on_disk(state.st_size) - state.st_blocks * 512)
-        return promised
+    @property
+    def _partials(self) -> list[str]:
+        return [f"{self._root}/partial/{algorithm}" for algorithm in ("sha256", "sha512")]
 
-    def _fit(self, used: int, wanted: int) -> Fit:
+    def _promised(self) -> int:
+        return sum(
+            max(0, on_disk(state.st_size) - state.st_blocks * 512) for state in map(_state, _entries(self._partials)) if state
+        )
+
+    def _fit(self, account: Account, wanted: int) -> Fit:
         if self.max_size and wanted > self.max_size:
             return Fit.NEVER
-        if self.max_size and used + wanted > self.max_size:
+        if self.max_size and account.used + self.beside() + wanted > self.max_size:
             return Fit.NOT_NOW
         return Fit.RESERVED if self.free() - wanted >= self.min_free else Fit.NOT_NOW
 
@@ -213,16 +227,60 @@ class Room:
         with storage_errors("keeping the account of the store"):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _lock(descriptor)
                 yield descriptor
             finally:
                 os.close(descriptor)
 
 
-def _read(descriptor: int) -> Account:
-    data = os.pread(descriptor, _NUMBERS.size, 0)
-    return Account(*_NUMBERS.unpack(data)) if len(data) == _NUMBERS.size else Account()
+def _lock(descriptor: int) -> None:
+    """Wait for the lock of the account; raises StorageError if it does not become free in time."""
+    deadline, pause = time.monotonic() + _LOCK_TIMEOUT_S, 0.0005
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StorageError("another process holds the account of the store, and hangs", "busy") from None
+            time.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_S)
+        else:
+            return
+
+
+def _read(descriptor: int) -> Account | None:
+    """The account, None if it is damaged, or was read in the middle of a change."""
+    data = os.pread(descriptor, _NUMBERS.size + _CHECKSUM.size, 0)
+    numbers, checksum = data[: _NUMBERS.size], data[_NUMBERS.size :]
+    # Earlier versions have written none.
+    if len(numbers) != _NUMBERS.size or (checksum and checksum != _checksum(numbers)):
+        return None
+    return Account(*_NUMBERS.unpack(numbers))
 
 
 def _write(descriptor: int, account: Account) -> None:
-    os.pwrite(descriptor, _NUMBERS.pack(account.used, account.blobs, account.taken, account.given), 0)
+    numbers = _NUMBERS.pack(account.used, account.blobs, account.taken, account.given)
+    os.pwrite(descriptor, numbers + _checksum(numbers), 0)
+
+
+def _checksum(numbers: bytes) -> bytes:
+    return _CHECKSUM.pack(zlib.crc32(numbers))
+
+
+def _entries(directories: Iterable[str]) -> Iterator[os.DirEntry[str]]:
+    for directory in directories:
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            yield from entries
+
+
+def _state(entry: os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return entry.stat(follow_symlinks=False)
+    except OSError:
+        return None
+
+
+def _taken(entry: os.DirEntry[str]) -> int:
+    """Bytes that a file takes on disk."""
+    state = _state(entry)
+    return 0 if state is None else state.st_blocks * 512

@@ -51,3 +51,9 @@ def quiet(log, caplog):
         assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
 
     return check
+
+
+@pytest.fixture
+def blobs_only(monkeypatch):
+    """Nothing but blobs counts for `storage.max_size`, so that a test can say to the byte what fits into a tiny store."""
+    monkeypatch.setattr("mirror.storage.room.Room.beside", lambda self: 0)

@@ -19,7 +19,7 @@ BLOB = f"/v2/{APP}/blobs"
 
 
 @pytest.fixture
-async def bounded(hub, tmp_path):
+async def bounded(hub, tmp_path, blobs_only):
     """Makes mirrors with a cap over one store."""
     async with contextlib.AsyncExitStack() as stack:
 

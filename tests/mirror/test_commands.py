@@ -228,7 +228,7 @@ async def test_verify_of_another_layout(tmp_path):
 
 @pytest.mark.parametrize("made", [False, True])
 async def test_verify_creates_no_store(tmp_path, made):
-    """Where there is no store, `verify` says so and makes none: not of nothing, and not of a directory with something else in it."""
+    """Where there is no store, `verify` says so and makes none, neither of nothing nor of a directory of something else."""
     store = tmp_path / "store"
     if made:
         (store / "photos").mkdir(parents=True)

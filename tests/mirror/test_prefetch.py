@@ -333,7 +333,7 @@ async def test_limited_upstream_is_left_alone(hub, start):
         assert (await mirror.get(blob_path(digest))).sha256 == digest
 
 
-async def test_image_that_never_fits(hub, start):
+async def test_image_that_never_fits(hub, start, blobs_only):
     """An image larger than the store is left to the client: its first layers would have to go for its last."""
     mirror = await start(storage={"max_size": str(MIB)})
     made = image(hub, layers=6)
@@ -344,7 +344,7 @@ async def test_image_that_never_fits(hub, start):
         assert (await mirror.get(blob_path(digest))).sha256 == digest
 
 
-async def test_no_room_just_now(hub, start, monkeypatch):
+async def test_no_room_just_now(hub, start, monkeypatch, blobs_only):
     """The first blob that finds no room ends it for its image; the client gets everything all the same."""
     monkeypatch.setattr("mirror.janitor.Janitor.make_room", _in_use)
     mirror = await start(connections=4, storage={"max_size": str(4 * MIB)})

@@ -342,7 +342,7 @@ async def test_wrong_account(hub, tmp_path):
 # ---- staying
 
 
-async def test_stays_under_pressure(hub, tmp_path):
+async def test_stays_under_pressure(hub, tmp_path, blobs_only):
     """A configured image outlives everything else that goes through a small store, and no longer when it is not configured."""
     storage = {"max_size": "3MiB", "scrub_interval": "0"}
     image = hub.add_image(APP, "kept", [os.urandom(300_000)])

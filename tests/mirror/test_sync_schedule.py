@@ -513,7 +513,7 @@ async def test_poison(hub, mirror, orders, quiet):
 # ---- no room
 
 
-async def test_no_room(hub, tmp_path):
+async def test_no_room(hub, tmp_path, blobs_only):
     """What the store cannot take is said by the image's name; what fits comes, and pulls work in any case."""
     storage = {"max_size": "1MiB", "scrub_interval": "0"}
     async with MirrorUnderTest(hub, tmp_path / "store", storage=storage) as mirror:

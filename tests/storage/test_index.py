@@ -327,6 +327,7 @@ def test_rows_of_an_earlier_version_are_found(directory):
     index.close()
     for table in ("tags", "manifests"):
         change_all(directory, table, "UPDATE Cache SET tag = NULL")
+        change_all(directory, table, "PRAGMA user_version = 0")
         change_all(directory, table, "INSERT INTO Cache (key, raw, mode, value) VALUES ('tag|x|y', 1, 3, 'no JSON')")
     index = Index(directory)
     assert index.tags_naming_anywhere(DIGEST) == [(NGINX, TAG)]

@@ -1,9 +1,12 @@
 """The account of a store: never more than the cap, never less free than the floor, whoever reserves and whatever crashes."""
 
 import errno
+import fcntl
 import os
+import struct
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -276,6 +279,7 @@ def test_processes_share_one_account(layout):
 
 PUTTER = """
 import sys
+import threading
 from mirror.core.digest import Digest
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
@@ -298,3 +302,70 @@ def test_two_processes_put_the_same(layout, files):
         putter.wait(40)
         assert putter.returncode == 0
     assert files.room.figures() == (60 * 4096, 60)
+
+
+def test_lock_is_not_waited_for_without_end(layout, monkeypatch):
+    """Of an account that somebody holds, and hangs, the numbers can be read at once; that nothing can be taken is said soon."""
+    monkeypatch.setattr("mirror.storage.room._LOCK_TIMEOUT_S", 0.1, raising=False)
+    room = Room(layout, 64 * KIB, 0)
+    room.claim(4096, "")
+    descriptor = os.open(layout.account, os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    found = []
+
+    def work():
+        found.append(room.figures())
+        try:
+            room.claim(4096, "")
+        except StorageError as error:
+            found.append(error.reason)
+        room.release(4096)
+
+    try:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert found == [(4096, 0), "busy"]
+        assert not thread.is_alive()
+    finally:
+        os.close(descriptor)
+        thread.join(10)
+    assert room.used() == 4096
+
+
+@pytest.mark.parametrize("offset", range(36))
+def test_any_byte_of_the_account(layout, offset):
+    """An account of which a byte is wrong counts from nothing until the files are counted; it never says that all is full."""
+    room = Room(layout, 64 * KIB, 0)
+    room.claim(8 * KIB, "")
+    with open(layout.account, "r+b") as file:
+        file.seek(offset)
+        file.write(b"\xfe")
+    assert room.figures() == (0, 0)
+    room.claim(60 * KIB, "")
+    assert room.figures() == (60 * KIB, 0)
+
+
+def test_account_of_an_earlier_version(layout):
+    """An account without a checksum, as earlier versions have written it, counts."""
+    with open(layout.account, "wb") as file:
+        file.write(struct.pack("=QQQQ", 8 * KIB, 1, 8 * KIB, 0))
+    room = Room(layout, 64 * KIB, 0)
+    assert room.figures() == (8 * KIB, 1)
+    room.claim(4 * KIB, "")
+    assert room.figures() == (12 * KIB, 1)
+
+
+def test_index_and_maps_count(layout):
+    """What lies in the store beside the blobs takes of the room that blobs may have, also what a damaged index left behind."""
+    room = Room(layout, 256 * KIB, 0)
+    os.makedirs(f"{layout.index}/tags.2")
+    for path in (f"{layout.index}/tags.2/cache.db", f"{layout.root}/partial/sha256/{'a' * 64}.map"):
+        with open(path, "wb") as file:
+            file.write(bytes(64 * KIB))
+    assert room.figures() == (128 * KIB, 0)
+    assert room.reserve(132 * KIB) is Fit.NOT_NOW
+    assert room.shortage_for(132 * KIB).size.needed == 4 * KIB
+    assert room.reserve(128 * KIB) is Fit.RESERVED
+    assert room.figures() == (256 * KIB, 0)
+    assert room.shortage(0.5).size.needed == 0

@@ -202,6 +202,7 @@ def test_store_of_an_earlier_version(world, tmp_path):
         database = sqlite3.connect(tmp_path / f"store/index/{table}/cache.db")
         with database:
             database.execute("UPDATE Cache SET tag = NULL")
+            database.execute("PRAGMA user_version = 0")
             database.execute("DELETE FROM Cache WHERE key = 'complete'")
         database.close()
     world.index = Index(str(tmp_path / "store/index"))
