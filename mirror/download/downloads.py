@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 import structlog
 
 from mirror.core.digest import Digest
+from mirror.download.bypass import Bypass
 from mirror.download.download import Download, State
+from mirror.download.passthrough import PassthroughBody
 from mirror.download.source import Source
 from mirror.download.workshop import Workshop
 from mirror.errors import DigestMismatch, StorageError
@@ -64,6 +66,11 @@ class Downloads:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return download
+
+    def passthrough(self, digest: Digest, source: Source) -> PassthroughBody:
+        """A blob past the store, for one reader, whatever is held or under way."""
+        threads, policy = self._workshop.threads.serve, self._workshop.policy
+        return PassthroughBody(Bypass(digest, source, threads, policy.attempts, None), threads, policy.first_byte)
 
     async def close(self) -> None:
         """Stop all; what has arrived stays on disk for the next start."""

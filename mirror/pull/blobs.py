@@ -6,9 +6,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
-import structlog
-
-from mirror.aio import SingleFlight, UseCount, in_thread
+from mirror.aio import UseCount
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
@@ -16,15 +14,17 @@ from mirror.download.download import Download
 from mirror.download.downloads import Downloads
 from mirror.download.reader import ArrivingBody, Body, HeldBody
 from mirror.download.source import BlobStream
-from mirror.errors import StorageError, UpstreamAnswer
+from mirror.errors import UpstreamAnswer
 from mirror.flights import Flights
 from mirror.pull.context import Context
 from mirror.pull.holdings import Holdings
-from mirror.storage.blobs import HeldBlob, is_intact
+from mirror.pull.integrity import IntegrityChecks
+from mirror.storage.blobs import HeldBlob
 from mirror.upstream.blob import ExpectedSize
 from mirror.upstream.registry import Registry
 
-log = structlog.get_logger(__name__)
+# Until a held blob that nobody vouches for has been hashed: some gigabytes from a good disk. Then upstream is asked for it.
+_CHECK_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Blobs:
         self._holdings = holdings
         self._downloads = downloads
         self._grants: Flights[int | None] = Flights(context.in_use)
-        self._judgements: SingleFlight[bool] = SingleFlight(context.in_use)
+        self._integrity = IntegrityChecks(context.files, context.threads.write, context.in_use)
 
     async def get(self, repository: Repository, digest: Digest) -> BlobAnswer:
         """The blob, as soon as its size is known.
@@ -90,11 +90,13 @@ class Blobs:
         while True:
             # From here to the end of the download's start there is no await: hit, join or start is one decision.
             held = self._context.files.open(digest)
-            if held is not None and not self._has_its_size(repository, digest, held):
-                held = await self._judged(repository, digest, held)
+            if held is not None:
+                try:
+                    held = await self._vouched(repository, digest, held, None if for_store else _CHECK_TIMEOUT_S)
+                except TimeoutError:
+                    return await self._past_the_store(source)
                 if held is None:
                     continue
-            if held is not None:
                 self._context.usage.blob(digest, self._context.clock())
                 return BlobAnswer(digest, held.size, HeldBody(held, self._context.threads.serve), Outcome.HIT)
             download, outcome = self._joined_or_started(repository, digest, source)
@@ -152,7 +154,7 @@ class Blobs:
     async def close(self) -> None:
         """Stop asking upstream, and doubting what is held."""
         await self._grants.close()
-        await self._judgements.close()
+        await self._integrity.close()
 
     def _joined_or_started(self, repository: Repository, digest: Digest, source: _UpstreamSource) -> tuple[Download, Outcome]:
         download = self._downloads.find(digest)
@@ -162,17 +164,17 @@ class Blobs:
         self._downloads.refuse_failing(source)
         return self._downloads.start(digest, source), Outcome.MISS
 
-    def _has_its_size(self, repository: Repository, digest: Digest, held: HeldBlob) -> bool:
-        return self._holdings.blob_size(repository, digest) in (None, held.size)
-
-    async def _judged(self, repository: Repository, digest: Digest, held: HeldBlob) -> HeldBlob | None:
-        """A held blob that has not the size that upstream said, if it is the size that is wrong, as its digest tells; else None.
+    async def _vouched(self, repository: Repository, digest: Digest, held: HeldBlob, timeout: float | None) -> HeldBlob | None:
+        """A held blob if upstream has said its length, or else if its digest matches; None if it does not.
 
         Raises:
+            TimeoutError: the digest is not known yet.
             StorageError: it has been damaged, and cannot be removed.
         """
+        if self._holdings.blob_size(repository, digest) == held.size:
+            return held
         try:
-            intact, _ = await self._judgements.run(digest, lambda: self._judge(digest))
+            intact = await self._integrity.is_intact(digest, held.size, timeout)
         except BaseException:
             held.close()
             raise
@@ -182,18 +184,13 @@ class Blobs:
         held.close()
         return None
 
-    async def _judge(self, digest: Digest) -> bool:
-        files = self._context.files
+    async def _past_the_store(self, source: _UpstreamSource) -> BlobAnswer:
+        body = self._downloads.passthrough(source.digest, source)
         try:
-            intact = await in_thread(self._context.threads.write, is_intact, files, digest)
-        except OSError:
-            intact = False
-        if intact is False:
-            log.error("blob_damaged", digest=str(digest), consequence="dropped; it is fetched again")
-            await in_thread(self._context.threads.write, files.delete, digest)
-            if files.size(digest) is not None:
-                raise StorageError(f"{digest} has been damaged, and cannot be removed", "io")
-        return bool(intact)
+            return BlobAnswer(source.digest, await body.sized(), body, Outcome.BYPASS)
+        except BaseException:
+            await body.close()
+            raise
 
     def _is_around(self, digest: Digest) -> bool:
         """Whether bytes of it could be served before upstream was asked."""
