@@ -147,6 +147,7 @@ class Tags(Section):
     ttl: Duration = 60.0
     stale_if_error: Duration = 30 * 86400.0
     not_found_ttl: Duration = 30.0
+    revalidate_timeout: Duration = 3.0
 
 
 class DownloadsConfig(Section):

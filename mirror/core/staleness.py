@@ -7,6 +7,9 @@ from typing import Final
 
 DAY: Final = 86400.0
 
+SLOW: Final = "slow"
+"""The reason of an answer that is given while a check is still under way."""
+
 DELETED: Final = "deleted"
 """The reason of an answer that is kept although upstream says 404."""
 
@@ -34,6 +37,7 @@ TABLE: Final[Mapping[str, Verdict]] = MappingProxyType(
     {
         "connect": Verdict(True, f"{_OUTAGE}: no connection"),
         "timeout": Verdict(True, f"{_OUTAGE}: no answer in time"),
+        SLOW: Verdict(True, "upstream takes long to answer, and is still being asked"),
         "server_error": Verdict(True, f"{_OUTAGE}: it answers 5xx"),
         "rate_limited": Verdict(True, f"{_OUTAGE}: it limits the rate of pulls"),
         "cut": Verdict(True, f"{_OUTAGE}: it closes connections"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import structlog
@@ -10,8 +11,8 @@ from mirror.core.digest import Digest
 from mirror.core.freshness import Fresh, TagRecord, decide
 from mirror.core.names import Repository, Tag
 from mirror.core.outcome import Outcome
-from mirror.core.staleness import DELETED, TABLE, may_serve
-from mirror.errors import AccessDenied, MirrorError, NotFound, UpstreamAnswer, UpstreamError
+from mirror.core.staleness import DELETED, SLOW, TABLE, may_serve
+from mirror.errors import AccessDenied, MirrorError, NotFound, UpstreamAnswer, UpstreamError, UpstreamTimeout
 from mirror.flights import Flights
 from mirror.images import is_complete
 from mirror.pull.answers import ManifestAnswer
@@ -38,6 +39,8 @@ class ByTag:
         self._by_digest = by_digest
         self._records = records
         self._log = ThrottledLog(log, context.clock, burst=1, interval=_QUIET)
+        # When the checks that are under way began, by the event loop's time.
+        self._begun: dict[tuple[Repository, Tag], float] = {}
         self._checks: Flights[tuple[ManifestAnswer, float]] = Flights(context.in_use)
 
     async def get(self, repository: Repository, tag: Tag, *, head: bool) -> tuple[ManifestAnswer, float]:
@@ -46,22 +49,59 @@ class ByTag:
         record = context.index.tag(repository, tag)
         if record is not None and isinstance(decide(record, context.clock(), ttl), Fresh):
             return await self._named(repository, record, head=head), record.checked + ttl
-        # A HEAD of what nobody knows yet is another question than a GET: it must not cost a pull.
-        key = (repository, tag, head and record is None)
         try:
             self._holdings.refuse_absent("manifest", repository, tag)
-            (answer, good_until), joined = await self._checks.run(key, lambda: self._check(repository, tag, record, head=head))
+            return await self._checked_soon(repository, tag, record, head=head)
         except (UpstreamError, UpstreamAnswer) as error:
-            return await self._stale(repository, tag, record, error), 0.0
+            old = await self._old(repository, tag, record, self._reason(repository, error), error)
+            if old is None:
+                raise
+            return old, 0.0
+
+    async def close(self) -> None:
+        """Stop asking upstream."""
+        await self._checks.close()
+
+    async def _checked_soon(
+        self, repository: Repository, tag: Tag, record: TagRecord | None, *, head: bool
+    ) -> tuple[ManifestAnswer, float]:
+        """What a check finds; if that takes too long, what is held, while the check goes on. The limit is the check's own."""
+        if record is None:
+            return await self._checked(repository, tag, record, head=head)
+        now, limit = asyncio.get_running_loop().time(), self._context.policies.general.revalidate_timeout
+        waiting = asyncio.create_task(self._checked(repository, tag, record, head=head))
+        try:
+            await asyncio.wait([waiting], timeout=max(0.0, self._begun.get((repository, tag), now) + limit - now))
+            late = UpstreamTimeout(f"upstream has been asked for {repository} {tag} for more than {limit:g} s")
+            old = None if waiting.done() else await self._old(repository, tag, record, SLOW, late)
+            return await waiting if old is None else (old, 0.0)
+        finally:
+            # Only the wait ends: the check is shared.
+            waiting.cancel()
+
+    async def _checked(
+        self, repository: Repository, tag: Tag, record: TagRecord | None, *, head: bool
+    ) -> tuple[ManifestAnswer, float]:
+        """What a tag names by upstream's word, asked for once for all who want to know, and until when that is good."""
+        # A HEAD of what nobody knows yet is another question than a GET: it must not cost a pull.
+        key = (repository, tag, head and record is None)
+        (answer, good_until), joined = await self._checks.run(key, lambda: self._timed(repository, tag, record, head=head))
         if answer.raw is None and not head:
             answer = await self._by_digest.get(repository, answer.digest, head=False)
         elif joined:
             answer = replace(answer, outcome=Outcome.JOINED)
         return answer, good_until
 
-    async def close(self) -> None:
-        """Stop asking upstream."""
-        await self._checks.close()
+    async def _timed(
+        self, repository: Repository, tag: Tag, record: TagRecord | None, *, head: bool
+    ) -> tuple[ManifestAnswer, float]:
+        """A check, of which those who come later can tell when it began."""
+        begun = self._begun[repository, tag] = asyncio.get_running_loop().time()
+        try:
+            return await self._check(repository, tag, record, head=head)
+        finally:
+            if self._begun.get((repository, tag)) == begun:
+                del self._begun[repository, tag]
 
     async def _named(self, repository: Repository, record: TagRecord, *, head: bool) -> ManifestAnswer:
         """What a fresh record names."""
@@ -108,17 +148,17 @@ class ByTag:
             return await self._by_digest.fetch(repository, tag)
         return replace(answer, outcome=_COUNTS_AS.get(answer.outcome, answer.outcome))
 
-    async def _stale(
-        self, repository: Repository, tag: Tag, record: TagRecord | None, error: UpstreamError | UpstreamAnswer
-    ) -> ManifestAnswer:
-        """What was known before, if the failure allows it and everything that it needs is held; else raises the failure."""
-        context, reason = self._context, self._reason(repository, error)
+    async def _old(
+        self, repository: Repository, tag: Tag, record: TagRecord | None, reason: str, error: MirrorError
+    ) -> ManifestAnswer | None:
+        """What was known before, if the reason allows it and everything that it needs is held."""
+        context = self._context
         longest = context.policies.of(repository, tag).stale_if_error
         if record is None or not may_serve(reason, context.clock() - record.checked, longest):
-            raise error
+            return None
         held = await self._by_digest.held(repository, record.digest)
         if held is None or not await context.in_thread(is_complete, context.files, record.digest):
-            raise error
+            return None
         context.metrics.stale_served.labels(repository.registry, reason).inc()
         self._tell(repository, tag, reason, error)
         return replace(held, outcome=Outcome.STALE, reason=reason)

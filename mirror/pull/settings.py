@@ -16,11 +16,13 @@ class TagPolicy:
         ttl: a checked tag is served without asking upstream.
         stale_if_error: after `ttl`, it is still served while upstream cannot be asked.
         not_found_ttl: upstream's no is repeated without asking again.
+        revalidate_timeout: after `ttl`, a client waits no longer for upstream if the image is held complete.
     """
 
     ttl: float = 60.0
     stale_if_error: float = 30 * 86400.0
     not_found_ttl: float = 30.0
+    revalidate_timeout: float = 3.0
 
 
 @dataclass(frozen=True)

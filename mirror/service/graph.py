@@ -169,7 +169,8 @@ def _planner(config: Config, bringer: Bringer, permission: Permission) -> Planne
 
 
 def _policies(config: Config) -> TagPolicies:
-    general = TagPolicy(config.tags.ttl, config.tags.stale_if_error, config.tags.not_found_ttl)
+    tags = config.tags
+    general = TagPolicy(tags.ttl, tags.stale_if_error, tags.not_found_ttl, tags.revalidate_timeout)
     rules = {
         name: tuple(TagRule(PathPattern.parse(rule.match, name), rule.ttl, rule.pin) for rule in entry.tags)
         for name, entry in config.registries.items()

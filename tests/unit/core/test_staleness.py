@@ -14,6 +14,8 @@ CASES = [
     ("connect", MONTH, True),
     ("connect", MONTH + 1, False),
     ("timeout", MONTH, True),
+    ("slow", MONTH, True),
+    ("slow", MONTH + 1, False),
     ("server_error", MONTH, True),
     ("rate_limited", MONTH, True),
     ("rate_limited", MONTH + 1, False),
