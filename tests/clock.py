@@ -23,7 +23,7 @@ class Clock:
             for endpoint in registry.endpoints:
                 endpoint.health.clock = endpoint.login._clock = self.monotonic
         by_tag, by_digest = graph.manifests._by_tag, graph.manifests._by_digest
-        for flights in (by_tag._checks, by_digest._fetches, graph.blobs._grants, graph.listings._flights):
+        for flights in (by_tag._checks, by_digest._fetches, graph.listings._flights):
             flights.memory.clock = self.monotonic
         under_test.mirror._downloads._failures.clock = self.monotonic
 

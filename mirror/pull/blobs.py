@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from mirror.aio import UseCount
+from mirror.aio import SingleFlight
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
@@ -15,7 +16,7 @@ from mirror.download.downloads import Downloads
 from mirror.download.reader import ArrivingBody, Body, HeldBody
 from mirror.download.source import BlobStream
 from mirror.errors import UpstreamAnswer
-from mirror.flights import Flights
+from mirror.pull.access import UNKNOWN_SIZE
 from mirror.pull.context import Context
 from mirror.pull.holdings import Holdings
 from mirror.pull.integrity import IntegrityChecks
@@ -43,19 +44,22 @@ class BlobAnswer:
 
 @dataclass(frozen=True)
 class _UpstreamSource:
-    """The bytes of a blob by way of one repository."""
+    """The bytes of a blob by way of one repository. That upstream gives them there is recorded when it does."""
 
     registry: Registry
-    path: str
+    repository: Repository
     digest: Digest
-    in_use: UseCount
+    context: Context = field(compare=False)
     size: ExpectedSize = field(compare=False)
 
-    def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[BlobStream]:
-        return self.registry.blob(self.path, self.digest, start, stop, self.size)
+    @contextlib.asynccontextmanager
+    async def open(self, start: int, stop: int | None) -> AsyncIterator[BlobStream]:
+        async with self.registry.blob(self.repository.path, self.digest, start, stop, self.size) as stream:
+            self.context.access.record_grant("blob", self.repository, self.digest, stream.size)
+            yield stream
 
-    def held(self) -> AbstractContextManager[None]:
-        return self.in_use.hold()
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        return self.context.in_use.hold()
 
     def distrust(self) -> None:
         self.registry.distrust(self.digest)
@@ -68,7 +72,8 @@ class Blobs:
         self._context = context
         self._holdings = holdings
         self._downloads = downloads
-        self._grants: Flights[int | None] = Flights(context.in_use)
+        # No failure is remembered: where a right is not known, the next question counts.
+        self._questions: SingleFlight[int | None] = SingleFlight(context.in_use)
         self._integrity = IntegrityChecks(context.files, context.threads.write, context.in_use)
 
     async def get(self, repository: Repository, digest: Digest) -> BlobAnswer:
@@ -82,14 +87,16 @@ class Blobs:
 
     async def _answer(self, repository: Repository, digest: Digest, *, for_store: bool) -> BlobAnswer:
         context = self._context
-        expected = ExpectedSize(partial(context.index.parts.size_named, "blob", repository, digest))
-        source = _UpstreamSource(context.registry(repository), repository.path, digest, context.in_use, expected)
-        if not self._holdings.may_serve_blob(repository, digest) and self._is_around(digest):
-            self._holdings.refuse_absent("blob", repository, digest)
-            await self._ask(repository, digest)
+        expected = ExpectedSize(partial(context.access.size_named, repository, digest))
+        source = _UpstreamSource(context.registry(repository), repository, digest, context, expected)
         while True:
+            authorized = self._holdings.grant("blob", repository, digest) is not None
+            if not authorized and self._is_around(digest, source):
+                self._holdings.refuse_absent("blob", repository, digest)
+                await self._ask(repository, digest)
+                authorized = True
             # From here to the end of the download's start there is no await: hit, join or start is one decision.
-            held = self._context.files.open(digest)
+            held = context.files.open(digest) if authorized else None
             if held is not None:
                 try:
                     held = await self._vouched(repository, digest, held, None if for_store else _CHECK_TIMEOUT_S)
@@ -97,24 +104,34 @@ class Blobs:
                     return await self._past_the_store(source)
                 if held is None:
                     continue
-                self._context.usage.blob(digest, self._context.clock())
-                return BlobAnswer(digest, held.size, HeldBody(held, self._context.threads.serve), Outcome.HIT)
+                context.usage.blob(digest, context.clock())
+                return BlobAnswer(digest, held.size, HeldBody(held, context.threads.serve), Outcome.HIT)
             download, outcome = self._joined_or_started(repository, digest, source)
             body = ArrivingBody(download, for_store=for_store)
             try:
                 size = await body.sized()
-                await self._holdings.learn_blob(repository, digest, size)
             except UpstreamAnswer as error:
                 await body.close()
                 # Another repository's no is none for this one, which is then asked itself.
                 if download.source == source:
                     await self._holdings.remember_absent("blob", repository, digest, error)
                     raise
+                continue
             except BaseException:
                 await body.close()
                 raise
-            else:
-                return BlobAnswer(digest, size, body, outcome)
+            await self._authorize(repository, digest, body)
+            return BlobAnswer(digest, size, body, outcome)
+
+    async def _authorize(self, repository: Repository, digest: Digest, body: Body) -> None:
+        """Have upstream asked unless it has granted the blob: another process may have fetched it, for another repository."""
+        if self._holdings.grant("blob", repository, digest) is not None:
+            return
+        try:
+            await self._ask(repository, digest)
+        except BaseException:
+            await body.close()
+            raise
 
     async def head(self, repository: Repository, digest: Digest) -> tuple[int, Outcome]:
         """The size in bytes; a blob that is not around stays so.
@@ -153,7 +170,7 @@ class Blobs:
 
     async def close(self) -> None:
         """Stop asking upstream, and doubting what is held."""
-        await self._grants.close()
+        await self._questions.close()
         await self._integrity.close()
 
     def _joined_or_started(self, repository: Repository, digest: Digest, source: _UpstreamSource) -> tuple[Download, Outcome]:
@@ -171,7 +188,8 @@ class Blobs:
             TimeoutError: the digest is not known yet.
             StorageError: it has been damaged, and cannot be removed.
         """
-        if self._holdings.blob_size(repository, digest) == held.size:
+        grant = self._holdings.grant("blob", repository, digest)
+        if grant is not None and grant.size == held.size:
             return held
         try:
             intact = await self._integrity.is_intact(digest, held.size, timeout)
@@ -179,7 +197,8 @@ class Blobs:
             held.close()
             raise
         if intact:
-            await self._holdings.learn_blob(repository, digest, held.size)
+            if grant is not None:
+                self._context.access.correct_size(repository, digest, grant, held.size)
             return held
         held.close()
         return None
@@ -192,18 +211,20 @@ class Blobs:
             await body.close()
             raise
 
-    def _is_around(self, digest: Digest) -> bool:
-        """Whether bytes of it could be served before upstream was asked."""
-        return (
-            self._context.files.size(digest) is not None
-            or self._downloads.find(digest) is not None
-            or self._downloads.has_partial(digest)
-        )
+    def _is_around(self, digest: Digest, own: _UpstreamSource | None = None) -> bool:
+        """Whether bytes of it could be served before upstream was asked.
+
+        Args:
+            own: by way of which upstream is being asked anyway: a download that comes from there has no right but its own.
+        """
+        download = self._downloads.find(digest)
+        if download is not None:
+            return download.source != own
+        return self._context.files.size(digest) is not None or self._downloads.has_partial(digest)
 
     async def _ask(self, repository: Repository, digest: Digest) -> int | None:
         """Have upstream grant the blob to the asking repository; returns its size if upstream told."""
-        key = (self._context.scope(repository), digest)
-        size, _ = await self._grants.run(key, lambda: self._head(repository, digest))
+        size, _ = await self._questions.run((repository, digest), lambda: self._head(repository, digest))
         return size
 
     async def _head(self, repository: Repository, digest: Digest) -> int | None:
@@ -212,6 +233,5 @@ class Blobs:
         except UpstreamAnswer as error:
             await self._holdings.remember_absent("blob", repository, digest, error)
             raise
-        if size is not None:
-            await self._holdings.learn_blob(repository, digest, size)
+        self._context.access.record_grant("blob", repository, digest, UNKNOWN_SIZE if size is None else size)
         return size

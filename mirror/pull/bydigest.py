@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mirror.aio import SingleFlight
 from mirror.core.digest import Digest
 from mirror.core.manifest import ManifestKind
+from mirror.core.media import INDEX_TYPES, MANIFEST_TYPES
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.errors import NotFound, UpstreamAnswer
 from mirror.flights import Flights
+from mirror.pull.access import UNKNOWN_SIZE
 from mirror.pull.answers import ManifestAnswer
 from mirror.pull.context import Context
 from mirror.pull.holdings import Holdings
@@ -25,6 +28,8 @@ class ByDigest:
         self._holdings = holdings
         self._prefetch = prefetch
         self._fetches: Flights[ManifestAnswer] = Flights(context.in_use)
+        # No failure is remembered: where a right is not known, the next question counts.
+        self._questions: SingleFlight[ManifestHead] = SingleFlight(context.in_use)
 
     async def get(self, repository: Repository, digest: Digest, *, head: bool) -> ManifestAnswer:
         """The manifest with a digest; raises like `Manifests.get`."""
@@ -40,21 +45,34 @@ class ByDigest:
 
     async def held(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
         """The manifest from disk, if the repository is known to hold it."""
-        if not self._holdings.may_serve_manifest(repository, digest):
+        if self._holdings.grant("manifest", repository, digest) is None:
             return None
         held = await self._holdings.manifest(repository, digest)
         if held is None:
             return None
+        await self._holdings.record_held(repository, held)
         return ManifestAnswer(digest, held.media_type, len(held.raw), held.raw, Outcome.HIT)
 
     async def asked(self, repository: Repository, reference: Reference) -> ManifestHead:
-        """What upstream's HEAD tells of a manifest; its no is remembered."""
+        """What upstream's HEAD tells of a manifest; its no is remembered, and so is what it grants."""
         registry, asked = self._context.registry(repository), self._context.clock()
         try:
-            return await registry.head_manifest(repository.path, reference)
+            head = await registry.head_manifest(repository.path, reference)
         except UpstreamAnswer as error:
             await self._remember_no(repository, reference, error, asked)
             raise
+        self._record_grant(repository, reference, head)
+        return head
+
+    def _record_grant(self, repository: Repository, reference: Reference, head: ManifestHead) -> None:
+        """Record what a HEAD has granted: nothing if it was not about the reference, or about no manifest, as a portal's page."""
+        granted = head.digest
+        if isinstance(reference, Digest):
+            tells_nothing = head.digest is None and head.media_type not in MANIFEST_TYPES | INDEX_TYPES
+            granted = None if tells_nothing or head.digest not in (reference, None) else reference
+        if granted is not None:
+            size = UNKNOWN_SIZE if head.size is None else head.size
+            self._context.access.record_grant("manifest", repository, granted, size)
 
     async def fetch(self, repository: Repository, reference: Reference) -> ManifestAnswer:
         """Get a manifest from upstream and store it; schema 1 and what the store cannot take are passed through."""
@@ -77,28 +95,23 @@ class ByDigest:
             return replace(found, outcome=Outcome.JOINED) if found is not None else await self.fetch(repository, digest)
 
     async def _found(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
-        """What can be answered without fetching it, None if nothing; raises upstream's no, if it has lately said so."""
+        """What can be answered without fetching it, None if nothing; raises upstream's no, if it has lately said so.
+
+        What is on disk for another repository: upstream is asked whether this one has it, and nothing is fetched.
+        """
         held = await self.held(repository, digest)
         if held is not None:
-            await self._holdings.learn_manifest(repository, digest, held.media_type, held.size)
             return held
         self._holdings.refuse_absent("manifest", repository, digest)
-        if await self._holdings.manifest(repository, digest) is not None:
-            return await self._granted(repository, digest)
-        return None
+        if await self._holdings.manifest(repository, digest) is None:
+            return None
+        await self._questions.run((repository, digest), lambda: self.asked(repository, digest))
+        return await self.held(repository, digest)
 
     async def close(self) -> None:
-        """Stop fetching."""
+        """Stop asking and fetching."""
+        await self._questions.close()
         await self._fetches.close()
-
-    async def _granted(self, repository: Repository, digest: Digest) -> ManifestAnswer:
-        """What is on disk for another repository: upstream is asked whether this one has it, and nothing is fetched."""
-        await self.asked(repository, digest)
-        held = await self._holdings.manifest(repository, digest)
-        if held is None:
-            return await self.fetch(repository, digest)
-        await self._holdings.learn_manifest(repository, digest, held.media_type, len(held.raw))
-        return ManifestAnswer(digest, held.media_type, len(held.raw), held.raw, Outcome.HIT)
 
     async def _headers_only(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
         """Upstream's own HEAD, or None if it told too little, or of another digest; the bytes can be held against this one."""

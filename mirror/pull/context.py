@@ -15,6 +15,7 @@ from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.errors import NotFound
 from mirror.metrics import Metrics
+from mirror.pull.access import AccessIndex
 from mirror.pull.settings import TagPolicies
 from mirror.pull.usage import Usage
 from mirror.storage.blobs import BlobFiles
@@ -41,8 +42,9 @@ class Context:
     Attributes:
         registries: by name; no other registry is ever asked.
         make_room: tries to make so many bytes fit into the store, within a bounded time.
-        private: names of registries that are used with credentials: there, each repository's rights are its own.
         small: manifests on their way to the disk.
+        private: names of registries that are used with an account: there, only upstream's own word grants anything.
+        access: which repository may be served what.
         turns: so that of several processes one fetches a manifest for all.
         in_use: counts who uses the registries; their connections stay open until nobody does.
         clock: seconds since the epoch.
@@ -52,6 +54,7 @@ class Context:
     private: frozenset[str]
     files: BlobFiles
     index: Index
+    access: AccessIndex
     generation: Generation
     turns: Turns
     threads: ThreadPools
@@ -69,10 +72,6 @@ class Context:
         if registry is None:
             raise NotFound(f"registry {repository.registry} is not mirrored here")
         return registry
-
-    def scope(self, repository: Repository) -> str:
-        """Within what a grant holds: one repository, or a whole registry that is used without credentials."""
-        return str(repository) if repository.registry in self.private else repository.registry
 
     async def store(self, digest: Digest, data: bytes) -> None:
         """Store something small that was verified, making room for it if need be; raises StorageError.

@@ -14,9 +14,10 @@ from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.names import Reference, Repository
 from mirror.errors import AccessDenied, NotFound, StorageError, UpstreamAnswer
 from mirror.images import MANIFEST_LIMIT
+from mirror.pull.access import Grant
 from mirror.pull.context import Context
 from mirror.storage.index import Held
-from mirror.storage.parts import Kind, parts_of
+from mirror.storage.parts import Kind, Part, parts_of
 
 log = structlog.get_logger(__name__)
 
@@ -31,11 +32,7 @@ class HeldManifest:
 
 
 class Holdings:
-    """Looks up and remembers what is held, with the rights to it.
-
-    Where a registry is used without credentials everything in it is public: what was granted once is granted to all. Where no
-    registry has credentials, nothing that is held needs a grant, so that a lost index costs nothing.
-    """
+    """Looks up and records what is held, with the rights to it."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -58,9 +55,9 @@ class Holdings:
         if Digest.of(raw, digest.algorithm) != digest:
             self._drop_damaged(digest)
             return None
-        known = self._context.index.manifest(repository, digest)
+        known = self._context.access.media_type(repository, digest)
         if known is not None:
-            return HeldManifest(digest, known.media_type, raw)
+            return HeldManifest(digest, known, raw)
         try:
             return HeldManifest(digest, parse_manifest(raw, None, digest).media_type, raw)
         except InvalidInput:
@@ -71,64 +68,37 @@ class Holdings:
         self._context.files.delete(digest)
         self._context.generation.change()
 
-    def may_serve_manifest(self, repository: Repository, digest: Digest) -> bool:
-        """Whether upstream is known to grant it to the repository as a manifest."""
-        context = self._context
-        if not context.private or context.index.manifest(repository, digest) is not None:
-            return True
-        return context.index.granted("manifest", context.scope(repository), digest) is not None
-
-    def may_serve_blob(self, repository: Repository, digest: Digest) -> bool:
-        """Whether upstream is known to grant it to the repository as a blob.
-
-        What is only known as a manifest is none, even where everything is public.
-        """
-        context = self._context
-        scope = context.scope(repository)
-        if context.index.granted("blob", scope, digest) is not None:
-            return True
-        return not context.private and context.index.granted("manifest", scope, digest) is None
-
-    def blob_size(self, repository: Repository, digest: Digest) -> int | None:
-        """How many bytes upstream said that a blob has, if that is known."""
-        return self._context.index.granted("blob", self._context.scope(repository), digest)
+    def grant(self, kind: Kind, repository: Repository, digest: Digest) -> Grant | None:
+        """Why a repository may be served a digest; None if it is not known to be granted, and upstream has to be asked."""
+        private = repository.registry in self._context.private
+        return self._context.access.find(kind, repository, digest, private=private)
 
     async def keep(self, repository: Repository, manifest: Manifest) -> bool:
         """Store a manifest that upstream has just given; False if the store cannot take it."""
         context = self._context
+        held, parts = Held(manifest.media_type, len(manifest.raw)), parts_of(manifest)
         # Before the bytes: a purge that is under way looks for whoever needs them, and removes nothing that is recorded.
-        await self._record(repository, manifest)
+        self._record(repository, manifest.digest, held, parts)
+        await context.access.written()
         try:
             await context.store(manifest.digest, manifest.raw)
         except StorageError as error:
             log.warning("manifest_not_stored", digest=str(manifest.digest), cause=str(error))
             return False
-        # Rows without bytes are cleared away.
-        await self._record(repository, manifest)
+        # And after them: rows without bytes are cleared away.
+        self._record(repository, manifest.digest, held, parts)
         return True
 
-    async def _record(self, repository: Repository, manifest: Manifest) -> None:
-        context = self._context
-        if not context.index.parts.has(repository, manifest.digest):
-            await context.note(partial(context.index.parts.put, repository, manifest.digest, parts_of(manifest)), None)
-        await self.learn_manifest(repository, manifest.digest, manifest.media_type, len(manifest.raw))
+    def _record(self, repository: Repository, digest: Digest, held: Held, parts: tuple[Part, ...]) -> None:
+        self._context.access.record_grant("manifest", repository, digest, held.size)
+        self._context.access.record_manifest(repository, digest, held, parts)
 
-    async def learn_manifest(self, repository: Repository, digest: Digest, media_type: str, size: int) -> None:
-        """Remember that upstream grants a manifest to a repository."""
-        context = self._context
-        if context.index.manifest(repository, digest) is None:
-            await context.note(partial(context.index.put_manifest, repository, digest, Held(media_type, size)), None)
-        await self._grant("manifest", repository, digest, size)
-
-    async def learn_blob(self, repository: Repository, digest: Digest, size: int) -> None:
-        """Remember that upstream grants a blob to a repository."""
-        await self._grant("blob", repository, digest, size)
-
-    async def _grant(self, kind: Kind, repository: Repository, digest: Digest, size: int) -> None:
-        context = self._context
-        scope = context.scope(repository)
-        if context.index.granted(kind, scope, digest) != size:
-            await context.note(partial(context.index.grant, kind, scope, digest, size), None)
+    async def record_held(self, repository: Repository, held: HeldManifest) -> None:
+        """Record that a repository has a held manifest, which upstream grants it, and what it names."""
+        context, digest, size = self._context, held.digest, len(held.raw)
+        if not context.access.holds(repository, digest):
+            manifest = await on_bytes(size, context.threads.serve, parse_manifest, held.raw, held.media_type, digest)
+            context.access.record_manifest(repository, digest, Held(held.media_type, size), parts_of(manifest))
 
     # ---- negative answers
 

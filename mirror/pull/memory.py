@@ -16,9 +16,14 @@ _LARGEST = 256 << 10
 
 
 class Memory(Generic[T]):
-    """A bounded, least recently used memory of answers."""
+    """A bounded, least recently used memory of answers.
 
-    def __init__(self, generation: Generation) -> None:
+    Args:
+        entries: how many at most.
+    """
+
+    def __init__(self, generation: Generation, entries: int = _MOST_ENTRIES) -> None:
+        self._most_entries = entries
         self._generation = generation
         self._seen = generation.current()
         self._entries: OrderedDict[Hashable, tuple[T, int, float]] = OrderedDict()
@@ -48,7 +53,7 @@ class Memory(Generic[T]):
         self._drop(key)
         self._entries[key] = (value, size, good_until)
         self._bytes += size
-        while self._bytes > _MOST_BYTES or len(self._entries) > _MOST_ENTRIES:
+        while self._bytes > _MOST_BYTES or len(self._entries) > self._most_entries:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, key: Hashable) -> None:

@@ -132,6 +132,7 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
         private=frozenset(name for name, entry in config.registries.items() if entry.username is not None),
         files=store.files,
         index=store.index,
+        access=store.access,
         generation=store.generation,
         turns=store.turns,
         threads=store.threads,

@@ -7,6 +7,7 @@ import sqlite3
 import uuid
 
 from mirror.errors import ConfigurationError
+from mirror.pull.access import AccessIndex
 from mirror.sections import Storage
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
@@ -36,6 +37,7 @@ class Store:
             raise ConfigurationError([f"storage.path: the store {self.layout.root!r} cannot be opened: {cause}"]) from error
         self.threads = ThreadPools.start()
         self.small = WriteBehind(self.files, self.threads)
+        self.access = AccessIndex(self.index, self.generation, self.threads.note)
 
     def _open(self, config: Storage) -> None:
         self.room = Room(self.layout, config.max_size, config.min_free)

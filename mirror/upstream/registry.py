@@ -115,6 +115,8 @@ class Registry:
 
         async def head(endpoint: Endpoint, ask: Ask, _: contextlib.AsyncExitStack) -> int | None:
             async with endpoint.request(ask) as response:
+                if response.content_type == "text/html":
+                    raise UpstreamNonsense(f"{response.url.host} answers with a page where {digest} was asked for")
                 return _length(response)
 
         return await self._first(ask, head)

@@ -172,8 +172,8 @@ async def test_lost_index_gives_no_rights(hub, private_hub, both):
     await both.get(blob(ONE, digest))
     await both.idle()
     index = both.store.index
-    for table in (index._tags, index._manifests, index._grants, index._absent):
-        table._cache.clear()
+    for table in (index._tags, index._manifests, index._grants, index._absent, index.parts._table):
+        table.delete_many(list(table.keys()))
     both.store.generation.change()
     private_hub.reset_counters()
     for path in (blob(OTHER, digest), f"/v2/{ONE}/blobs/{digest}"):
@@ -193,3 +193,59 @@ async def test_joined_before_the_first_says_no(private_hub, both, all_in):
     assert (await both.get(blob(OTHER, digest))).status == 404
     held.release()
     assert (await first).body == b"content"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("kind", ["blobs", "manifests"])
+async def test_not_across_public_registries(hub, tmp_path, kind, method):
+    """What came from one registry is not served under the name of another, although neither is used with an account."""
+    async with FakeHub() as second:
+        image = second.add_image("team/app", "1", layers=[b"theirs"])
+        hub.add_image("team/app", "1", layers=[b"ours"])
+        registries = {
+            name: {"upstreams": [one.url], "token_hosts": [one.token_host]}
+            for name, one in (("docker.io", hub), ("ghcr.io", second))
+        }
+        digest = image.digest if kind == "manifests" else image.layers[0].digest
+        async with MirrorUnderTest(hub, tmp_path / "store", registries=registries) as mirror:
+            assert (await mirror.get(f"/v2/ghcr.io/team/app/{kind}/{digest}")).status == 200
+            await mirror.idle()
+            for path in (f"/v2/team/app/{kind}/{digest}", f"/v2/team/app/{kind}/{digest}?ns=docker.io"):
+                assert (await mirror.get(path, method)).status == 404
+            assert (await mirror.get(f"/v2/ghcr.io/team/app/{kind}/{digest}", method)).cache == "HIT"
+
+
+async def test_a_stranger_names_what_is_private(hub, private_hub, both):
+    """A manifest in a public registry that names a layer of a private one does not get it out; upstream is asked."""
+    image = private_hub.add_image(ONE, "1", layers=[b"secret"])
+    digest = image.layers[0].digest
+    await both.get(blob(ONE, digest))
+    await both.idle()
+    hub.add_image("evil/app", "1", layers=[b"secret"])
+    hub.delete_blob("evil/app", digest)
+    assert (await both.get("/v2/evil/app/manifests/1")).status == 200
+    assert (await both.get(f"/v2/evil/app/blobs/{digest}")).status == 404
+    hub.add_blob("evil/honest", b"secret")
+    answer = await both.get(f"/v2/evil/honest/blobs/{digest}")
+    assert (answer.cache, answer.body) == ("HIT", b"secret")
+    assert hub.count("GET", "blob") == 0
+
+
+async def test_an_account_that_comes_later(hub, tmp_path):
+    """What a manifest alone has granted in a public registry is asked for once the registry is used with an account."""
+    for name in (ONE, OTHER):
+        image = hub.add_image(name, "1", layers=[b"base"])
+    digest = image.layers[0].digest
+    upstream = {"upstreams": [hub.url], "token_hosts": [hub.token_host]}
+    (tmp_path / "password").write_text("secret\n")
+    async with MirrorUnderTest(hub, tmp_path / "store") as mirror:
+        for name in (ONE, OTHER):
+            await mirror.get(f"/v2/{name}/manifests/1")
+            assert (await mirror.get(f"/v2/{name}/blobs/{digest}")).status == 200
+            await mirror.idle()
+        hub.users = {"robot": "secret"}
+        account = {"username": "robot", "password_file": str(tmp_path / "password")}
+        await mirror.reload(registries={"docker.io": {**upstream, **account}})
+        hub.private(OTHER, ["somebody"])
+        assert (await mirror.get(f"/v2/{OTHER}/blobs/{digest}")).status == 404
+        assert (await mirror.get(f"/v2/{ONE}/blobs/{digest}")).cache == "HIT"
