@@ -109,6 +109,8 @@ def _upstream(value: str) -> str:
         raise ValueError(f"must be a URL like https://registry-1.docker.io, not {value[:100]!r}")
     if parts.query or parts.fragment:
         raise ValueError("must not contain a query or a fragment")
+    if parts.path.rstrip("/").endswith("/v2"):
+        raise ValueError("must not end with /v2: that is where every request's path begins, and is added to it")
     return value.rstrip("/")
 
 

@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl, unquote
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
-from mirror.core.names import Reference, Repository, canonical_registry, parse_reference
+from mirror.core.names import DOCKER_HUB, Reference, Repository, canonical_registry, parse_reference
+from mirror.core.registries import is_known_host
 from mirror.errors import NotFound
 
 Kind = Literal["ping", "catalog", "manifest", "blob", "tags", "referrers"]
@@ -53,7 +54,7 @@ class Router:
 
         Raises:
             InvalidInput: a name, tag or digest is malformed, or the target as a whole.
-            NotFound: `ns` names a registry that is not mirrored.
+            NotFound: `ns`, or the first component of the name, is a registry that is not mirrored.
         """
         raw, _, raw_query = _origin_form(target).partition("?")
         try:
@@ -94,16 +95,28 @@ class Router:
 
     def _repository(self, prefix: str, name: str, namespace: str | None) -> Repository:
         if namespace:
-            registry = canonical_registry(namespace)
-            if registry not in self._registries:
-                raise NotFound(f"registry {namespace[:100]!r} is not mirrored here")
+            registry = self._mirrored(namespace)
             return Repository.parse(registry, _without(registry, name))
         if prefix:
             return Repository.parse(prefix, _without(prefix, name))
         first, _, others = name.partition("/")
-        if others and self._is_registry(first):
-            return Repository.parse(canonical_registry(first), others)
+        if others and (self._is_registry(first) or self._means_registry(first)):
+            return Repository.parse(self._mirrored(first), others)
         return Repository.parse(self._default, name)
+
+    def _means_registry(self, first: str) -> bool:
+        """Whether the first of several components can only be a registry's host, so that it is no namespace of the default one.
+
+        Namespaces of Docker Hub have no dots, those of other registries may.
+        """
+        return ":" in first or is_known_host(first) or (self._default == DOCKER_HUB and "." in first)
+
+    def _mirrored(self, text: str) -> str:
+        """The registry that a client has named; raises NotFound if it is not mirrored."""
+        registry = canonical_registry(text)
+        if registry not in self._registries:
+            raise NotFound(f"registry {text[:100]!r} is not mirrored here")
+        return registry
 
     def _is_registry(self, text: str) -> bool:
         return text in self._registries

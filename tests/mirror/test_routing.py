@@ -102,6 +102,16 @@ async def test_unknown_registry_is_never_connected_to(hub, mirror, ns, rest):
     assert hub.accepted == before
 
 
+@pytest.mark.parametrize("rest", ["manifests/1", f"blobs/sha256:{'0' * 64}", "tags/list"])
+@pytest.mark.parametrize("name", ["quay.io/app", "registry.example/a/b", "127.0.0.1:1/app"])
+async def test_unknown_registry_in_the_path(hub, mirror, name, rest):
+    """A registry in the path that is not configured is refused by its name, and the default one is not asked for it."""
+    answer = await mirror.get(f"/v2/{name}/{rest}")
+    assert (answer.status, answer.code()) == (404, "NAME_UNKNOWN")
+    assert f"registry '{name.partition('/')[0]}' is not mirrored here" in answer.body.decode()
+    assert sum(hub.accepted.values()) == 0
+
+
 async def test_foreign_ns_has_no_way_out(hub, mirror):
     """`ns` with the fake's own address does not lead there either: only configured names count."""
     hub.add_image("library/app", "1")

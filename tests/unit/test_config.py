@@ -204,6 +204,8 @@ MISTAKES = [
     ("registries: {docker.io: {upstreams: registry-1.docker.io}}", "registries.docker.io.upstreams: "),
     ("registries: {docker.io: {upstreams: [registry-1.docker.io]}}", "registries.docker.io.upstreams.0: must be a URL"),
     ("registries: {docker.io: {upstreams: ['https://']}}", "registries.docker.io.upstreams.0: must be a URL"),
+    ("registries: {docker.io: {upstreams: ['https://host/v2/']}}", "registries.docker.io.upstreams.0: must not end with /v2"),
+    ("registries: {docker.io: {upstreams: ['https://host/x/v2']}}", "registries.docker.io.upstreams.0: must not end with /v2"),
     ("registries: {docker.io: {upstreams: ['https://a:99999']}}", "registries.docker.io.upstreams.0: "),
     ("registries: {docker.io: {upstreams: ['https://[::1']}}", "registries.docker.io.upstreams.0: "),
     ("registries: {docker.io: {upstreams: ['https://u:p@x']}}", "registries.docker.io.upstreams.0: must not contain"),

@@ -1,5 +1,7 @@
 """What a path asks for."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,7 +92,10 @@ def test_names_with_words_of_the_api(target, expected):
         ("/v2/docker.io/a/manifests/1?ns=docker.io", ("docker.io", "library/a")),
         ("/v2/ghcr.io/manifests/1?ns=ghcr.io", ("ghcr.io", "ghcr.io")),
         ("/v2/ghcr.io/manifests/1", ("docker.io", "library/ghcr.io")),
-        ("/v2/quay.io/a/manifests/1", ("docker.io", "quay.io/a")),
+        ("/v2/registry-1.docker.io/a/manifests/1", ("docker.io", "library/a")),
+        ("/v2/quay.io/manifests/1", ("docker.io", "library/quay.io")),
+        ("/v2/localhost/a/manifests/1", ("docker.io", "localhost/a")),
+        ("/ghcr.io/v2/quay.io/a/manifests/1", ("ghcr.io", "quay.io/a")),
     ],
 )
 def test_registries(target, expected):
@@ -103,6 +108,34 @@ def test_unknown_registry(ns):
     """A registry that is not configured is not there."""
     with pytest.raises(NotFound, match="not mirrored here"):
         ROUTER.route(f"/v2/a/b/manifests/1?ns={ns}")
+
+
+@pytest.mark.parametrize(
+    ("default", "first"),
+    [
+        ("docker.io", "quay.io"),
+        ("docker.io", "registry.example"),
+        ("docker.io", "10.0.0.1"),
+        ("docker.io", "localhost:5000"),
+        ("docker.io", "a:1"),
+        ("ghcr.io", "quay.io"),
+        ("ghcr.io", "eu.gcr.io"),
+        ("ghcr.io", "123456789012.dkr.ecr.eu-west-1.amazonaws.com"),
+        ("ghcr.io", "registry.example:5000"),
+    ],
+)
+@pytest.mark.parametrize("rest", ["a/manifests/1", f"a/b/blobs/sha256:{HEX}", "a/tags/list"])
+def test_unknown_registry_in_the_path(default, first, rest):
+    """A first component that can only be a registry is refused by its name, and not asked of the default registry."""
+    with pytest.raises(NotFound, match=f"{re.escape(first)}.*not mirrored here"):
+        Router(["docker.io", "ghcr.io"], default).route(f"/v2/{first}/{rest}")
+
+
+@pytest.mark.parametrize("first", ["my.group", "registry.example", "ghcr.io.example"])
+def test_namespaces_with_dots(first):
+    """Where Docker Hub is not the default, a namespace may have dots."""
+    route = Router(["docker.io", "ghcr.io"], "ghcr.io").route(f"/v2/{first}/a/manifests/1")
+    assert route.repository == Repository("ghcr.io", f"{first}/a")
 
 
 @pytest.mark.parametrize(
