@@ -16,6 +16,7 @@ from mirror.core.htpasswd import parse_htpasswd
 from mirror.core.names import PathPattern
 from mirror.core.networks import parse_network
 from mirror.core.platform import Platform
+from mirror.core.policy import DigestRule
 from mirror.core.units import parse_bytes, parse_duration
 from mirror.core.versions import VersionRange
 from mirror.tls import check_certificates
@@ -84,6 +85,16 @@ def _path_pattern(value: str) -> str:
 
 
 Pattern = Annotated[str, AfterValidator(_path_pattern)]
+
+
+def _denied(value: str) -> str:
+    if "@" in value:
+        DigestRule.parse(value)
+        return value
+    return _path_pattern(value)
+
+
+DenyPattern = Annotated[str, AfterValidator(_denied)]
 
 
 def _split(value: str) -> SplitResult:

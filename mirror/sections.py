@@ -13,6 +13,7 @@ from mirror.core.wanted import Wanted
 from mirror.fields import (
     Address,
     CertificatesFile,
+    DenyPattern,
     Duration,
     HostName,
     HtpasswdFile,
@@ -131,7 +132,7 @@ class RegistryConfig(Section):
     proxy: ProxyUrl | None = None
     keep_deleted: bool = False
     allow: tuple[Pattern, ...] = ()
-    deny: tuple[Pattern, ...] = ()
+    deny: tuple[DenyPattern, ...] = ()
     tags: tuple[TagRuleConfig, ...] = ()
 
     @model_validator(mode="after")

@@ -1,14 +1,32 @@
-"""Which images of a registry may be pulled: rules over repositories and tags, and the one that spoke."""
+"""Which images of a registry may be pulled: rules over repositories, tags and digests, and the one that spoke."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from mirror.core.digest import Digest
 from mirror.core.names import PathPattern, Tag
 
 _NOT_ALLOWED: Final = "allow has no rule for it"
+
+
+@dataclass(frozen=True, slots=True)
+class DigestRule:
+    """A rule of `deny` that names content. It holds under every name, whatever repository it was written with."""
+
+    path: str
+    digest: Digest
+
+    @classmethod
+    def parse(cls, text: str) -> DigestRule:
+        """Read `REPOSITORY[:TAG]@DIGEST`; the tag says nothing. Raises InvalidName, InvalidTag or InvalidDigest."""
+        name, _, digest = text.partition("@")
+        return cls(str(PathPattern.parse(name)), Digest.parse(digest))
+
+    def __str__(self) -> str:
+        return f"{self.path}@{self.digest}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +37,25 @@ class Policy:
     refused if they all would be. If none is known, as for blobs and for the manifests of single platforms, such a rule of `deny`
     says nothing, and one of `allow` covers the whole repository: else nothing that it allows could be pulled. The tag part `*`
     is every tag, as if there were no tag part.
+
+    Attributes:
+        digests: rules of `deny`, too. Whoever holds something against a policy holds its digest against them.
     """
 
     allow: tuple[PathPattern, ...] = ()
     deny: tuple[PathPattern, ...] = ()
+    digests: tuple[DigestRule, ...] = ()
+
+    @classmethod
+    def parse(cls, allow: Iterable[str], deny: Iterable[str], registry: str) -> Policy:
+        """Read the rules of a registry. Raises InvalidName, InvalidTag or InvalidDigest."""
+        names, digests = [], []
+        for rule in deny:
+            if "@" in rule:
+                digests.append(DigestRule.parse(rule))
+            else:
+                names.append(PathPattern.parse(rule, registry))
+        return cls(tuple(PathPattern.parse(rule, registry) for rule in allow), tuple(names), tuple(digests))
 
     def refuses_tag(self, path: str, tag: Tag) -> str | None:
         """The rule by which a tag of a repository must not be pulled, in words; None if it may."""

@@ -93,13 +93,13 @@ class AccessIndex:
 
     def record_grant(self, kind: Kind, repository: Repository, digest: Digest, size: int) -> None:
         """Record that upstream itself granted a digest to a repository; `size` in bytes, or UNKNOWN_SIZE."""
-        known = self.find(kind, repository, digest, private=True)
-        if known is not None and size in (known.size, UNKNOWN_SIZE):
-            return
-        self._remember((kind, repository, digest), Grant(size, direct=True))
-        for scope in (repository.registry, str(repository)):
+        # Not what memory says: rows about what is not held yet may have been dropped meanwhile.
+        missing = [scope for scope in (repository.registry, str(repository)) if not self._has(kind, scope, digest, size)]
+        for scope in missing:
             write = partial(self._index.grant, kind, scope, digest, size)
             self._unwritten.put(("grant", kind, scope, digest), size, write)
+        if missing:
+            self._remember((kind, repository, digest), Grant(size, direct=True))
 
     def record_manifest(self, repository: Repository, digest: Digest, held: Held, parts: tuple[Part, ...]) -> None:
         """Record that a repository holds a manifest that upstream grants it, and what that names."""
@@ -147,6 +147,10 @@ class AccessIndex:
     def _granted(self, kind: Kind, scope: str, digest: Digest) -> int | None:
         size = self._unwritten.get(("grant", kind, scope, digest))
         return size if isinstance(size, int) else self._index.granted(kind, scope, digest)
+
+    def _has(self, kind: Kind, scope: str, digest: Digest, size: int) -> bool:
+        known = self._granted(kind, scope, digest)
+        return known is not None and size in (known, UNKNOWN_SIZE)
 
     def _remember(self, key: Hashable, grant: Grant) -> None:
         self._memory.put(key, grant, _ENTRY_BYTES, math.inf, self._memory.generation())

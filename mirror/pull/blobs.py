@@ -20,6 +20,7 @@ from mirror.pull.access import UNKNOWN_SIZE
 from mirror.pull.context import Context
 from mirror.pull.holdings import Holdings
 from mirror.pull.integrity import IntegrityChecks
+from mirror.pull.permission import Permission
 from mirror.storage.blobs import HeldBlob
 from mirror.upstream.blob import ExpectedSize
 from mirror.upstream.registry import Registry
@@ -68,7 +69,8 @@ class _UpstreamSource:
 class Blobs:
     """Answers for blobs."""
 
-    def __init__(self, context: Context, holdings: Holdings, downloads: Downloads) -> None:
+    def __init__(self, context: Context, holdings: Holdings, downloads: Downloads, permission: Permission) -> None:
+        self._permission = permission
         self._context = context
         self._holdings = holdings
         self._downloads = downloads
@@ -90,7 +92,7 @@ class Blobs:
         expected = ExpectedSize(partial(context.access.size_named, repository, digest))
         source = _UpstreamSource(context.registry(repository), repository, digest, context, expected)
         while True:
-            authorized = self._holdings.grant("blob", repository, digest) is not None
+            authorized = self._holdings.is_authorized("blob", repository, digest)
             if not authorized and self._is_around(digest, source):
                 self._holdings.refuse_absent("blob", repository, digest)
                 await self._ask(repository, digest)
@@ -125,7 +127,7 @@ class Blobs:
 
     async def _authorize(self, repository: Repository, digest: Digest, body: Body) -> None:
         """Have upstream asked unless it has granted the blob: another process may have fetched it, for another repository."""
-        if self._holdings.grant("blob", repository, digest) is not None:
+        if self._holdings.is_authorized("blob", repository, digest):
             return
         try:
             await self._ask(repository, digest)
@@ -156,7 +158,9 @@ class Blobs:
         Raises:
             UpstreamAnswer, UpstreamError: like `get`.
             StorageError: the store cannot take it.
+            PolicyDenied: a rule names it.
         """
+        self._permission.check_content(repository, digest)
         answer = await self._answer(repository, digest, for_store=True)
         try:
             return answer.size if await answer.body.stored() else 0

@@ -45,7 +45,7 @@ class ByDigest:
 
     async def held(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
         """The manifest from disk, if the repository is known to hold it."""
-        if self._holdings.grant("manifest", repository, digest) is None:
+        if not self._holdings.is_authorized("manifest", repository, digest):
             return None
         held = await self._holdings.manifest(repository, digest)
         if held is None:

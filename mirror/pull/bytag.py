@@ -19,6 +19,7 @@ from mirror.pull.answers import ManifestAnswer
 from mirror.pull.bydigest import ByDigest
 from mirror.pull.context import Context
 from mirror.pull.holdings import Holdings
+from mirror.pull.permission import Permission
 from mirror.pull.records import Records
 from mirror.throttled_log import ThrottledLog
 
@@ -33,7 +34,10 @@ _QUIET = 10.0
 class ByTag:
     """Answers for tags."""
 
-    def __init__(self, context: Context, holdings: Holdings, by_digest: ByDigest, records: Records) -> None:
+    def __init__(
+        self, context: Context, holdings: Holdings, by_digest: ByDigest, records: Records, permission: Permission
+    ) -> None:
+        self._permission = permission
         self._context = context
         self._holdings = holdings
         self._by_digest = by_digest
@@ -105,6 +109,7 @@ class ByTag:
 
     async def _named(self, repository: Repository, record: TagRecord, *, head: bool) -> ManifestAnswer:
         """What a fresh record names."""
+        self._permission.check_content(repository, record.digest)
         held = await self._by_digest.held(repository, record.digest)
         if held is not None:
             return held
@@ -123,8 +128,10 @@ class ByTag:
         """
         asked = self._context.clock()
         now = await self._by_digest.asked(repository, tag)
+        if now.digest is not None:
+            self._permission.check_content(repository, now.digest)
         if now.digest is None:
-            answer = await self._by_digest.fetch(repository, tag)
+            answer = await self._fetched(repository, tag)
         elif record is not None and now.digest == record.digest:
             unread = ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.REVALIDATED)
             held = await self._by_digest.held(repository, record.digest)
@@ -145,8 +152,13 @@ class ByTag:
             answer = await self._by_digest.get(repository, digest, head=False)
         except NotFound:
             # The tag has moved in between, or upstream's HEAD is not to be trusted.
-            return await self._by_digest.fetch(repository, tag)
+            return await self._fetched(repository, tag)
         return replace(answer, outcome=_COUNTS_AS.get(answer.outcome, answer.outcome))
+
+    async def _fetched(self, repository: Repository, tag: Tag) -> ManifestAnswer:
+        answer = await self._by_digest.fetch(repository, tag)
+        self._permission.check_content(repository, answer.digest)
+        return answer
 
     async def _old(
         self, repository: Repository, tag: Tag, record: TagRecord | None, reason: str, error: MirrorError
@@ -156,6 +168,7 @@ class ByTag:
         longest = context.policies.of(repository, tag).stale_if_error
         if record is None or not may_serve(reason, context.clock() - record.checked, longest):
             return None
+        self._permission.check_content(repository, record.digest)
         held = await self._by_digest.held(repository, record.digest)
         if held is None or not await context.in_thread(is_complete, context.files, record.digest):
             return None

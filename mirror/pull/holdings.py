@@ -68,8 +68,13 @@ class Holdings:
         self._context.files.delete(digest)
         self._context.generation.change()
 
+    def is_authorized(self, kind: Kind, repository: Repository, digest: Digest) -> bool:
+        """Whether a repository may be served a digest; if not, upstream has to be asked."""
+        private = repository.registry in self._context.private
+        return self._context.access.is_authorized(kind, repository, digest, private=private)
+
     def grant(self, kind: Kind, repository: Repository, digest: Digest) -> Grant | None:
-        """Why a repository may be served a digest; None if it is not known to be granted, and upstream has to be asked."""
+        """Why a repository may be served a digest, with the size that is known of it; None if it may not. See `is_authorized`."""
         private = repository.registry in self._context.private
         return self._context.access.find(kind, repository, digest, private=private)
 

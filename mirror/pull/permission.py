@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidTag
@@ -10,10 +13,23 @@ from mirror.core.names import Reference, Repository, Tag
 from mirror.core.policy import Policy
 from mirror.errors import PolicyDenied
 from mirror.pull.context import Context
+from mirror.pull.memory import Memory
+
+_KINDS: Final = ("manifest", "blob")
+_MAX_ENTRIES: Final = 50_000
+# What an entry takes in memory, roughly.
+_ENTRY_BYTES: Final = 300
+# Manifests that are looked at to find one that may be pulled. If as many may not, the others will hardly be better.
+_MAX_LOOKED_AT: Final = 1000
+# Indexes nest two deep in practice.
+_MAX_DEPTH: Final = 4
 
 
 class Permission:
     """Holds what clients ask for against the policies, before anything else is done about it.
+
+    A digest is refused if a rule of any registry names it, if its repository is refused, or if all that is known to name it
+    there is: tags, and manifests, which are held against the same rules.
 
     Args:
         policies: by registry.
@@ -22,12 +38,12 @@ class Permission:
     def __init__(self, context: Context, policies: Mapping[str, Policy]) -> None:
         self._context = context
         self._policies = policies
+        self._denied = {rule.digest: f"deny: {rule}" for policy in policies.values() for rule in policy.digests}
+        # Digests that were found to be allowed; no more is known of what names them until the generation changes.
+        self._allowed: Memory[bool] = Memory(context.generation, _MAX_ENTRIES)
 
     async def check(self, repository: Repository, reference: Reference | None) -> None:
         """Return if it may be pulled; without a reference, if anything of the repository may.
-
-        What may be pulled once stays so while nothing is configured anew; a digest that may not can come to be named by a tag
-        that may.
 
         Raises:
             PolicyDenied: it may not.
@@ -35,31 +51,108 @@ class Permission:
         policy = self._policies.get(repository.registry)
         if policy is None:
             return
-        rule = await self._refuses(policy, repository, reference)
+        if isinstance(reference, Tag):
+            rule = policy.refuses_tag(repository.path, reference)
+        elif reference is not None and self._names_matter(policy, repository):
+            rule = await self._look_up(policy, repository, reference)
+        else:
+            rule = policy.refuses_repository(repository.path)
         if rule is not None:
             what = repository if reference is None else f"{repository} {reference}"
             raise PolicyDenied(f"{what} may not be pulled through this mirror", rule)
 
+    def is_constant(self, repository: Repository, reference: Reference | None) -> bool:
+        """Whether what `check` has let pass may be pulled for as long as nothing is configured anew."""
+        return not isinstance(reference, Digest) or not self.looks_at_names(repository)
+
+    def remembers(self, repository: Repository | None, reference: Reference | None) -> bool:
+        """Whether a digest that `check` has let pass needs no other look. Costs a microsecond."""
+        return self._allowed.get((repository, reference), 0.0) is not None
+
+    def check_content(self, repository: Repository, digest: Digest) -> None:
+        """Return unless a rule names a digest that upstream, or what is known, stands for under an allowed name.
+
+        Raises:
+            PolicyDenied: one does.
+        """
+        rule = self._denied.get(digest)
+        if rule is not None:
+            raise PolicyDenied(f"{repository} leads to {digest}, which may not be pulled through this mirror", rule)
+
+    def looks_at_names(self, repository: Repository) -> bool:
+        """Whether it makes a difference to a digest of this repository what names it."""
+        policy = self._policies.get(repository.registry)
+        return policy is not None and self._names_matter(policy, repository)
+
     def lists(self, repository: Repository, tag: Tag) -> bool:
         """Whether a tag may be named in a list: whether it may be pulled."""
         policy = self._policies.get(repository.registry)
-        return policy is not None and policy.refuses_tag(repository.path, tag) is None
+        if policy is None or policy.refuses_tag(repository.path, tag) is not None:
+            return False
+        record = self._context.index.tag(repository, tag) if self._denied else None
+        return record is None or record.digest not in self._denied
 
     def listed(self, repository: Repository, tags: list[str]) -> list[str]:
         """Those of upstream's tags that may be named; what is no tag cannot be pulled, either."""
         policy = self._policies.get(repository.registry)
-        if policy is None or not policy.looks_at_tags(repository.path):
+        if policy is None or not self._names_matter(policy, repository):
             return tags
-        return [text for text in tags if (tag := _tag(text)) is not None and self.lists(repository, tag)]
+        index = self._context.index
+        denied = {tag for digest in self._denied for tag in index.tags_naming(repository, digest)}
+        return [
+            text
+            for text in tags
+            if (tag := _tag(text)) is not None and tag not in denied and policy.refuses_tag(repository.path, tag) is None
+        ]
 
-    async def _refuses(self, policy: Policy, repository: Repository, reference: Reference | None) -> str | None:
-        path = repository.path
-        if isinstance(reference, Tag):
-            return policy.refuses_tag(path, reference)
-        if isinstance(reference, Digest) and policy.looks_at_tags(path):
-            context = self._context
-            return policy.refuses_digest(path, await context.in_thread(context.index.tags_naming, repository, reference))
-        return policy.refuses_repository(path)
+    def _names_matter(self, policy: Policy, repository: Repository) -> bool:
+        return bool(self._denied) or policy.looks_at_tags(repository.path)
+
+    async def _look_up(self, policy: Policy, repository: Repository, digest: Digest) -> str | None:
+        key, generation = (repository, digest), self._allowed.generation()
+        if self._allowed.get(key, 0.0):
+            return None
+        question = _Question(self._context, policy, repository, self._denied)
+        rule = await self._context.in_thread(question.refuses, digest)
+        if rule is None:
+            self._allowed.put(key, True, _ENTRY_BYTES, math.inf, generation)
+        return rule
+
+
+@dataclass(slots=True)
+class _Question:
+    """By which rule something must not be pulled by its digest. Reads the index.
+
+    Attributes:
+        answers: for the manifests that have been looked at.
+    """
+
+    context: Context
+    policy: Policy
+    repository: Repository
+    denied: Mapping[Digest, str]
+    answers: dict[Digest, str | None] = field(default_factory=dict)
+
+    def refuses(self, digest: Digest, depth: int = 0) -> str | None:
+        """The rule, in words; None if it may be pulled, or if nothing is known of it."""
+        rule = self.denied.get(digest) or self.policy.refuses_repository(self.repository.path)
+        if rule is not None:
+            return rule
+        tags = self.context.index.tags_naming(self.repository, digest)
+        rule = self.policy.refuses_digest(self.repository.path, tags)
+        if (tags and rule is None) or depth >= _MAX_DEPTH:
+            return rule
+        for kind in _KINDS:
+            for manifest in self.context.index.parts.naming(kind, self.repository, digest):
+                if manifest not in self.answers:
+                    if len(self.answers) >= _MAX_LOOKED_AT:
+                        return rule
+                    self.answers[manifest] = self.refuses(manifest, depth + 1)
+                found = self.answers[manifest]
+                if found is None:
+                    return None
+                rule = rule or found
+        return rule
 
 
 def _tag(text: str) -> Tag | None:

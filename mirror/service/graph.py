@@ -144,11 +144,12 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
         in_use=in_use,
     )
     holdings = Holdings(context)
-    permission = Permission(context, {name: _policy(name, entry) for name, entry in config.registries.items()})
-    blobs, listings = Blobs(context, holdings, services.downloads), Listings(context, permission)
+    rules = {name: Policy.parse(entry.allow, entry.deny, name) for name, entry in config.registries.items()}
+    permission = Permission(context, rules)
+    blobs, listings = Blobs(context, holdings, services.downloads, permission), Listings(context, permission)
     prefetch = Prefetch(context, blobs, services.downloads, share(blob_connections) if config.downloads.prefetch else 0)
     by_digest, records = ByDigest(context, holdings, prefetch), Records(context, services.notifier.moved)
-    manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records), prefetch)
+    manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records, permission), prefetch)
     default = canonical_registry(config.default_registry)
     router, catalog = Router(registries, default), Catalog(store.index, permission, default)
     api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, services.recheck, services.group.trail)
@@ -178,11 +179,6 @@ def _policies(config: Config) -> TagPolicies:
     }
     kept = frozenset(name for name, entry in config.registries.items() if entry.keep_deleted)
     return TagPolicies(general, rules, kept)
-
-
-def _policy(name: str, config: RegistryConfig) -> Policy:
-    allow, deny = (tuple(PathPattern.parse(rule, name) for rule in rules) for rules in (config.allow, config.deny))
-    return Policy(allow, deny)
 
 
 def _registry(name: str, config: RegistryConfig, http: Http, metrics: Metrics, healths: Healths) -> Registry:

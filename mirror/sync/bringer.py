@@ -165,6 +165,8 @@ class Bringer:
         except UpstreamAnswer as error:
             # Docker Hub denies what it does not have.
             return Brought("gone", old, cause=str(error))
+        if head.digest is not None:
+            self._permission.check_content(repository, head.digest)
         if record is not None and head.digest == old and not target.fetch:
             return await self._switched(target, tag, old, _known(record), asked)
         answer = await self._named(repository, tag, head.digest, progress)
@@ -208,6 +210,7 @@ class Bringer:
     async def _manifest(self, repository: Repository, reference: Reference, progress: Progress) -> ManifestAnswer:
         """A manifest, in the store."""
         if isinstance(reference, Digest):
+            self._permission.check_content(repository, reference)
             held = await self._by_digest.held(repository, reference)
             if held is not None:
                 progress.have(reference, held.size, 0)
@@ -217,6 +220,7 @@ class Bringer:
         else:
             self._spend(repository)
             answer = await self._by_digest.fetch(repository, reference)
+            self._permission.check_content(repository, answer.digest)
         if answer.media_type in SCHEMA1_TYPES:
             raise InvalidManifest(answer.media_type, "nothing vouches for the bytes of schema 1: it can be pulled, but not kept")
         if answer.outcome is Outcome.BYPASS:

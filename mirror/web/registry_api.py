@@ -44,6 +44,7 @@ log = structlog.get_logger(__name__)
 # Clients give up after 30 s, and want to turn elsewhere before. Seconds.
 _PATIENCE = 25.0
 T = TypeVar("T")
+_NO_ROUTE: tuple[Route | None, bool] = (None, False)
 _MOST_ROUTES = 8192
 # Longer targets are understood anew each time: their length is the client's to choose.
 _LONGEST_ROUTE = 512
@@ -95,7 +96,8 @@ class RegistryApi:
         self._tally = Tally(metrics)
         self._denied = metrics.refused.labels("policy")
         self._ids = RequestIds()
-        self._routes: dict[str, Route] = {}
+        # With whether they may be answered for as long as nothing is configured anew.
+        self._routes: dict[str, tuple[Route, bool]] = {}
         self._heads: dict[tuple[Digest, str], bytes] = {}
         self._log = ThrottledLog(log)
 
@@ -105,7 +107,9 @@ class RegistryApi:
         name = self._ids.name(request.headers.get("X-Request-Id"))
         if request.method not in ("GET", "HEAD"):
             return problem_response(problems.write_refused(request.method), name)
-        route = self._routes.get(request.raw_path)
+        route, constant = self._routes.get(request.raw_path, _NO_ROUTE)
+        if route is not None and not constant and not self._permission.remembers(route.repository, route.reference):
+            route = None
         if route is not None and route.kind == "manifest":
             assert route.repository is not None
             assert route.reference is not None
@@ -127,13 +131,16 @@ class RegistryApi:
             return self._failed(request, route, error, name, started)
 
     async def _admit(self, route: Route, target: str) -> None:
-        """Have the policy look at a route that is new; later requests for the same target find it admitted."""
+        """Have the policy look at a route; later requests for the same target find it admitted, as long as that holds."""
         if route.repository is not None:
             await self._permission.check(route.repository, route.reference)
         if len(target) <= _LONGEST_ROUTE:
             if len(self._routes) >= _MOST_ROUTES:
                 self._routes.clear()
-            self._routes[target] = route
+            self._routes[target] = (
+                route,
+                route.repository is None or self._permission.is_constant(route.repository, route.reference),
+            )
 
     async def _answer(self, request: web.BaseRequest, route: Route, name: str, started: float) -> web.StreamResponse:
         if route.kind == "ping":

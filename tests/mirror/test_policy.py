@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.clock import Clock
 from tests.fakehub import Rule, Status
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import ABSENT
@@ -123,6 +124,139 @@ async def test_reload_changes_the_rules(hub, governed):
                 answer = await mirror.get(path)
                 assert answer.status == status
                 assert status == 403 or answer.body == image.raw
+
+
+# ---- digests
+
+
+APP, OTHER = "library/app", "library/other"
+
+
+def denies(*digests):
+    return [f"{APP}@{digest}" for digest in digests]
+
+
+async def test_a_denied_digest_under_every_name(hub, tmp_path):
+    """A digest that a rule names is refused by digest and by tag, in every repository and registry, as manifest and as blob."""
+    image = hub.add_image(APP, "1", layers=[b"bad"])
+    hub.add_manifest(OTHER, image.raw, image.media_type, "2")
+    upstream = {"upstreams": [hub.url], "token_hosts": [hub.token_host]}
+    registries = {"docker.io": {**upstream, "deny": denies(image.digest)}, "other.example": upstream}
+    async with MirrorUnderTest(hub, tmp_path / "store", registries=registries) as mirror:
+        for path in (
+            f"{APP}/manifests/{image.digest}",
+            f"{OTHER}/manifests/{image.digest}",
+            f"{OTHER}/manifests/{image.digest}?ns=other.example",
+            f"invented/app/manifests/{image.digest}",
+            f"{APP}/blobs/{image.digest}",
+            f"{APP}/referrers/{image.digest}",
+        ):
+            await assert_denied(mirror, f"/v2/{path}", f"deny: {APP}@{image.digest}")
+        assert sum(hub.accepted.values()) == 0
+        for path in (f"{APP}/manifests/1", f"{OTHER}/manifests/2", f"{OTHER}/manifests/2?ns=other.example"):
+            await assert_denied(mirror, f"/v2/{path}", f"deny: {APP}@{image.digest}")
+        assert hub.count("GET", "manifest") == 0
+
+
+async def test_a_held_image_is_denied(hub, governed):
+    """What was pulled before its digest was denied is refused by all its names, and so are layers that nothing else names."""
+    image = hub.add_image(APP, "1", layers=[b"base", b"bad"])
+    good = hub.add_image(APP, "2", layers=[b"base", b"good"])
+    base, bad = (layer.digest for layer in image.layers)
+    async with governed() as mirror:
+        for path in ("manifests/1", "manifests/2", f"blobs/{base}", f"blobs/{bad}", f"blobs/{image.config.digest}"):
+            assert (await mirror.get(f"/v2/{APP}/{path}")).status == 200
+        await mirror.idle()
+    async with governed(deny=denies(image.digest)) as mirror:
+        for path in ("manifests/1", f"manifests/{image.digest}", f"blobs/{bad}", f"blobs/{image.config.digest}"):
+            await assert_denied(mirror, f"/v2/{APP}/{path}", f"deny: {APP}@{image.digest}")
+        for path in ("manifests/2", f"manifests/{good.digest}", f"blobs/{base}"):
+            for method in ("HEAD", "GET"):
+                assert (await mirror.get(f"/v2/{APP}/{path}", method)).status == 200
+        await hub.stop()
+        await assert_denied(mirror, f"/v2/{APP}/manifests/1", f"deny: {APP}@{image.digest}")
+
+
+async def test_a_denied_layer(hub, governed):
+    """A layer can be denied by itself; nothing fetches it, and the rest of its image can be pulled."""
+    image = hub.add_image(APP, "1", layers=[b"good", b"bad"])
+    good, bad = (layer.digest for layer in image.layers)
+    rules = {"upstreams": [hub.url], "token_hosts": [hub.token_host], "deny": denies(bad)}
+    async with governed(deny=denies(bad)) as mirror:
+        await mirror.reload(registries={"docker.io": rules}, downloads={"prefetch": True})
+        assert (await mirror.get(f"/v2/{APP}/manifests/1")).status == 200
+        assert (await mirror.get(f"/v2/{APP}/blobs/{good}")).body == b"good"
+        await assert_denied(mirror, f"/v2/{APP}/blobs/{bad}", f"deny: {APP}@{bad}")
+        await assert_denied(mirror, f"/v2/{OTHER}/blobs/{bad}", f"deny: {APP}@{bad}")
+        await mirror.idle()
+        assert not hub.find(kind="blob", reference=bad)
+
+
+async def test_parts_of_a_refused_tag(hub, governed):
+    """What only a refused tag leads to is refused, platforms and layers, but not where another name leads to it."""
+    for repository in (APP, OTHER):
+        image = hub.add_image(repository, "latest", layers=[b"layer"], platforms=["linux/amd64"])
+    child, layer = hub.add_image(APP, None, layers=[b"layer", b"more"]), image.layers[0].digest
+    index = hub.repositories[APP].tags["latest"]
+    platform = json.loads(hub.repositories[APP].manifests[index].raw)["manifests"][0]["digest"]
+    hub.move_tag(OTHER, "1", hub.repositories[OTHER].tags["latest"])
+    async with governed() as mirror:
+        for path in (f"{APP}/manifests/latest", f"{APP}/manifests/{platform}", f"{APP}/blobs/{layer}", f"{OTHER}/manifests/1"):
+            assert (await mirror.get(f"/v2/{path}")).status == 200
+        await mirror.idle()
+    async with governed(deny=["*/*:latest"]) as mirror:
+        for path in (f"manifests/{index}", f"manifests/{platform}", f"blobs/{layer}"):
+            await assert_denied(mirror, f"/v2/{APP}/{path}", "deny: */*:latest")
+        # Nothing is known there that would name it; upstream has it, and says so.
+        assert (await mirror.get(f"/v2/{OTHER}/blobs/{layer}")).body == b"layer"
+        # Another manifest that is not refused speaks for the layer.
+        assert (await mirror.get(f"/v2/{APP}/manifests/{child.digest}")).status == 200
+        assert (await mirror.get(f"/v2/{APP}/blobs/{layer}")).body == b"layer"
+
+
+async def test_another_name_is_no_way_round(hub, governed):
+    """What is held of a refused repository is not served through another one, unless upstream has it there."""
+    image = hub.add_image(APP, "1", layers=[b"content"])
+    hub.add_image(OTHER, "1", layers=[b"else"])
+    layer = image.layers[0].digest
+    async with governed() as mirror:
+        for path in ("manifests/1", f"blobs/{layer}"):
+            assert (await mirror.get(f"/v2/{APP}/{path}")).status == 200
+        await mirror.idle()
+    async with governed(deny=[APP]) as mirror:
+        for path in (f"manifests/{image.digest}", f"blobs/{layer}"):
+            assert (await mirror.get(f"/v2/{OTHER}/{path}")).status == 404
+            assert (await mirror.get(f"/v2/invented/app/{path}")).status == 404
+
+
+async def test_an_allowed_tag_moves_away(hub, governed, monkeypatch):
+    """A digest that was served while an allowed tag named it is refused once only refused ones do."""
+    image = hub.add_image(APP, "latest")
+    hub.move_tag(APP, "1", image.digest)
+    async with governed() as mirror:
+        await mirror.get(f"/v2/{APP}/manifests/latest")
+    async with governed(deny=["*/*:latest"]) as mirror:
+        path = f"/v2/{APP}/manifests/{image.digest}"
+        assert (await mirror.get(f"/v2/{APP}/manifests/1")).status == 200
+        for _ in range(3):
+            assert (await mirror.get(path)).body == image.raw
+        hub.add_image(APP, "1", layers=[b"new"])
+        Clock(mirror, monkeypatch).advance(61)
+        assert (await mirror.get(f"/v2/{APP}/manifests/1")).status == 200
+        await assert_denied(mirror, path, "deny: */*:latest")
+
+
+async def test_a_denied_digest_is_not_listed(hub, governed):
+    """A tag that is known to name a denied digest is in no list of tags, and its repository alone not in the catalog."""
+    image = hub.add_image(APP, "bad")
+    hub.add_image(OTHER, "good")
+    hub.add_image(APP, "good")
+    async with governed() as mirror:
+        for path in (f"{APP}/manifests/bad", f"{OTHER}/manifests/good"):
+            assert (await mirror.get(f"/v2/{path}")).status == 200
+    async with governed(deny=denies(image.digest)) as mirror:
+        assert await listed(mirror, f"/v2/{APP}/tags/list", "tags") == [["good"]]
+        assert await listed(mirror, "/v2/_catalog", "repositories") == [[OTHER]]
 
 
 # ---- lists

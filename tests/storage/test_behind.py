@@ -76,6 +76,17 @@ def test_bounded(facts, executor, monkeypatch):
     assert disk.rows == list(range(10))
 
 
+def test_marked(facts, executor):
+    """A mark is done when all that came before it is written."""
+    disk = Disk()
+    facts.put("a", 1, disk.write("a"))
+    mark = facts.marked()
+    assert not mark.done()
+    disk.go_on.set()
+    mark.result(10)
+    assert disk.rows == ["a"]
+
+
 def test_closed(facts, executor):
     """What comes when the store is being closed is no error."""
     executor.shutdown()

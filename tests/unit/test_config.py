@@ -204,6 +204,8 @@ MISTAKES = [
     ("registries: {docker.io: {upstreams: registry-1.docker.io}}", "registries.docker.io.upstreams: "),
     ("registries: {docker.io: {upstreams: [registry-1.docker.io]}}", "registries.docker.io.upstreams.0: must be a URL"),
     ("registries: {docker.io: {upstreams: ['https://']}}", "registries.docker.io.upstreams.0: must be a URL"),
+    ("registries: {docker.io: {deny: ['nginx@sha256:12']}}", "registries.docker.io.deny.0: "),
+    (f"registries: {{docker.io: {{allow: ['nginx@sha256:{'0' * 64}']}}}}", "registries.docker.io.allow.0: "),
     ("registries: {docker.io: {upstreams: ['https://host/v2/']}}", "registries.docker.io.upstreams.0: must not end with /v2"),
     ("registries: {docker.io: {upstreams: ['https://host/x/v2']}}", "registries.docker.io.upstreams.0: must not end with /v2"),
     ("registries: {docker.io: {upstreams: ['https://a:99999']}}", "registries.docker.io.upstreams.0: "),

@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
 from mirror.core.names import PathPattern, Tag
 from mirror.core.policy import Policy
 
@@ -114,3 +116,28 @@ def test_digests_and_tags_agree(allow, deny, names):
         assert one.refuses_digest("a/b", known) == one.refuses_digest("a/b", [])
     if one.refuses_repository("a/b") is not None:
         assert all(one.refuses_tag("a/b", tag) is not None for tag in tags("1", "2", "3"))
+
+
+HEX = "a" * 64
+
+
+def test_digest_rules():
+    """A rule of deny with a digest is apart from the others, whatever stands before the digest."""
+    one = Policy.parse(["library/*"], ["evil/*", f"nginx:1.27@sha256:{HEX}", f"*/*@sha256:{HEX}"], "docker.io")
+    assert one.deny == (PathPattern.parse("evil/*", "docker.io"),)
+    assert [rule.digest for rule in one.digests] == [Digest.parse(f"sha256:{HEX}")] * 2
+    assert [str(rule) for rule in one.digests] == [f"nginx:1.27@sha256:{HEX}", f"*/*@sha256:{HEX}"]
+    assert one.refuses_tag("library/nginx", Tag("1.27")) is None
+
+
+@pytest.mark.parametrize("text", ["nginx@sha256:*", "nginx@", f"@sha256:{HEX}", f"NGINX@sha256:{HEX}", f"a@b@sha256:{HEX}"])
+def test_digest_rules_that_are_none(text):
+    """A digest has to be a whole one, and what stands before it a name."""
+    with pytest.raises(InvalidInput):
+        Policy.parse([], [text], "docker.io")
+
+
+def test_allow_takes_no_digest():
+    """What may be pulled is said by names."""
+    with pytest.raises(InvalidInput):
+        Policy.parse([f"nginx@sha256:{HEX}"], [], "docker.io")
