@@ -21,17 +21,18 @@ from typing import Final
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.pull.memory import Memory
-from mirror.storage.behind import WriteBehind
 from mirror.storage.generation import Generation
 from mirror.storage.index import Held, Index
 from mirror.storage.parts import MAX_PARTS, Kind, Part
+from mirror.storage.unwritten import UnwrittenFacts
 
 UNKNOWN_SIZE: Final = -1
 
 _MAX_ENTRIES: Final = 50_000
 # What an entry takes in memory, roughly.
 _ENTRY_BYTES: Final = 400
-_WRITE_TIMEOUT_S: Final = 5.0
+# Usually it takes a millisecond.
+_WRITE_TIMEOUT_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class AccessIndex:
 
     def __init__(self, index: Index, generation: Generation, executor: Executor) -> None:
         self._index = index
-        self._unwritten = WriteBehind(executor)
+        self._unwritten = UnwrittenFacts(executor)
         self._memory: Memory[Grant] = Memory(generation, _MAX_ENTRIES)
 
     def is_authorized(self, kind: Kind, repository: Repository, digest: Digest, *, private: bool) -> bool:
@@ -91,24 +92,31 @@ class AccessIndex:
         held = self._unwritten.get(("held", repository, digest)) or self._index.manifest(repository, digest)
         return held.media_type if isinstance(held, Held) else None
 
-    def record_grant(self, kind: Kind, repository: Repository, digest: Digest, size: int) -> None:
-        """Record that upstream itself granted a digest to a repository; `size` in bytes, or UNKNOWN_SIZE."""
-        # Not what memory says: rows about what is not held yet may have been dropped meanwhile.
-        missing = [scope for scope in (repository.registry, str(repository)) if not self._has(kind, scope, digest, size)]
+    def record_grant(self, kind: Kind, repository: Repository, digest: Digest, size: int, *, anew: bool = False) -> None:
+        """Record that upstream itself granted a digest to a repository.
+
+        Args:
+            size: bytes, or UNKNOWN_SIZE.
+            anew: even if it is recorded. What is recorded of content that is not held may be dropped in this moment, so whoever
+                has stored the content records it anew.
+        """
+        missing = [s for s in (repository.registry, str(repository)) if anew or not self._has(kind, s, digest, size)]
         for scope in missing:
             write = partial(self._index.grant, kind, scope, digest, size)
             self._unwritten.put(("grant", kind, scope, digest), size, write)
         if missing:
             self._remember((kind, repository, digest), Grant(size, direct=True))
 
-    def record_manifest(self, repository: Repository, digest: Digest, held: Held, parts: tuple[Part, ...]) -> None:
-        """Record that a repository holds a manifest that upstream grants it, and what that names."""
-        if self._unwritten.get(("held", repository, digest)) is None and self._index.manifest(repository, digest) is None:
+    def record_manifest(
+        self, repository: Repository, digest: Digest, held: Held, parts: tuple[Part, ...], *, anew: bool = False
+    ) -> None:
+        """Record that a repository holds a manifest that upstream grants it, and what that names. See `record_grant`."""
+        if anew or (self._unwritten.get(("held", repository, digest)) or self._index.manifest(repository, digest)) is None:
             write = partial(self._index.put_manifest, repository, digest, held)
             self._unwritten.put(("held", repository, digest), held, write)
-        known = self._unwritten.get(("parts", repository, digest)) is not None or self._index.parts.has(repository, digest)
-        if len(parts) <= MAX_PARTS and not known:
-            self._unwritten.put(("parts", repository, digest), parts, partial(self._index.parts.put, repository, digest, parts))
+        key = ("parts", repository, digest)
+        if len(parts) <= MAX_PARTS and (anew or not (self._unwritten.get(key) or self._index.parts.has(repository, digest))):
+            self._unwritten.put(key, parts, partial(self._index.parts.put, repository, digest, parts))
             for part in parts:
                 self._unwritten.put(("named", part.kind, repository, part.digest), part.size)
         self._remember(("held", repository, digest), Grant(held.size, direct=True))

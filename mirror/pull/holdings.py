@@ -17,7 +17,7 @@ from mirror.images import MANIFEST_LIMIT
 from mirror.pull.access import Grant
 from mirror.pull.context import Context
 from mirror.storage.index import Held
-from mirror.storage.parts import Kind, Part, parts_of
+from mirror.storage.parts import Kind, parts_of
 
 log = structlog.get_logger(__name__)
 
@@ -83,7 +83,8 @@ class Holdings:
         context = self._context
         held, parts = Held(manifest.media_type, len(manifest.raw)), parts_of(manifest)
         # Before the bytes: a purge that is under way looks for whoever needs them, and removes nothing that is recorded.
-        self._record(repository, manifest.digest, held, parts)
+        context.access.record_grant("manifest", repository, manifest.digest, held.size)
+        context.access.record_manifest(repository, manifest.digest, held, parts)
         await context.access.written()
         try:
             await context.store(manifest.digest, manifest.raw)
@@ -91,12 +92,9 @@ class Holdings:
             log.warning("manifest_not_stored", digest=str(manifest.digest), cause=str(error))
             return False
         # And after them: rows without bytes are cleared away.
-        self._record(repository, manifest.digest, held, parts)
+        context.access.record_grant("manifest", repository, manifest.digest, held.size, anew=True)
+        context.access.record_manifest(repository, manifest.digest, held, parts, anew=True)
         return True
-
-    def _record(self, repository: Repository, digest: Digest, held: Held, parts: tuple[Part, ...]) -> None:
-        self._context.access.record_grant("manifest", repository, digest, held.size)
-        self._context.access.record_manifest(repository, digest, held, parts)
 
     async def record_held(self, repository: Repository, held: HeldManifest) -> None:
         """Record that a repository has a held manifest, which upstream grants it, and what it names."""

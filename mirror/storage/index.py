@@ -290,12 +290,19 @@ class Index:
 
     def drop_manifests(self, is_around: Callable[[Digest], bool]) -> int:
         """Forget manifests that are gone; returns how many. They are learned again with the next pull."""
-        dropped = 0
-        for repository, digest in self.manifests():
-            if not is_around(digest):
-                self.delete_manifest(repository, digest)
-                dropped += 1
-        return dropped
+        return sum(
+            self._drop_manifest(repository, digest, is_around) for repository, digest in self.manifests() if not is_around(digest)
+        )
+
+    def _drop_manifest(self, repository: Repository, digest: Digest, is_around: Callable[[Digest], bool]) -> bool:
+        def work() -> bool:
+            # Looked at again where nobody writes: what has come meanwhile is written down after this, and stays.
+            if is_around(digest):
+                return False
+            self.delete_manifest(repository, digest)
+            return True
+
+        return self.change(work) is True
 
     # ---- grants
 
@@ -324,9 +331,17 @@ class Index:
                 break
             digest = _digest(key.rpartition("|")[2])
             if digest is None or not is_around(digest):
-                self._grants.delete(key)
-                dropped += 1
+                dropped += self._drop_grant(key, digest, is_around)
         return dropped
+
+    def _drop_grant(self, key: str, digest: Digest | None, is_around: Callable[[Digest], bool]) -> bool:
+        def work() -> bool:
+            if digest is not None and is_around(digest):
+                return False
+            self._grants.delete(key)
+            return True
+
+        return self._grants.change(work) is True
 
     # ---- negative answers
 

@@ -174,9 +174,18 @@ class Parts:
             if not number % _PAUSE_EVERY and pause():
                 break
             if not is_around(digest):
-                self.delete(repository, digest)
-                dropped += 1
+                dropped += self._drop(repository, digest, is_around)
         return dropped
+
+    def _drop(self, repository: Repository, manifest: Digest, is_around: Callable[[Digest], bool]) -> bool:
+        def work() -> bool:
+            # Looked at again where nobody writes: what has come meanwhile is written down after this, and stays.
+            if is_around(manifest):
+                return False
+            self.delete(repository, manifest)
+            return True
+
+        return self._table.change(work) is True
 
 
 def _named(kind: Kind, part: Digest, repository: Repository, manifest: Digest) -> str:

@@ -77,7 +77,7 @@ async def test_shared_layers_cost_nothing(hub, mirror):
         assert (await mirror.get(f"/v2/{OTHER}/blobs/{base}", method)).cache == "HIT"
     async with MirrorUnderTest(hub, mirror.store_path) as again:
         assert (await again.get(f"/v2/library/third/blobs/{base}")).body == b"base"
-    assert hub.count() == 0
+    assert [(seen.method, seen.path) for seen in hub.find()] == []
 
 
 async def test_shared_layers_that_are_arriving(hub, mirror, all_in):

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mirror.storage import behind
-from mirror.storage.behind import WriteBehind
+from mirror.storage import unwritten
+from mirror.storage.unwritten import UnwrittenFacts
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def executor():
 
 @pytest.fixture
 def facts(executor):
-    return WriteBehind(executor)
+    return UnwrittenFacts(executor)
 
 
 class Disk:
@@ -66,7 +66,7 @@ def test_what_cannot_be_written(facts, executor):
 
 def test_bounded(facts, executor, monkeypatch):
     """While the disk hangs, no more than so many facts wait; what is more is not known here."""
-    monkeypatch.setattr(behind, "_MAX_WAITING", 10)
+    monkeypatch.setattr(unwritten, "_MAX_WAITING", 10)
     disk = Disk()
     for number in range(20):
         facts.put(number, number, disk.write(number))

@@ -19,7 +19,7 @@ class _Fact:
     write: Callable[[], None] | None
 
 
-class WriteBehind:
+class UnwrittenFacts:
     """Writes facts one after the other, in the order in which they came. Any thread may use it."""
 
     def __init__(self, executor: Executor) -> None:
