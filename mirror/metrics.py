@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import enum
+import time
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from mirror import __version__
 
-# Of several processes' gauges, these add up, of these the largest counts, and of the others the least.
-SUMMED_GAUGES = frozenset({"registry_mirror_downloads_in_progress", "registry_mirror_download_readers"})
-LARGEST_GAUGES = frozenset({"registry_mirror_sync_last_success_timestamp_seconds"})
+
+class Across(enum.Enum):
+    """What the values that several processes have for one gauge come to."""
+
+    SUM = "sum"
+    """Each process has a part of the whole."""
+    ASKED = "asked"
+    """A state of the store, which the process that is asked has just looked up."""
+    LATEST = "latest"
+    """A state of an account at an upstream: what was heard last, by whichever process."""
+    LEAST = "least"
+    """Whether all is well: not so as long as one process has trouble."""
+    LARGEST = "largest"
+    """A time, or the same for all."""
+
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
 
 class Metrics:
-    """The metric families of one process, in a registry of their own."""
+    """The metric families of one process, in a registry of their own.
+
+    Attributes:
+        across: what the values of several processes come to, by the name of the gauge.
+        heard: when an upstream has told of its pull limit, by registry, in seconds since the epoch.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.across: dict[str, Across] = {}
+        self.heard: dict[str, float] = {}
         self.requests = self._counter("requests", "Requests by clients", "registry", "kind", "outcome", "status")
         self.request_duration = self._histogram("request_duration_seconds", "Until the last byte", "kind", "outcome")
         self.first_byte = self._histogram("time_to_first_byte_seconds", "Until the headers", "kind", "outcome")
@@ -29,17 +51,19 @@ class Metrics:
         self.upstream_duration = self._histogram(
             "upstream_duration_seconds", "Until an upstream's headers", "registry", "upstream", "kind"
         )
-        self.upstream_up = self._gauge("upstream_up", "1 if the last request got an answer", "registry", "upstream")
-        self.upstream_ratelimit_limit = self._gauge("upstream_ratelimit_limit", "Pulls per window", "registry")
-        self.upstream_ratelimit_remaining = self._gauge("upstream_ratelimit_remaining", "Pulls left", "registry")
+        self.upstream_up = self._gauge("upstream_up", Across.LEAST, "1 if the last request got an answer", "registry", "upstream")
+        self.upstream_ratelimit_limit = self._gauge("upstream_ratelimit_limit", Across.LATEST, "Pulls per window", "registry")
+        self.upstream_ratelimit_remaining = self._gauge("upstream_ratelimit_remaining", Across.LATEST, "Pulls left", "registry")
         self.upstream_credentials_ok = self._gauge(
-            "upstream_credentials_ok", "0 while an upstream refuses the configured credentials", "registry"
+            "upstream_credentials_ok", Across.LEAST, "0 while an upstream refuses the configured credentials", "registry"
         )
         self.renewed_files_ok = self._gauge(
-            "renewed_files_ok", "0 while a file of tls or access cannot be used as it is on disk, and what it was before counts"
+            "renewed_files_ok",
+            Across.LEAST,
+            "0 while a file of tls or access cannot be used as it is on disk",
         )
-        self.downloads_in_progress = self._gauge("downloads_in_progress", "Blobs being fetched")
-        self.download_readers = self._gauge("download_readers", "Requests that read from a blob being fetched")
+        self.downloads_in_progress = self._gauge("downloads_in_progress", Across.SUM, "Blobs being fetched")
+        self.download_readers = self._gauge("download_readers", Across.SUM, "Requests that read from a blob being fetched")
         self.downloads = self._counter("downloads", "Downloads that ended", "result")
         self.download_resumes = self._counter("download_resumes", "Downloads that went on after a break", "reason")
         self.prefetched_blobs = self._counter("prefetched_blobs", "Blobs of manifests that clients had just been given", "result")
@@ -50,18 +74,19 @@ class Metrics:
         self.purged_bytes = self._counter("purged_bytes", "Bytes of blobs that were purged")
         self.scrubbed_blobs = self._counter("scrubbed_blobs", "Held blobs that were hashed again", "result")
         self.notifications = self._counter("notifications", "Moves of tags that somebody was to be told of", "result")
-        self.storage_bytes = self._gauge("storage_bytes", "Bytes that the store takes, reservations included")
-        self.storage_limit_bytes = self._gauge("storage_limit_bytes", "Bytes that the store may take")
-        self.storage_blobs = self._gauge("storage_blobs", "Blobs that are held")
+        self.storage_bytes = self._gauge("storage_bytes", Across.ASKED, "Bytes that the store takes, reservations included")
+        self.storage_limit_bytes = self._gauge("storage_limit_bytes", Across.ASKED, "Bytes that the store may take")
+        self.storage_blobs = self._gauge("storage_blobs", Across.ASKED, "Blobs that are held")
         self.storage_min_free_ok = self._gauge(
             "storage_min_free_ok",
+            Across.LEAST,
             "0 while evicting could not bring back storage.min_free, for another program has filled the disk",
         )
         self.storage_min_free_ok.set(1)
         self.sync_runs = self._counter("sync_runs", "Orders to bring images in step that were carried out", "result")
         self.sync_tags = self._counter("sync_tags", "Images that were looked at", "result")
         self.sync_last_success = self._gauge(
-            "sync_last_success_timestamp_seconds", "When a scheduled run last found everything in step"
+            "sync_last_success_timestamp_seconds", Across.LARGEST, "When a scheduled run last found everything in step"
         )
         for result in ("completed", "limited", "failed", "timeout"):
             self.sync_runs.labels(result)
@@ -78,7 +103,7 @@ class Metrics:
             self.prefetched_blobs.labels(result)
         for result in ("ok", "wrong"):
             self.scrubbed_blobs.labels(result)
-        build = self._gauge("build_info", "Always 1", "version")
+        build = self._gauge("build_info", Across.LARGEST, "Always 1", "version")
         build.labels(__version__).set(1)
         for result in ("committed", "digest_mismatch", "failed", "bypassed"):
             self.downloads.labels(result)
@@ -86,7 +111,17 @@ class Metrics:
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"registry_mirror_{name}", help_text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
+    def pull_limit(self, registry: str, limit: int | None, remaining: int | None) -> None:
+        """Note what an answer has told of a registry's pull limit."""
+        if limit is not None:
+            self.upstream_ratelimit_limit.labels(registry).set(limit)
+        if remaining is not None:
+            self.upstream_ratelimit_remaining.labels(registry).set(remaining)
+        if (limit, remaining) != (None, None):
+            self.heard[registry] = time.time()
+
+    def _gauge(self, name: str, across: Across, help_text: str, *labels: str) -> Gauge:
+        self.across[f"registry_mirror_{name}"] = across
         return Gauge(f"registry_mirror_{name}", help_text, labels, registry=self.registry)
 
     def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:

@@ -11,19 +11,22 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import Metric
+from prometheus_client.core import Metric, Sample
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mirror.metrics import LARGEST_GAUGES, SUMMED_GAUGES, Metrics
+from mirror.metrics import Across, Metrics
 
 # What operators have to see to: of each kind, what it is about, and what is the matter, in words.
 Problems: TypeAlias = dict[str, dict[str, str]]
+# The name of a sample and its labels.
+_Key: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class Board:
@@ -47,7 +50,7 @@ class Board:
         new = self._own.with_suffix(".new")
         with self._writing, contextlib.suppress(OSError):
             metrics = generate_latest(self._metrics.registry).decode()
-            sheet = {"metrics": metrics, "downloads": downloads, "problems": problems}
+            sheet = {"metrics": metrics, "heard": self._metrics.heard, "downloads": downloads, "problems": problems}
             new.write_text(json.dumps(sheet))
             new.replace(self._own)
 
@@ -56,12 +59,15 @@ class Board:
 
         The own ones are taken from the sheet, too: what was told of this process must still be there when it has died.
         """
-        sheets = [(text_string_to_metric_families(sheet["metrics"]), alive) for _, sheet, alive in self._sheets()]
-        if not sheets:
+        counted = [
+            _Counted(list(text_string_to_metric_families(sheet["metrics"])), sheet["heard"], alive, path == self._own)
+            for path, sheet, alive in self._sheets()
+        ]
+        if not counted:
             return generate_latest(self._metrics.registry)
-        summed = CollectorRegistry()
-        summed.register(_Summed(sheets))
-        return generate_latest(summed)
+        together = CollectorRegistry()
+        together.register(_Together(counted, self._metrics.across))
+        return generate_latest(together)
 
     def downloads(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The downloads of all processes that live. Blocks for a moment."""
@@ -86,34 +92,64 @@ class Board:
         return found
 
 
-class _Summed:
+@dataclass(frozen=True)
+class _Counted:
+    """What one process has counted.
+
+    Attributes:
+        heard: when it has heard of pull limits, by registry.
+        alive: it still runs; the gauges of one that has died are no more.
+        own: it is this process.
+    """
+
+    metrics: list[Metric]
+    heard: Mapping[str, float]
+    alive: bool
+    own: bool
+
+    def rank(self, across: Across, sample: Sample) -> float:
+        """Of several processes' values the one of the highest rank counts."""
+        match across:
+            case Across.ASKED:
+                return float(self.own)
+            case Across.LATEST:
+                return self.heard.get(sample.labels.get("registry", ""), 0.0)
+            case Across.LEAST:
+                return -sample.value
+            case _:
+                return sample.value
+
+
+class _Together:
     """A collector of what several processes have counted."""
 
-    def __init__(self, sheets: list[tuple[Iterable[Metric], bool]]) -> None:
-        self._sheets = sheets
+    def __init__(self, counted: list[_Counted], across: Mapping[str, Across]) -> None:
+        self._counted = counted
+        self._across = across
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
-        values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-        for metrics, alive in self._sheets:
-            for metric in metrics:
-                if metric.type == "gauge" and not alive:
+        samples: dict[str, dict[_Key, list[tuple[_Counted, Sample]]]] = {}
+        for one in self._counted:
+            for metric in one.metrics:
+                if metric.type == "gauge" and not one.alive:
                     continue
                 families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
-                found = values.setdefault(metric.name, {})
+                found = samples.setdefault(metric.name, {})
                 for sample in metric.samples:
-                    key = (sample.name, tuple(sample.labels.items()))
-                    if key not in found:
-                        found[key] = sample.value
-                    elif metric.type != "gauge" or metric.name in SUMMED_GAUGES:
-                        found[key] += sample.value
-                    else:
-                        chosen = max if metric.name in LARGEST_GAUGES else min
-                        found[key] = chosen(found[key], sample.value)
+                    found.setdefault((sample.name, tuple(sample.labels.items())), []).append((one, sample))
         for name, family in families.items():
-            for (sample_name, labels), value in values[name].items():
-                family.add_sample(sample_name, dict(labels), value)
+            # In the text format when counting began is a gauge, too, of which nobody else knows.
+            across = self._across.get(name, Across.LEAST) if family.type == "gauge" else Across.SUM
+            for (sample_name, labels), found_samples in samples[name].items():
+                family.add_sample(sample_name, dict(labels), _value(across, found_samples))
         return families.values()
+
+
+def _value(across: Across, found: list[tuple[_Counted, Sample]]) -> float:
+    if across is Across.SUM:
+        return sum(sample.value for _, sample in found)
+    return max(found, key=lambda entry: entry[0].rank(across, entry[1]))[1].value
 
 
 def _is_alive(pid: int) -> bool:

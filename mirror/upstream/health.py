@@ -175,10 +175,8 @@ class Health:
 
     def limits(self, limit: RateLimit | None, remaining: RateLimit | None) -> None:
         """Note what an answer says of the pull limit, if anything."""
-        if limit is not None:
-            self._metrics.upstream_ratelimit_limit.labels(self._registry).set(limit.value)
+        self._metrics.pull_limit(self._registry, limit and limit.value, remaining and remaining.value)
         if remaining is not None:
-            self._metrics.upstream_ratelimit_remaining.labels(self._registry).set(remaining.value)
             self.budget.note(remaining, self.clock())
 
     def body_ended(self, error: UpstreamError | None) -> None:

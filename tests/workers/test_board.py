@@ -18,7 +18,9 @@ from mirror.service.board import Board
 metrics = Metrics()
 metrics.downloads.labels("failed").inc(5)
 metrics.request_duration.labels("blob", "HIT").observe(0.2)
-metrics.upstream_ratelimit_remaining.labels("docker.io").set(1)
+metrics.pull_limit("docker.io", 100, 1)
+metrics.upstream_up.labels("docker.io", "hub").set(0)
+metrics.sync_last_success.set(50)
 metrics.download_readers.set(3)
 Board(metrics, Path(sys.argv[1])).put_up([{"digest": "x"}], {"credentials": {"ghcr.io": "theirs", "docker.io": "theirs"}})
 print("there", flush=True)
@@ -40,7 +42,10 @@ def metrics():
     metrics = Metrics()
     metrics.downloads.labels("failed").inc(2)
     metrics.request_duration.labels("blob", "HIT").observe(0.3)
-    metrics.upstream_ratelimit_remaining.labels("docker.io").set(7)
+    metrics.pull_limit("docker.io", 100, 7)
+    metrics.upstream_up.labels("docker.io", "hub").set(1)
+    metrics.sync_last_success.set(40)
+    metrics.storage_blobs.set(3)
     metrics.download_readers.set(4)
     return metrics
 
@@ -60,16 +65,33 @@ def samples(text):
 
 
 def test_sum(tmp_path, metrics, other):
-    """Counters and histograms add up, and so do gauges of which each process has a part; of others the least counts."""
+    """Counters and histograms add up, and so do gauges of which each process has a part; of others one process's value counts."""
     board = Board(metrics, tmp_path)
     board.put_up([{"digest": "y"}], {})
     found = samples(board.metrics())
     assert found["downloads_total", "failed"] == 7
     assert found["request_duration_seconds_count", "blob", "HIT"] == 2
     assert found["request_duration_seconds_bucket", "blob", "0.25", "HIT"] == 1
-    assert found["upstream_ratelimit_remaining", "docker.io"] == 1
     assert found["download_readers",] == 7
+    assert found["upstream_up", "docker.io", "hub"] == 0
+    assert found["sync_last_success_timestamp_seconds",] == 50
+    assert found["storage_blobs",] == 3
     assert board.downloads([{"digest": "now"}]) == [{"digest": "now"}, {"digest": "x"}]
+
+
+@pytest.mark.parametrize(("later", "left"), [(-60, 1), (60, 7)])
+def test_latest_word_of_a_pull_limit(tmp_path, metrics, other, later, left):
+    """What is left of a pull limit is what upstream has said last, to whichever process, be it more or less than before."""
+    metrics.heard["docker.io"] += later
+    board = Board(metrics, tmp_path)
+    board.put_up([], {})
+    assert samples(board.metrics())["upstream_ratelimit_remaining", "docker.io"] == left
+
+
+def test_every_gauge_says_what_it_comes_to(metrics):
+    """No gauge is without a word on what the values of several processes come to."""
+    gauges = {family.name for family in metrics.registry.collect() if family.type == "gauge"}
+    assert gauges == set(metrics.across)
 
 
 def test_problems(tmp_path, metrics, other):
