@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test e2e bench check clean
+.PHONY: run test e2e e2e-full soak bench check clean
 
 $(VENV)/.run: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,12 +18,24 @@ $(VENV)/.dev: pyproject.toml
 run: $(VENV)/.run
 	$(BIN)/registry-mirror serve
 
+# Many tests wait for each other's processes, so one more at a time than there are cores.
+TESTS_AT_ONCE ?= $(shell expr $$(nproc) + 1)
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests --ignore=tests/e2e
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/soak -m 'not full' -n $(TESTS_AT_ONCE) --dist worksteal
 
 e2e: $(VENV)/.dev
 	tests/e2e/install.sh
+	$(BIN)/python -m pytest tests/e2e -m 'not full'
+
+# What takes too long for every change: all of the end-to-end tests, and the long ones of the others.
+e2e-full: $(VENV)/.dev
+	tests/e2e/install.sh
 	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/soak -m full
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/soak
 
 bench: $(VENV)/.dev
 	tests/e2e/install.sh

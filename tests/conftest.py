@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 
 from tests.fakehub.plugin import hub
 from tests.mirrors import MirrorUnderTest
+from tests.support.launcher import close_launcher
+from tests.support.ports import close_ports
 
 __all__ = ["hub"]
+
+MEMORY = Path("/dev/shm")
+_ROOM = 4 << 30
+
+
+def pytest_configure():
+    """Have the tests' directories in memory where there is room: thousands of new stores wait for no disk then."""
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= _ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_unconfigure():
+    """End what was started once for all tests."""
+    close_launcher()
+    close_ports()
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-import os
 import signal
-import sys
 
 import aiohttp
 import yaml
 
-from tests.support.names import free_port
+from tests.support.launcher import start_mirror
+from tests.support.ports import free_port
 from tests.support.waiting import LIMIT
 
 
@@ -23,17 +22,12 @@ class Process:
     def __init__(self, *arguments, directory, environment=None):
         self._arguments = arguments
         self._directory = directory
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("MIRROR")}
-        self._environment = {**clean, "PYTHONPATH": os.getcwd(), **(environment or {})}
+        self._environment = environment
         self.log = ""
         self._lines = asyncio.Event()
 
     async def __aenter__(self):
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "mirror", *self._arguments,
-            cwd=self._directory, env=self._environment,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        self.process = await start_mirror(*self._arguments, directory=self._directory, environment=self._environment, silent=True)
         self._reading = asyncio.create_task(self._read())
         return self
 

@@ -16,7 +16,7 @@ from tests.e2e.harness.samples import Samples
 from tests.e2e.harness.throttle import Throttle
 from tests.e2e.harness.upstream import Upstream
 from tests.e2e.test_faults import follow_to_quarter, read_exactly, sha256
-from tests.support.names import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.e2e

@@ -14,7 +14,7 @@ from tests.e2e.harness.mirror import Mirror, start_mirror
 from tests.e2e.harness.samples import Samples
 from tests.e2e.harness.throttle import Throttle
 from tests.e2e.harness.upstream import Upstream
-from tests.support.names import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

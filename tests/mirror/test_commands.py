@@ -3,30 +3,25 @@
 import asyncio
 import json
 import os
-import sys
 
 import pytest
 
 from mirror.core.digest import Digest
 from tests.mirrors import MirrorUnderTest
 from tests.support.files import flip
-from tests.support.names import APP, free_port
+from tests.support.launcher import start_mirror
+from tests.support.names import APP
+from tests.support.ports import free_port
 
 
 async def command(*arguments, directory):
     """Run a command; returns exit status, output and what it complained about."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MIRROR")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "mirror", *arguments,
-        cwd=directory, env={**environment, "PYTHONPATH": os.getcwd()},
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    process = await start_mirror(*arguments, directory=directory)
     try:
         async with asyncio.timeout(40):
             out, complaint = await process.communicate()
     finally:
-        if process.returncode is None:
-            process.kill()
+        process.kill()
     return process.returncode, out.decode(), complaint.decode()
 
 

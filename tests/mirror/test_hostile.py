@@ -24,7 +24,8 @@ from tests.fakehub import (
     WrongLength,
 )
 from tests.mirrors import MirrorUnderTest
-from tests.support.names import APP, MIB, free_port
+from tests.support.names import APP, MIB
+from tests.support.ports import free_port
 
 PASSWORD = "hunter2-never-to-be-seen"
 PUBLIC = "93.184.216.34"

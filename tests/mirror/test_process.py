@@ -11,7 +11,8 @@ import pytest
 
 from tests.fakehub import Rule, Status
 from tests.processes import Process, Served
-from tests.support.names import APP, TAG, free_port
+from tests.support.names import APP, TAG
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 

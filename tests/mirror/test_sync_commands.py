@@ -8,7 +8,6 @@ import os
 import pty
 import signal
 import struct
-import sys
 import termios
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from tests.fakehub import Rule, Slow
 from tests.mirror.syncing import Orders, named, pull
 from tests.mirror.test_commands import command
+from tests.support.launcher import start_mirror
 from tests.support.names import APP
 
 NAME = f"docker.io/{APP}"
@@ -34,16 +34,12 @@ def run(mirror, tmp_path):
 @contextlib.asynccontextmanager
 async def begun(mirror, directory, *arguments, terminal=None):
     """A command under way; with a terminal, its output is there."""
-    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal if terminal is not None else asyncio.subprocess.PIPE)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "mirror", *arguments, "--url", f"http://127.0.0.1:{mirror.admin_port}",
-        cwd=directory, env={**os.environ, "PYTHONPATH": os.getcwd(), "TERM": "xterm"}, **streams,
-    )  # fmt: skip
+    url = f"http://127.0.0.1:{mirror.admin_port}"
+    process = await start_mirror(*arguments, "--url", url, directory=directory, environment={"TERM": "xterm"}, terminal=terminal)
     try:
         yield process
     finally:
-        if process.returncode is None:
-            process.kill()
+        process.kill()
         await process.wait()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import socket
 from typing import Any
 
 from mirror.core.names import Repository, Tag
@@ -45,10 +44,3 @@ def sha256(data: bytes) -> str:
 def content(size: int, seed: Any = 1) -> bytes:
     """Bytes that are the same for the same seed and different in every chunk."""
     return random.Random(seed).randbytes(size)
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -1,6 +1,7 @@
 """What hardly ever happens: a crash in the middle of a commit, two mirrors on one store, a thousand clients."""
 
 import asyncio
+import os
 import resource
 import sys
 
@@ -37,7 +38,7 @@ class Dying(Process):
     async def __aenter__(self):
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", DIES_IN_COMMIT, *self._arguments,
-            cwd=self._directory, env=self._environment, stderr=asyncio.subprocess.PIPE,
+            cwd=self._directory, env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self._reading = asyncio.create_task(self._read())
         return self

@@ -9,7 +9,8 @@ import pytest
 
 from tests.fakehub import Rule
 from tests.processes import Process
-from tests.support.names import APP, TAG, free_port, sha256
+from tests.support.names import APP, TAG, sha256
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 from tests.workers.cluster import Cluster, children, state
 

@@ -9,7 +9,7 @@ import yaml
 
 from tests.e2e.harness.client import answers, request
 from tests.e2e.harness.process import HarnessError, Program
-from tests.support.names import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 _STARTUP_SECONDS = 30

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from tests.e2e.harness.process import Program, listening
-from tests.support.names import free_port
+from tests.support.ports import free_port
 
 _CONFIGURATION = """\
 daemon off;

@@ -12,7 +12,7 @@ import yaml
 from tests.e2e.harness.client import Answer, request
 from tests.e2e.harness.images import Content, Image, Index
 from tests.e2e.harness.process import HarnessError, Program, listening
-from tests.support.names import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 _ACCESS = re.compile(
