@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ def pytest_unconfigure():
     """End what was started once for all tests."""
     close_launcher()
     close_ports()
+
+
+@pytest.fixture
+def disk_path():
+    """A directory like `tmp_path`, but never in memory; for what depends on the kernel's page cache."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        yield Path(name)
 
 
 @pytest.fixture

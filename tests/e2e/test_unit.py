@@ -11,7 +11,7 @@ import yaml
 from tests.e2e.harness.client import Answer, get_manifest, request
 from tests.e2e.harness.hub import Hub
 from tests.e2e.harness.systemd import Systemd
-from tests.support.names import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.e2e

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -149,10 +150,9 @@ def test_file_of_somebody_else(directory, impatient):
     table.close()
     os.chmod(os.path.dirname(directory), 0o777)
     os.chown(directory, 65534, 65534)
-    top = os.path.dirname(os.path.dirname(directory))
-    while top != "/tmp":
-        os.chmod(top, 0o755)
-        top = os.path.dirname(top)
+    for parent in Path(directory).parents[1:]:
+        if not parent.stat().st_mode & 0o001:
+            parent.chmod(0o755)
     os.seteuid(65534)
     try:
         table = Table(directory)

@@ -12,6 +12,12 @@ DATA = bytes(MIB)
 DIGEST = Digest.of(DATA)
 
 
+@pytest.fixture
+def tmp_path(disk_path):
+    """Where `layout` lies."""
+    return disk_path
+
+
 def resident(layout):
     """Bytes of the blob that are in memory."""
     done = subprocess.run(
