@@ -81,7 +81,7 @@ async def test_reader_past_the_store(hub, mirror, monkeypatch):
     await reloaded(mirror)
     late = await blob.client()
     await late.has(1024)
-    mirror.download(blob.digest)._partial.write = full
+    mirror.download(blob.digest)._ingest.partial.write = full
     gate.release()
     assert await late.whole() == await first.whole() == blob.data
     await eventually(lambda: retired(mirror) == 0, "the old graph is closed")
