@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import ssl
+from asyncio import sslproto
 from collections.abc import Callable
 from typing import Protocol
 
@@ -28,7 +29,7 @@ _SHORTAGE_S = 1.0
 # Connections that are ended unserved at a time, so that nobody waits in the backlog for nothing.
 _MAX_SHED = 256
 # Until a client has said what TLS wants of it, and until it has taken what was sent when a connection ends.
-_HANDSHAKE_S, _SHUTDOWN_S = 10.0, 60.0
+_HANDSHAKE_S, _SHUTDOWN_S = 10, 60
 
 # What has become of one connection before it was accepted (accept(2), "Error handling"); anything else is the matter with us.
 _OF_THE_CONNECTION = frozenset(
@@ -53,6 +54,12 @@ class ServerConnection(Protocol):
     def abandoned(self) -> None:
         """The connection ended before it could be served."""
         ...
+
+
+class _Tls(sslproto.SSLProtocol):
+    """TLS at the server's end. Clients send small requests: asyncio's 256 KiB for each to receive into would be a waste."""
+
+    max_size = 16 << 10
 
 
 class Acceptor:
@@ -128,21 +135,35 @@ class Acceptor:
         task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, sock: socket.socket, connection: ServerConnection) -> None:
-        encrypted = self._context is not None
         try:
-            await self._loop.connect_accepted_socket(  # type: ignore[type-var]
-                lambda: connection,
-                sock,
-                ssl=self._context,
-                ssl_handshake_timeout=_HANDSHAKE_S if encrypted else None,
-                ssl_shutdown_timeout=_SHUTDOWN_S if encrypted else None,
-            )
+            if self._context is None:
+                await self._loop.connect_accepted_socket(lambda: connection, sock)  # type: ignore[type-var]
+            else:
+                await self._encrypt(sock, connection, self._context)
         except BaseException as error:
             connection.abandoned()
             sock.close()
             # The client's mistakes, and its leaving, are nobody else's business.
             if not isinstance(error, OSError):
                 raise
+
+    async def _encrypt(self, sock: socket.socket, connection: ServerConnection, context: ssl.SSLContext) -> None:
+        ready = self._loop.create_future()
+        protocol = _Tls(
+            self._loop,
+            connection,  # type: ignore[arg-type]
+            context,
+            ready,
+            server_side=True,
+            ssl_handshake_timeout=_HANDSHAKE_S,
+            ssl_shutdown_timeout=_SHUTDOWN_S,
+        )
+        transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, sock)
+        try:
+            await ready
+        except BaseException:
+            transport.abort()
+            raise
 
     # ---- out of descriptors
 

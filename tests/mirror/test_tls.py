@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import socket
 import ssl
 import threading
 
@@ -337,3 +338,24 @@ async def test_handshakes_that_never_end_are_counted(hub, tmp_path, served, trus
                     if response.status == 200:
                         break
                 await asyncio.sleep(0.02)
+
+
+async def test_memory_of_connections(mirror, trust):
+    """Hundreds of connections that only begin to speak TLS take little memory."""
+    assert (await mirror.get("/v2/", ssl=trust)).status == 200
+    before, sockets = resident(), []
+    try:
+        for _ in range(200):
+            sockets.append(socket.create_connection(("127.0.0.1", mirror.port), timeout=LIMIT))
+            sockets[-1].send(b"\x16\x03\x01\x02\x00\x01")
+        assert (await mirror.get("/v2/", ssl=trust)).status == 200
+        assert resident() - before < 30 << 20
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def resident():
+    """Bytes of memory of this process."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
