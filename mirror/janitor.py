@@ -20,7 +20,7 @@ import structlog
 from mirror.aio import in_thread
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
-from mirror.core.eviction import Shortage
+from mirror.core.eviction import Reason, Shortage
 from mirror.images import reach
 from mirror.leftovers import Leftovers
 from mirror.metrics import Metrics
@@ -84,7 +84,8 @@ class Janitor:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
         self._stopping = threading.Event()
         self._making_room = asyncio.Lock()
-        self._evicting = self._short = False
+        self._evicting = False
+        self._unreachable: frozenset[Reason] = frozenset()
 
     async def make_room(self, size: int) -> None:
         """Try to make `size` bytes fit, within a few seconds; for whoever was told that they do not fit now."""
@@ -175,26 +176,25 @@ class Janitor:
         """Evict for a while, if it is due; whether there is more to do."""
         room = self._files.room
         shortage = room.shortage(_LOW) if self._evicting or room.shortage(_HIGH) else Shortage()
-        removed, short = 0, False
+        removed, unreachable = 0, frozenset[Reason]()
         if shortage:
             self._usage.write(self._files, self._index)
-            removed, short = self._remove(shortage, time.monotonic() + _SPELL)
-        self._tell(short=short)
+            removed, unreachable = self._remove(shortage, time.monotonic() + _SPELL)
+        self._tell(unreachable)
         self._evicting = bool(removed) and not self._stopping.is_set()
         return self._evicting
 
-    def _tell(self, *, short: bool) -> None:
-        """Say when the free space that is to remain has come out of reach, or within it again."""
-        if short == self._short:
-            return
-        self._short = short
-        self._metrics.storage_min_free_ok.set(not short)
+    def _tell(self, unreachable: frozenset[Reason]) -> None:
+        """Say when a bound has come out of reach, or within it again."""
         room = self._files.room
-        if short:
-            hint = "another program has filled the disk: nothing is evicted for that, and new blobs go past the store"
-            log.warning("min_free_unreachable", free=room.free(), min_free=room.min_free, hint=hint)
-        else:
-            log.info("min_free_reachable", free=room.free(), min_free=room.min_free)
+        self._metrics.storage_min_free_ok.set("min_free" not in unreachable)
+        bounds = {"free": room.free(), "min_free": room.min_free, "max_size": room.max_size}
+        for bound in unreachable - self._unreachable:
+            hint = "evicting would not help, so nothing goes; new blobs go past the store"
+            log.warning("bound_unreachable", bound=bound, **bounds, hint=hint)
+        for bound in self._unreachable - unreachable:
+            log.info("bound_reachable", bound=bound, **bounds)
+        self._unreachable = unreachable
 
     def _make_room(self, size: int, deadline: float) -> None:
         room = self._files.room
@@ -213,8 +213,8 @@ class Janitor:
 
     def _remove(
         self, shortage: Shortage, deadline: float, enough: Callable[[], bool] = lambda: False, *, both: bool = False
-    ) -> tuple[int, bool]:
-        """Make room; returns the bytes that went, and whether the free space that is to remain is out of reach."""
+    ) -> tuple[int, frozenset[Reason]]:
+        """Make room; returns the bytes that went, and the bounds that are out of reach."""
         began = time.monotonic()
         pinned = functools.cache(self._pinned)
         plan = self._eviction.plan(shortage, self._leftovers.reserved(), pinned, deadline, enough, both=both)
@@ -230,7 +230,7 @@ class Janitor:
                 log.info("evicted", blobs=evicted.blobs, bytes=evicted.size, reason=plan.reason, seconds=seconds)
             if evicted.pinned:
                 log.warning("pinned_evicted", blobs=evicted.pinned, hint="raise storage.max_size or pin less")
-        return removed, plan.short
+        return removed, plan.unreachable
 
     def _pinned(self) -> frozenset[Digest]:
         policies, kept = self._policies(), self._kept()

@@ -75,30 +75,34 @@ class Plan:
         size: bytes in all.
         with_pins: bytes for which pinned content goes, too, if nothing else is left; at most `size`.
         reason: the bound that most of it is for.
-        short: evicting cannot bring back the free space that is to remain.
+        unreachable: the bounds that evicting cannot bring back.
     """
 
     size: int = 0
     with_pins: int = 0
     reason: Reason = "max_size"
-    short: bool = False
+    unreachable: frozenset[Reason] = frozenset()
 
 
 def plan(shortage: Shortage, evictable: Evictable, *, both: bool = False) -> Plan:
     """Decide what to evict.
 
-    The size is the store's own doing: it is brought down as far as that goes, to the low-water mark by what is not pinned, to the
-    limit by what is pinned, too. The free space is also others': what is pinned never goes for it, and nothing goes if everything
-    else could not bring it back, for then another program has filled the disk and would fill it again.
+    Nothing goes for a bound that everything together could not bring back. The size is the store's own doing: it comes down to
+    the low-water mark by what is not pinned, and to the limit by what is pinned, too. The free space is also others': what is
+    pinned never goes for it, and another program that has filled the disk would fill it again.
 
     Args:
         both: nothing less than both goals helps, as for a file that has to fit.
     """
     everything = evictable.unpinned + evictable.pinned
+    lost: dict[Reason, bool] = {
+        "max_size": shortage.size.needed > everything,
+        "min_free": shortage.free.needed > evictable.unpinned,
+    }
+    unreachable = frozenset(reason for reason, is_lost in lost.items() if is_lost)
+    if both and unreachable:
+        return Plan(unreachable=unreachable)
+    size = shortage.size.within(evictable.unpinned) or Goal(shortage.size.needed, shortage.size.needed).within(everything)
     free = shortage.free.within(evictable.unpinned)
-    short = shortage.free.needed > evictable.unpinned
-    if both and (short or shortage.size.needed > everything):
-        return Plan(short=short)
-    size = shortage.size.wanted if shortage.size.wanted <= evictable.unpinned else min(shortage.size.needed, everything)
     with_pins = size if size > evictable.unpinned else 0
-    return Plan(max(size, free), with_pins, "max_size" if size >= free else "min_free", short)
+    return Plan(max(size, free), with_pins, "max_size" if size >= free else "min_free", unreachable)

@@ -75,14 +75,14 @@ async def test_what_cannot_help_stays(hub, mirror, disk, images, log):
     answer = await mirror.get(f"{BLOB}/{blob.digest}")
     assert (answer.cache, answer.sha256) == ("BYPASS", blob.digest)
     assert held(mirror, images) == ["pinned", "older", "newer"]
-    (warning,) = events(log, "min_free_unreachable")
-    assert (warning["log_level"], warning["min_free"]) == ("warning", MIN_FREE)
+    (warning,) = events(log, "bound_unreachable")
+    assert (warning["log_level"], warning["bound"], warning["min_free"]) == ("warning", "min_free", MIN_FREE)
     assert await mirror.metric("storage_min_free_ok") == 0
 
     (disk / "foreign").unlink()
     assert janitor(mirror)._evict() is False
     assert await mirror.metric("storage_min_free_ok") == 1
-    assert len(events(log, "min_free_reachable")) == 1
+    assert len(events(log, "bound_reachable")) == 1
     assert (await mirror.get(f"{BLOB}/{blob.digest}")).cache == "MISS"
 
 
@@ -128,3 +128,12 @@ async def test_grown_store_is_looked_at_again(mirror, disk, images):
         pass
     assert mirror.store.room.free() >= MIN_FREE
     assert "pinned" in held(mirror, images)
+
+
+async def test_limit_below_what_cannot_go(mirror, images, log):
+    """A limit that not even an empty store would keep, for its index alone is larger, is no reason to empty it."""
+    mirror.store.room.min_free, mirror.store.room.max_size = 0, 4 * KIB
+    for _ in range(2):
+        assert janitor(mirror)._evict() is False
+    assert held(mirror, images) == ["pinned", "older", "newer"]
+    assert [event["bound"] for event in events(log, "bound_unreachable")] == ["max_size"]

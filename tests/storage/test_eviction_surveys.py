@@ -120,10 +120,10 @@ def test_a_goal_out_of_reach_is_no_reason_to_survey_again(layout, files, held, s
         return eviction.plan(out_of_reach(11 * BLOCK), Partials(), lambda: NONE, soon())
 
     for _ in range(5):
-        assert plan() == Plan(short=True)
+        assert plan() == Plan(unreachable=frozenset({"min_free"}))
     assert len(surveys) == 1
     now[0] += 301.0
-    assert plan() == Plan(short=True)
+    assert plan() == Plan(unreachable=frozenset({"min_free"}))
     assert len(surveys) == 2
     files.put(Digest.of(b"another"), b"another")
     assert plan() == Plan(11 * BLOCK, reason="min_free")
@@ -136,7 +136,7 @@ def test_what_others_have_evicted_is_not_counted_on(layout, eviction, files, hel
     assert eviction.plan(out_of_reach(8 * BLOCK), Partials(), lambda: NONE, soon()).size == 8 * BLOCK
     for digest in held[:5]:
         files.delete(digest)
-    assert eviction.plan(out_of_reach(8 * BLOCK), Partials(), lambda: NONE, soon()) == Plan(short=True)
+    assert eviction.plan(out_of_reach(8 * BLOCK), Partials(), lambda: NONE, soon()) == Plan(unreachable=frozenset({"min_free"}))
 
 
 def test_idle_partials_alone(eviction, held, surveys):

@@ -20,21 +20,24 @@ from mirror.storage.generation import Generation
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.room import Fit, Room
+from tests.support.names import MIB
 from tests.support.waiting import LIMIT
-
-BLOCK = 4096
 
 
 @pytest.fixture
 def files(tmp_path):
     layout = Layout(str(tmp_path / "store"))
     layout.prepare()
-    files = BlobFiles(layout, Room(layout, 4 * BLOCK, 0))
+    files = BlobFiles(layout, Room(layout, 0, 0))
     for number in range(4):
-        digest = Digest.of(b"%d" % number)
-        files.put(digest, b"%d" % number)
-        files.touch(digest, 1000.0 + number)
+        files.put(Digest.of(content(number)), content(number))
+        files.touch(Digest.of(content(number)), 1000.0 + number)
     return files
+
+
+def content(number):
+    """More than the index may come to take, which counts, too."""
+    return bytes([number]) * MIB
 
 
 @pytest.fixture
@@ -46,6 +49,7 @@ def usage():
 def janitor(tmp_path, files, usage):
     layout = Layout(str(tmp_path / "store"))
     generation, index = Generation(f"{layout.root}/generation"), Index(layout.index)
+    files.room.max_size, _ = files.room.figures()
     policies = TagPolicies(TagPolicy(60.0, 60.0, 60.0), {})
     scrub = Scrub(layout, files, generation, 0, lambda result: None)
     eviction = Eviction(layout, files, generation)
@@ -97,7 +101,7 @@ async def test_room_is_made_during_a_count(janitor, files, long_count):
     assert files.room.fits(1) is Fit.NOT_NOW
     await asyncio.wait_for(janitor.make_room(1), LIMIT)
     assert files.room.fits(1) is Fit.RESERVED
-    assert files.size(Digest.of(b"0")) is None
+    assert files.size(Digest.of(content(0))) is None
     await stop(running)
 
 
@@ -105,6 +109,6 @@ async def test_the_end_waits_for_no_count_and_loses_no_usage(janitor, files, usa
     """Cancelled in the middle of a count, the janitor ends soon, and what has been used last is written down."""
     running = asyncio.create_task(janitor.run())
     await asyncio.to_thread(long_count.wait, LIMIT)
-    usage.blob(Digest.of(b"0"), 5000.0)
+    usage.blob(Digest.of(content(0)), 5000.0)
     await stop(running)
-    assert files.used(Digest.of(b"0")) == 5000.0
+    assert files.used(Digest.of(content(0))) == 5000.0

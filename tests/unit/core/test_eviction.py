@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from mirror.core.eviction import Evictable, Goal, Plan, Shortage, plan
 
+NO_SIZE, NO_FREE = frozenset({"max_size"}), frozenset({"min_free"})
+
 SIZES = st.integers(0, 1000)
 GOALS = st.tuples(SIZES, SIZES).map(lambda pair: Goal(max(pair), min(pair)))
 SHORTAGES = st.builds(Shortage, GOALS, GOALS)
@@ -24,12 +26,12 @@ STORES = st.builds(Evictable, SIZES, SIZES)
         (Shortage(free=Goal(12, 3)), Evictable(10, 10), Plan(3, reason="min_free")),
         # Pins for the store's own size only.
         (Shortage(size=Goal(20, 13)), Evictable(10, 10), Plan(13, 13)),
-        (Shortage(free=Goal(20, 13)), Evictable(10, 10), Plan(short=True)),
-        # As far as it goes for the size, and not at all for the free space.
-        (Shortage(size=Goal(40, 30)), Evictable(10, 10), Plan(20, 20)),
-        (Shortage(free=Goal(40, 30)), Evictable(10, 10), Plan(short=True)),
+        (Shortage(free=Goal(20, 13)), Evictable(10, 10), Plan(unreachable=NO_FREE)),
+        # Nothing where everything would not do.
+        (Shortage(size=Goal(40, 30)), Evictable(10, 10), Plan(unreachable=NO_SIZE)),
+        (Shortage(free=Goal(40, 30)), Evictable(10, 10), Plan(unreachable=NO_FREE)),
         # What is above the limit goes, whatever others have done to the disk.
-        (Shortage(size=Goal(4, 2), free=Goal(40, 30)), Evictable(10, 10), Plan(4, short=True)),
+        (Shortage(size=Goal(4, 2), free=Goal(40, 30)), Evictable(10, 10), Plan(4, unreachable=NO_FREE)),
         (Shortage(size=Goal(4, 2), free=Goal(6, 5)), Evictable(10, 10), Plan(6, reason="min_free")),
         (Shortage(size=Goal(13, 13), free=Goal(6, 5)), Evictable(10, 10), Plan(13, 13)),
     ],
@@ -54,7 +56,10 @@ def test_no_plan_is_in_vain(shortage, store, both):
     assert 0 <= made.with_pins <= made.size <= max(shortage.size.wanted, shortage.free.wanted)
     assert made.size <= store.unpinned + (store.pinned if made.with_pins else 0)
     assert made.with_pins <= shortage.size.needed
-    assert made.short == (shortage.free.needed > store.unpinned)
+    assert ("min_free" in made.unreachable) == (shortage.free.needed > store.unpinned)
+    assert ("max_size" in made.unreachable) == (shortage.size.needed > store.unpinned + store.pinned)
+    if made.with_pins:
+        assert made.with_pins == shortage.size.needed
     if made.size > shortage.size.wanted:
         assert made.size >= shortage.free.needed
         assert made.size <= store.unpinned
