@@ -11,7 +11,14 @@ from mirror.aio import on_descriptor
 from mirror.core.digest import Digest
 from mirror.download.source import BlobStream, Source
 from mirror.download.verifier import Hasher, hash_piece
-from mirror.errors import DigestMismatch, UpstreamCut, UpstreamError, UpstreamNonsense
+from mirror.errors import (
+    DigestMismatch,
+    UpstreamCut,
+    UpstreamError,
+    UpstreamNonsense,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+)
 
 # Not delivered before the digest has matched.
 _HELD_BACK = 64 << 10
@@ -36,8 +43,16 @@ class Bypass:
         self._stream: BlobStream | None = None
 
     async def open(self, position: int) -> int:
-        """Connect at `position`; returns the bytes of the whole blob. Raises like `Source.open`."""
-        self._stream = await self._connect(position)
+        """Connect at `position`, once more after a failure that may pass; returns the bytes of the whole blob.
+
+        Raises like `Source.open`.
+        """
+        try:
+            self._stream = await self._connect(position)
+        except (UpstreamRateLimited, UpstreamTimeout):
+            raise
+        except UpstreamError:
+            self._stream = await self._connect(position)
         return self._stream.size
 
     async def _connect(self, position: int) -> BlobStream:

@@ -224,7 +224,10 @@ def translated(url: URL) -> Iterator[None]:
     try:
         yield
     except aiohttp.ConnectionTimeoutError as error:
-        raise UpstreamUnreachable(f"cannot connect to {host} in time") from error
+        late = UpstreamUnreachable(f"cannot connect to {host} in time")
+        # As long again would be longer than clients should wait.
+        late.transient = False
+        raise late from error
     except TimeoutError as error:
         raise UpstreamTimeout(f"{host} did not answer in time") from error
     except (

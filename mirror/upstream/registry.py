@@ -232,7 +232,8 @@ class Registry:
                 if error.asked:
                     asked.append((endpoint, error))
         assert failure is not None
-        if keep is None and len(asked) == 1 and _may_retry(ask, *asked[0]):
+        in_time = deadline - loop.time() > 2 * _PAUSE
+        if keep is None and len(asked) == 1 and in_time and _may_retry(ask, *asked[0]):
             await asyncio.sleep(_PAUSE)
             try:
                 return await _closed(*await answer(asked[0][0], ask, work, deadline - loop.time()), keep)

@@ -241,6 +241,20 @@ async def test_upstream_that_drops_packets(hub, tmp_path):
             assert (await fast(mirror, f"/v2/{APP}/blobs/{image.layers[0].digest}")).status == 200
 
 
+async def test_one_kind_does_not_speak_for_another(hub, second, pair):
+    """An upstream whose manifests fail is asked for blobs as ever; its manifests come from the next one, without asking it."""
+    images = [hub.add_image(APP, str(tag)) for tag in range(5)]
+    second.repositories = hub.repositories
+    for kind in ("manifest", "ping"):
+        hub.script(Rule(kind=kind, times=None), Status(503))
+    for tag in range(5):
+        assert (await pair.get(f"/v2/{APP}/manifests/{tag}")).body == images[tag].raw
+    assert hub.count(kind="manifest", status=503) == 3
+    blob = images[0].layers[0]
+    assert (await pair.get(f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
+    assert (len(ranges(hub)), len(ranges(second))) == (1, 0)
+
+
 async def test_storm_on_dead_upstreams(hub, second, pair):
     """Two thousand requests for many tags of dead upstreams are answered 503 at once, and each is asked a handful of times."""
     for one in (hub, second):

@@ -1,7 +1,9 @@
 """What upstream fails at once is mended inside: the client notices nothing, and the next one is not refused for it."""
 
 import asyncio
+import contextlib
 import dataclasses
+import socket
 import time
 
 import pytest
@@ -203,6 +205,19 @@ async def test_blob_without_a_first_byte(hub, tmp_path):
         assert (await blob.get()).body == blob.data
 
 
+@pytest.mark.parametrize("fault", [Status(503), Disconnect(), Html()], ids=["503", "closed", "page"])
+async def test_blob_past_the_store(hub, tmp_path, fault):
+    """What the store cannot take is asked for again as well, if the stream past it fails at first."""
+    async with MirrorUnderTest(hub, tmp_path / "store", storage={"max_size": "4MiB"}) as mirror:
+        image = hub.add_image(APP, "1", layers=[hub.add_synthetic_blob(APP, 5 * MIB)])
+        assert (await mirror.get(TAG)).body == image.raw
+        # The first stream is that of the download, which finds no room.
+        rule = hub.script(Rule(host="cdn", method="GET", skip=1), fault)
+        answer = await mirror.get(f"/v2/{APP}/blobs/{image.layers[0].digest}")
+        assert (answer.status, answer.cache, answer.sha256) == (200, "BYPASS", image.layers[0].digest)
+        assert rule.used == 1
+
+
 # ---- out of order
 
 
@@ -260,6 +275,27 @@ async def test_token_host_that_fails_does_not_stop_what_needs_no_token(hub, mirr
     assert hub.count(kind="token") == before
     blob = image.layers[0]
     assert (await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
+
+
+async def test_connection_that_does_not_come_about_costs_its_limit_once(hub, tmp_path):
+    """Where packets are dropped, a request is given up after the time limit for connections, and not tried for as long again."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            # With its queue full the kernel drops what else comes.
+            other = stack.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(listener.getsockname())
+        entry = {"upstreams": [f"http://127.0.0.1:{listener.getsockname()[1]}"]}
+        settings = {"registries": {"docker.io": entry}, "downloads": {"connect_timeout": "1s"}}
+        async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
+            started = time.monotonic()
+            answer = await mirror.get(TAG)
+            assert 1 <= time.monotonic() - started < 1.9
+            assert "cannot connect" in answer.body.decode()
+            assert await mirror.metric("upstream_requests_total", status="connect") == 1
 
 
 async def test_refused_connections_speak_for_every_kind(hub, mirror, clock):
