@@ -16,11 +16,10 @@ from typing import TypeAlias
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.names import ImagePattern, Repository, Tag
-from mirror.errors import StorageError
 from mirror.images import Reach, held_manifest, reach
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
-from mirror.storage.index import Index
+from mirror.storage.index import Index, ReadCheck
 from mirror.storage.parts import Kind, parts_of
 
 
@@ -93,7 +92,7 @@ class Purge:
         Raises:
             StorageError: the index cannot be read, so that nobody knows what other images need.
         """
-        reliable = _Reliable(self._index)
+        reliable, began = ReadCheck(self._index), time.time()
         self._index.label()
         before = float("inf") if order.pulled_before is None else order.pulled_before
         going = [entry for entry in self._index.tags(order.pattern) if entry[2].pulled < before]
@@ -106,7 +105,7 @@ class Purge:
         reliable.check()
         if order.dry_run:
             return self._counted(len(going), lost, leaving)
-        tags = self._forget(order, going, rows)
+        tags = self._forget(order, going, rows, began)
         manifests = self._remove(lost.manifests, reliable)
         blobs = self._remove(lost.blobs - lost.manifests, reliable)
         self._generation.change()
@@ -190,26 +189,26 @@ class Purge:
 
     # ---- doing it
 
-    def _forget(self, order: Order, going: Sequence[_Entry], rows: Iterable[_Row]) -> int:
+    def _forget(self, order: Order, going: Sequence[_Entry], rows: Iterable[_Row], began: float) -> int:
         """Forget names, before files go: whoever looks now asks upstream rather than for a file that is about to vanish."""
         forgotten = sum(self._index.forget_tag(*entry) for entry in going)
         for row in rows:
-            # A tag that has come meanwhile may lead to it.
-            self._index.change(partial(self._release, *row))
+            self._index.change(partial(self._release, *row, began))
         self._index.forget_absent(order.pattern)
         self._generation.change()
         return forgotten
 
-    def _release(self, repository: Repository, digest: Digest) -> None:
-        if not self._is_tagged(repository, digest, _NOTHING):
+    def _release(self, repository: Repository, digest: Digest, began: float) -> None:
+        # It may have arrived again meanwhile, or a tag that leads to it.
+        if not self._index.is_newer(repository, digest, began) and not self._is_tagged(repository, digest, _NOTHING):
             self._index.release_manifest(repository, digest)
 
-    def _remove(self, digests: Iterable[Digest], reliable: _Reliable) -> list[int]:
+    def _remove(self, digests: Iterable[Digest], reliable: ReadCheck) -> list[int]:
         """Remove what nothing needs; returns the bytes of each file that went."""
         sizes = (self._index.change(partial(self._remove_one, digest, reliable)) for digest in digests)
         return [size for size in sizes if size]
 
-    def _remove_one(self, digest: Digest, reliable: _Reliable) -> int:
+    def _remove_one(self, digest: Digest, reliable: ReadCheck) -> int:
         # While nobody can write that he needs it: an image that arrives now is known before, or finds that the file has gone.
         needed = self._is_needed(digest, _NOTHING)
         reliable.check()
@@ -217,19 +216,6 @@ class Purge:
             return 0
         self._index.parts.delete_everywhere(digest)
         return self._files.delete(digest)
-
-
-class _Reliable:
-    """Tells whether what the index did not find is not there."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._failures = index.failures
-
-    def check(self) -> None:
-        """Raises StorageError if a lookup has failed."""
-        if self._index.failures != self._failures:
-            raise StorageError("the index cannot be read: nobody knows what other images need", "io")
 
 
 def _by_repository(entries: Iterable[_Entry]) -> dict[Repository, set[Digest]]:

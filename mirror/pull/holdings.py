@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -94,7 +95,16 @@ class Holdings:
         # And after them: rows without bytes are cleared away.
         context.access.record_grant("manifest", repository, manifest.digest, held.size, anew=True)
         context.access.record_manifest(repository, manifest.digest, held, parts, anew=True)
+        await self._keep_again(manifest)
         return True
+
+    async def _keep_again(self, manifest: Manifest) -> None:
+        """Store a manifest once more if a purge has removed it before it was recorded anew."""
+        context = self._context
+        await context.access.written()
+        if context.files.size(manifest.digest) is None and context.small.get(manifest.digest) is None:
+            with contextlib.suppress(StorageError):
+                await context.store(manifest.digest, manifest.raw)
 
     async def record_held(self, repository: Repository, held: HeldManifest) -> None:
         """Record that a repository has a held manifest, which upstream grants it, and what it names."""

@@ -97,6 +97,10 @@ class Database(diskcache.Cache):  # type: ignore[misc]
         """The keys of all values that were put with a label; at most `most`, -1 for all."""
         return [key for (key,) in self._sql(_LABELLED, (label, most)).fetchall()]
 
+    def written_at(self, key: str) -> float | None:
+        """When a value was put, in seconds since the epoch; None if there is none."""
+        return next((when for (when,) in self._sql("SELECT store_time FROM Cache WHERE key = ? AND raw = 1", (key,))), None)
+
     def groups_from(self, prefix: str) -> list[str]:
         """Of all keys `prefix`NAME|… the first one for each NAME."""
         values = {"prefix": prefix, "after": _after(prefix), "start": len(prefix) + 1}

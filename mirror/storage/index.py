@@ -19,6 +19,7 @@ from mirror.core.errors import InvalidInput
 from mirror.core.freshness import TagRecord, after_check, is_superseded
 from mirror.core.names import ImagePattern, Reference, Repository, Tag, is_glob, parse_reference
 from mirror.core.popularity import NONE, Pulls
+from mirror.errors import StorageError
 from mirror.storage.parts import Kind, Parts
 from mirror.storage.table import Table
 
@@ -272,6 +273,10 @@ class Index:
         self.parts.delete(repository, digest)
         self.release_manifest(repository, digest)
 
+    def is_newer(self, repository: Repository, digest: Digest, when: float) -> bool:
+        """Whether that a repository holds a manifest was put since `when`, in seconds since the epoch; be it once more."""
+        return (self._manifests.written_at(f"manifest|{repository}|{digest}") or 0.0) >= when
+
     def release_manifest(self, repository: Repository, digest: Digest) -> None:
         """Forget that a repository holds a manifest that others need: what it names stays known."""
         self._manifests.delete(f"manifest|{repository}|{digest}")
@@ -368,6 +373,19 @@ class Index:
             _, name = _split(key)
             if name is not None and pattern.matches_repository(name[0]):
                 self._absent.delete(key)
+
+
+class ReadCheck:
+    """Tells whether what the index did not find is not there, for whoever removes what the index does not know to be needed."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._failures = index.failures
+
+    def check(self) -> None:
+        """Raises StorageError if a lookup has failed since this was made."""
+        if self._index.failures != self._failures:
+            raise StorageError("the index cannot be read: nobody knows what is needed", "io")
 
 
 def _split(key: str) -> tuple[str, tuple[Repository, Reference] | None]:

@@ -137,6 +137,10 @@ class Table:
         """The keys of all values that were put with a label; at most `most`, -1 for all."""
         return self._read(lambda database: database.labelled(label, most)) or []
 
+    def written_at(self, key: str) -> float | None:
+        """When a value was put, in seconds since the epoch; None if there is none."""
+        return self._read(lambda database: database.written_at(key))
+
     def groups_from(self, prefix: str) -> list[str]:
         """Of all keys `prefix`NAME|… the first one for each NAME, at a price that grows with the number of names only."""
         return self._read(lambda database: database.groups_from(prefix)) or []

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakehub import Rule
 from tests.mirrors import MirrorUnderTest
-from tests.support.names import APP
+from tests.support.names import APP, TAG
 from tests.wire import ask, request
 
 
@@ -260,6 +260,22 @@ async def test_purge_during_a_pull(hub, mirror, operator):
     reading.close()
     await pull(mirror, image, "1")
     assert sum(seen.body_bytes_sent for seen in hub.find(host="cdn") if seen.digest == large.digest) == large.size
+
+
+async def test_purged_in_the_moment_of_its_arrival(hub, mirror, monkeypatch):
+    """A manifest that a purge removes after it was stored, and before all can know who needs it, is stored once more."""
+    put, removed = mirror.store.files.put, []
+
+    def removing(digest, data):
+        put(digest, data)
+        if not removed:
+            removed.append(mirror.store.files.delete(digest))
+
+    monkeypatch.setattr(mirror.store.files, "put", removing)
+    image = hub.add_image(APP, "1")
+    assert (await mirror.get(TAG)).body == image.raw
+    assert removed == [len(image.raw)]
+    assert mirror.holds(image.digest)
 
 
 async def test_effective_at_once_in_another_worker(hub, mirror, operator):

@@ -172,6 +172,26 @@ def test_tag_that_moves_meanwhile(world):
     assert not world.holds(b"old")
 
 
+def test_same_image_that_arrives_again_meanwhile(world):
+    """An image that is pulled again while it is purged, and is held under the same names as before, stays."""
+    digest = world.add("team/app", "1", b"layer")
+    forget = world.index.forget_tag
+
+    def pulled_again(*entry):
+        forgotten = forget(*entry)
+        world.index.put_manifest(repo("team/app"), digest, Held(MANIFEST, 1))
+        return forgotten
+
+    world.index.forget_tag = pulled_again
+    purged = world.purge("team/app")
+    assert (purged.tags, purged.manifests, purged.blobs) == (1, 0, 0)
+    assert world.holds(digest)
+    assert world.holds(b"layer")
+    world.index.forget_tag = forget
+    assert world.purge("team/app").manifests == 1
+    assert not world.holds(b"layer")
+
+
 def test_image_that_only_an_index_needs(world):
     """A manifest that goes from one repository stays with its layers if an index elsewhere names it; also in later purges."""
     child = world.add("team/app", "1", b"layer")
