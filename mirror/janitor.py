@@ -21,6 +21,7 @@ from mirror.aio import in_thread
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.eviction import Reason, Shortage
+from mirror.errors import StorageError
 from mirror.images import reach
 from mirror.leftovers import Leftovers
 from mirror.metrics import Metrics
@@ -31,7 +32,7 @@ from mirror.storage import census
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.election import Election
 from mirror.storage.eviction import Eviction
-from mirror.storage.index import Index
+from mirror.storage.index import Index, ReadCheck
 from mirror.storage.layout import Layout
 from mirror.storage.room import Fit, on_disk
 
@@ -215,6 +216,16 @@ class Janitor:
         self, shortage: Shortage, deadline: float, enough: Callable[[], bool] = lambda: False, *, both: bool = False
     ) -> tuple[int, frozenset[Reason]]:
         """Make room; returns the bytes that went, and the bounds that are out of reach."""
+        try:
+            return self._remove_unpinned(shortage, deadline, enough, both=both)
+        except StorageError as error:
+            log.error("eviction_postponed", cause=str(error), consequence="new blobs go past the store if they do not fit")
+            return 0, frozenset()
+
+    def _remove_unpinned(
+        self, shortage: Shortage, deadline: float, enough: Callable[[], bool], *, both: bool
+    ) -> tuple[int, frozenset[Reason]]:
+        """See `_remove`; raises StorageError if nobody can tell what is pinned."""
         began = time.monotonic()
         pinned = functools.cache(self._pinned)
         plan = self._eviction.plan(shortage, self._leftovers.reserved(), pinned, deadline, enough, both=both)
@@ -236,11 +247,13 @@ class Janitor:
         policies, kept = self._policies(), self._kept()
         if not kept and not any(rule.pin for rules in policies.rules.values() for rule in rules):
             return frozenset()
+        known = ReadCheck(self._index)
         roots = [
             record.digest
             for repository, tag, record in self._index.tags()
             if policies.is_pinned(repository, tag) or f"{repository}:{tag}" in kept
         ]
+        known.check()
         roots += filter(None, map(_digest, kept))
         reached = reach(self._files, roots)
         return reached.manifests | reached.blobs

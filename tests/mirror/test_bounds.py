@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import sqlite3
 import time
 
 import pytest
@@ -320,6 +321,23 @@ async def test_pinned_go_last(hub, bounded, log):
     (warning,) = [event for event in log if event["event"] == "pinned_evicted"]
     assert (warning["log_level"], warning["blobs"] >= 1) == ("warning", True)
     assert await pull(mirror, pinned, "pinned")
+
+
+async def test_nothing_goes_while_nobody_knows_what_is_pinned(hub, bounded, log):
+    """While the index cannot tell what is pinned nothing is evicted, and new blobs go past the store."""
+    registry = {"upstreams": [hub.url], "token_hosts": [hub.token_host], "tags": [{"match": "library/app:pinned", "pin": True}]}
+    mirror = await bounded(4 * MIB, registries={"docker.io": registry}, log={"level": "debug"})
+    pinned = hub.add_image(APP, "pinned", layers=[os.urandom(3 * MIB)])
+    await pull(mirror, pinned, "pinned")
+    await mirror.idle()
+    age(mirror, pinned, 1_000)
+    database = sqlite3.connect(f"{mirror.store.layout.index}/tags/cache.db", isolation_level=None)
+    with contextlib.closing(database):
+        database.execute("ALTER TABLE Cache RENAME TO Gone")
+        blob = hub.add_synthetic_blob(APP, 2 * MIB, seed=1)
+        await janitor(mirror).make_room(2 * MIB)
+        assert (await mirror.get(f"{BLOB}/{blob.digest}")).sha256 == blob.digest
+        assert all(mirror.holds(digest) for digest in contents(pinned))
 
 
 async def test_low_water_mark(hub, bounded):
