@@ -15,6 +15,12 @@ from tests.support.waiting import NotInTime, eventually
 DATA = content(9 * MIB)
 
 
+@pytest.fixture
+def tmp_path(disk_path):
+    """Where the store lies."""
+    return disk_path
+
+
 async def forget(path):
     """Have the kernel keep nothing of a file in memory; skips where it cannot be told."""
 
