@@ -120,7 +120,8 @@ async def check_store(cluster):
     index.close()
     assert cluster.files("tmp") == cluster.files("partial") == []
     held = list(files.walk())
-    assert room.figures() == (sum(on_disk(file.size) for file in held), len(held))
+    account = room.mark()
+    assert (account.used, account.blobs) == (sum(on_disk(file.size) for file in held), len(held))
     async with Process("verify", "--config", str(cluster.file), directory=cluster.file.parent) as process:
         assert await process.ended() == 0, process.log
 
@@ -147,8 +148,8 @@ async def test_killed_workers(hub, tmp_path, seed):
 def is_counted(cluster):
     layout = Layout(str(cluster.store))
     room = Room(layout, 0, 0)
-    held = list(BlobFiles(layout, room).walk())
-    return room.figures() == (sum(on_disk(file.size) for file in held), len(held))
+    held, account = list(BlobFiles(layout, room).walk()), room.mark()
+    return (account.used, account.blobs) == (sum(on_disk(file.size) for file in held), len(held))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
