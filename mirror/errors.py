@@ -177,6 +177,10 @@ class FlushFailed(StorageError):
     """The disk did not take what was written: the kernel may have dropped it, so the bytes have to be fetched again."""
 
 
+class TooManyDownloads(MirrorError):
+    """A client address has begun as many downloads as it may, and none has ended for some time."""
+
+
 class RequestLoop(MirrorError):
     """A request has come back to the mirror that sent it, by way of its own upstreams."""
 

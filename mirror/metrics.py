@@ -95,7 +95,7 @@ class Metrics:
         for reason in ("max_size", "min_free"):
             self.evicted_bytes.labels(reason)
             self.evicted_blobs.labels(reason)
-        for reason in ("policy", "network", "credentials", "connections", "requests", "webhook"):
+        for reason in ("policy", "network", "credentials", "connections", "requests", "downloads", "webhook"):
             self.refused.labels(reason)
         for result in ("sent", "failed", "dropped"):
             self.notifications.labels(result)

@@ -77,11 +77,12 @@ class Access(Section):
 
 
 class Limits(Section):
-    """How much clients may have under way at the registry address; 0 is no limit."""
+    """How much clients may have under way at the registry address; 0 is no limit, but for the last one (see mirror.yaml)."""
 
     connections: Annotated[int, Field(ge=0)] = 10_000
     connections_per_address: Annotated[int, Field(ge=0)] = 2000
     requests_per_address: Annotated[int, Field(ge=0)] = 1000
+    downloads_per_address: Annotated[int, Field(ge=0)] = 0
 
 
 class Admin(Section):

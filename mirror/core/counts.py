@@ -41,6 +41,8 @@ class Total(enum.IntEnum):
     """Downloads that nobody reads any more."""
     PREFETCHES = 9
     """Blobs being prefetched."""
+    ADMIN_CONNECTIONS = 10
+    """Of operators."""
 
 
 class Field(enum.IntEnum):

@@ -11,8 +11,11 @@ from io import FileIO
 import structlog
 
 from mirror.core.digest import Digest
+from mirror.core.urgency import Urgency
+from mirror.download.audience import Audience
 from mirror.download.chunk_map import CHUNK
 from mirror.download.ingest import Ingest, State
+from mirror.download.shares import Share
 from mirror.download.source import Source
 from mirror.download.workshop import Policy, Workshop
 from mirror.errors import DigestMismatch, DownloadAbandoned, MirrorError, UpstreamTimeout
@@ -34,16 +37,20 @@ class Download:
         state: how far it is.
         cause: why it FAILED.
         successor: a second try from scratch, if this one met a wrong digest.
-        readers: how many read it just now.
+        audience: who reads it just now.
+        share: its place in the counts.
+        stop: ends it, because nobody reads it and there are too many such downloads.
     """
 
-    def __init__(self, digest: Digest, source: Source, workshop: Workshop) -> None:
+    def __init__(self, digest: Digest, source: Source, workshop: Workshop, share: Share) -> None:
         self.digest = digest
         self.source = source
         self.state = State.CONNECTING
         self.cause: MirrorError | None = None
         self.successor: Download | None = None
-        self.readers = 0
+        self.audience = Audience()
+        self.share = share
+        self.stop: Callable[[], None] = lambda: None
         self._workshop = workshop
         self._verified = self._ended = False
         self._settle: Callable[[], None] = lambda: None
@@ -53,6 +60,11 @@ class Download:
         return f"<Download {str(self.digest)[:19]} {self.state.name} {self.received}/{self.size}>"
 
     # ---- for readers
+
+    @property
+    def readers(self) -> int:
+        """How many read it just now."""
+        return len(self.audience)
 
     @property
     def size(self) -> int | None:
@@ -82,15 +94,20 @@ class Download:
         """Whether it was this one that fetched the blob, or had to see that it could not be fetched."""
         return self._ingest.fetched
 
-    def join(self) -> None:
+    def join(self, urgency: Urgency) -> None:
         """Begin to read: until `leave` the bytes stay, also if the blob is committed and purged meanwhile."""
-        self.readers += 1
+        self.audience.join(urgency)
+        if urgency is Urgency.CLIENT:
+            self.share.read()
 
-    def leave(self) -> None:
-        """Read no more."""
-        self.readers -= 1
-        if self._ended and not self.readers and self._ingest.held is not None:
-            self._ingest.held.close()
+    def leave(self, urgency: Urgency) -> None:
+        """Read no more; without readers it goes on."""
+        self.audience.leave(urgency)
+        if self._ended:
+            if not self.audience and self._ingest.held is not None:
+                self._ingest.held.close()
+        elif urgency is Urgency.CLIENT and not self.audience.clients and not self.share.abandon() and not self.audience:
+            self.stop()
 
     async def sized(self, deadline: float) -> int:
         """Wait until the size of the blob is known, but not beyond `deadline` of the event loop's time.

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 
 import structlog
 
+from mirror import demand
 from mirror.core.digest import Digest
 from mirror.download.bypass import Bypass
 from mirror.download.download import Download, State
 from mirror.download.passthrough import PassthroughBody
+from mirror.download.shares import Share, Shares
 from mirror.download.source import Source
 from mirror.download.workshop import Workshop
 from mirror.errors import DigestMismatch, StorageError
@@ -24,14 +26,17 @@ class Downloads:
     """At most one download per blob at a time.
 
     Args:
+        shares: bounds what client addresses may begin.
         ended: told the result of each: `committed`, `digest_mismatch`, `failed` or `bypassed`.
     """
 
-    def __init__(self, workshop: Workshop, ended: Callable[[str], None]) -> None:
+    def __init__(self, workshop: Workshop, shares: Shares, ended: Callable[[str], None]) -> None:
+        self.shares = shares
         self._workshop = workshop
         self._ended = ended
         self._active: dict[Digest, Download] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped: set[Download] = set()
         self._closing = False
         self._failures = FailureMemory()
 
@@ -58,12 +63,17 @@ class Downloads:
         """Raise UpstreamError if downloads from a source have failed again and again until just now."""
         self._failures.refuse(source)
 
-    def start(self, digest: Digest, source: Source, *, retry: bool = True) -> Download:
-        """Start a download that is not under way; it is nobody's and goes on when its readers leave."""
-        download = Download(digest, source, self._workshop)
+    def start(self, digest: Digest, source: Source, share: Share | None = None, *, retry: bool = True) -> Download:
+        """Start a download that is not under way; it is nobody's and goes on when its readers leave.
+
+        Args:
+            share: its place in the counts of the client that begins it; None if no client does.
+        """
+        download = Download(digest, source, self._workshop, share or Share(self.shares, None))
         self._active[digest] = download
         task = asyncio.get_running_loop().create_task(self._run(download, retry), name=f"download {digest}")
         self._tasks.add(task)
+        download.stop = lambda: self._stop(download, task)
         task.add_done_callback(self._tasks.discard)
         return download
 
@@ -83,17 +93,27 @@ class Downloads:
             download.abandon()
             self._forget(download)
 
+    def _stop(self, download: Download, task: asyncio.Task[None]) -> None:
+        """End one that nobody reads; what has arrived stays on disk for whoever asks next."""
+        log.info("download_stopped", digest=str(download.digest), received=download.received, cause="nobody reads it")
+        self._forget(download)
+        self._stopped.add(download)
+        task.cancel()
+
     async def _run(self, download: Download, retry: bool) -> None:
+        demand.urgency.set(lambda: download.audience.urgency)
         try:
             with download.source.held():
                 await download.run(lambda: self._settle(download, retry))
         finally:
             self._forget(download)
+            self._stopped.discard(download)
+            download.share.end()
 
     def _settle(self, download: Download, retry: bool) -> None:
         """Called when a download has reached its last state, before its readers learn of it."""
         self._forget(download)
-        if self._closing:
+        if self._closing or download in self._stopped:
             return
         if not download.fetched:
             return
@@ -108,7 +128,7 @@ class Downloads:
         log.warning("download_failed", digest=str(download.digest), result=result, cause=str(download.cause))
         if retry:
             download.source.distrust()
-            download.successor = self.start(download.digest, download.source, retry=False)
+            download.successor = self.start(download.digest, download.source, download.share.another(), retry=False)
 
     def _forget(self, download: Download) -> None:
         if self._active.get(download.digest) is download:

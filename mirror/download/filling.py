@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 
 import structlog
@@ -57,6 +58,8 @@ class Filling:
         self._ahead_again = 0.0
         self._closed = False
         self._other_sizes: list[int | None] = []
+        # A reader makes further fillers, but they fetch for the download, as it does itself.
+        self._context = contextvars.copy_context()
 
     @property
     def is_contradicted(self) -> bool:
@@ -122,7 +125,9 @@ class Filling:
         if not filler.claim():
             filler.close()
             return False
-        self._ahead[filler] = asyncio.get_running_loop().create_task(self._fill_ahead(filler, self._stop(hole)))
+        self._ahead[filler] = asyncio.get_running_loop().create_task(
+            self._fill_ahead(filler, self._stop(hole)), context=self._context.copy()
+        )
         return True
 
     def _note_size(self, size: int | None) -> None:

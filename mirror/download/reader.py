@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import Protocol
 
+from mirror.core.urgency import Urgency
 from mirror.download.bypass import Bypass
 from mirror.download.download import Download
 from mirror.errors import DigestMismatch, StorageError, UpstreamNonsense, UpstreamTimeout
@@ -118,21 +119,22 @@ class ArrivingBody:
         bypassed: whether it had to.
 
     Args:
-        for_store: no client waits for a byte; then there is no hurry, and nothing to be had past the store.
+        urgency: if no client waits for a byte, there is no hurry, and nothing to be had past the store.
     """
 
-    def __init__(self, download: Download, *, for_store: bool = False) -> None:
+    def __init__(self, download: Download, urgency: Urgency = Urgency.CLIENT) -> None:
         self._download = download
-        self._for_store = for_store
+        self._urgency = urgency
+        self._for_store = urgency is not Urgency.CLIENT
         self._file: FileIO | None = None
         self._bypass: Bypass | None = None
         self._size: int | None = None
         # One for everything before the first byte, second tries included: clients have one, too.
-        self._deadline = math.inf if for_store else asyncio.get_running_loop().time() + download.policy.first_byte
+        self._deadline = math.inf if self._for_store else asyncio.get_running_loop().time() + download.policy.first_byte
         # The source's, not the reader's own: it may have joined a download that began before the configuration changed.
         self._held = ExitStack()
         self._held.enter_context(download.source.held())
-        download.join()
+        download.join(urgency)
 
     @property
     def bypassed(self) -> bool:
@@ -199,7 +201,7 @@ class ArrivingBody:
 
     async def close(self) -> None:
         """Leave the download; it goes on."""
-        self._download.leave()
+        self._download.leave(self._urgency)
         if self._file is not None:
             self._file.close()
         if self._bypass is not None:
@@ -226,8 +228,8 @@ class ArrivingBody:
         if successor is None:
             assert self._download.cause is not None
             raise self._download.cause
-        self._download.leave()
-        successor.join()
+        successor.join(self._urgency)
+        self._download.leave(self._urgency)
         self._download = successor
 
 

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 
+from mirror import demand
 from mirror.aio import SingleFlight
+from mirror.core.counts import ClientCounts
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
+from mirror.core.urgency import Urgency
 from mirror.download.download import Download
 from mirror.download.downloads import Downloads
 from mirror.download.reader import ArrivingBody, Body, HeldBody
@@ -84,10 +87,11 @@ class Blobs:
         Raises:
             UpstreamAnswer: upstream does not have it or does not grant it to this repository.
             UpstreamError: it is not held, and upstream could not be asked.
+            TooManyDownloads: it is not held, and the client has begun as many downloads as it may.
         """
-        return await self._answer(repository, digest, for_store=False)
+        return await self._answer(repository, digest, Urgency.CLIENT)
 
-    async def _answer(self, repository: Repository, digest: Digest, *, for_store: bool) -> BlobAnswer:
+    async def _answer(self, repository: Repository, digest: Digest, urgency: Urgency) -> BlobAnswer:
         context = self._context
         expected = ExpectedSize(partial(context.access.size_named, repository, digest))
         source = _UpstreamSource(context.registry(repository), repository, digest, context, expected)
@@ -100,30 +104,33 @@ class Blobs:
             # From here to the end of the download's start there is no await: hit, join or start is one decision.
             held = context.files.open(digest) if authorized else None
             if held is not None:
-                try:
-                    held = await self._vouched(repository, digest, held, None if for_store else _CHECK_TIMEOUT_S)
-                except TimeoutError:
-                    return await self._past_the_store(source)
-                if held is None:
-                    continue
-                context.usage.blob(digest, context.clock())
-                return BlobAnswer(digest, held.size, HeldBody(held, context.threads.serve), Outcome.HIT)
-            download, outcome = self._joined_or_started(repository, digest, source)
-            body = ArrivingBody(download, for_store=for_store)
-            try:
-                size = await body.sized()
-            except UpstreamAnswer as error:
-                await body.close()
-                # Another repository's no is none for this one, which is then asked itself.
-                if download.source == source:
-                    await self._holdings.remember_absent("blob", repository, digest, error)
-                    raise
+                answer = await self._held(source, held, None if urgency is not Urgency.CLIENT else _CHECK_TIMEOUT_S)
+                if answer is not None:
+                    return answer
                 continue
-            except BaseException:
-                await body.close()
-                raise
-            await self._authorize(repository, digest, body)
-            return BlobAnswer(digest, size, body, outcome)
+            client = demand.client.get() if urgency is Urgency.CLIENT else None
+            download, outcome = self._joined_or_started(repository, digest, source, client)
+            if download is None:
+                assert client is not None
+                await self._downloads.shares.turn(client)
+                continue
+            body = ArrivingBody(download, urgency)
+            size = await self._sized(repository, digest, body, sole=download.source == source)
+            if size is not None:
+                await self._authorize(repository, digest, body)
+                return BlobAnswer(digest, size, body, outcome)
+
+    async def _held(self, source: _UpstreamSource, held: HeldBlob, timeout: float | None) -> BlobAnswer | None:
+        """The answer with a held blob, or past the store if nobody can vouch for it in time; None if it is wrong."""
+        context, digest = self._context, source.digest
+        try:
+            vouched = await self._vouched(source.repository, digest, held, timeout)
+        except TimeoutError:
+            return await self._past_the_store(source)
+        if vouched is None:
+            return None
+        context.usage.blob(digest, context.clock())
+        return BlobAnswer(digest, vouched.size, HeldBody(vouched, context.threads.serve), Outcome.HIT)
 
     async def _authorize(self, repository: Repository, digest: Digest, body: Body) -> None:
         """Have upstream asked unless it has granted the blob: another process may have fetched it, for another repository."""
@@ -134,6 +141,25 @@ class Blobs:
         except BaseException:
             await body.close()
             raise
+
+    async def _sized(self, repository: Repository, digest: Digest, body: ArrivingBody, *, sole: bool) -> int | None:
+        """The size of what arrives; None if another repository was refused it, which says nothing about this one.
+
+        Args:
+            sole: it arrives by way of this repository.
+        """
+        try:
+            size = await body.sized()
+        except UpstreamAnswer as error:
+            await body.close()
+            if not sole:
+                return None
+            await self._holdings.remember_absent("blob", repository, digest, error)
+            raise
+        except BaseException:
+            await body.close()
+            raise
+        return size
 
     async def head(self, repository: Repository, digest: Digest) -> tuple[int, Outcome]:
         """The size in bytes; a blob that is not around stays so.
@@ -150,7 +176,7 @@ class Blobs:
         await answer.body.close()
         return answer.size, answer.outcome
 
-    async def bring(self, repository: Repository, digest: Digest) -> int:
+    async def bring(self, repository: Repository, digest: Digest, urgency: Urgency) -> int:
         """Have the blob held before a client asks for it; returns the bytes that had to be fetched, 0 if it was held.
 
         The download goes on if whoever asked for it is cancelled.
@@ -161,7 +187,7 @@ class Blobs:
             PolicyDenied: a rule names it.
         """
         self._permission.check_content(repository, digest)
-        answer = await self._answer(repository, digest, for_store=True)
+        answer = await self._answer(repository, digest, urgency)
         try:
             return answer.size if await answer.body.stored() else 0
         finally:
@@ -177,13 +203,17 @@ class Blobs:
         await self._questions.close()
         await self._integrity.close()
 
-    def _joined_or_started(self, repository: Repository, digest: Digest, source: _UpstreamSource) -> tuple[Download, Outcome]:
+    def _joined_or_started(
+        self, repository: Repository, digest: Digest, source: _UpstreamSource, client: ClientCounts | None
+    ) -> tuple[Download | None, Outcome]:
+        """The download of a blob; None if the client has as many under way as it may."""
         download = self._downloads.find(digest)
         if download is not None:
             return download, Outcome.JOINED
         self._holdings.refuse_absent("blob", repository, digest)
         self._downloads.refuse_failing(source)
-        return self._downloads.start(digest, source), Outcome.MISS
+        share = self._downloads.shares.begin(client)
+        return (None if share is None else self._downloads.start(digest, source, share)), Outcome.MISS
 
     async def _vouched(self, repository: Repository, digest: Digest, held: HeldBlob, timeout: float | None) -> HeldBlob | None:
         """A held blob if upstream has said its length, or else if its digest matches; None if it does not.

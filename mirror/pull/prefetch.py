@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import structlog
 
 from mirror.aio import on_bytes
+from mirror.core.counts import Count
 from mirror.core.digest import Digest
 from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.names import Repository
+from mirror.core.urgency import Urgency
 from mirror.download.downloads import Downloads
 from mirror.errors import MirrorError, StorageError
 from mirror.pull.answers import ManifestAnswer
@@ -36,6 +38,8 @@ _PER_IMAGE = 6
 _MOST_WAITING = 1000
 # Manifests that no client has been given yet.
 _MOST_UNTAKEN = 1000
+# How often it is looked whether other processes have left something of the share. Seconds.
+_LOOK_S = 0.1
 
 
 def share(connections: int) -> int:
@@ -64,14 +68,17 @@ class Prefetch:
     """Fetches blobs ahead of the clients of one process.
 
     Args:
-        at_once: most blobs being fetched at a time; 0 turns it off.
+        at_once: most blobs being fetched at a time by all processes; 0 turns it off.
+        running: how many are.
     """
 
-    def __init__(self, context: Context, blobs: Blobs, downloads: Downloads, at_once: int) -> None:
+    def __init__(self, context: Context, blobs: Blobs, downloads: Downloads, at_once: int, running: Count) -> None:
         self._context = context
         self._blobs = blobs
         self._downloads = downloads
         self._at_once = at_once
+        self._running = running
+        self._next_look: asyncio.TimerHandle | None = None
         self._untaken: OrderedDict[tuple[Repository, Digest], None] = OrderedDict()
         self._images: list[_Image] = []
         self._under_way: set[asyncio.Task[None]] = set()
@@ -131,11 +138,21 @@ class Prefetch:
     def _begin(self) -> None:
         """Begin with as many of those that wait as may be under way, those of the first image first."""
         for image in self._images:
-            while image.waiting and image.under_way < _PER_IMAGE and len(self._under_way) < self._at_once:
-                self._take_turn(image, image.waiting.popleft())
+            while image.waiting and image.under_way < _PER_IMAGE and self._running.enter(self._at_once):
+                if not self._take_turn(image, image.waiting.popleft()):
+                    self._running.leave()
         self._images = [image for image in self._images if image.waiting]
 
-    def _take_turn(self, image: _Image, digest: Digest) -> None:
+        if self._images and not self._under_way and self._next_look is None:
+            # Other processes have all that there is: nothing here tells when that changes.
+            self._next_look = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._next_look = None
+        self._begin()
+
+    def _take_turn(self, image: _Image, digest: Digest) -> bool:
+        """Begin with a blob, unless that is needless or unwanted; whether it was begun."""
         # Blobs are no pulls, but where none is left upstream wants to be left alone.
         if not self._context.registry(image.repository).allows_background(0):
             self._count("dropped")
@@ -147,16 +164,19 @@ class Prefetch:
             self._context.in_use.acquire()
             self._under_way.add(task)
             task.add_done_callback(lambda ended: self._ended(image, ended))
+            return True
+        return False
 
     def _ended(self, image: _Image, task: asyncio.Task[None]) -> None:
         image.under_way -= 1
+        self._running.leave()
         self._context.in_use.release()
         self._under_way.discard(task)
         self._begin()
 
     async def _bring(self, image: _Image, digest: Digest) -> None:
         try:
-            fetched = await self._blobs.bring(image.repository, digest)
+            fetched = await self._blobs.bring(image.repository, digest, Urgency.PREFETCH)
         except MirrorError as error:
             log.debug("prefetch_failed", repository=str(image.repository), digest=str(digest), cause=str(error))
             self._count("failed")

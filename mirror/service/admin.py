@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from mirror.config import Config
+from mirror.core.counts import CountTable
 from mirror.core.hosts import HostNames
 from mirror.metrics import Metrics
 from mirror.service.entrance import bounds_of
@@ -24,16 +25,19 @@ class Admin:
 
     Args:
         token: called for the token that is wanted, if any.
+        counts: what all processes have under way.
 
     Attributes:
         listener: of the address.
     """
 
-    def __init__(self, application: web.Application, token: Callable[[], str | None], metrics: Metrics) -> None:
+    def __init__(
+        self, application: web.Application, token: Callable[[], str | None], metrics: Metrics, counts: CountTable
+    ) -> None:
         self._runner = web.AppRunner(application, access_log=None, handle_signals=False)
         self._guard = AdminGuard(self._answer, application.router, token)
         way = Way("admin", self._guard.handle, self._guard.handle, respond, any_host=(*OPEN, PREFIX))
-        self.listener = Listener(way, metrics)
+        self.listener = Listener(way, metrics, counts)
         self._on_loopback = False
 
     async def open(self, config: Config, sock: socket.socket, relieve: Callable[[], None]) -> None:

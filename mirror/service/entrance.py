@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from mirror.config import Config
+from mirror.core.counts import CountTable
 from mirror.core.hosts import HostNames
 from mirror.core.htpasswd import parse_htpasswd
 from mirror.core.networks import Network, parse_network
@@ -42,11 +43,14 @@ class Entrance:
     Attributes:
         listener: of the registry address.
         problems: by their keys, files that cannot be used as they are on disk now; what they were before still counts.
+
+    Args:
+        counts: what all processes have under way.
     """
 
-    def __init__(self, config: Config, way: Way, metrics: Metrics) -> None:
+    def __init__(self, config: Config, way: Way, metrics: Metrics, counts: CountTable) -> None:
         self.problems: dict[str, str] = {}
-        self.listener = Listener(way, metrics)
+        self.listener = Listener(way, metrics, counts)
         self._executor = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4), "passwords")
         self._on_loopback = False
         self._passwords: Passwords | None = None

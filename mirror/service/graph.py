@@ -13,6 +13,7 @@ from yarl import URL
 from mirror import __version__
 from mirror.aio import UseCount
 from mirror.config import Config
+from mirror.core.counts import Total
 from mirror.core.names import PathPattern, canonical_registry
 from mirror.core.policy import Policy
 from mirror.errors import CredentialsRefused
@@ -115,15 +116,13 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     """
     store, metrics, in_use = services.store, services.metrics, UseCount()
     healths = {} if previous is None else previous.healths()
-    # The limit is the mirror's, whatever the number of its processes.
-    blob_connections = max(1, config.downloads.max_upstream_connections // services.group.size)
     http = Http(
         Limits(
             connect=config.downloads.connect_timeout,
             stall=config.downloads.stall_timeout,
-            blob_connections=blob_connections,
         ),
         user_agent=f"registry-mirror/{__version__}",
+        pool=services.connections,
     )
     registries = {name: _registry(name, entry, http, metrics, healths) for name, entry in config.registries.items()}
     policies = _policies(config)
@@ -147,7 +146,9 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     rules = {name: Policy.parse(entry.allow, entry.deny, name) for name, entry in config.registries.items()}
     permission = Permission(context, rules)
     blobs, listings = Blobs(context, holdings, services.downloads, permission), Listings(context, permission)
-    prefetch = Prefetch(context, blobs, services.downloads, share(blob_connections) if config.downloads.prefetch else 0)
+    at_once = share(config.downloads.max_upstream_connections) if config.downloads.prefetch else 0
+    running = services.group.counts.count(Total.PREFETCHES)
+    prefetch = Prefetch(context, blobs, services.downloads, at_once, running)
     by_digest, records = ByDigest(context, holdings, prefetch), Records(context, services.notifier.moved)
     manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records, permission), prefetch)
     default = canonical_registry(config.default_registry)

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
+from mirror.core.counts import CountTable
 from mirror.core.hosts import HostNames
 from mirror.listener.acceptor import Acceptor
 from mirror.metrics import Metrics
@@ -19,8 +20,8 @@ from mirror.web.server import Server
 class Listener:
     """Bounds what clients may do to an address: connections, requests, and the time until a request's headers are there."""
 
-    def __init__(self, way: Way, metrics: Metrics) -> None:
-        self._door = Door(way, metrics)
+    def __init__(self, way: Way, metrics: Metrics, counts: CountTable) -> None:
+        self._door = Door(way, metrics, counts)
         self._context: ssl.SSLContext | None = None
         self._acceptor: Acceptor | None = None
         self._server: Server | None = None

@@ -24,7 +24,6 @@ from mirror.service.graph import build
 from mirror.service.operations import AdminOperations
 from mirror.service.services import Services, WorkerGroup
 from mirror.service.store import Store
-from mirror.upstream.webhook import Webhook
 from mirror.web.admin_api import admin_application
 from mirror.web.door import Way
 from mirror.web.hooks import Hooks
@@ -58,11 +57,11 @@ class Mirror:
         self._draining = self._hurried = False
         self._background: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
-        self._services.notifier.configure(_webhook(config))
+        self._services.configure(config)
         self._current = Current(build(config, self._services))
         hooks = Hooks(lambda: self._current.graph.config.sync.webhook_secret_file, self._pushed, self._metrics)
         way = Way("access", self._handle, hooks.at_registry, problem_response)
-        self._entrance = Entrance(config, way, self._metrics)
+        self._entrance = Entrance(config, way, self._metrics, self._group.counts)
         self._operations = AdminOperations(
             store,
             self._services.downloads,
@@ -73,7 +72,7 @@ class Mirror:
             lambda: self._entrance.problems,
         )
         application = admin_application(self._operations, hooks)
-        self._admin = Admin(application, lambda: self._current.graph.admin_token, self._metrics)
+        self._admin = Admin(application, lambda: self._current.graph.admin_token, self._metrics, self._group.counts)
 
     async def serve(
         self,
@@ -114,7 +113,7 @@ class Mirror:
                 return
             fixed = _changed_but_fixed(self._current.graph.config, config)
             logs.configure(config.log)
-            self._services.notifier.configure(_webhook(config))
+            self._services.configure(config)
             self._admin.configure(config)
             await self._current.replace(graph)
         log.info("configuration_reloaded", needs_restart=fixed)
@@ -188,11 +187,6 @@ class Mirror:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
-
-
-def _webhook(config: Config) -> Webhook | None:
-    notify = config.sync.notify
-    return None if notify.url is None else Webhook(notify.url, notify.secret_file)
 
 
 def _changed_but_fixed(old: Config, new: Config) -> list[str]:

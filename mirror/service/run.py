@@ -22,6 +22,7 @@ from mirror.service import logs
 from mirror.service.mirror import Mirror
 from mirror.service.notify import notify
 from mirror.service.services import WorkerGroup
+from mirror.service.shared import SharedCounts
 from mirror.service.sockets import listen
 from mirror.service.store import Store
 from mirror.service.supervisor import HEARD, Supervisor, Worker
@@ -64,7 +65,12 @@ def run(named: Path | None) -> None:
         board = _directory_for_figures(stack)
         # Before there are several processes: they are one mirror.
         setting = _Setting(config, path, registry_socket, admin_socket, WorkerGroup(workers, board))
-        Supervisor(workers, lambda worker: _serve_here(_of_the_day(setting, worker), worker), config, lambda: load(path)).run()
+        shared = SharedCounts(workers)
+
+        def work(worker: Worker) -> None:
+            _serve_here(_of_the_day(setting, worker, shared), worker)
+
+        Supervisor(workers, work, config, lambda: load(path), shared.clear).run()
 
 
 def _directory_for_figures(stack: ExitStack) -> Path:
@@ -76,12 +82,13 @@ def _directory_for_figures(stack: ExitStack) -> Path:
         raise ConfigurationError([problem]) from error
 
 
-def _of_the_day(setting: _Setting, worker: Worker) -> _Setting:
+def _of_the_day(setting: _Setting, worker: Worker, shared: SharedCounts) -> _Setting:
     """A worker that replaces another one starts from the configuration that was reloaded last, but for what only a restart
     of all changes."""
     fixed = {key: getattr(setting.config, key) for key in ("listen", "workers", "storage")}
     logs.configure(worker.config.log)
-    return replace(setting, config=worker.config.model_copy(update=fixed))
+    group = replace(setting.group, counts=shared.table(worker.slot))
+    return replace(setting, config=worker.config.model_copy(update=fixed), group=group)
 
 
 def _take_open_files() -> None:

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mirror.config import Config
+from mirror.core.counts import CountTable
 from mirror.download.downloads import Downloads
+from mirror.download.shares import Shares
 from mirror.download.workshop import Policy, Workshop
 from mirror.janitor import Janitor
 from mirror.maintenance.recheck import Recheck
 from mirror.maintenance.repeats import Repeats
 from mirror.metrics import Metrics
 from mirror.notifier import Notifier
+from mirror.pull.prefetch import share
 from mirror.pull.settings import TagPolicies
 from mirror.pull.usage import Usage
 from mirror.scrub import Scrub
@@ -22,6 +25,8 @@ from mirror.service.store import Store
 from mirror.storage.eviction import Eviction
 from mirror.sync.keeper import Keeper, Means
 from mirror.tracing import Trail
+from mirror.upstream.connections import Connections
+from mirror.upstream.webhook import Webhook
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,14 @@ class WorkerGroup:
         board: directory in which they tell each other what they have counted; None if there is only this one.
         trail: what all of them are known by to other mirrors.
         repeats: which client has lately been given which blob; made before the processes are forked.
+        counts: what all of them have under way together, seen from this one.
     """
 
     size: int = 1
     board: Path | None = None
     trail: Trail = field(default_factory=lambda: Trail(os.urandom(8).hex()))
     repeats: Repeats = field(default_factory=Repeats)
+    counts: CountTable = field(default_factory=CountTable.private)
 
 
 class Services:
@@ -65,10 +72,19 @@ class Services:
         scrub = self._build_scrub(config)
         self.recheck = Recheck(scrub, group.repeats)
         self.janitor = self._build_janitor(scrub, policies)
-        self.downloads = Downloads(self._workshop(config), lambda result: self.metrics.downloads.labels(result).inc())
+        self.connections = Connections(group.counts)
+        shares = Shares(group.counts)
+        self.downloads = Downloads(self._workshop(config), shares, lambda result: self.metrics.downloads.labels(result).inc())
         self.metrics.downloads_in_progress.set_function(lambda: len(self.downloads))
         self.metrics.download_readers.set_function(lambda: self.downloads.readers)
         self.notifier = Notifier(store.files, store.threads.write, lambda result: self.metrics.notifications.labels(result).inc())
+
+    def configure(self, config: Config) -> None:
+        """Do as a configuration says from now on."""
+        connections, notify = config.downloads.max_upstream_connections, config.sync.notify
+        self.connections.configure(connections, share(connections))
+        self.downloads.shares.configure(connections, config.limits.downloads_per_address)
+        self.notifier.configure(None if notify.url is None else Webhook(notify.url, notify.secret_file))
 
     def _build_scrub(self, config: Config) -> Scrub:
         store = self.store

@@ -43,11 +43,13 @@ class Worker:
 
     Attributes:
         config: the configuration of the day.
+        slot: a number from 0 on that no other worker has; one that replaces another may have the same.
         lifeline: becomes readable when the supervisor has died.
         ready: to be called when requests are answered.
     """
 
     config: Config
+    slot: int
     lifeline: int
     ready: Callable[[], None]
 
@@ -59,14 +61,24 @@ class Supervisor:
         work: what a worker does; its return is its end.
         config: what the first workers start from.
         load: reads the configuration again; a wrong one is not passed on to the workers.
+        ended: told the slot of each worker that has ended, before another one gets it.
     """
 
-    def __init__(self, count: int, work: Callable[[Worker], None], config: Config, load: Callable[[], Config]) -> None:
+    def __init__(
+        self,
+        count: int,
+        work: Callable[[Worker], None],
+        config: Config,
+        load: Callable[[], Config],
+        ended: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._count = count
         self._work = work
         self._config = config
         self._load = load
+        self._ended = ended
         self._started: dict[int, float] = {}
+        self._slots: dict[int, int] = {}
         self._deaths = 0
         self._start_after = 0.0
         self._stopping = False
@@ -98,9 +110,10 @@ class Supervisor:
                 os.close(descriptor)
 
     def _start(self) -> None:
+        slot = min(set(range(self._count)) - set(self._slots.values()))
         pid = os.fork()
         if pid:
-            self._started[pid] = time.monotonic()
+            self._started[pid], self._slots[pid] = time.monotonic(), slot
             return
         status = 1
         try:
@@ -108,7 +121,7 @@ class Supervisor:
             # Only the supervisor speaks to the service manager.
             os.environ.pop("NOTIFY_SOCKET", None)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self._work(Worker(self._config, self._lifeline, self._say_ready))
+            self._work(Worker(self._config, slot, self._lifeline, self._say_ready))
             status = 0
         except ConfigurationError as error:
             log.error("worker_cannot_start", problems=error.problems)
@@ -151,6 +164,8 @@ class Supervisor:
             if pid == 0:
                 return
             born = self._started.pop(pid, 0.0)
+            if (slot := self._slots.pop(pid, None)) is not None:
+                self._ended(slot)
             if self._stopping:
                 continue
             self._refused = self._refused or os.waitstatus_to_exitcode(status) > 0

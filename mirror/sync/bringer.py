@@ -20,6 +20,7 @@ from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.core.platform import Platform
 from mirror.core.selection import chosen
+from mirror.core.urgency import Urgency
 from mirror.errors import MirrorError, NotFound, StorageError, UpstreamAnswer, UpstreamRateLimited
 from mirror.images import is_complete
 from mirror.pull.answers import ManifestAnswer
@@ -261,7 +262,7 @@ class Bringer:
 
         async def work(most: int | None = None) -> None:
             for blob in islice(waiting, most):
-                progress.have(blob.digest, blob.size, await self._blobs.bring(repository, blob.digest))
+                progress.have(blob.digest, blob.size, await self._blobs.bring(repository, blob.digest, Urgency.SYNC))
 
         if platforms:
             # The config comes before the layers.

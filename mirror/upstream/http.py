@@ -14,13 +14,13 @@ from aiohttp.connector import Connection
 from yarl import URL
 
 from mirror.errors import (
-    ConnectionWithdrawn,
     UpstreamBusy,
     UpstreamCut,
     UpstreamNonsense,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from mirror.upstream import connections
 from mirror.upstream.redirects import is_inside
 from mirror.upstream.resolver import PublicResolver
 
@@ -43,8 +43,7 @@ class Limits:
         hedge: without an answer, after which a request is sent once more beside the first.
         stall: without a byte of a body.
         queue: waiting for a free connection.
-        blob_connections: most connections for blobs at a time.
-        manifest_connections: most connections for everything else at a time, so that blobs cannot starve manifests.
+        manifest_connections: most connections for everything but blobs at a time, so that blobs cannot starve manifests.
     """
 
     connect: float = 5.0
@@ -52,7 +51,6 @@ class Limits:
     hedge: float = 2.0
     stall: float = 15.0
     queue: float = 20.0
-    blob_connections: int = 64
     manifest_connections: int = 32
 
     @property
@@ -80,18 +78,25 @@ class Http:
     """The client with two pools: one for blobs, one for everything else.
 
     Args:
+        pool: the connections for blobs, which all processes share.
         resolver: called for what turns names into addresses; None for the system's.
     """
 
-    def __init__(self, limits: Limits, user_agent: str, resolver: Callable[[], AbstractResolver] | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        user_agent: str,
+        pool: connections.Connections,
+        resolver: Callable[[], AbstractResolver] | None = None,
+    ) -> None:
         self.limits = limits
         self._user_agent = user_agent
         self._resolver = resolver or aiohttp.DefaultResolver
         self._session: aiohttp.ClientSession | None = None
         self._guarded: aiohttp.ClientSession | None = None
-        self._blobs = asyncio.Semaphore(limits.blob_connections)
+        self._connections = pool
         self._under_way = 0
-        self._scopes: set[asyncio.Timeout] = set()
+        self._withdraws: set[Callable[[], None]] = set()
         self._closed = False
         self._others = asyncio.Semaphore(limits.manifest_connections)
 
@@ -115,11 +120,11 @@ class Http:
         )
 
     async def close(self) -> None:
-        """Close all connections; what still uses one gets ConnectionWithdrawn."""
+        """Close all connections; whoever still reads a blob gets ConnectionWithdrawn."""
         self._closed = True
-        for scope in self._scopes:
+        for withdraw in list(self._withdraws):
             # The client would leave whoever reads from a connection that it closes waiting for ever.
-            scope.reschedule(asyncio.get_running_loop().time())
+            withdraw()
         for session in (self._session, self._guarded):
             if session is not None:
                 await session.close()
@@ -130,33 +135,30 @@ class Http:
 
         Raises:
             UpstreamBusy: that takes too long.
-            ConnectionWithdrawn: it was taken back inside the context.
         """
-        if self._closed:
-            raise UpstreamBusy("the configuration with which this was begun has been replaced", retry_after=1)
-        pool = self._blobs if blob else self._others
         self._under_way += 1
         try:
-            async with self._acquired(pool), self._revocable():
-                yield
+            async with self._connections.lease(self.limits.queue) if blob else self._acquired(self._others):
+                with self._withdrawable():
+                    if self._closed:
+                        raise UpstreamBusy("the configuration with which this was begun has been replaced", retry_after=1)
+                    yield
         finally:
             self._under_way -= 1
 
-    @contextlib.asynccontextmanager
-    async def _revocable(self) -> AsyncIterator[None]:
-        """Let what happens inside be ended from outside."""
-        scope = asyncio.timeout(None)
+    @contextlib.contextmanager
+    def _withdrawable(self) -> Iterator[None]:
+        """Have what happens inside ended when everything is closed."""
+        withdraw = connections.withdraw.get()
+        if withdraw is None:
+            # Bounded in time.
+            yield
+            return
+        self._withdraws.add(withdraw)
         try:
-            async with scope:
-                self._scopes.add(scope)
-                try:
-                    yield
-                finally:
-                    self._scopes.discard(scope)
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            raise ConnectionWithdrawn("the connection to upstream was taken back") from error
+            yield
+        finally:
+            self._withdraws.discard(withdraw)
 
     @contextlib.asynccontextmanager
     async def _acquired(self, pool: asyncio.Semaphore) -> AsyncIterator[None]:

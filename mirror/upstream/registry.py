@@ -20,6 +20,7 @@ from mirror.core.names import Reference
 from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamNonsense
 from mirror.upstream.attempt import Work, answer
 from mirror.upstream.blob import ExpectedSize, UpstreamBlob
+from mirror.upstream.connections import withdrawable
 from mirror.upstream.endpoint import Ask, Endpoint
 from mirror.upstream.http import read_bounded
 
@@ -145,6 +146,7 @@ class Registry:
 
         Raises:
             UpstreamError, UpstreamAnswer: see those; the former also while the stream is read.
+            ConnectionWithdrawn: at any time; somebody else wants the connection more urgently.
         """
         headers = {}
         if start or stop is not None:
@@ -158,7 +160,7 @@ class Registry:
                 raise UpstreamNonsense(f"{response.url.host} sends {blob.size} bytes for {digest}; its manifest says otherwise")
             return endpoint, blob
 
-        async with contextlib.AsyncExitStack() as stack:
+        async with withdrawable(), contextlib.AsyncExitStack() as stack:
             endpoint, blob = await self._first(ask, opened, stack)
             # Around the response, whose errors become ours only where it ends.
             with self._body_of(endpoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from aiohttp import web
 
@@ -15,6 +16,7 @@ from mirror.pull.blobs import BlobAnswer
 from mirror.throttled_log import ThrottledLog
 from mirror.web import problems
 from mirror.web.responses import API_VERSION, problem_response, send_spans
+from mirror.web.server import while_connected
 
 _TYPE = "application/octet-stream"
 
@@ -43,7 +45,8 @@ async def send_blob(
         ended(answer.outcome, 416, 0)
         return problem_response(problems.range_refused(answer.size), request_id)
     parts = _Parts(answer.size, wanted)
-    await answer.body.ready(parts.first.start, parts.first.stop)
+    async with _while_wanted(request, answer):
+        await answer.body.ready(parts.first.start, parts.first.stop)
     response = _head(answer, parts, request_id)
     await response.prepare(request)
     begun(_outcome(answer))
@@ -63,16 +66,22 @@ async def _send(
         sent += count
 
     try:
-        for preamble, part in parts.pieces():
-            if preamble:
-                await response.write(preamble)
-            if part is not None:
-                await send_spans(request, answer.body, part.start, part.stop, went)
+        async with _while_wanted(request, answer):
+            for preamble, part in parts.pieces():
+                if preamble:
+                    await response.write(preamble)
+                if part is not None:
+                    await send_spans(request, answer.body, part.start, part.stop, went)
     except Exception as error:  # noqa: BLE001 - an error answer would be taken for a part of the body
         # The status is out: only an early end can tell the client, who then resumes.
         response.force_close()
         _tell(log, answer, sent, error)
     return sent
+
+
+def _while_wanted(request: web.BaseRequest, answer: BlobAnswer) -> AbstractAsyncContextManager[None]:
+    """What is held waits for nobody but the client, whose leaving ends that by itself."""
+    return nullcontext() if answer.outcome is Outcome.HIT else while_connected(request)
 
 
 def _head(answer: BlobAnswer, parts: _Parts, request_id: str) -> web.StreamResponse:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
 
+from mirror import demand
+from mirror.core.counts import CountTable
 from mirror.core.hosts import HostNames
 from mirror.metrics import Metrics
 from mirror.throttled_log import ThrottledLog
@@ -57,11 +58,11 @@ class Door:
         in_progress: requests that have been let through.
     """
 
-    def __init__(self, way: Way, metrics: Metrics) -> None:
-        self.peers = Peers(self._count)
+    def __init__(self, way: Way, metrics: Metrics, counts: CountTable) -> None:
+        self.peers = Peers(self._count, counts, way.name)
         self.way = way
         self.in_progress = 0
-        self._most_requests: float = math.inf
+        self._most_requests = 0
         self._handler = way.handler
         self._metrics = metrics
         self._misdirected = Refusal("host", problems.misdirected(f"{way.name}.hosts"))
@@ -82,7 +83,7 @@ class Door:
             anonymous: whether requests without credentials pass.
         """
         self.peers.configure(bounds)
-        self._most_requests = bounds.requests_per_address or math.inf
+        self._most_requests = bounds.requests_per_address
         self._hosts = hosts
         self._passwords, self._anonymous = passwords, anonymous
 
@@ -96,10 +97,10 @@ class Door:
             response = self._refuse(request, refusal)
             response.force_close()
             return response
-        if peer.requests >= self._most_requests:
+        if not peer.counts.requests.enter(self._most_requests):
             self._count(_TOO_MANY_REQUESTS, admission.source.address)
             return self._refuse(request, _TOO_MANY_REQUESTS)
-        peer.requests += 1
+        demand.client.set(peer.counts)
         self.in_progress += 1
         try:
             if self._hosts is not None and not self._is_called_right(self._hosts, request):
@@ -115,7 +116,9 @@ class Door:
             return await self._handler(request)
         finally:
             self.in_progress -= 1
-            peer.requests -= 1
+            peer.counts.requests.leave()
+            if not peer.connections:
+                self.peers.forget(peer)
 
     def _is_called_right(self, hosts: HostNames, request: web.BaseRequest) -> bool:
         return hosts.include(request.headers.get("Host")) or request.raw_path.startswith(self.way.any_host)

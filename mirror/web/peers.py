@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mirror.core.counts import ClientCounts, CountTable, Total
 from mirror.core.networks import Network, client_key, is_within, parse_address
 from mirror.web import problems
 from mirror.web.problems import Problem
 
+# Each address of the mirror's counts for itself, lest operators and clients keep each other out.
+_TOTALS = {"access": Total.CONNECTIONS, "admin": Total.ADMIN_CONNECTIONS}
 # Connections that are turned away with an answer, of one address and of all; further ones are cut without a word.
 _POLITE, _POLITE_IN_ALL = 16, 256
 
@@ -33,15 +36,17 @@ class Peer:
 
     Attributes:
         key: the address, or the network.
-        requests: under way.
+        connections: in this process, those that are turned away included.
+        counts: what it has under way in all processes.
         checks: of passwords, under way.
     """
 
-    __slots__ = ("checks", "connections", "key", "requests", "turned_away")
+    __slots__ = ("checks", "connections", "counts", "key", "turned_away")
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, counts: ClientCounts) -> None:
         self.key = key
-        self.connections = self.turned_away = self.requests = self.checks = 0
+        self.counts = counts
+        self.connections = self.turned_away = self.checks = 0
 
 
 class Source:
@@ -95,12 +100,15 @@ FULL = Refusal("connections", problems.overloaded("the mirror has all the connec
 class Peers:
     """All clients that have connections. Whatever a proxy says about others behind it does not count."""
 
-    def __init__(self, refused: Callable[[Refusal, str], None]) -> None:
+    def __init__(self, refused: Callable[[Refusal, str], None], counts: CountTable, name: str) -> None:
         self.bounds = Bounds()
         self._refused = refused
         self._peers: dict[str, Peer] = {}
         self._sources: dict[str, Source] = {}
-        self._connections = self._turned_away = 0
+        self._counts = counts
+        self._connections = counts.count(_TOTALS[name])
+        self._name = name
+        self._turned_away = 0
 
     def configure(self, bounds: Bounds) -> None:
         """Change the bounds; those who are connected and may not be any more are refused from now on."""
@@ -113,10 +121,9 @@ class Peers:
         source = self._sources.get(address) or self._new(address)
         source.connections += 1
         peer = source.peer
-        refusal = source.refusal or self._too_many(peer)
+        peer.connections += 1
+        refusal = source.refusal or self._enter(peer)
         if refusal is None:
-            peer.connections += 1
-            self._connections += 1
             return Admission(source, peer)
         cut = peer.turned_away >= _POLITE or self._turned_away >= _POLITE_IN_ALL
         peer.turned_away += 1
@@ -127,21 +134,27 @@ class Peers:
     def left(self, admission: Admission) -> None:
         """A connection has ended."""
         source, peer = admission.source, admission.peer
+        peer.connections -= 1
         if admission.refusal is None:
-            peer.connections -= 1
-            self._connections -= 1
+            peer.counts.connections.leave()
+            self._connections.leave()
         else:
             peer.turned_away -= 1
             self._turned_away -= 1
         source.connections -= 1
         if not source.connections:
             self._sources.pop(source.address, None)
-        if not peer.connections and not peer.turned_away:
-            self._peers.pop(peer.key, None)
+        self.forget(peer)
+
+    def forget(self, peer: Peer) -> None:
+        """Let go of a client that has nothing under way any more."""
+        if not peer.connections and not peer.counts.requests.own and self._peers.get(peer.key) is peer:
+            del self._peers[peer.key]
+            self._counts.release(peer.counts)
 
     def _new(self, address: str) -> Source:
         key = client_key(address)
-        peer = self._peers.get(key) or self._peers.setdefault(key, Peer(key))
+        peer = self._peers.get(key) or self._peers.setdefault(key, Peer(key, self._counts.acquire(f"{self._name} {key}")))
         source = self._sources[address] = Source(address, peer, self._outside(address))
         return source
 
@@ -149,10 +162,11 @@ class Peers:
         networks = self.bounds.networks
         return NETWORK if networks and not is_within(parse_address(address), networks) else None
 
-    def _too_many(self, peer: Peer) -> Refusal | None:
-        bounds = self.bounds
-        if 0 < bounds.connections <= self._connections:
+    def _enter(self, peer: Peer) -> Refusal | None:
+        """Count a connection, unless there are too many."""
+        if not self._connections.enter(self.bounds.connections):
             return FULL
-        if 0 < bounds.connections_per_address <= peer.connections:
+        if not peer.counts.connections.enter(self.bounds.connections_per_address):
+            self._connections.leave()
             return TOO_MANY_CONNECTIONS
         return None

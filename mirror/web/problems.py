@@ -21,6 +21,7 @@ from mirror.errors import (
     PolicyDenied,
     RequestLoop,
     StorageError,
+    TooManyDownloads,
     UpstreamError,
     UpstreamRateLimited,
 )
@@ -65,8 +66,8 @@ def problem(error: Exception, kind: str) -> Problem:
         return Problem(404, codes.get(kind, "NAME_UNKNOWN"), "upstream does not have it", text)
     if isinstance(error, AccessDenied):
         return Problem(404, "NAME_UNKNOWN", "upstream does not have it, or does not grant it to this mirror", text)
-    if isinstance(error, PolicyDenied):
-        return Problem(403, "DENIED", f"this mirror is configured not to serve it ({error.rule})", text)
+    if isinstance(error, PolicyDenied | TooManyDownloads):
+        return _refused(error)
     if isinstance(error, DigestMismatch):
         return _unavailable("upstream delivered other bytes than asked for", text, error)
     if isinstance(error, UpstreamRateLimited):
@@ -77,6 +78,12 @@ def problem(error: Exception, kind: str) -> Problem:
         if isinstance(error, cause):
             return _unavailable(message, text, None)
     return Problem(500, "UNKNOWN", "the mirror made a mistake; its log says more", type(error).__name__)
+
+
+def _refused(error: PolicyDenied | TooManyDownloads) -> Problem:
+    if isinstance(error, TooManyDownloads):
+        return too_many("downloads that one address has begun", str(error))
+    return Problem(403, "DENIED", f"this mirror is configured not to serve it ({error.rule})", str(error))
 
 
 def not_found(target: str) -> Problem:
@@ -109,9 +116,9 @@ def unauthorized(why: str) -> Problem:
     return Problem(401, "UNAUTHORIZED", "log in to this mirror", why, {"WWW-Authenticate": 'Basic realm="registry-mirror"'})
 
 
-def too_many(what: str) -> Problem:
+def too_many(what: str, detail: str = "try again a little later") -> Problem:
     """A client has more under way than its share."""
-    return Problem(429, "TOOMANYREQUESTS", f"too many {what}", "try again a little later", {"Retry-After": "1"})
+    return Problem(429, "TOOMANYREQUESTS", f"too many {what}", detail, {"Retry-After": "1"})
 
 
 def overloaded(why: str) -> Problem:

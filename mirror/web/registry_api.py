@@ -21,7 +21,7 @@ from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
 from mirror.core.redaction import without_secret
 from mirror.core.staleness import said
-from mirror.errors import MirrorError, PolicyDenied, UpstreamTimeout
+from mirror.errors import MirrorError, PolicyDenied, TooManyDownloads, UpstreamTimeout
 from mirror.maintenance.recheck import Recheck
 from mirror.metrics import Metrics
 from mirror.pull.answers import ManifestAnswer
@@ -37,6 +37,7 @@ from mirror.web.blob_response import send_blob
 from mirror.web.paging import page, page_link, page_size
 from mirror.web.responses import ReadyResponse, head, problem_response
 from mirror.web.routing import Route, Router
+from mirror.web.server import while_connected
 from mirror.web.tally import Tally
 
 log = structlog.get_logger(__name__)
@@ -52,14 +53,18 @@ _MOST_HEADS = 4096
 _PING = head(200, {"Content-Type": "application/json", "Content-Length": "2"})
 
 
-async def _bounded(work: Coroutine[Any, Any, T]) -> T:
+async def _bounded(work: Coroutine[Any, Any, T], request: web.BaseRequest | None = None) -> T:
     """An answer in the time that clients give, however many questions to upstream it takes; what has been begun goes on.
+
+    Args:
+        request: whose client need not be waited for once it has left.
 
     Raises:
         UpstreamTimeout: it is not there.
+        ConnectionResetError: the client has left.
     """
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with while_connected(request, _PATIENCE) if request is not None else asyncio.timeout(_PATIENCE):
             return await work
     except TimeoutError as error:
         raise UpstreamTimeout(f"upstream did not answer all that had to be asked within {_PATIENCE:g} s") from error
@@ -95,6 +100,7 @@ class RegistryApi:
         self._catalog = catalog
         self._tally = Tally(metrics)
         self._denied = metrics.refused.labels("policy")
+        self._too_many = metrics.refused.labels("downloads")
         self._ids = RequestIds()
         # With whether they may be answered for as long as nothing is configured anew.
         self._routes: dict[str, tuple[Route, bool]] = {}
@@ -225,7 +231,7 @@ class RegistryApi:
             }
             self._tally.count("blob", repository, outcome, 200, 0, started)
             return ReadyResponse(200, head(200, headers), b"", name)
-        answer, client = await _bounded(self._blobs.get(repository, digest)), request.remote or ""
+        answer, client = await _bounded(self._blobs.get(repository, digest), request), request.remote or ""
         if answer.outcome is Outcome.HIT and "Range" not in request.headers:
             self._recheck.begins(digest, client)
 
@@ -279,6 +285,8 @@ class RegistryApi:
         kind = route.kind if route else ""
         if isinstance(error, PolicyDenied):
             self._denied.inc()
+        if isinstance(error, TooManyDownloads):
+            self._too_many.inc()
         problem = problems.problem(error, kind)
         reason, path = f"{problem.status} {type(error).__name__}", without_secret(request.raw_path)[:300]
         if problem.status == 500:

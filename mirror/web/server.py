@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
@@ -50,9 +51,10 @@ class Connection(web.RequestHandler):
 
     Attributes:
         admission: what was decided about it when it was accepted.
+        on_lost: called when the client leaves; see `while_connected`.
     """
 
-    __slots__ = ("_end", "_left", "_server", "admission")
+    __slots__ = ("_end", "_left", "_server", "admission", "on_lost")
 
     def __init__(self, server: Server, admission: Admission, left: Callable[[Admission], None], **settings: Any) -> None:
         super().__init__(server, **settings)
@@ -60,6 +62,7 @@ class Connection(web.RequestHandler):
         self._server = server
         self._left: Callable[[Admission], None] | None = left
         self._end: asyncio.TimerHandle | None = None
+        self.on_lost: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to serve, or give a client that is refused a moment to ask and be told why."""
@@ -72,6 +75,8 @@ class Connection(web.RequestHandler):
         if self._end is not None:
             self._end.cancel()
         self.abandoned()
+        if self.on_lost is not None:
+            self.on_lost()
         super().connection_lost(exc)
 
     def abandoned(self) -> None:
@@ -126,3 +131,39 @@ _CONSTANT = {"Missing 'Host' header in request.": "there is no Host header", "To
 def _cause(error: BaseException | None) -> str:
     """What is wrong with a request, in our words: those of the parser repeat what was sent, which may be a secret."""
     return next((words for kind, words in _CAUSES if isinstance(error, kind)), "it is not HTTP/1.1 as it should be")
+
+
+@contextlib.asynccontextmanager
+async def while_connected(request: web.BaseRequest, seconds: float | None = None) -> AsyncIterator[None]:
+    """End what is done inside when the client leaves: what only waits for upstream would not notice.
+
+    Args:
+        seconds: end it after that time, too.
+
+    Raises:
+        ConnectionResetError: the client has left.
+        TimeoutError: the time is over.
+    """
+    connection: Any = request.protocol
+    scope = asyncio.timeout(seconds)
+    gone = False
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+        connection.on_lost = None
+        scope.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with scope:
+            if request.transport is None:
+                raise ConnectionResetError("the client has gone")
+            connection.on_lost = leave
+            try:
+                yield
+            finally:
+                connection.on_lost = None
+    except TimeoutError as error:
+        if gone:
+            raise ConnectionResetError("the client has gone") from error
+        raise

@@ -4,10 +4,12 @@ import asyncio
 import os
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
+from mirror.core.counts import CountTable
 from mirror.core.digest import Digest
 from mirror.download.downloads import Downloads
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.reader import ArrivingBody, HeldBody, Span
+from mirror.download.shares import Shares
 from mirror.download.workshop import Policy, Workshop
 from mirror.errors import MirrorError
 from mirror.storage.blobs import BlobFiles
@@ -121,7 +123,7 @@ class World:
 
     def worker(self):
         workshop = Workshop(self.layout, self.files, self.threads, self.policy, self.resumes.append, self._make_room)
-        worker = Downloads(workshop, self._ended)
+        worker = Downloads(workshop, Shares(CountTable.private()), self._ended)
         self._workers.append(worker)
         return worker
 

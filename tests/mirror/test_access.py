@@ -164,7 +164,7 @@ async def test_many_refused_connections_are_cut(hub, tmp_path):
             assert (await wires[0].reply()).status == 403
         peers = mirror.mirror._entrance.listener._door.peers
         await eventually(lambda: not peers._peers)
-        assert (peers._connections, peers._turned_away) == (0, 0)
+        assert (peers._connections.total, peers._turned_away) == (0, 0)
 
 
 async def test_requests_of_one_address(hub, tmp_path):

@@ -13,6 +13,7 @@ from tests.mirror.test_stale import pulled
 from tests.mirror.transfers import Transfer
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import MIB
+from tests.support.waiting import eventually
 
 APP = "library/app"
 TAG = f"/v2/{APP}/manifests/1"
@@ -125,7 +126,7 @@ async def test_connections_of_the_loser_are_given_back(hub, tmp_path):
         for blob in image.layers:
             hub.script(Rule(kind="blob", host="cdn"), silence())
             assert (await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
-        assert http._blobs._value == 2
+        await eventually(lambda: mirror.mirror._services.connections._in_use.total == 0)
 
 
 # ---- within the pull limit

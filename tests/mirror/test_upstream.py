@@ -267,7 +267,11 @@ async def test_no_connection_free_is_no_fault_of_upstream(hub, tmp_path, monkeyp
     """Who waits in vain for a connection is told so; the upstream, which answers all others, does not count as out of order."""
     monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 0.3)
     entry = {"upstreams": [hub.url, hub.url.replace("127.0.0.1", "localhost")][:upstreams], "token_hosts": [hub.token_host]}
-    settings = {"registries": {"docker.io": entry}, "downloads": {"max_upstream_connections": 1}}
+    settings = {
+        "registries": {"docker.io": entry},
+        "downloads": {"max_upstream_connections": 1},
+        "limits": {"downloads_per_address": 2},
+    }
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
         http = mirror.mirror._graph.http
         http.limits = dataclasses.replace(http.limits, queue=0.3)

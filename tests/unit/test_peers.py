@@ -2,13 +2,14 @@
 
 import pytest
 
+from mirror.core.counts import CountTable
 from mirror.core.networks import parse_network
 from mirror.web.peers import NETWORK, TOO_MANY_CONNECTIONS, Bounds, Peers
 
 
 @pytest.fixture
 def peers():
-    made = Peers(lambda refusal, address: None)
+    made = Peers(lambda refusal, address: None, CountTable.private(), "access")
     made.configure(Bounds(connections_per_address=2))
     return made
 
@@ -45,4 +46,5 @@ def test_nothing_stays(peers):
     admissions = [peers.connected(f"2001:db8::{number % 3}") for number in range(6)]
     for admission in admissions:
         peers.left(admission)
-    assert (peers._peers, peers._sources, peers._connections, peers._turned_away) == ({}, {}, 0, 0)
+    assert (peers._peers, peers._sources, peers._connections.total, peers._turned_away) == ({}, {}, 0, 0)
+    assert not peers._counts._clients

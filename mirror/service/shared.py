@@ -1,0 +1,55 @@
+"""Memory that the processes of one mirror share: made before they are forked, and gone with the last of them."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import time
+from collections.abc import Iterator
+
+from mirror.core.counts import CountTable
+from mirror.storage.locks import Lock
+
+# Taking a row takes some microseconds; who holds the lock for longer has been stopped.
+_TRIES, _PAUSE_S = 50, 0.0001
+
+
+class SharedCounts:
+    """The memory of a `CountTable`, and the lock that belongs to it.
+
+    Args:
+        slots: most processes at a time.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        # Anonymous: a process that is killed leaves nothing behind on any disk.
+        self._memory = memoryview(mmap.mmap(-1, CountTable.size(slots)))
+        self._file = os.memfd_create("registry-mirror", os.MFD_CLOEXEC)
+
+    def table(self, slot: int) -> CountTable:
+        """The counts as one process sees them; to be called in that process."""
+        # Of an open file description of its own: else the lock would be one of all processes.
+        lock = Lock(self._file)
+        return CountTable(self._memory, self._slots, slot, lambda: _exclusive(lock))
+
+    def clear(self, slot: int) -> None:
+        """Forget what a process that has ended had counted."""
+        CountTable(self._memory, self._slots, slot).clear(slot)
+
+
+@contextlib.contextmanager
+def _exclusive(lock: Lock) -> Iterator[bool]:
+    for attempt in range(_TRIES):
+        if lock.take(0, 1):
+            break
+        if attempt:
+            time.sleep(_PAUSE_S)
+    else:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release(0, 1)

@@ -1,0 +1,201 @@
+"""The connections for blobs, which all processes of a mirror share: who is the next to get one, and who gives one back.
+
+`core.urgency` decides. A process serves its own queue as soon as something changes in it, and looks many times a second at what
+the others say of theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import ContextVar
+
+from mirror import demand
+from mirror.core.counts import CountTable, Total
+from mirror.core.urgency import Holder, Standing, Urgency, Waiter, first, precedes, to_yield
+from mirror.errors import ConnectionWithdrawn, UpstreamBusy
+
+_LOOK_S = 0.05
+
+# Ends what the task does with its connections; None where that is bounded by itself.
+withdraw: ContextVar[Callable[[], None] | None] = ContextVar("withdraw", default=None)
+
+
+@contextlib.asynccontextmanager
+async def withdrawable() -> AsyncIterator[None]:
+    """Let connections that are got inside be taken back, in whichever task of this one's they were got.
+
+    Raises:
+        ConnectionWithdrawn: one was.
+    """
+    scope, loop = asyncio.timeout(None), asyncio.get_running_loop()
+    active = True
+
+    def end() -> None:
+        nonlocal active
+        if active:
+            active = False
+            scope.reschedule(loop.time())
+
+    try:
+        async with scope:
+            withdraw.set(end)
+            try:
+                yield
+            finally:
+                active = False
+                withdraw.set(None)
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise ConnectionWithdrawn("the connection to upstream was taken back") from error
+
+
+class Lease:
+    """A connection, or a place in the queue for one."""
+
+    def __init__(self, urgency: Callable[[], Urgency], since: int) -> None:
+        self.urgency = urgency
+        self.since = since
+        self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.aged = self.yielding = self.prefetches = False
+        # None for what cannot be ended from here.
+        self.withdraw = withdraw.get()
+
+    def as_waiter(self) -> Waiter:
+        """For the decision who is the next."""
+        return Waiter(self.urgency(), self.since)
+
+    def as_holder(self) -> Holder:
+        """For the decision who has to yield."""
+        return Holder(self.urgency(), self.since, self.aged, self.yielding)
+
+
+class Connections:
+    """The queue of one process, and what it knows of the others'. Outlives reloads."""
+
+    def __init__(self, table: CountTable, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._limit, self._most_prefetching = 1, 0
+        self._alone = table.slots == 1
+        self._own = table.own
+        self._in_use, self._prefetching, self._yielding, self._urgent, self._best, self._since, self._seen = (
+            table.count(total)
+            for total in (
+                Total.UPSTREAM,
+                Total.PREFETCHING,
+                Total.YIELDING,
+                Total.URGENT,
+                Total.BEST,
+                Total.SINCE,
+                Total.SEEN,
+            )
+        )
+        self._waiting: list[Lease] = []
+        self._holding: list[Lease] = []
+        self._next_look: asyncio.TimerHandle | None = None
+
+    def configure(self, limit: int, most_prefetching: int) -> None:
+        """Change how many there are, and how many of them at most are given for prefetching."""
+        self._limit, self._most_prefetching = limit, most_prefetching
+
+    @contextlib.asynccontextmanager
+    async def lease(self, timeout: float) -> AsyncIterator[Lease]:
+        """Wait for a connection, as urgently as `demand.urgency` says.
+
+        Raises:
+            UpstreamBusy: none was free within `timeout` seconds.
+        """
+        lease = Lease(demand.urgency.get(), self._now())
+        self._waiting.append(lease)
+        try:
+            self._serve()
+            try:
+                async with asyncio.timeout(timeout):
+                    await lease.granted
+            except TimeoutError as error:
+                raise UpstreamBusy(f"all connections to upstreams were busy for {timeout:g} s", retry_after=5) from error
+            yield lease
+        finally:
+            self._give_back(lease)
+            self._serve()
+
+    def _serve(self) -> None:
+        """Give out what is free, take back what is wanted more urgently, and say how the queue stands."""
+        now = self._now()
+        while (index := self._next(now)) is not None and self._in_use.enter(self._limit):
+            lease = self._waiting.pop(index)
+            if not lease.granted.done():
+                self._grant(lease, now)
+            else:
+                self._in_use.leave()
+        self._publish(now)
+        self._take_back(now)
+        if self._next_look is None and (self._waiting or (self._holding and not self._alone)):
+            self._next_look = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._next_look = None
+        self._serve()
+
+    def _next(self, now: int) -> int | None:
+        """The index of who may have the next connection that is free."""
+        waiters = [lease.as_waiter() for lease in self._waiting]
+        index = first(waiters, now, prefetch=self._prefetching.total < self._most_prefetching)
+        return index if index is not None and precedes(waiters[index], self._others(), now) else None
+
+    def _grant(self, lease: Lease, now: int) -> None:
+        waiter = lease.as_waiter()
+        lease.aged = waiter.rank(now)[0] < waiter.urgency
+        lease.since = now
+        lease.prefetches = waiter.urgency is Urgency.PREFETCH
+        self._prefetching.own += lease.prefetches
+        self._holding.append(lease)
+        lease.granted.set_result(None)
+
+    def _give_back(self, lease: Lease) -> None:
+        if lease not in self._holding:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(lease)
+            return
+        self._holding.remove(lease)
+        self._in_use.leave()
+        self._prefetching.own -= lease.prefetches
+        self._yielding.own -= lease.yielding
+
+    def _take_back(self, now: int) -> None:
+        live = [count for count, seen in zip(self._urgent, self._standings(), strict=True) if seen.is_live(now)]
+        lacking = sum(live) - max(0, self._limit - self._in_use.total) - self._yielding.total
+        if lacking <= 0:
+            return
+        able = [lease for lease in self._holding if lease.withdraw is not None]
+        for index in to_yield([lease.as_holder() for lease in able], lacking, now):
+            lease = able[index]
+            assert lease.withdraw is not None
+            lease.yielding = True
+            self._yielding.own += 1
+            lease.withdraw()
+
+    # ---- other processes
+
+    def _publish(self, now: int) -> None:
+        waiters = [lease.as_waiter() for lease in self._waiting]
+        self._urgent.own = sum(waiter.urgency is Urgency.CLIENT for waiter in waiters)
+        index = first(waiters, now)
+        self._best.own = 0 if index is None else waiters[index].rank(now)[0] + 1
+        self._since.own = now if index is None else waiters[index].since
+        self._seen.own = now
+
+    def _standings(self) -> Sequence[Standing]:
+        return [
+            Standing(best - 1 if best else None, since, seen)
+            for best, since, seen in zip(self._best, self._since, self._seen, strict=True)
+        ]
+
+    def _others(self) -> Sequence[Standing]:
+        return [] if self._alone else [standing for slot, standing in enumerate(self._standings()) if slot != self._own]
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000) % (1 << 32)
