@@ -1,5 +1,6 @@
 """The whole mirror as the shipped unit runs it: its user, its file systems, its system call filter, under a real systemd."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -92,8 +93,17 @@ def _within(condition: Callable[[], bool], what: str, installed: Installed) -> N
         raise AssertionError(f"{error}\n{installed.systemd.log()}") from None
 
 
+def _rot(blob: Path) -> None:
+    with blob.open("r+b") as file:
+        file.write(b"rot")
+
+
+def _is_right(installed: Installed, number: int) -> bool:
+    return f"sha256:{hashlib.sha256(installed.pull(number).body).hexdigest()}" == installed.layers[number]
+
+
 def test_whole_life_under_the_unit(installed: Installed) -> None:
-    """Pulls, counts, evicts, scrubs, verifies, reloads and stops: nothing of it is refused by what the unit forbids."""
+    """Pulls, counts, evicts, scrubs, mends, reloads and stops: nothing of it is refused by what the unit forbids."""
     systemd = installed.systemd
     for number in range(5):
         assert installed.pull(number).headers["X-Cache"] in ("MISS", "JOINED")
@@ -110,6 +120,10 @@ def test_whole_life_under_the_unit(installed: Installed) -> None:
     (systemd.store / "scrub").write_text(f"{int(installed.blob_path(4).parent.name, 16)} 0\n")
     systemd.succeed("start", UNIT)
     _within(lambda: installed.metric("scrubbed_blobs_total") > 0, "scrub", installed)
+
+    _rot(installed.blob_path(4))
+    assert not _is_right(installed, 4)
+    _within(lambda: _is_right(installed, 4), "a client that comes back gets the right bytes", installed)
 
     systemd.configure(installed.configuration(deny=["library/image4"]))
     systemd.succeed("reload", UNIT)
@@ -134,8 +148,7 @@ def test_verify_under_the_unit(installed: Installed) -> None:
     assert first["checked"] >= 3
     assert first["wrong"] == 0
 
-    with installed.blob_path(0).open("r+b") as file:
-        file.write(b"rot")
+    _rot(installed.blob_path(0))
     assert systemd.control("start", VERIFY).returncode != 0
     assert json.loads(systemd.log(VERIFY).splitlines()[-1])["wrong"] == 1
     assert not installed.blob_path(0).exists()

@@ -102,11 +102,7 @@ class Systemd:
         """End everything that runs in there."""
         # Its child, the first process of the namespace, dies with it, and everything else with that.
         self._program.kill()
-        wait_until(lambda: not _members(self._cgroup), "the end of all processes in the namespace", 10)
-        for path in sorted(self._cgroup.rglob("*/"), reverse=True):
-            if path.is_dir():
-                path.rmdir()
-        self._cgroup.rmdir()
+        wait_until(lambda: _is_removed(self._cgroup), "the end of all processes in the namespace", 10)
 
     def _install_units(self) -> None:
         units = Path(f"{self._directory}{_UNITS}")
@@ -164,8 +160,14 @@ def _cgroup_root() -> Path:
     raise HarnessError("no cgroup2 is mounted, and systemd needs one")
 
 
-def _members(cgroup: Path) -> list[str]:
-    return [pid for path in cgroup.rglob("cgroup.procs") for pid in path.read_text().split()]
+def _is_removed(cgroup: Path) -> bool:
+    """Remove a group with those below it; False while there is a process in one of them."""
+    try:
+        for path in (*sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True), cgroup):
+            path.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _find_systemd() -> str:
