@@ -15,7 +15,7 @@ from mirror.download.source import Source
 from mirror.download.verifier import rehash, verify
 from mirror.download.workshop import Workshop
 from mirror.errors import DigestMismatch, FlushFailed, MirrorError, StorageError
-from mirror.storage.blobs import HeldBlob
+from mirror.storage.blobs import BlobFiles, HeldBlob
 
 # How often a follower looks at the map that another process writes, in seconds.
 _FOLLOW_INTERVAL = 0.03
@@ -215,12 +215,11 @@ class Ingest:
     async def _commit(self, partial: Partial) -> None:
         threads, files = self._workshop.threads, self._workshop.files
         try:
-            await partial.in_thread(threads.flush, files.adopt, partial.path, partial.descriptor, self._digest)
+            await partial.in_thread(threads.flush, _adopt, files, partial)
         except FlushFailed:
             self.lost = True
             await partial.in_thread(threads.write, partial.discard, Fate.LOST)
             raise
-        partial.forget_map()
 
     def _progressed(self, chunk: int | None) -> None:
         if chunk is None:
@@ -229,10 +228,16 @@ class Ingest:
             self.signal.pulse(chunk)
 
 
+def _adopt(files: BlobFiles, partial: Partial) -> None:
+    files.adopt(partial.path, partial.descriptor, partial.digest)
+    # Here, so that it goes although whoever waits is cancelled.
+    partial.forget_map()
+
+
 def _fate(error: MirrorError, filling: Filling) -> Fate:
     """What becomes of bytes whose download failed: they stay for the next one, unless they would stand in its way."""
     if isinstance(error, StorageError) and error.reason != "busy":
-        # Bytes that do not fit are in the way of everything else.
-        return Fate.NO_ROOM
+        # Bytes that do not fit are in the way of everything else, and what the disk does not take may be wrong.
+        return Fate.NO_ROOM if error.reason in ("full", "too_large") else Fate.LOST
     wrong = isinstance(error, DigestMismatch) or filling.is_contradicted
     return Fate.WRONG if wrong else Fate.OPEN

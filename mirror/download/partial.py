@@ -200,8 +200,11 @@ class Partial:
 
     def abandon(self) -> None:
         """Close it, and remove it if nothing has begun with it and nobody else is at it: else an empty file would stay."""
-        if not os.fstat(self._data).st_size and not self.refresh() and self.drive() and self.is_current():
-            self.discard()
+        if self.is_closed:
+            return
+        with contextlib.suppress(OSError):
+            if not os.fstat(self._data).st_size and not self.refresh() and self.drive() and self.is_current():
+                self.discard()
         self.close()
 
 

@@ -130,6 +130,39 @@ async def test_stopped_while_a_thread_writes(world, monkeypatch):
     assert world.received(DIGEST) > 0
 
 
+async def test_stopped_while_it_is_committed(world, monkeypatch):
+    """A commit that a thread is about when the download is stopped is done whole: the blob is held, and no map is left over."""
+    begun, go, fsync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(descriptor):
+        begun.set()
+        assert go.wait(LIMIT)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    worker = world.worker()
+    reader = world.pull(worker, ScriptedSource(DATA))
+    assert await reader.whole() == DATA
+    assert await asyncio.to_thread(begun.wait, LIMIT)
+    async with asyncio.timeout(LIMIT / 2):
+        await worker.close()
+    go.set()
+    world.executor.shutdown()
+    assert world.holds(DATA)
+    assert world.partials() == []
+
+
+async def test_closed_partial_is_abandoned_once(world):
+    """What was closed touches no descriptor any more: it may be another file's by now."""
+    partial = open_partial(world.layout, DIGEST)
+    partial.close()
+    with open(world.layout.partial(DIGEST), "r+b") as other:
+        assert other.fileno() in (partial.descriptor, partial.descriptor + 1, partial.descriptor + 2)
+        partial.abandon()
+        os.fstat(other.fileno())
+    assert world.partials() != []
+
+
 async def test_readers_learn_of_the_stop(world):
     """Readers of a download that is stopped end short at once, with a cause."""
     source = ScriptedSource(DATA)
