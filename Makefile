@@ -3,19 +3,25 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test e2e e2e-full soak bench check clean
+.PHONY: run test e2e e2e-full soak bench check lock clean
 
-$(VENV)/.run: pyproject.toml
+PIP    := $(BIN)/pip --disable-pip-version-check --quiet
+
+# Exactly the releases that were tested, by their hashes; the build back end is one of them.
+$(VENV)/.dev: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(PIP) install --require-hashes --requirement constraints.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@ $(VENV)/.run
+# Brings constraints.txt up to date with pyproject.toml and the newest releases; the floors in pyproject.toml follow by hand.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip --disable-pip-version-check --quiet install pip-tools
+	build/lock/bin/pip-compile --quiet --upgrade --extra dev --all-build-deps --allow-unsafe --strip-extras --generate-hashes \
+		--no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file constraints.txt pyproject.toml
 
-run: $(VENV)/.run
+run: $(VENV)/.dev
 	$(BIN)/registry-mirror serve
 
 # Many tests wait for each other's processes, so one more at a time than there are cores.

@@ -22,6 +22,7 @@ from mirror.metrics import Metrics
 from mirror.sections import Access, Limits, Tls
 from mirror.service.listener import Listener
 from mirror.service.sockets import is_loopback
+from mirror.small_files import read_text
 from mirror.tls import certificate_names, server_context
 from mirror.web.door import Way
 from mirror.web.passwords import Passwords
@@ -84,7 +85,7 @@ class Entrance:
         async with self._changing:
             seen = await asyncio.to_thread(_look, _files(config))
             context = await asyncio.to_thread(_context, config.tls)
-            users = await asyncio.to_thread(_users, config.access)
+            users = await _users(config.access)
             names = await asyncio.to_thread(_names, config.tls)
             self.listener.use(context)
             if users != self._users:
@@ -164,11 +165,11 @@ def _names(tls: Tls) -> frozenset[str]:
         raise ConfigurationError([f"tls: {error}"]) from error
 
 
-def _users(access: Access) -> dict[bytes, bytes]:
+async def _users(access: Access) -> dict[bytes, bytes]:
     if access.htpasswd_file is None:
         return {}
     try:
-        return parse_htpasswd(access.htpasswd_file.read_text())
+        return parse_htpasswd(await read_text(access.htpasswd_file))
     except (ValueError, OSError) as error:
         raise ConfigurationError([f"access.htpasswd_file: {error}"]) from error
 

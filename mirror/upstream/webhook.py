@@ -18,6 +18,7 @@ from mirror.errors import (
     UpstreamRateLimited,
     UpstreamTimeout,
 )
+from mirror.small_files import read_secret
 from mirror.upstream.http import translated
 
 # For one attempt, in seconds: until a connection stands, and until the headers of the answer are there.
@@ -57,7 +58,7 @@ class Webhook:
             "X-Registry-Mirror-Delivery": delivery,
         }
         if self._secret_file is not None:
-            key = await asyncio.to_thread(_key, self._secret_file)
+            key = await _key(self._secret_file)
             headers["X-Registry-Mirror-Signature"] = "sha256=" + hmac.new(key, body, hashlib.sha256).hexdigest()
         with translated(self._url):
             async with (
@@ -87,9 +88,9 @@ class Webhook:
         raise NotificationRefused(words)
 
 
-def _key(path: Path) -> bytes:
+async def _key(path: Path) -> bytes:
     try:
-        key = path.read_bytes().strip()
+        key = await read_secret(path)
     except OSError as error:
         raise CredentialsRefused(f"secret_file {path} cannot be read: {error.strerror}") from error
     if not key:

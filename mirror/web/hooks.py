@@ -5,7 +5,6 @@ It only ever makes the mirror look at an image sooner: nothing in it is fetched,
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import json
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from mirror.core.errors import InvalidInput
 from mirror.core.names import DOCKER_HUB, Repository, Tag
 from mirror.metrics import Metrics
 from mirror.sections import MIN_WEBHOOK_SECRET
+from mirror.small_files import read_secret
 from mirror.throttled_log import ThrottledLog
 from mirror.tracing import RequestIds
 from mirror.web.order_body import read_body
@@ -117,7 +117,7 @@ class Hooks:
     async def _check(self, given: bytes, client: str | None) -> None:
         """Answer a wrong secret as if there were nothing here."""
         path = self._secret_file()
-        secret = None if path is None else await asyncio.to_thread(self._secret, path)
+        secret = None if path is None else await self._secret(path)
         if secret is not None:
             if hmac.compare_digest(given, secret):
                 return
@@ -125,10 +125,10 @@ class Hooks:
             self._log.tell("warning", "audit", "wrong secret", action="webhook", client=client, refused="wrong secret")
         raise web.HTTPNotFound(text="there is nothing of this kind here")
 
-    def _secret(self, path: Path) -> bytes | None:
+    async def _secret(self, path: Path) -> bytes | None:
         """The current secret; None (logged) if the file cannot be read, or holds what could be guessed."""
         try:
-            secret = path.read_bytes().strip()
+            secret = await read_secret(path)
         except OSError as error:
             self._log.tell("error", "webhook_secret_unreadable", file=str(path), cause=error.strerror)
             return None

@@ -1,0 +1,84 @@
+"""What the project says that it needs is what it imports, and what was tested is what gets installed."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONSTRAINTS = (ROOT / "constraints.txt").read_text()
+RUNTIME = PROJECT["project"]["dependencies"]
+DEVELOPMENT = PROJECT["project"]["optional-dependencies"]["dev"]
+# Run, or loaded by what is run, but not imported.
+TOOLS = {
+    "pytest-asyncio", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "import-linter", "types-pyyaml", "types-aiofiles",
+}  # fmt: skip
+OURS = {"mirror", "tests", "bench"}
+
+
+def normal(name):
+    """The name of a distribution as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def names(requirements):
+    return {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
+
+
+def pins():
+    """The pinned release of each distribution."""
+    return {normal(name): release for name, release in re.findall(r"^([\w.-]+)==(\S+)", CONSTRAINTS, re.MULTILINE)}
+
+
+def imported(*folders):
+    """The distributions that Python files import from."""
+    modules = set()
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module.partition(".")[0])
+    origins = packages_distributions()
+    return {normal(origin) for module in modules - sys.stdlib_module_names - OURS for origin in origins[module]}
+
+
+def test_what_the_mirror_imports():
+    """It is the dependencies, no more and no less."""
+    assert imported("mirror") == names(RUNTIME)
+
+
+def test_what_tests_and_benchmarks_import():
+    """It is the dependencies, and those for development, of which the rest are tools."""
+    ours = imported("tests", "bench") - names(RUNTIME)
+    assert ours | TOOLS == names(DEVELOPMENT)
+    assert not ours & TOOLS
+
+
+@pytest.mark.parametrize("requirement", [*RUNTIME, *DEVELOPMENT])
+def test_floors_were_tested(requirement):
+    """The oldest release that is allowed is the one that tests run with."""
+    name, floor = requirement.split(">=")
+    assert pins()[normal(name)] == floor
+
+
+def test_build_back_end_is_pinned():
+    """The build uses the release whose hashes are known."""
+    (requirement,) = PROJECT["build-system"]["requires"]
+    name, release = requirement.split("==")
+    assert pins()[name] == release
+
+
+def test_constraints_are_complete():
+    """Every release has hashes, and nothing says where it comes from."""
+    entries = re.split(r"^(?=\w)", re.sub(r"^\s*#.*\n", "", CONSTRAINTS, flags=re.MULTILINE), flags=re.MULTILINE)
+    assert len(entries) - 1 == len(pins())
+    assert [
+        entry for entry in entries[1:] if not re.fullmatch(r"[\w.-]+==\S+( \\\n +--hash=sha256:[0-9a-f]{64})+\n*", entry)
+    ] == []
+    assert "://" not in CONSTRAINTS
