@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
+# Names by which the address was called rightly; what more there are is looked at each time.
+_MAX_NAMES = 256
 # Of one address; whoever guesses passwords leaves room for others.
 _MOST_CHECKS = 4
 
@@ -67,6 +69,7 @@ class Door:
         self._metrics = metrics
         self._misdirected = Refusal("host", problems.misdirected(f"{way.name}.hosts"))
         self._hosts: HostNames | None = None
+        self._names: set[str | None] = set()
         self._ids = RequestIds()
         self._passwords: Passwords | None = None
         self._anonymous = True
@@ -85,6 +88,7 @@ class Door:
         self.peers.configure(bounds)
         self._most_requests = bounds.requests_per_address
         self._hosts = hosts
+        self._names = set()
         self._passwords, self._anonymous = passwords, anonymous
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -103,7 +107,8 @@ class Door:
         demand.client.set(peer.counts)
         self.in_progress += 1
         try:
-            if self._hosts is not None and not self._is_called_right(self._hosts, request):
+            # Most often by a name that was looked at before: every hit comes by here.
+            if request.headers.get("Host") not in self._names and not self._is_called_right(request):
                 self._count(self._misdirected, admission.source.address, host=request.headers["Host"][:100])
                 return self._refuse(request, self._misdirected)
             if request.raw_path.startswith(hooks.PREFIX):
@@ -120,8 +125,13 @@ class Door:
             if not peer.connections:
                 self.peers.forget(peer)
 
-    def _is_called_right(self, hosts: HostNames, request: web.BaseRequest) -> bool:
-        return hosts.include(request.headers.get("Host")) or request.raw_path.startswith(self.way.any_host)
+    def _is_called_right(self, request: web.BaseRequest) -> bool:
+        name = request.headers.get("Host")
+        if self._hosts is not None and not self._hosts.include(name):
+            return request.raw_path.startswith(self.way.any_host)
+        if len(self._names) < _MAX_NAMES:
+            self._names.add(name)
+        return True
 
     async def _unknown(self, passwords: Passwords, request: web.BaseRequest, peer: Peer) -> Refusal | None:
         """Why somebody may not pass who says to be, or does not say to be, one of the users."""
