@@ -25,6 +25,8 @@ from mirror.sync.schedule import Schedule, after, round_to_run
 # How often it is looked whether there is something to do, and told how far it is. Seconds.
 _LOOK = 0.25
 _ELECT = 2.0
+# An order that stands although it was carried out is not carried out again before this.
+_STUCK_S = 60.0
 # A scheduled run makes way for the next one, but not before this. An order may bring many images. Seconds.
 _LONGEST_SCHEDULED = 3600.0
 _LONGEST_ORDER = 86400.0
@@ -57,6 +59,8 @@ class Keeper:
         self._metrics = metrics
         self._means = means
         self._runs: dict[Kind, Run] = {}
+        # Nobody else notes anything meanwhile, and the ledger may be one that cannot be written.
+        self._noted: Schedule | None = None
 
     def kept(self) -> frozenset[str]:
         """Names of the images that the configuration keeps here, as they were found last. Costs one read."""
@@ -77,12 +81,17 @@ class Keeper:
 
     async def _lane(self, kind: Kind) -> None:
         look = self._scheduled if kind == "schedule" else lambda: self._waiting(kind)
+        last: Order | None = None
         while True:
             # A thousand orders take some milliseconds to be read.
             order = await asyncio.to_thread(look)
             if order is None:
                 await asyncio.sleep(_LOOK)
                 continue
+            if order == last and kind != "schedule":
+                # It could not be removed: the ledger cannot be written.
+                await asyncio.sleep(_STUCK_S)
+            last = order
             await self._carry_out(order)
 
     async def _tell(self) -> None:
@@ -117,7 +126,7 @@ class Keeper:
         return None if began is None else Order("schedule", "schedule", (), (), began, now, "schedule")
 
     def _schedule(self) -> Schedule | None:
-        return Schedule.read(self._ledger.state("schedule", dict))
+        return self._noted or Schedule.read(self._ledger.state("schedule", dict))
 
     # ---- carrying out
 
@@ -188,6 +197,7 @@ class Keeper:
         ]
 
     async def _note_schedule(self, schedule: Schedule) -> None:
+        self._noted = schedule
         await asyncio.to_thread(self._ledger.put_state, "schedule", schedule.row())
 
     @staticmethod

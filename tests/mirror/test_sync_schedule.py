@@ -551,3 +551,22 @@ async def test_registry_that_is_gone(hub, mirror, orders):
     await mirror.reload(sync={"interval": "1h"})
     state = await orders.until(lasted)
     assert (lasted(state), state["last"]["schedule"]["total"]) == ("completed", 1)
+
+
+async def test_a_ledger_that_cannot_be_written(hub, mirror, monkeypatch, log):
+    """On a full disk nothing is noted, and yet a run does not follow the other without a pause."""
+    monkeypatch.setattr("mirror.storage.ledger.Ledger.put_state", lambda *_: None)
+    await mirror.reload(sync={"interval": "1h"})
+    await eventually(lambda: [event for event in log if event["event"] == "sync_ended"], "a run")
+    # What would go wrong goes wrong at once, and again and again.
+    await asyncio.sleep(0.5)
+    assert len([event for event in log if event["event"] == "sync_ended"]) == 1
+
+
+async def test_an_order_that_cannot_be_removed(hub, mirror, orders, monkeypatch, log):
+    """Nor is an order carried out again and again that stands although it has come to its end."""
+    monkeypatch.setattr("mirror.storage.ledger.Ledger.drop_order", lambda *_: None)
+    assert (await orders.ask("POST", "/api/v1/sync", {"images": ["app:1"]}))[0] == 202
+    await eventually(lambda: [event for event in log if event["event"] == "sync_ended"], "a run")
+    await asyncio.sleep(0.5)
+    assert len([event for event in log if event["event"] == "sync_ended"]) == 1
