@@ -18,6 +18,7 @@ from mirror.download.source import Source
 from mirror.download.workshop import Workshop
 from mirror.errors import DigestMismatch, StorageError
 from mirror.flights import FailureMemory
+from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,7 @@ class Downloads:
         self._stopped: set[Download] = set()
         self._closing = False
         self._failures = FailureMemory()
+        self._log = ThrottledLog(log)
 
     def __iter__(self) -> Iterator[Download]:
         return iter(list(self._active.values()))
@@ -95,7 +97,9 @@ class Downloads:
 
     def _stop(self, download: Download, task: asyncio.Task[None]) -> None:
         """End one that nobody reads; what has arrived stays on disk for whoever asks next."""
-        log.info("download_stopped", digest=str(download.digest), received=download.received, cause="nobody reads it")
+        self._log.tell(
+            "info", "download_stopped", digest=str(download.digest), received=download.received, cause="nobody reads it"
+        )
         self._forget(download)
         self._stopped.add(download)
         task.cancel()
@@ -125,7 +129,8 @@ class Downloads:
         if result == "committed":
             log.info("download_committed", digest=str(download.digest), size=download.size)
             return
-        log.warning("download_failed", digest=str(download.digest), result=result, cause=str(download.cause))
+        digest, cause = str(download.digest), str(download.cause)
+        self._log.tell("warning", "download_failed", result, digest=digest, result=result, cause=cause)
         if retry:
             download.source.distrust()
             download.successor = self.start(download.digest, download.source, download.share.another(), retry=False)

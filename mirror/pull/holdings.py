@@ -19,6 +19,7 @@ from mirror.pull.access import Grant
 from mirror.pull.context import Context
 from mirror.storage.index import Held
 from mirror.storage.parts import Kind, parts_of
+from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +38,7 @@ class Holdings:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._log = ThrottledLog(log)
 
     async def manifest(self, repository: Repository, digest: Digest) -> HeldManifest | None:
         """A manifest from disk, whoever may see it; one that is no longer what its digest says goes."""
@@ -90,7 +92,7 @@ class Holdings:
         try:
             await context.store(manifest.digest, manifest.raw)
         except StorageError as error:
-            log.warning("manifest_not_stored", digest=str(manifest.digest), cause=str(error))
+            self._log.tell("warning", "manifest_not_stored", digest=str(manifest.digest), cause=str(error))
             return False
         # And after them: rows without bytes are cleared away.
         context.access.record_grant("manifest", repository, manifest.digest, held.size, anew=True)

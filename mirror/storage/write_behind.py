@@ -12,6 +12,7 @@ from mirror.core.digest import Digest
 from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.threads import ThreadPools
+from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +29,7 @@ class WriteBehind:
         self._files = files
         self._threads = threads
         self._waiting: dict[Digest, tuple[bytes, asyncio.Task[None]]] = {}
+        self._log = ThrottledLog(log)
 
     def get(self, digest: Digest) -> bytes | None:
         """Content that is not on the disk yet."""
@@ -73,4 +75,4 @@ class WriteBehind:
         self._waiting.pop(digest, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             # Whoever still waits says so, too; nobody may.
-            log.info("not_stored", digest=str(digest), cause=str(error))
+            self._log.tell("info", "not_stored", digest=str(digest), cause=str(error))
