@@ -13,7 +13,8 @@ class Settings:
 
     `users` maps names to passwords. The pull limit is off when `ratelimit_limit` is None. `redirect_head`
     redirects HEAD of a blob as well. `bandwidth` is shared by all bodies of blobs, `connection_bandwidth` is
-    each connection's own; `latency` comes before every answer.
+    each connection's own; `latency` comes before every answer. With `opaque_links` the query of a link to the
+    next page is taken back only exactly as it was given out.
     """
 
     auth: Literal["bearer", "none", "basic"] = "bearer"

@@ -146,3 +146,23 @@ def test_number_is_forgotten_after_its_window():
     assert budget.remaining(WINDOW - 1) == 5
     assert budget.remaining(WINDOW) is None
     assert budget.allows_background(20, WINDOW)
+
+
+@pytest.mark.parametrize(("remaining", "allowed"), [(None, True), (21, True), (20, False), (0, False)])
+def test_second_request_for_a_manifest(remaining, allowed):
+    """What counts is asked for a second time only while there are plenty of pulls; what does not count always may be."""
+    budget = Budget()
+    if remaining is not None:
+        budget.note(RateLimit(remaining, WINDOW), 0.0)
+    assert budget.allows_second("manifest", "GET", 1.0) is allowed
+    assert budget.allows_second("manifest", "HEAD", 1.0)
+    assert budget.allows_second("blob", "GET", 1.0)
+    # By then the number says nothing any more; with none left a probe has to tell first.
+    assert budget.allows_second("manifest", "GET", WINDOW + 1.0) is (remaining != 0)
+
+
+def test_no_second_request_after_a_429():
+    """Of a kind that is limited the one probe is not doubled."""
+    budget = limited(kind="blob")
+    assert not budget.allows_second("blob", "GET", 1.0)
+    assert budget.allows_second("tags", "GET", 1.0)
