@@ -103,7 +103,8 @@ def test_an_interpreter_that_cannot_start_is_no_answer(layout, monkeypatch):
 
 def test_slow_survey_with_pins(files, layout, monkeypatch):
     """A survey that takes longer than one look at the clock is waited for, pins and all."""
-    monkeypatch.setattr(census, "_LOOK", 0.0001)
+    # Short, but long enough for something to be read between two looks on a busy machine.
+    monkeypatch.setattr(census, "_LOOK", 0.005)
     files.put(Digest.of(b"pinned"), b"pinned")
     files.put(Digest.of(b"other"), b"other")
     taken = census.take(layout, lambda: False, 10, frozenset({Digest.of(b"pinned")}))

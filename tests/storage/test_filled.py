@@ -19,7 +19,8 @@ def test_filled_store(tmp_path):
     held = census.take(layout, lambda: False)
     assert held is not None
     assert (held.blobs, held.taken) == (300, filled.bytes)
-    assert room.figures() == (filled.bytes, 300)
+    account = room.mark()
+    assert (account.used, account.blobs) == (filled.bytes, 300)
     index = Index(layout.index)
     found = list(images(BlobFiles(layout, room), index))
     index.close()
