@@ -54,12 +54,20 @@ class Download:
         self._workshop = workshop
         self._verified = self._ended = False
         self._settle: Callable[[], None] = lambda: None
-        self._ingest = Ingest(digest, source, workshop, self._reach)
+        self._ingest = Ingest(digest, source, workshop, self._reach, lambda: bool(self.audience.clients))
 
     def __repr__(self) -> str:
         return f"<Download {str(self.digest)[:19]} {self.state.name} {self.received}/{self.size}>"
 
     # ---- for readers
+
+    @property
+    def urgency(self) -> Urgency:
+        """How urgently its bytes are wanted just now, by the readers of all processes."""
+        own, partial = self.audience.urgency, self._ingest.partial
+        if own is not Urgency.CLIENT and partial is not None and partial.is_wanted_elsewhere():
+            return Urgency.CLIENT
+        return own
 
     @property
     def readers(self) -> int:
@@ -106,8 +114,12 @@ class Download:
         if self._ended:
             if not self.audience and self._ingest.held is not None:
                 self._ingest.held.close()
-        elif urgency is Urgency.CLIENT and not self.audience.clients and not self.share.abandon() and not self.audience:
+        elif urgency is Urgency.CLIENT and self._is_left() and not self.share.abandon() and not self.audience:
             self.stop()
+
+    def _is_left(self) -> bool:
+        """Whether no client reads what is still being fetched."""
+        return not self.audience.clients and self.state < State.VERIFIED
 
     async def sized(self, deadline: float) -> int:
         """Wait until the size of the blob is known, but not beyond `deadline` of the event loop's time.

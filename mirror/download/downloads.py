@@ -76,7 +76,8 @@ class Downloads:
         task = asyncio.get_running_loop().create_task(self._run(download, retry), name=f"download {digest}")
         self._tasks.add(task)
         download.stop = lambda: self._stop(download, task)
-        task.add_done_callback(self._tasks.discard)
+        # Not by the task itself: if it is cancelled before its first step, it never comes to that.
+        task.add_done_callback(lambda ended: self._end(download, ended))
         return download
 
     def passthrough(self, digest: Digest, source: Source) -> PassthroughBody:
@@ -95,6 +96,11 @@ class Downloads:
             download.abandon()
             self._forget(download)
 
+    def _end(self, download: Download, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._stopped.discard(download)
+        download.share.end()
+
     def _stop(self, download: Download, task: asyncio.Task[None]) -> None:
         """End one that nobody reads; what has arrived stays on disk for whoever asks next."""
         self._log.tell(
@@ -105,14 +111,12 @@ class Downloads:
         task.cancel()
 
     async def _run(self, download: Download, retry: bool) -> None:
-        demand.urgency.set(lambda: download.audience.urgency)
+        demand.urgency.set(lambda: download.urgency)
         try:
             with download.source.held():
                 await download.run(lambda: self._settle(download, retry))
         finally:
             self._forget(download)
-            self._stopped.discard(download)
-            download.share.end()
 
     def _settle(self, download: Download, retry: bool) -> None:
         """Called when a download has reached its last state, before its readers learn of it."""

@@ -49,9 +49,17 @@ class Ingest:
 
     Args:
         reached: told of each state.
+        is_read: whether clients of this process read it.
     """
 
-    def __init__(self, digest: Digest, source: Source, workshop: Workshop, reached: Callable[[State], None]) -> None:
+    def __init__(
+        self,
+        digest: Digest,
+        source: Source,
+        workshop: Workshop,
+        reached: Callable[[State], None],
+        is_read: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.signal = Signal()
         self.partial: Partial | None = None
         self.filling: Filling | None = None
@@ -62,6 +70,7 @@ class Ingest:
         self._source = source
         self._workshop = workshop
         self._reached = reached
+        self._is_read = is_read
 
     async def run(self) -> None:
         """Bring the blob into the store; raises MirrorError if that fails. `close` has to follow."""
@@ -73,6 +82,7 @@ class Ingest:
                 return
             else:
                 partial, filling = await self._open()
+        partial.want(False)
         await self._drive(partial, filling)
 
     async def close(self, *, keep: bool) -> None:
@@ -116,6 +126,7 @@ class Ingest:
         policy, loop = self._workshop.policy, asyncio.get_running_loop()
         deadline, seen = loop.time() + policy.stall, (-1, -1, Fate.OPEN)
         while partial.is_current():
+            partial.want(self._is_read())
             known = partial.refresh()
             now = (partial.received(), partial.map.hashed, partial.map.fate)
             if now != seen:

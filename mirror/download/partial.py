@@ -25,6 +25,8 @@ P = ParamSpec("P")
 
 # Far above any blob, so that it never collides with the lock of a chunk.
 _DRIVER = 1 << 62
+# Shared by the processes that follow the driver and have clients who read.
+_WANTED = _DRIVER + 1
 
 
 class Partial:
@@ -39,6 +41,7 @@ class Partial:
     def __init__(self, layout: Layout, room: Room, digest: Digest) -> None:
         self.digest = digest
         self._room = room
+        self._wants = False
         self._path = layout.partial(digest)
         self._map_path = layout.chunk_map(digest)
         with storage_errors(f"opening the partial file of {digest}"), contextlib.ExitStack() as opened:
@@ -57,6 +60,24 @@ class Partial:
     def drive(self) -> bool:
         """Try to become the one who completes this blob."""
         return self._lock.take(_DRIVER, 1)
+
+    def want(self, wanted: bool) -> None:
+        """Let whoever drives this blob know whether clients read it here."""
+        if wanted and not self._wants:
+            # It fails only while the driver looks; then the next call does it.
+            self._wants = self._lock.share(_WANTED, 1)
+        elif self._wants and not wanted:
+            self._lock.release(_WANTED, 1)
+            self._wants = False
+
+    def is_wanted_elsewhere(self) -> bool:
+        """Whether clients of other processes read it."""
+        if self.is_closed:
+            return False
+        alone = self._lock.take(_WANTED, 1)
+        if alone:
+            self._lock.release(_WANTED, 1)
+        return not alone
 
     def locks(self) -> Lock:
         """A new holder of chunk locks; close it when done."""

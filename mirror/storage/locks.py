@@ -20,6 +20,10 @@ class Lock:
         """Try to lock a range of bytes; False if another holder has some of it."""
         return self._set(fcntl.F_WRLCK, start, length)
 
+    def share(self, start: int, length: int) -> bool:
+        """Try to lock a range together with others who share it; False if somebody has taken some of it."""
+        return self._set(fcntl.F_RDLCK, start, length)
+
     def release(self, start: int, length: int) -> None:
         """Give a range back."""
         self._set(fcntl.F_UNLCK, start, length)

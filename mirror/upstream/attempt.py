@@ -31,7 +31,7 @@ async def answer(endpoint: Endpoint, ask: Ask, work: Work[T], seconds: float) ->
     with health.attempt(ask.kind, ask.method):
         async with AsyncExitStack() as slot:
             # Before the clock starts: that all connections are in use is no fault of the upstream.
-            await slot.enter_async_context(endpoint.slot(ask.kind))
+            await slot.enter_async_context(endpoint.slot(ask))
             deadline = loop.time() + seconds
 
             async def attempt(second: bool) -> tuple[T, AsyncExitStack]:
@@ -42,7 +42,7 @@ async def answer(endpoint: Endpoint, ask: Ask, work: Work[T], seconds: float) ->
                     try:
                         async with asyncio.timeout_at(deadline):
                             if second:
-                                await stack.enter_async_context(endpoint.slot(ask.kind))
+                                await stack.enter_async_context(endpoint.slot(ask))
                             found = await work(endpoint, own, stack)
                     except TimeoutError as error:
                         late = UpstreamTimeout(f"{endpoint.name} did not answer within {seconds:.0f} s")

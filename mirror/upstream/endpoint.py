@@ -115,9 +115,12 @@ class Endpoint:
         """Seconds without an answer after which a second request may be sent beside the first."""
         return self._http.limits.hedge_after
 
-    def slot(self, kind: str) -> contextlib.AbstractAsyncContextManager[None]:
-        """One of the limited connections, to be had before a request; raises UpstreamBusy if that takes too long."""
-        return self._http.slot(blob=kind == "blob")
+    def slot(self, ask: Ask) -> contextlib.AbstractAsyncContextManager[None]:
+        """One of the limited connections, to be had before a request; raises UpstreamBusy if that takes too long.
+
+        A question about a blob is short: it does not wait for the bodies of others.
+        """
+        return self._http.slot(blob=ask.kind == "blob" and ask.method == "GET")
 
     @contextlib.asynccontextmanager
     async def request(self, ask: Ask) -> AsyncIterator[aiohttp.ClientResponse]:

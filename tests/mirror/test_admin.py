@@ -57,7 +57,7 @@ async def some_traffic(hub, mirror, clock):
     clock.advance(61)
     await mirror.get(TAG)
     clock.advance(61)
-    hub.script(Rule(kind="manifest", method="HEAD"), Status(503))
+    hub.script(Rule(kind="manifest", method="HEAD", times=2), Status(503))
     assert (await mirror.get(TAG)).cache == "STALE"
     return image
 

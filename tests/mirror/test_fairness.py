@@ -199,6 +199,35 @@ async def test_clients_come_before_prefetching(hub, start):
     await mirror.idle()
 
 
+async def test_question_does_not_wait_for_bodies(hub, start):
+    """Whether a blob may be had is asked of upstream although all connections for bodies are in use."""
+    mirror = await start(1)
+    blob, asked = blobs(hub, 2)
+    (gate,) = held_at_upstream(hub, [blob])
+    reading = asyncio.create_task(mirror.get(blob_path(blob)))
+    await asyncio.wait_for(gate.reached.wait(), 10)
+    async with asyncio.timeout(5):
+        assert (await mirror.head(blob_path(asked))).headers["Content-Length"] == str(2 * MIB)
+    gate.release()
+    assert (await reading).status == 200
+
+
+async def test_what_was_read_to_its_end_is_kept(hub, start):
+    """However much has been left before, a blob that a client has got whole comes into the store."""
+    mirror = await start(2, {"downloads_per_address": 2})
+    left, *others = blobs(hub, 6)
+    (gate,) = held_at_upstream(hub, [left])
+    asking = asyncio.create_task(mirror.get(blob_path(left)))
+    await asyncio.wait_for(gate.reached.wait(), 10)
+    asking.cancel()
+    await eventually(lambda: mirror.mirror._downloads.readers == 0)
+    for blob in others:
+        assert (await mirror.get(blob_path(blob))).sha256 == blob.digest
+    gate.release()
+    await mirror.idle()
+    assert all(mirror.holds(blob.digest) for blob in (left, *others))
+
+
 async def test_limit_is_kept(hub, start):
     """Whatever comes and goes, upstream never sees more requests for blobs at a time than it may."""
     mirror = await start(3, {"downloads_per_address": 3})

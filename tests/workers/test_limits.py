@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 
@@ -126,6 +127,29 @@ async def test_those_who_left_make_way_for_other_workers(hub, start):
     async with asyncio.timeout(10):
         assert sha256(await (await cluster.pull(blob_path(wanted), other)).rest()) == wanted.digest
     held.release()
+
+
+async def test_who_is_read_in_another_worker_stays(hub, start):
+    """A download that clients of another worker read keeps its connection, though nobody reads it where it is driven."""
+    cluster, (one, other) = await start(1, downloads_per_address=3)
+    held = Held(hub, 2)
+    first = await cluster.pull(blob_path(held.blobs[0]), one)
+    await held.reached(0)
+    reading = await (await cluster.pull(blob_path(held.blobs[0]), other)).head()
+    await first.close()
+    waiting = await cluster.pull(blob_path(held.blobs[1]), one)
+
+    async def both_known():
+        found = json.loads(await cluster.admin("/api/v1/downloads", one))["downloads"]
+        return {entry["digest"]: entry["readers"] for entry in found} == {
+            held.blobs[0].digest: 0,
+            held.blobs[1].digest: 1,
+        }
+
+    await eventually(both_known, "one that nobody reads here, and one that waits")
+    await cluster.metrics(other)
+    await finished(held, [reading, waiting])
+    assert hub.count("GET", host="cdn", reference=held.blobs[0].digest) == 1
 
 
 async def test_connections_of_an_address(hub, start):
