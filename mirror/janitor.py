@@ -35,6 +35,7 @@ from mirror.storage.eviction import Eviction
 from mirror.storage.index import Index, ReadCheck
 from mirror.storage.layout import Layout
 from mirror.storage.room import Fit, on_disk
+from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +86,7 @@ class Janitor:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
         self._stopping = threading.Event()
         self._making_room = asyncio.Lock()
+        self._log = ThrottledLog(log)
         self._evicting = False
         self._unreachable: frozenset[Reason] = frozenset()
 
@@ -152,6 +154,10 @@ class Janitor:
         """One failure of one kind of work must not end the others, nor this one for good."""
         try:
             return await in_thread(self._threads, work)
+        except (OSError, StorageError) as error:
+            # The disk's, or want of descriptors: where it was met tells nothing more.
+            self._log.tell("error", "janitor_failed", what, work=what, cause=str(error))
+            return None
         except Exception:
             log.exception("janitor_failed", work=what)
             return None

@@ -26,6 +26,8 @@ _MAX_ACCEPTED = 128
 # Until accepting is tried again when there are no descriptors, and how long that may last before something is done about it.
 _PAUSE_S = 0.2
 _SHORTAGE_S = 1.0
+# A shortage is over when accepting has not failed for so long.
+_CALM_S = 5.0
 # Connections that are ended unserved at a time, so that nobody waits in the backlog for nothing.
 _MAX_SHED = 256
 # Until a client has said what TLS wants of it, and until it has taken what was sent when a connection ends.
@@ -86,6 +88,7 @@ class Acceptor:
         self._connecting: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._short_since: float | None = None
+        self._short_at = 0.0
         self._closed = False
         # Given up to accept, and end, one connection when there is no other descriptor.
         self._reserve = _reserve()
@@ -121,8 +124,7 @@ class Acceptor:
                 self._run_short(error)
                 return
             if self._short_since is not None:
-                self._log.tell("info", "accept_resumed", seconds=round(self._loop.time() - self._short_since, 1))
-                self._short_since = None
+                self._recover(self._short_since)
             self._take(sock, str(address[0]))
 
     def _take(self, sock: socket.socket, address: str) -> None:
@@ -169,7 +171,7 @@ class Acceptor:
 
     def _run_short(self, error: OSError) -> None:
         """Wait for others to give descriptors back; if that takes too long, take some from who does not use them."""
-        now = self._loop.time()
+        now = self._short_at = self._loop.time()
         if self._short_since is None:
             self._short_since = now
             hint = "raise the limit of open files, or lower limits.connections"
@@ -179,6 +181,12 @@ class Acceptor:
             self._shed()
         self._loop.remove_reader(self._socket.fileno())
         self._pause = self._loop.call_later(_PAUSE_S, self.start)
+
+    def _recover(self, since: float) -> None:
+        """The shortage is over when there has been none for a while: until then one connection more or less tells nothing."""
+        if self._loop.time() - self._short_at >= _CALM_S:
+            self._log.tell("info", "accept_resumed", seconds=round(self._short_at - since, 1))
+            self._short_since = None
 
     def _shed(self) -> None:
         """End connections that nobody can serve: their clients turn elsewhere, rather than wait."""

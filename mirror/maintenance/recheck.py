@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 
 from mirror.core.digest import Digest
+from mirror.errors import StorageError
 from mirror.maintenance.repeats import Repeats
 from mirror.scrub import Pace, Scrub
 
@@ -76,6 +77,8 @@ class Recheck:
             self._scrub.check(digest, paced, keep_cached=True)
         except _Stopped:
             pass
+        except (OSError, StorageError) as error:
+            log.error("recheck_failed", digest=str(digest), cause=str(error))
         except Exception:
             # One failure must not end the work for good.
             log.exception("recheck_failed", digest=str(digest))

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from mirror.errors import StorageError
 from mirror.pull import usage
 from mirror.storage.room import on_disk
 from tests.fakehub import Rule
@@ -395,3 +396,23 @@ async def test_recount_after_a_crash(hub, bounded):
     os.unlink(mirror.store_path / "account")
     assert janitor(mirror)._count()
     assert mirror.store.room.figures() == right
+
+
+async def test_a_failing_disk_is_told_briefly(bounded, monkeypatch, log):
+    """What the disk refuses again and again is a line at times, without a traceback."""
+    monkeypatch.setattr("mirror.janitor._TICK", 0.005)
+    failures = []
+
+    def fail(*_):
+        failures.append(True)
+        raise StorageError("reading the account of the store: Input/output error", "io")
+
+    monkeypatch.setattr("mirror.janitor.Janitor._evict", fail)
+    await bounded(0)
+    await eventually(lambda: len(failures) > 30)
+    lines = [event for event in log if event["event"] == "janitor_failed"]
+    assert 1 <= len(lines) < 20
+    assert {(line["work"], line["cause"]) for line in lines} == {
+        ("evict", "reading the account of the store: Input/output error")
+    }
+    assert not [line for line in lines if "exc_info" in line]

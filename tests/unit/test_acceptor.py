@@ -63,6 +63,7 @@ def listening():
 async def accepting(listening, monkeypatch):
     """An acceptor on `listening`, with pauses of a moment."""
     monkeypatch.setattr(acceptor, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(acceptor, "_CALM_S", 0.05)
     relieved = []
     made = Acceptor(listening, lambda address: Echo(), lambda: relieved.append(True))
     made.relieved = relieved
@@ -99,6 +100,15 @@ async def test_shortage_is_one_line_and_no_spinning(listening, accepting):
         assert [event["event"] for event in log] == ["accept_paused"]
         listening.failure = None
         assert await asyncio.gather(*waiting) == [b"hello"] * 50
+        # Again and again a moment is no other shortage.
+        for number in (errno.EMFILE, None) * 5:
+            asked, listening.failure = listening.asked, number
+            client = asyncio.create_task(greeted(listening))
+            await until(lambda before=asked: listening.asked > before)
+            listening.failure = None
+            assert await client == b"hello"
+        await asyncio.sleep(acceptor._CALM_S)
+        assert await greeted(listening) == b"hello"
         assert [event["event"] for event in log] == ["accept_paused", "accept_resumed"]
 
 
