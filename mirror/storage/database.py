@@ -201,6 +201,11 @@ def is_passing(error: Exception) -> bool:
     return not isinstance(error, UnicodeDecodeError)
 
 
+def is_full(error: Exception) -> bool:
+    """Whether a write has failed for want of space: what is there can still be read."""
+    return isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_FULL
+
+
 def supersede(base: str, number: int, cause: str) -> None:
     """Make room for a successor to a damaged database; whoever else does so at the same time makes the same one.
 

@@ -35,6 +35,7 @@ _WALK_BUSY_S = 2.0
 # A database that has failed is opened again at most this often.
 _MEND_INTERVAL_S = 10.0
 _UNAVAILABLE_INTERVAL_S = 1.0
+_TELL_INTERVAL_S = 60.0
 # Another process may have started a damaged database anew.
 _LOOK_INTERVAL_S = 1.0
 
@@ -52,7 +53,7 @@ class Table:
         self._number = 0
         self.failures = 0
         self._trouble: Exception | None = None
-        self._retry_at = self._look_at = 0.0
+        self._retry_at = self._look_at = self._tell_at = 0.0
         self._mending = threading.Lock()
         self._open()
 
@@ -195,7 +196,7 @@ class Table:
     def _failed(self, event: str, error: Exception) -> None:
         self.failures += 1
         log.warning(event, path=databases.path_of(self._base, self._number), cause=str(error))
-        if not databases.is_passing(error):
+        if not databases.is_passing(error) and not databases.is_full(error):
             # Opening it again may take long: whoever writes does that, in a thread.
             self._trouble = error
 
@@ -228,6 +229,14 @@ class Table:
         except Unavailable as error:
             # What could be read until now may still be: only a database that can be opened takes its place.
             self._retry_at = time.monotonic() + _UNAVAILABLE_INTERVAL_S
-            log.error("index_unavailable", path=self._base, cause=str(error), consequence="what it knows is not known for now")
+            self._tell_unavailable(str(error))
         finally:
             self._mending.release()
+
+    def _tell_unavailable(self, cause: str) -> None:
+        """Log it, but not with each attempt."""
+        if time.monotonic() < self._tell_at:
+            return
+        self._tell_at = time.monotonic() + _TELL_INTERVAL_S
+        consequence = "what it knows is not known for now" if self._database is None else "it is read on, and not written"
+        log.error("index_unavailable", path=self._base, cause=cause, consequence=consequence)

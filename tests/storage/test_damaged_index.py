@@ -122,6 +122,24 @@ def test_full_disk_at_start(small_disk, impatient):
     table.close()
 
 
+@pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
+def test_disk_that_fills_up_in_use(small_disk, impatient, monkeypatch):
+    """On a disk that has become full what was known is known on, and it is not tried in vain to open the index anew."""
+    table = Table(f"{small_disk.path}/tags")
+    table.set("key", 1)
+    filled = Filled(small_disk.path)
+    opened = []
+    monkeypatch.setattr("mirror.storage.database.open_newest", lambda base: opened.append(base))
+    for number in range(200):
+        table.set(f"large {number}", "x" * 4000)
+    assert table.failures > 0
+    assert (table.get("key"), table.get("large 199"), opened) == (1, None, [])
+    filled.free()
+    table.set("later", 1)
+    assert table.get("later") == 1
+    table.close()
+
+
 @pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_store_on_a_full_disk(small_disk):
     """A store is opened on a full disk: what it holds is there, and what it knows is there after the next start."""
@@ -171,8 +189,8 @@ def test_file_of_somebody_else(directory, impatient):
 def test_any_byte(directory, tmp_path, living):
     """Whatever one byte of the files says that a killed process has left, the table opens, takes a fact and tells it."""
     living.kill()
-    header = [*range(100), *range(100, 4096, 61)]
-    offsets = {"cache.db": header, "cache.db-wal": [*range(60)], "cache.db-shm": [*range(0, 136, 3)]}
+    header = [*range(100), *range(100, 4096, 211)]
+    offsets = {"cache.db": header, "cache.db-wal": [*range(0, 60, 2)], "cache.db-shm": [*range(0, 136, 8)]}
     for name, places in offsets.items():
         assert os.path.exists(f"{directory}/{name}")
         for offset in places:
