@@ -29,6 +29,7 @@ HEARD = _END | {signal.SIGHUP, signal.SIGCHLD}
 # A worker that lived shorter than this died of something that another try at once will not mend. Seconds.
 _YOUNG = 5.0
 _LONGEST_PAUSE = 30.0
+_FORK_PAUSE_S = 2.0
 _STARTUP = 60.0
 # Longer than a worker's own drain.
 _STOP = 40.0
@@ -111,7 +112,13 @@ class Supervisor:
 
     def _start(self) -> None:
         slot = min(set(range(self._count)) - set(self._slots.values()))
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            # The machine gives no further process just now, as at TasksMax. Those that there are serve on.
+            log.error("worker_cannot_start", problems=[error.strerror], next_in_seconds=_FORK_PAUSE_S)
+            self._start_after = time.monotonic() + _FORK_PAUSE_S
+            return
         if pid:
             self._started[pid], self._slots[pid] = time.monotonic(), slot
             return
