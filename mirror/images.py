@@ -9,6 +9,7 @@ from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
 from mirror.core.names import ImagePattern, Repository, Tag
+from mirror.core.signatures import signature_tags
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.index import Index
 
@@ -88,6 +89,12 @@ def reach(files: BlobFiles, roots: Iterable[Digest]) -> Reach:
             waiting += [(child.digest, depth + 1) for child in manifest.children]
     complete = bool(start) and all(is_complete(files, digest) for digest in start)
     return Reach(frozenset(manifests), frozenset(blobs), complete)
+
+
+def attached(index: Index, repository: Repository, digest: Digest) -> set[Digest]:
+    """The manifests about a manifest that are known in its repository: by its signature tags, and as its referrers."""
+    records = (index.tag(repository, tag) for tag in signature_tags(digest))
+    return {record.digest for record in records if record is not None} | index.attachments.referrers(repository, digest)
 
 
 def held_size(files: BlobFiles, reached: Reach) -> int:

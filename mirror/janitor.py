@@ -22,7 +22,7 @@ from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.eviction import Reason, Shortage
 from mirror.errors import StorageError
-from mirror.images import reach
+from mirror.images import attached, reach
 from mirror.leftovers import Leftovers
 from mirror.metrics import Metrics
 from mirror.pull.settings import TagPolicies
@@ -254,11 +254,12 @@ class Janitor:
         if not kept and not any(rule.pin for rules in policies.rules.values() for rule in rules):
             return frozenset()
         known = ReadCheck(self._index)
-        roots = [
-            record.digest
+        pinned = [
+            (repository, record.digest)
             for repository, tag, record in self._index.tags()
             if policies.is_pinned(repository, tag) or f"{repository}:{tag}" in kept
         ]
+        roots = [digest for repository, root in pinned for digest in (root, *attached(self._index, repository, root))]
         known.check()
         roots += filter(None, map(_digest, kept))
         reached = reach(self._files, roots)

@@ -92,6 +92,7 @@ class Leftovers:
         """Forget what is known about content that is gone."""
         tags = self._index.drop_tags(self._is_around, now - _FORGOTTEN)
         manifests = self._index.drop_manifests(self._is_around)
+        self._index.attachments.drop(self._is_around, now - _FORGOTTEN)
         self._index.parts.drop(self._is_around, lambda: self._stopping.wait(_BREATH))
         grants = self._index.drop_grants(self._is_around, lambda: self._stopping.wait(_BREATH))
         if tags or manifests or grants:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.names import ImagePattern, Repository, Tag
+from mirror.core.signatures import signature_tags
 from mirror.images import Reach, held_manifest, reach
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
@@ -100,6 +101,8 @@ class Purge:
             return self._expire(going, dry_run=order.dry_run)
         self._record_parts()
         rows = self._leaving_rows(order, going)
+        going += self._signatures(rows, going)
+        rows = self._leaving_rows(order, going) | rows | self._referrers(rows, going)
         leaving = _Leaving({(repository, tag) for repository, tag, _ in going}, rows)
         lost = reach(self._files, {record.digest for *_, record in going} | {digest for _, digest in rows})
         reliable.check()
@@ -124,6 +127,18 @@ class Purge:
             rows = self._index.manifests(order.pattern.only_repository())
             candidates |= {row for row in rows if order.pattern.matches(row[0], None, row[1]) and self._is_old(order, row[1])}
         return {row for row in candidates if not self._is_tagged(*row, leaving)}
+
+    def _signatures(self, rows: Iterable[_Row], going: Sequence[_Entry]) -> list[_Entry]:
+        """The signature tags of manifests that go, beside those that go anyway."""
+        known = {(repository, tag) for repository, tag, _ in going}
+        names = ((repository, tag) for repository, digest in rows for tag in signature_tags(digest))
+        return [(*name, record) for name in names if name not in known and (record := self._index.tag(*name)) is not None]
+
+    def _referrers(self, rows: Iterable[_Row], going: Sequence[_Entry]) -> set[_Row]:
+        """The manifests about manifests that go, unless a tag leads to them."""
+        leaving = _Leaving({(repository, tag) for repository, tag, _ in going})
+        found = {(name, about) for name, digest in rows for about in self._index.attachments.referrers(name, digest)}
+        return {row for row in found if self._index.manifest(*row) is not None and not self._is_tagged(*row, leaving)}
 
     def _is_old(self, order: Order, digest: Digest) -> bool:
         return order.pulled_before is None or (self._files.used(digest) or 0.0) < order.pulled_before
@@ -194,6 +209,7 @@ class Purge:
         forgotten = sum(self._index.forget_tag(*entry) for entry in going)
         for row in rows:
             self._index.change(partial(self._release, *row, began))
+            self._index.attachments.delete(*row)
         self._index.forget_absent(order.pattern)
         self._generation.change()
         return forgotten

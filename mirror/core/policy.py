@@ -59,12 +59,17 @@ class Policy:
 
     def refuses_tag(self, path: str, tag: Tag) -> str | None:
         """The rule by which a tag of a repository must not be pulled, in words; None if it may."""
-        denied = next((rule for rule in self.deny if rule.matches(path, tag)), None)
+        denied = self.denies(path, tag)
         if denied is not None:
-            return f"deny: {denied}"
+            return denied
         if self.allow and not any(rule.matches(path, tag) for rule in self.allow):
             return _NOT_ALLOWED
         return None
+
+    def denies(self, path: str, tag: Tag) -> str | None:
+        """The rule of `deny` that covers a tag of a repository, in words; None if none does."""
+        denied = next((rule for rule in self.deny if rule.matches(path, tag)), None)
+        return None if denied is None else f"deny: {denied}"
 
     def refuses_repository(self, path: str) -> str | None:
         """The rule by which nothing of a repository may be pulled, whatever its tag; None if something may."""

@@ -134,6 +134,8 @@ class ByDigest:
             counts = context.index.note_refusal(repository, tag, asked, context.clock(), delete=delete)
             if counts and delete:
                 context.generation.change()
+            if counts and isinstance(error, NotFound):
+                context.index.attachments.put_absent(repository, tag, asked)
             return counts
 
         return await context.note(write, late=True)

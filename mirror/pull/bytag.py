@@ -58,9 +58,10 @@ class ByTag:
             return await self._checked_soon(repository, tag, record, head=head)
         except (UpstreamError, UpstreamAnswer) as error:
             old = await self._old(repository, tag, record, self._reason(repository, error), error)
-            if old is None:
-                raise
-            return old, 0.0
+            if old is not None:
+                return old, 0.0
+            self._repeat_absence(repository, tag, error)
+            raise
 
     async def close(self) -> None:
         """Stop asking upstream."""
@@ -159,6 +160,14 @@ class ByTag:
         answer = await self._by_digest.fetch(repository, tag)
         self._permission.check_content(repository, answer.digest)
         return answer
+
+    def _repeat_absence(self, repository: Repository, tag: Tag, error: UpstreamError | UpstreamAnswer) -> None:
+        """Raise NotFound if upstream cannot be asked, but had no such signature when it was: clients need to be told that."""
+        since = self._context.index.attachments.absent_since(repository, tag)
+        if since is None or not isinstance(error, UpstreamError):
+            return
+        if may_serve(error.reason, self._context.clock() - since, self._context.policies.general.stale_if_error):
+            raise NotFound(f"upstream said last that it does not have {repository} {tag}") from error
 
     async def _old(
         self, repository: Repository, tag: Tag, record: TagRecord | None, reason: str, error: MirrorError

@@ -6,6 +6,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from urllib.parse import urlencode
 
 from mirror.core import media
@@ -14,11 +15,12 @@ from mirror.core.links import PAGE, SPECIFIED, format_link, next_page, page_para
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import may_serve
-from mirror.errors import UpstreamError, UpstreamNonsense
+from mirror.errors import NotFound, UpstreamError, UpstreamNonsense
 from mirror.flights import Flights
 from mirror.pull.context import Context
 from mirror.pull.permission import Permission
 from mirror.pull.tags import following_page, tag_names
+from mirror.storage.attachments import KeptList
 from mirror.upstream.registry import Listing
 
 _MOST_BYTES = 16 << 20
@@ -68,13 +70,42 @@ class Listings:
     async def referrers(self, repository: Repository, digest: Digest, path: str, query: dict[str, str]) -> ListAnswer:
         """The manifests that refer to one (OCI distribution-spec, Listing Referrers). Raises like `tags`.
 
-        Upstream's 404 says that it has no such API; clients then ask for a tag, so it is passed on.
+        Upstream's 404 says that it has no such API; clients then ask for a tag, so it is passed on. What upstream said last is
+        kept in the store, and said again while it cannot be asked.
         """
-        listing, outcome, reason = await self._get("referrers", repository, f"referrers/{digest}", query)
+        listing, outcome, reason = await self._referrers(repository, digest, query)
         headers = {"Content-Type": media.OCI_INDEX, **_link(listing, path, query)}
         if listing.filters is not None:
             headers["OCI-Filters-Applied"] = "artifactType"
         return ListAnswer(listing.body, headers, outcome, reason)
+
+    async def _referrers(
+        self, repository: Repository, digest: Digest, query: dict[str, str]
+    ) -> tuple[Listing, Outcome, str | None]:
+        page, asked, attachments = _asked_page(query), self._context.clock(), self._context.index.attachments
+        try:
+            found = await self._get("referrers", repository, f"referrers/{digest}", query)
+        except NotFound:
+            kept = KeptList(None, (), None, asked)
+            await self._context.note(partial(attachments.put_list, repository, digest, page, kept), None)
+            raise
+        except UpstreamError as error:
+            return self._said_last(repository, digest, page, error), Outcome.STALE, error.reason
+        if found[1] is Outcome.MISS:
+            kept = KeptList(found[0].body, found[0].links[:4], found[0].filters, asked)
+            await self._context.note(partial(attachments.put_list, repository, digest, page, kept), None)
+        return found
+
+    def _said_last(self, repository: Repository, digest: Digest, page: str, error: UpstreamError) -> Listing:
+        """The list that is kept in the store; raises the failure if there is none, or NotFound if upstream had none."""
+        context, kept = self._context, self._context.index.attachments.list(repository, digest, page)
+        longest = context.policies.general.stale_if_error
+        if kept is None or not may_serve(error.reason, context.clock() - kept.asked, longest):
+            raise error
+        if kept.body is None:
+            raise NotFound(f"upstream said last that it has no list of referrers of {repository} {digest}") from error
+        context.metrics.stale_served.labels(repository.registry, error.reason).inc()
+        return Listing(kept.body, kept.links, kept.filters)
 
     async def close(self) -> None:
         """Stop asking upstream."""

@@ -11,6 +11,7 @@ from mirror.core.digest import Digest
 from mirror.core.errors import InvalidTag
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.policy import Policy
+from mirror.core.signatures import subject_of
 from mirror.errors import PolicyDenied
 from mirror.pull.context import Context
 from mirror.pull.memory import Memory
@@ -51,23 +52,21 @@ class Permission:
         policy = self._policies.get(repository.registry)
         if policy is None:
             return
-        if isinstance(reference, Tag):
-            rule = policy.refuses_tag(repository.path, reference)
-        elif reference is not None and self._names_matter(policy, repository):
-            rule = await self._look_up(policy, repository, reference)
-        else:
-            rule = policy.refuses_repository(repository.path)
+        digest = _content_of(reference)
+        rule = _refused_by_name(policy, repository, reference)
+        if rule is None and digest is not None and self._names_matter(policy, repository):
+            rule = await self._look_up(policy, repository, digest)
         if rule is not None:
             what = repository if reference is None else f"{repository} {reference}"
             raise PolicyDenied(f"{what} may not be pulled through this mirror", rule)
 
     def is_constant(self, repository: Repository, reference: Reference | None) -> bool:
         """Whether what `check` has let pass may be pulled for as long as nothing is configured anew."""
-        return not isinstance(reference, Digest) or not self.looks_at_names(repository)
+        return _content_of(reference) is None or not self.looks_at_names(repository)
 
     def remembers(self, repository: Repository | None, reference: Reference | None) -> bool:
         """Whether a digest that `check` has let pass needs no other look. Costs a microsecond."""
-        return self._allowed.get((repository, reference), 0.0) is not None
+        return self._allowed.get((repository, _content_of(reference)), 0.0) is not None
 
     def check_content(self, repository: Repository, digest: Digest) -> None:
         """Return unless a rule names a digest that upstream, or what is known, stands for under an allowed name.
@@ -87,7 +86,7 @@ class Permission:
     def lists(self, repository: Repository, tag: Tag) -> bool:
         """Whether a tag may be named in a list: whether it may be pulled."""
         policy = self._policies.get(repository.registry)
-        if policy is None or policy.refuses_tag(repository.path, tag) is not None:
+        if policy is None or _refused_by_name(policy, repository, tag) is not None:
             return False
         record = self._context.index.tag(repository, tag) if self._denied else None
         return record is None or record.digest not in self._denied
@@ -102,7 +101,7 @@ class Permission:
         return [
             text
             for text in tags
-            if (tag := _tag(text)) is not None and tag not in denied and policy.refuses_tag(repository.path, tag) is None
+            if (tag := _tag(text)) is not None and tag not in denied and _refused_by_name(policy, repository, tag) is None
         ]
 
     def _names_matter(self, policy: Policy, repository: Repository) -> bool:
@@ -153,6 +152,19 @@ class _Question:
                     return None
                 rule = rule or found
         return rule
+
+
+def _content_of(reference: Reference | None) -> Digest | None:
+    """The digest by which a reference is judged. Signatures may be had with what they are about, whatever tags are allowed."""
+    return subject_of(reference) if isinstance(reference, Tag) else reference
+
+
+def _refused_by_name(policy: Policy, repository: Repository, reference: Reference | None) -> str | None:
+    if not isinstance(reference, Tag):
+        return policy.refuses_repository(repository.path)
+    if subject_of(reference) is None:
+        return policy.refuses_tag(repository.path, reference)
+    return policy.refuses_repository(repository.path) or policy.denies(repository.path, reference)
 
 
 def _tag(text: str) -> Tag | None:

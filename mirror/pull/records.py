@@ -43,6 +43,10 @@ class Records:
         """What is known of a tag."""
         return self._context.index.tag(repository, tag)
 
+    def now(self) -> float:
+        """The time of the records, in seconds since the epoch."""
+        return self._context.clock()
+
     async def found(
         self, repository: Repository, tag: Tag, answer: ManifestAnswer, *, asked: float, pulled: bool = True
     ) -> TagRecord | None:
@@ -62,6 +66,7 @@ class Records:
 
         def write() -> TagRecord | None:
             before, after = context.index.note_check(repository, tag, found, now)
+            context.index.attachments.forget_absent(repository, tag)
             if before is not None and after is not None and before.digest != after.digest:
                 # Not before: what memory forgets sooner it would learn again.
                 context.generation.change()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mirror.core.digest import Digest
 from mirror.core.names import Reference, Repository, Tag
-from mirror.images import reach
+from mirror.images import attached, reach
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.index import Index
 
@@ -56,7 +56,9 @@ class Usage:
         latest: dict[Digest, float] = {}
         # Copies: a request that was just noting something may still have hold of the old ones.
         for (repository, reference), noted in list(manifests.items()):
-            latest[noted.digest] = max(noted.when, latest.get(noted.digest, 0.0))
+            # Signatures are of use for as long as what they are about.
+            for digest in (noted.digest, *attached(index, repository, noted.digest)):
+                latest[digest] = max(noted.when, latest.get(digest, 0.0))
             if isinstance(reference, Tag):
                 index.note_pull(repository, reference, noted.when, noted.times)
         for digest, when in list(blobs.items()):

@@ -32,6 +32,7 @@ from mirror.pull.records import Records
 from mirror.pull.settings import TagPolicies, TagPolicy, TagRule
 from mirror.sections import RegistryConfig
 from mirror.service.services import Services
+from mirror.sync.attachments import AttachmentSyncer
 from mirror.sync.bringer import Bringer
 from mirror.sync.keeper import Means
 from mirror.sync.plan import Planner
@@ -155,7 +156,8 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     router, catalog = Router(registries, default), Catalog(store.index, permission, default)
     api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, services.recheck, services.group.trail)
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
-    bringer = Bringer(context, by_digest, records, blobs, permission, config.sync.reserve)
+    attachments = AttachmentSyncer(permission, by_digest, records, blobs, listings)
+    bringer = Bringer(context, by_digest, records, blobs, permission, attachments, config.sync.reserve)
     means = Means(bringer, _planner(config, bringer, permission), config.sync.interval)
     return Graph(config, http, registries, manifests, blobs, listings, prefetch, policies, means, token, api, in_use)
 

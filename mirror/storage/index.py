@@ -20,6 +20,7 @@ from mirror.core.freshness import TagRecord, after_check, is_superseded
 from mirror.core.names import ImagePattern, Reference, Repository, Tag, is_glob, parse_reference
 from mirror.core.popularity import NONE, Pulls
 from mirror.errors import StorageError
+from mirror.storage.attachments import Attachments
 from mirror.storage.parts import Kind, Parts
 from mirror.storage.table import Table
 
@@ -52,6 +53,7 @@ class Index:
 
     Attributes:
         parts: what manifests name.
+        attachments: signatures and other referrers of manifests.
     """
 
     def __init__(self, directory: str) -> None:
@@ -60,6 +62,7 @@ class Index:
         self._grants = Table(f"{directory}/grants")
         self._absent = Table(f"{directory}/absent")
         self.parts = Parts(directory)
+        self.attachments = Attachments(directory)
         self.label()
         if not self.parts.is_complete and not self._manifests.keys_from("manifest|", 1) and not self._tags.keys_from("tag|", 1):
             self.parts.complete()
@@ -73,13 +76,14 @@ class Index:
     def close(self) -> None:
         """Let go of the databases."""
         self.parts.close()
+        self.attachments.close()
         for table in self._tables:
             table.close()
 
     @property
     def failures(self) -> int:
         """How many reads and writes have failed; while it stays the same, what was not found is not there."""
-        return self.parts.failures + sum(table.failures for table in self._tables)
+        return self.parts.failures + self.attachments.failures + sum(table.failures for table in self._tables)
 
     def change(self, work: Callable[[], T]) -> T | None:
         """Do something while no process writes down what a tag names or what a repository holds; None if that cannot be had.

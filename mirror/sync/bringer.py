@@ -20,6 +20,7 @@ from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.core.platform import Platform
 from mirror.core.selection import chosen
+from mirror.core.signatures import subject_of
 from mirror.core.urgency import Urgency
 from mirror.errors import MirrorError, NotFound, StorageError, UpstreamAnswer, UpstreamRateLimited
 from mirror.images import is_complete
@@ -30,6 +31,7 @@ from mirror.pull.context import Context
 from mirror.pull.permission import Permission
 from mirror.pull.records import Records
 from mirror.pull.tags import every_tag
+from mirror.sync.attachments import AttachmentSyncer
 from mirror.sync.platforms import held_platforms, own_platform
 from mirror.sync.progress import Progress
 
@@ -103,8 +105,16 @@ class Bringer:
     """
 
     def __init__(
-        self, context: Context, by_digest: ByDigest, records: Records, blobs: Blobs, permission: Permission, reserve: int
+        self,
+        context: Context,
+        by_digest: ByDigest,
+        records: Records,
+        blobs: Blobs,
+        permission: Permission,
+        attachments: AttachmentSyncer,
+        reserve: int,
     ) -> None:
+        self._attachments = attachments
         self._context = context
         self._by_digest = by_digest
         self._records = records
@@ -153,8 +163,13 @@ class Bringer:
     async def _by_its_digest(self, target: Target, digest: Digest, progress: Progress) -> Brought:
         fetched = progress.fetched
         answer = await self._manifest(target.repository, digest, progress)
-        await self._content(target.repository, answer, _Wish(target.platforms, whole=True, certain=True, exact=True), progress)
-        return Brought("unchanged" if progress.fetched == fetched else "moved", None, digest)
+        wish = _Wish(target.platforms, whole=True, certain=True, exact=True)
+        brought = await self._content(target.repository, answer, wish, progress)
+        result: Word = "unchanged" if progress.fetched == fetched else "moved"
+        # What a digest names never changes, and once it is held in full upstream is not asked again.
+        if result == "moved" or self._context.index.attachments.list(target.repository, digest, "") is None:
+            await self._attachments.sync(target.repository, brought, self._spend)
+        return Brought(result, None, digest)
 
     async def _by_its_tag(self, target: Target, tag: Tag, progress: Progress) -> Brought:
         repository, asked = target.repository, self._context.clock()
@@ -171,7 +186,9 @@ class Bringer:
         if record is not None and head.digest == old and not target.fetch:
             return await self._switched(target, tag, old, _known(record), asked)
         answer = await self._named(repository, tag, head.digest, progress)
-        await self._content(repository, answer, await self._wish(target, old), progress)
+        brought = await self._content(repository, answer, await self._wish(target, old), progress)
+        if subject_of(tag) is None:
+            await self._attachments.sync(repository, brought, self._spend)
         return await self._switched(target, tag, old, answer, asked)
 
     async def _switched(self, target: Target, tag: Tag, old: Digest | None, answer: ManifestAnswer, asked: float) -> Brought:
@@ -229,10 +246,13 @@ class Bringer:
         progress.have(answer.digest, answer.size, answer.size)
         return answer
 
-    async def _content(self, repository: Repository, answer: ManifestAnswer, wish: _Wish, progress: Progress) -> None:
-        """Everything that a client of one of the platforms needs; each manifest once, in however many ways it is led to."""
+    async def _content(self, repository: Repository, answer: ManifestAnswer, wish: _Wish, progress: Progress) -> list[Digest]:
+        """Everything that a client of one of the platforms needs; each manifest once, in however many ways it is led to.
+
+        Returns the manifests, the one that was answered first.
+        """
         top = _parsed(answer)
-        seen, waiting, images = {answer.digest}, [(answer.digest, 0)], 0
+        seen, waiting, images = {answer.digest: None}, [(answer.digest, 0)], 0
         while waiting:
             digest, depth = waiting.pop()
             # One at a time: a thousand of them could be of some megabytes each.
@@ -244,13 +264,14 @@ class Bringer:
                 continue
             named = dict.fromkeys(child.digest for child in chosen(manifest.children, wish.platforms))
             children = [child for child in named if child not in seen]
-            seen.update(children)
+            seen.update(dict.fromkeys(children))
             if len(seen) > _MOST_MANIFESTS:
                 raise InvalidManifest(str(top.digest), f"leads to more than {_MOST_MANIFESTS} manifests")
             waiting += [(child, depth + 1) for child in reversed(children) if depth < _DEEPEST]
         if wish.certain and not images and top.children:
             wanted = ", ".join(map(str, wish.platforms))
             raise NotFound(f"none of its manifests is for {wanted}; there are {_offered(top)}")
+        return list(seen)
 
     async def _all_blobs(
         self, repository: Repository, manifest: Manifest, platforms: tuple[Platform, ...], progress: Progress

@@ -263,4 +263,5 @@ async def test_unknown_order(mirror, orders):
 
 def content_sent(hub):
     """Bytes of manifests and blobs that upstream has sent: neither challenges nor redirects."""
-    return sum(seen.body_bytes_sent for seen in hub.requests if seen.host != "token" and seen.status == 200)
+    content = (seen for seen in hub.requests if seen.kind in ("manifest", "blob") and seen.host != "token" and seen.status == 200)
+    return sum(seen.body_bytes_sent for seen in content)
