@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import dataclasses
 
 import aiohttp
 import pytest
 
 from mirror.download import shares
-from tests.fakehub import Rule
+from tests.fakehub import NoHeaders, Rule
 from tests.mirror.syncing import Orders
 from tests.mirror.transfers import Transfer
 from tests.mirrors import MirrorUnderTest
@@ -102,6 +103,28 @@ async def test_those_who_left_make_way(hub, start, address):
     assert sum(mirror.holds(blob.digest) for blob in left) == 2
     for blob in left:
         assert (await mirror.get(blob_path(blob))).sha256 == blob.digest
+
+
+async def test_those_who_wait_for_headers_make_way(hub, start):
+    """The same while upstream has not even answered, and is asked twice."""
+    mirror = await start(2)
+    http = mirror.mirror._graph.http
+    http.limits = dataclasses.replace(http.limits, hedge=0.05)
+    left, wanted = blobs(hub, 2)
+    faults = [NoHeaders(), NoHeaders()]
+    for fault in faults:
+        hub.script(Rule(host="cdn", reference=left.digest), fault)
+    asking = asyncio.create_task(mirror.get(blob_path(left)))
+    for fault in faults:
+        await asyncio.wait_for(fault.reached.wait(), 10)
+    asking.cancel()
+    await eventually(lambda: mirror.mirror._downloads.readers == 0)
+    async with asyncio.timeout(5):
+        assert (await mirror.get(blob_path(wanted))).sha256 == wanted.digest
+    for fault in faults:
+        fault.release()
+    await mirror.idle()
+    assert mirror.holds(left.digest)
 
 
 async def test_who_comes_back_counts(hub, start):
