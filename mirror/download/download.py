@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 # Held back of a whole body until the digest has matched. One byte would do for correctness; a small blob is held back whole, so
 # that its failure can still become a proper error answer.
 _HELD_BACK = 64 << 10
+# A reader far ahead, for whom nothing could be begun because somebody else was about to, asks again after so long.
+_WANT_AGAIN_S = 0.25
 
 
 class Download:
@@ -148,7 +150,7 @@ class Download:
         """
         while (end := self._visible(position, whole=whole)) <= position:
             self._want(position)
-            await self._wait(1.0, position)
+            await self._wait(_WANT_AGAIN_S, position)
         return end
 
     async def committed(self) -> None:
@@ -173,7 +175,7 @@ class Download:
         left = deadline - asyncio.get_running_loop().time()
         if left <= 0:
             raise UpstreamTimeout(f"no byte of {self.digest} within {self._workshop.policy.first_byte:g} s")
-        await self._wait(min(left, 1.0), position)
+        await self._wait(min(left, _WANT_AGAIN_S), position)
 
     async def _wait(self, timeout: float, position: int | None) -> None:
         """Wait for news of the chunk at a position, and of everything that concerns the whole."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import Callable
 
@@ -95,7 +96,9 @@ class Ingest:
             await self.filling.close()
         if self.partial is not None:
             if keep and self.held is None and self.partial.size is not None:
-                self.held = HeldBlob(self.partial.reader(), self.partial.size)
+                # Without a descriptor left for that, who has not begun to read gets an error.
+                with contextlib.suppress(OSError):
+                    self.held = HeldBlob(self.partial.reader(), self.partial.size)
             self.partial.abandon()
         if not keep and self.held is not None:
             self.held.close()
