@@ -112,6 +112,13 @@ class Acceptor:
         self._socket.close()
         self._drop_reserve()
 
+    async def abandon(self) -> None:
+        """End connections that are accepted but do not stand yet."""
+        tasks = list(self._connecting)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def _accept(self) -> None:
         for _ in range(_MAX_ACCEPTED):
             try:

@@ -69,5 +69,7 @@ class Listener:
 
     async def shutdown(self, timeout: float) -> None:
         """End all connections."""
+        if self._acceptor is not None:
+            await self._acceptor.abandon()
         if self._server is not None:
             await self._server.shutdown(timeout)

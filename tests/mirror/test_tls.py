@@ -359,3 +359,19 @@ def resident():
     """Bytes of memory of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
+
+
+async def test_stop_during_a_handshake(hub, tmp_path, served):
+    """Who has not come to its first request when the mirror stops is not waited for, and leaves nothing behind."""
+    async with MirrorUnderTest(hub, tmp_path / "store", tls=tls(*served)) as mirror:
+        reader, writer = await asyncio.open_connection("127.0.0.1", mirror.port)
+        writer.write(b"\x16\x03\x01\x02\x00\x01")
+        await eventually(lambda: handshakes(), "a handshake")
+    assert not handshakes()
+    assert await asyncio.wait_for(reader.read(), LIMIT) == b""
+    writer.close()
+
+
+def handshakes():
+    """Tasks of connections that do not stand yet."""
+    return [task for task in asyncio.all_tasks() if "Acceptor._connect" in repr(task.get_coro())]
