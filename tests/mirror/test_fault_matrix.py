@@ -110,11 +110,14 @@ CELLS = [
 
 
 @pytest.fixture
-async def mirror(hub, tmp_path, monkeypatch):
-    """A mirror with little patience, and without pauses between its attempts."""
+async def mirror(hub, tmp_path, monkeypatch, request):
+    """A mirror with little patience where upstream is silent, and without pauses between its attempts."""
     monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 1.0)
     monkeypatch.setattr("mirror.download.filling.backoff", lambda *_, **__: 0.0)
-    settings = {"downloads": {"stall_timeout": "300ms", "connect_timeout": "300ms"}}
+    # Elsewhere a machine that is busy with other things must not be taken for a silent upstream.
+    silent = isinstance(request.node.callspec.params["fault"], (NoHeaders, Stall))
+    timeout = "300ms" if silent else "5s"
+    settings = {"downloads": {"stall_timeout": timeout, "connect_timeout": timeout}}
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as under_test:
         yield under_test
 
@@ -142,7 +145,7 @@ async def told(mirror, path, content):
         answer = await mirror.get(path)
     except aiohttp.ClientPayloadError:
         return SHORT
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
     if answer.status != 200:
         assert answer.status != 503 or int(answer.headers["Retry-After"]) >= 1
         return f"{answer.status} {answer.code()}"
