@@ -136,8 +136,9 @@ async def test_short_body_ends_in_order(hub, mirror, trust):
     request = f"GET /v2/library/app/blobs/{layer.digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     head, _, body = (await until_goodbye(mirror, trust, request)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
-    assert 700_000 < len(body) < layer.size
-    assert body[:700_000] == layer.data[:700_000]
+    # The mirror may know that it is wrong before the client has read much.
+    assert 0 < len(body) < layer.size
+    assert body[:700_000] == layer.data[: min(len(body), 700_000)]
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
