@@ -52,8 +52,10 @@ class Installed:
 
     def close(self) -> None:
         """End systemd and the hub."""
-        self.systemd.close()
-        self.hub.close()
+        try:
+            self.systemd.close()
+        finally:
+            self.hub.close()
 
     def pull(self, number: int) -> Answer:
         """Pull an image as a client does; the answer for its layer."""
