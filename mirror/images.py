@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from mirror.core.digest import Digest
@@ -12,6 +12,7 @@ from mirror.core.names import ImagePattern, Repository, Tag
 from mirror.core.signatures import signature_tags
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.index import Index
+from mirror.storage.parts import parts_of
 
 MANIFEST_LIMIT = 4 << 20
 # Indexes nest two deep in practice; a hostile one could nest for ever.
@@ -89,6 +90,32 @@ def reach(files: BlobFiles, roots: Iterable[Digest]) -> Reach:
             waiting += [(child.digest, depth + 1) for child in manifest.children]
     complete = bool(start) and all(is_complete(files, digest) for digest in start)
     return Reach(frozenset(manifests), frozenset(blobs), complete)
+
+
+def record_parts(files: BlobFiles, index: Index, pause: Callable[[], bool] = lambda: False) -> None:
+    """Record what the held manifests name, if an earlier version has not, or if that was lost.
+
+    Args:
+        pause: called for each manifest; True to have it left at that.
+    """
+    if index.parts.is_complete:
+        return
+    rows = set(index.manifests())
+    rows |= {(repository, record.digest) for repository, _, record in index.tags()}
+    for repository, digest in rows:
+        if pause():
+            return
+        _record(files, index, repository, digest)
+    index.parts.complete()
+
+
+def _record(files: BlobFiles, index: Index, repository: Repository, digest: Digest, depth: int = 0) -> None:
+    manifest = None if index.parts.has(repository, digest) else held_manifest(files, digest)
+    if manifest is None or depth > _DEEPEST:
+        return
+    index.parts.put(repository, digest, parts_of(manifest))
+    for child in manifest.children:
+        _record(files, index, repository, child.digest, depth + 1)
 
 
 def attached(index: Index, repository: Repository, digest: Digest) -> set[Digest]:

@@ -17,6 +17,7 @@ from mirror.core.errors import InvalidInput
 from mirror.core.eviction import Partials
 from mirror.download.partial import Partial
 from mirror.errors import StorageError
+from mirror.images import record_parts
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.database import superseded
 from mirror.storage.index import Index
@@ -86,6 +87,8 @@ class Leftovers:
             if str(path) in damaged or ".damaged-" in path.name:
                 shutil.rmtree(path, ignore_errors=True)
         self._forget(now)
+        # Rules about digests, and rights, go by what manifests name.
+        record_parts(self._files, self._index, lambda: self._stopping.wait(_BREATH))
         log.info("leftovers_cleared", seconds=round(time.monotonic() - began, 3))
 
     def _forget(self, now: float) -> None:

@@ -17,11 +17,11 @@ from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.names import ImagePattern, Repository, Tag
 from mirror.core.signatures import signature_tags
-from mirror.images import Reach, held_manifest, reach
+from mirror.images import Reach, reach, record_parts
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
 from mirror.storage.index import Index, ReadCheck
-from mirror.storage.parts import Kind, parts_of
+from mirror.storage.parts import Kind
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Purge:
         going = [entry for entry in self._index.tags(order.pattern) if entry[2].pulled < before]
         if order.soft:
             return self._expire(going, dry_run=order.dry_run)
-        self._record_parts()
+        record_parts(self._files, self._index)
         rows = self._leaving_rows(order, going)
         going += self._signatures(rows, going)
         rows = self._leaving_rows(order, going) | rows | self._referrers(rows, going)
@@ -183,24 +183,6 @@ class Purge:
                     return True
                 seen.add(parent)
         return False
-
-    def _record_parts(self) -> None:
-        """Record what the held manifests name, if an earlier version has not, or if that was lost."""
-        if self._index.parts.is_complete:
-            return
-        rows = set(self._index.manifests())
-        rows |= {(repository, record.digest) for repository, _, record in self._index.tags()}
-        for repository, digest in rows:
-            self._record(repository, digest)
-        self._index.parts.complete()
-
-    def _record(self, repository: Repository, digest: Digest, depth: int = 0) -> None:
-        manifest = None if self._index.parts.has(repository, digest) else held_manifest(self._files, digest)
-        if manifest is None or depth > _MAX_DEPTH:
-            return
-        self._index.parts.put(repository, digest, parts_of(manifest))
-        for child in manifest.children:
-            self._record(repository, child.digest, depth + 1)
 
     # ---- doing it
 

@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 
+from mirror import leftovers
 from mirror.storage.table import Table
 from tests.fakehub import Html, NoHeaders, Rule, Status
 from tests.mirrors import MirrorUnderTest
+from tests.support.waiting import eventually
 
 ONE, OTHER = "library/one", "library/other"
 
@@ -307,8 +309,10 @@ async def former(hub, tmp_path):
 
 
 async def test_store_of_an_earlier_version(hub, former):
-    """A right that is not recorded is asked for by HEAD, once."""
+    """A right that is not recorded, and for which no manifest speaks, is asked for by HEAD, once."""
     layer, store = former
+    for table in ("tags", "manifests"):
+        shutil.rmtree(store / "index" / table)
     hub.reset_counters()
     for _ in range(2):
         async with MirrorUnderTest(hub, store) as mirror:
@@ -317,8 +321,19 @@ async def test_store_of_an_earlier_version(hub, former):
 
 
 async def test_store_of_an_earlier_version_in_an_outage(hub, former):
-    """A manifest that was held before it was recorded what it names speaks for its layers once it is read."""
+    """What the held manifests name is recorded after the start, so that they speak for their layers; no question is needed."""
     layer, store = former
+    async with MirrorUnderTest(hub, store, tags={"ttl": "1h"}) as mirror:
+        await hub.stop()
+        await eventually(lambda: mirror.store.index.parts.is_complete, "the parts of all manifests")
+        for path in (f"blobs/{layer}", "manifests/1"):
+            assert (await mirror.get(f"/v2/{ONE}/{path}")).cache == "HIT"
+
+
+async def test_a_manifest_that_is_read_speaks_for_its_layers(hub, former, monkeypatch):
+    """Before that, what a manifest names is recorded when it is served."""
+    layer, store = former
+    monkeypatch.setattr(leftovers, "record_parts", lambda *_: None)
     async with MirrorUnderTest(hub, store, tags={"ttl": "1h"}) as mirror:
         await hub.stop()
         assert (await mirror.get(f"/v2/{ONE}/blobs/{layer}")).status == 503

@@ -1,6 +1,7 @@
 """Policies of registries, end to end: what is refused, by which rule, and that upstream hears nothing of it."""
 
 import json
+import shutil
 
 import pytest
 
@@ -8,6 +9,7 @@ from tests.clock import Clock
 from tests.fakehub import Rule, Status
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import ABSENT
+from tests.support.waiting import eventually
 
 ALLOW = "allow has no rule for it"
 
@@ -175,6 +177,19 @@ async def test_a_held_image_is_denied(hub, governed):
                 assert (await mirror.get(f"/v2/{APP}/{path}", method)).status == 200
         await hub.stop()
         await assert_denied(mirror, f"/v2/{APP}/manifests/1", f"deny: {APP}@{image.digest}")
+
+
+async def test_a_store_of_an_earlier_version(hub, governed, tmp_path):
+    """Where it was not recorded what manifests name, it is soon after the start, and rules hold for layers, too."""
+    image = hub.add_image(APP, "1", layers=[b"bad"])
+    async with governed() as mirror:
+        for path in ("manifests/1", f"blobs/{image.layers[0].digest}"):
+            assert (await mirror.get(f"/v2/{APP}/{path}")).status == 200
+        await mirror.idle()
+    shutil.rmtree(tmp_path / "store" / "index" / "parts")
+    async with governed(deny=denies(image.digest)) as mirror:
+        await eventually(lambda: mirror.store.index.parts.is_complete, "the parts of all manifests")
+        await assert_denied(mirror, f"/v2/{APP}/blobs/{image.layers[0].digest}", f"deny: {APP}@{image.digest}")
 
 
 async def test_a_denied_layer(hub, governed):
