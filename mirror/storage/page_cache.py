@@ -7,8 +7,10 @@ import ctypes
 import errno
 import os
 
-# One byte tells for a piece of this size: the kernel reads ahead in pieces that are not much smaller.
-_PROBE = 256 << 10
+# One byte tells for a piece of this size: the kernel reads ahead, and takes memory back, in pieces that are not much smaller.
+_PROBE = 512 << 10
+# One byte of each piece of this size is waited for: they are on their way to memory by then.
+_TOUCH = 64 << 10
 # linux/fs.h
 _SYNC_FILE_RANGE_WRITE = 2
 
@@ -27,7 +29,8 @@ def resident_until(descriptor: int, start: int, stop: int) -> int:
         os.preadv(descriptor, byte, stop - 1, os.RWF_NOWAIT)
     except OSError as error:
         # Whatever else is wrong is found by whoever reads.
-        return min(position, stop - 1) if error.errno == errno.EAGAIN else stop
+        last = stop - 1 - (stop - 1) % _PROBE
+        return max(start, min(position, last)) if error.errno == errno.EAGAIN else stop
     return stop
 
 
@@ -35,7 +38,7 @@ def bring_in(descriptor: int, start: int, stop: int, ahead: int) -> None:
     """Have bytes read from the disk, and those up to `ahead` begun with. Blocks."""
     with contextlib.suppress(OSError):
         os.posix_fadvise(descriptor, start, ahead - start, os.POSIX_FADV_WILLNEED)
-        for position in (*range(start, stop, _PROBE), stop - 1):
+        for position in (*range(start, stop, _TOUCH), stop - 1):
             os.pread(descriptor, 1, position)
 
 

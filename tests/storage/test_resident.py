@@ -1,0 +1,54 @@
+"""Whether bytes are in memory, piece by piece; the kernel's answers are given by the test."""
+
+import errno
+import os
+
+import pytest
+
+from mirror.storage.page_cache import resident_until
+from tests.support.names import KIB, MIB
+
+PIECE = 512 * KIB
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Has in memory what lies in one of `parts`."""
+
+    class Kernel:
+        parts = ()
+        error = errno.EAGAIN
+
+        def preadv(self, descriptor, buffers, position, flags):
+            if any(start <= position < stop for start, stop in self.parts):
+                return 1
+            raise OSError(self.error, os.strerror(self.error))
+
+    kernel = Kernel()
+    monkeypatch.setattr(os, "preadv", kernel.preadv)
+    return kernel
+
+
+@pytest.mark.parametrize(
+    ("parts", "start", "stop", "end"),
+    [
+        (((0, 4 * MIB),), 0, 4 * MIB, 4 * MIB),
+        ((), 0, 4 * MIB, 0),
+        ((), 5, 6, 5),
+        (((0, MIB),), 0, 4 * MIB, MIB),
+        (((0, MIB),), 100, 4 * MIB, MIB),
+        (((0, 4 * MIB - 1),), 0, 4 * MIB, 4 * MIB - PIECE),
+        (((0, 100),), 50, 200, 50),
+        (((0, PIECE + 10),), 0, PIECE + 100, PIECE),
+    ],
+)
+def test_end_of_what_is_there(kernel, parts, start, stop, end):
+    """It is where the first piece begins of which a byte is missing, and never behind it."""
+    kernel.parts = parts
+    assert resident_until(0, start, stop) == end
+
+
+def test_file_system_that_cannot_tell(kernel):
+    """Then all is taken to be there: nothing is better than before, and nothing worse."""
+    kernel.error = errno.EOPNOTSUPP
+    assert resident_until(0, 0, MIB) == MIB
