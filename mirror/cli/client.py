@@ -17,7 +17,7 @@ from mirror.errors import ConfigurationError
 UrlOption = Annotated[str | None, typer.Option(help="Admin address of the mirror, by default what the configuration says.")]
 TokenOption = Annotated[Path | None, typer.Option(help="File with the admin token, by default what the configuration says.")]
 
-# Long enough for a purge that reads every manifest of a large store. Seconds.
+# Long enough for a list of all images of a large store, and for the first purge of one of an earlier version. Seconds.
 _PATIENCE = 600.0
 
 

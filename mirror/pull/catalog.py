@@ -18,14 +18,14 @@ class Catalog:
         self._permission = permission
         self._default = default_registry
         # However many ask, it is looked up once at a time.
-        self._walks: SingleFlight[list[str]] = SingleFlight()
+        self._lookups: SingleFlight[list[str]] = SingleFlight()
 
     async def repositories(self) -> list[str]:
         """Names as clients of this mirror would write them, in order."""
-        found, _ = await self._walks.run("repositories", lambda: asyncio.to_thread(self._walk))
+        found, _ = await self._lookups.run("repositories", lambda: asyncio.to_thread(self._look_up))
         return found
 
-    def _walk(self) -> list[str]:
+    def _look_up(self) -> list[str]:
         found = (r for r, tag in self._index.repositories() if self._permission.lists(r, tag) or self._lists_another(r))
         return sorted(r.path if r.registry == self._default else str(r) for r in found)
 
