@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import threading
 
 import pytest
 
@@ -184,6 +185,25 @@ async def test_failed_flush_means_fetching_again(world, source, monkeypatch):
     assert await world.pull(world.worker(), source).whole() == DATA
     assert await world.ended(2) == ["bypassed", "committed"]
     assert source.opens[-1] == (0, None)
+
+
+async def test_disk_takes_meanwhile_what_has_arrived(world, source, monkeypatch):
+    """Writing to the disk begins while the blob arrives, each part once and in a thread, so that the flush finds little to do."""
+    parts = []
+
+    def start(descriptor, position, length):
+        assert threading.current_thread() is not threading.main_thread()
+        assert os.fstat(descriptor).st_size == len(DATA)
+        parts.append((position, position + length))
+
+    monkeypatch.setattr("mirror.download.filler.start_write_back", start)
+    monkeypatch.setattr("mirror.download.filler._WRITE_BACK", CHUNK)
+    assert await world.pull(world.worker(), source).whole() == DATA
+    await world.quiet()
+    ends = [stop for _, stop in parts]
+    assert [start for start, _ in parts] == [0, *ends[:-1]]
+    assert all(end % CHUNK == 0 for end in ends)
+    assert ends
 
 
 async def test_lying_map_is_found_out(world, source):
