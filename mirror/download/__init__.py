@@ -15,6 +15,6 @@ Who fills is decided by locks of the kernel on the partial file, between the pro
   of its own, in any process, and no byte is fetched twice.
 
 A download's states only grow: CONNECTING (size unknown), FILLING, VERIFIED (digest matched; the last bytes may be read),
-COMMITTED (held under its final name), or FAILED with a cause (`download`). A reader sees the last bytes of a blob only once
-it is VERIFIED, so no body is ever completed with wrong bytes.
+COMMITTED (held under its final name), or FAILED with a cause (`ingest`). Who reads a whole blob sees its last
+bytes only once it is VERIFIED, so no such body is ever completed with wrong bytes; a range is given as upstream gave it.
 """
