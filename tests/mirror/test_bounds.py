@@ -232,7 +232,7 @@ async def test_idle_partials_go_first(hub, bounded):
 
 async def test_image_in_use_keeps_its_layers(hub, bounded):
     """An image of which only the manifest is asked for, as by clients that have the layers, is in use as a whole."""
-    mirror = await bounded(4200 * KIB)
+    mirror = await bounded(3600 * KIB)
     shared = os.urandom(700 * KIB)
     used = hub.add_image(APP, "used", layers=[shared, os.urandom(300 * KIB)])
     idle = hub.add_image(APP, "idle", layers=[shared, os.urandom(900 * KIB)])
@@ -241,7 +241,6 @@ async def test_image_in_use_keeps_its_layers(hub, bounded):
     age(mirror, used, 1_000)
     age(mirror, idle, 2_000)
     assert (await mirror.get(f"{MANIFEST}/used")).cache == "HIT"
-    await eventually(lambda: all(os.stat(mirror.blob_path(digest)).st_mtime > 1_000 for digest in contents(used)), "its use")
     blob = hub.add_synthetic_blob(APP, 2 * MIB)
     assert (await mirror.get(f"{BLOB}/{blob.digest}")).cache == "MISS"
     await mirror.idle()
