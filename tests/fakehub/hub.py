@@ -109,6 +109,9 @@ class FakeHub(Catalog, Ledger, Settings):
 
     async def stop(self) -> None:
         """Refuse connections and drop those there are; the ports stay ours."""
+        if self._servers:
+            for host in ADDRESSES:
+                self._bind(host)
         for server in self._servers:
             server.close()
         tasks = [connection.task for connection in self._live]
@@ -119,9 +122,6 @@ class FakeHub(Catalog, Ledger, Settings):
         await asyncio.sleep(0)
         for server in self._servers:
             await server.wait_closed()
-        if self._servers:
-            for host in ADDRESSES:
-                self._bind(host)
         self._servers.clear()
 
     def _bind(self, host: Host) -> None:
@@ -129,7 +129,10 @@ class FakeHub(Catalog, Ledger, Settings):
         # asyncio turns off Nagle's algorithm only where the protocol is named; with it, each answer would take 40 ms.
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The next one is bound before this one is closed. Nobody else's is: a port that is given out is not shared yet.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, host in self._sockets)
         sock.bind((ADDRESSES[host], self._ports[host]))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._ports[host] = sock.getsockname()[1]
         self._sockets[host] = sock
 
