@@ -1,0 +1,62 @@
+"""Memory for the bytes that arrive from upstreams: one bounded pool, which all connections share."""
+
+from __future__ import annotations
+
+LARGEST = 1 << 20
+SMALLEST = 16 << 10
+_TOTAL = 8 << 20
+
+
+class BufferPool:
+    """Lends buffers: large ones while few are lent, small ones while many are.
+
+    A buffer costs page faults when it is new, so those that come back are kept, up to `total` bytes.
+
+    Args:
+        total: bytes that are lent or kept. When they are used up, buffers of `SMALLEST` bytes are lent all the same, so that
+            every connection makes progress; how many there can be is bounded by the number of connections.
+
+    Attributes:
+        lent: bytes that are lent just now.
+    """
+
+    def __init__(self, total: int = _TOTAL) -> None:
+        self.lent = 0
+        self._total = total
+        self._kept: dict[int, list[bytearray]] = {}
+        self._kept_bytes = 0
+
+    def lend(self) -> bytearray:
+        """A buffer of a power of two of bytes; its content is undefined."""
+        size = self._size()
+        self.lent += size
+        kept = self._kept.get(size)
+        if not kept:
+            self._make_room(size)
+            return bytearray(size)
+        self._kept_bytes -= size
+        return kept.pop()
+
+    def give_back(self, buffer: bytearray) -> None:
+        """Return a buffer that nothing refers to any more."""
+        size = len(buffer)
+        self.lent -= size
+        if self.lent + self._kept_bytes + size <= self._total:
+            self._kept.setdefault(size, []).append(buffer)
+            self._kept_bytes += size
+
+    def forget(self, buffer: bytearray) -> None:
+        """Leave a buffer to whoever still refers to it."""
+        self.lent -= len(buffer)
+
+    def _size(self) -> int:
+        """A quarter of what is left at most, so that whoever comes next gets a large one, too."""
+        size, left = LARGEST, self._total - self.lent
+        while size > SMALLEST and size * 4 > left:
+            size //= 2
+        return size
+
+    def _make_room(self, size: int) -> None:
+        for kept in self._kept.values():
+            while kept and self.lent + self._kept_bytes > self._total:
+                self._kept_bytes -= len(kept.pop())

@@ -1,0 +1,187 @@
+"""Receives the body of a response straight into buffers, below the HTTP client that has read its head.
+
+The client's own way costs an object, a copy and a wake-up for each piece that the kernel hands out. Here the kernel writes
+into a buffer of up to a MiB (`asyncio.BufferedProtocol`), and whoever takes the bytes is woken once for all that have come.
+The connection goes back to the client's pool when the body has been read to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+
+from mirror.upstream.buffers import BufferPool
+
+# A step is handed out when it has this many bytes, or when its first byte is this old: a slow upstream's bytes are passed on
+# as they come, a fast one's in large steps.
+_ENOUGH = 256 << 10
+_DELAY_S = 0.002
+
+
+class BodyEnded(Exception):
+    """The connection ended before the body did."""
+
+
+class BodyReceiver(asyncio.BufferedProtocol):
+    """The rest of one body, of a length that is known (RFC 9112 section 6.3).
+
+    Args:
+        left: bytes that are still to come.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, pool: BufferPool, left: int) -> None:
+        connection = response.connection
+        assert connection is not None
+        assert connection.transport is not None
+        assert connection.protocol is not None
+        self._loop = asyncio.get_running_loop()
+        self._response = response
+        self._transport = connection.transport
+        self._handler = connection.protocol
+        self._pool = pool
+        self._left = left
+        self._buffer: bytearray | None = None
+        self._filled = 0
+        self._handed: bytearray | None = None
+        self._first = True
+        # Whoever took what the client had received already has stopped the transport.
+        self._paused = True
+        self._lost = self._excess = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._ripe = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._transport.set_protocol(self)
+        self._resume()
+
+    async def step(self) -> memoryview:
+        """The bytes that have come since the last step, at least one; nothing at the end of the body.
+
+        They are good until the next step is asked for, or the body is closed.
+
+        Raises:
+            BodyEnded: the connection has ended.
+        """
+        self._take_back()
+        while not self._is_due():
+            if self._lost and not self._filled:
+                raise BodyEnded
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if not self._filled:
+            return memoryview(b"")
+        assert self._buffer is not None
+        self._handed, self._buffer = self._buffer, None
+        step = memoryview(self._handed)[: self._filled]
+        self._filled, self._first = 0, False
+        self._stop_timer()
+        if self._left:
+            self._resume()
+        else:
+            self._finish()
+        return step
+
+    def close(self) -> None:
+        """End it; a connection whose body has not been read to its end is closed."""
+        self._stop_timer()
+        if self._left:
+            self._lost = True
+            self._transport.abort()
+            self._response.close()
+        if self._handed is not None:
+            # A thread that nobody waits for any more may still be reading from it.
+            self._pool.forget(self._handed)
+            self._handed = None
+        if self._buffer is not None:
+            self._pool.give_back(self._buffer)
+            self._buffer = None
+
+    # ---- asyncio.BufferedProtocol
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go. One more than the body has: who sends it is not to be trusted with another request."""
+        if self._buffer is None:
+            self._buffer = self._pool.lend()
+        return memoryview(self._buffer)[self._filled : self._filled + self._left + 1]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes have come."""
+        if nbytes > self._left:
+            self._excess, nbytes = True, self._left
+        self._filled += nbytes
+        self._left -= nbytes
+        assert self._buffer is not None
+        if not self._left or self._filled == len(self._buffer):
+            self._paused = True
+            self._transport.pause_reading()
+        if self._is_due():
+            self._wake()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(_DELAY_S, self._ripen)
+
+    def eof_received(self) -> bool:
+        """The peer has closed: so does this side."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Neither this body nor the client can use the connection any more."""
+        self._lost = True
+        self._wake()
+        self._handler.connection_lost(exc)
+
+    # ---- inside
+
+    def _is_due(self) -> bool:
+        if not self._filled:
+            return not self._left
+        if self._first or self._ripe or self._lost or not self._left or self._filled >= _ENOUGH:
+            return True
+        return self._buffer is not None and self._filled == len(self._buffer)
+
+    def _ripen(self) -> None:
+        self._ripe = True
+        self._wake()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._ripe = None, False
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _take_back(self) -> None:
+        if self._handed is not None:
+            self._pool.give_back(self._handed)
+            self._handed = None
+
+    def _resume(self) -> None:
+        if self._paused and not self._lost:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _finish(self) -> None:
+        """Give the connection back, if it is good for another request."""
+        if self._excess or self._lost:
+            self._transport.abort()
+            self._response.close()
+            return
+        self._transport.set_protocol(self._handler)
+        self._response.content.feed_eof()
+
+
+def buffered(response: aiohttp.ClientResponse) -> bytes:
+    """Take what the client has received of a body already, and have it receive nothing more."""
+    taken: list[bytes] = []
+    # Reading makes it resume: it may have stopped in the middle of what the kernel had handed out.
+    while True:
+        if response.connection is not None and response.connection.protocol is not None:
+            response.connection.protocol.pause_reading()
+        piece = response.content.read_nowait(-1)
+        if not piece:
+            return b"".join(taken)
+        taken.append(piece)

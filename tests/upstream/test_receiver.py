@@ -1,0 +1,248 @@
+"""Bodies received below the HTTP client, from real sockets, plain and by TLS."""
+
+import asyncio
+import contextlib
+import os
+import ssl
+
+import aiohttp
+import pytest
+
+from mirror.upstream.buffers import LARGEST, SMALLEST, BufferPool
+from mirror.upstream.receiver import BodyEnded, BodyReceiver, buffered
+from tests.certificates import Authority
+
+LIMIT = 10.0
+LARGE = os.urandom(5_000_003)
+
+
+class Peer:
+    """A server that answers each request by `script`, a coroutine function of the writer.
+
+    Attributes:
+        connections: how many were made.
+    """
+
+    def __init__(self, script, tls=None):
+        self.connections = 0
+        self._script = script
+        self._tls = tls
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+
+    async def _serve(self, reader, writer):
+        self.connections += 1
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                await self._script(writer)
+                await writer.drain()
+        writer.close()
+
+
+def head(length):
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length
+
+
+def sends(*pieces):
+    async def script(writer):
+        for piece in pieces:
+            if piece is None:
+                writer.close()
+                return
+            writer.write(piece)
+
+    return script
+
+
+@pytest.fixture
+async def session():
+    async with aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=LIMIT)) as session:
+        yield session
+
+
+@pytest.fixture
+def pool():
+    return BufferPool()
+
+
+async def opened(session, peer, pool, *, tls=None):
+    """The beginning of a body and the receiver of the rest, None if there is no rest."""
+    response = await session.get(f"http{'s' if tls else ''}://localhost:{peer.port}/", ssl=tls or True)
+    begun = buffered(response)
+    if response.connection is None:
+        return begun, None
+    return begun, BodyReceiver(response, pool, response.content_length - len(begun))
+
+
+async def whole(session, peer, pool, **options):
+    begun, receiver = await opened(session, peer, pool, **options)
+    body = bytearray(begun)
+    async with asyncio.timeout(LIMIT):
+        while receiver is not None and (step := await receiver.step()):
+            body += step
+    if receiver is not None:
+        receiver.close()
+    return bytes(body)
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path)
+
+
+@pytest.fixture(params=["plain", "tls"])
+def transport(request, tmp_path):
+    """TLS contexts of server and client, or None twice."""
+    if request.param == "plain":
+        return None, None
+    authority = Authority(tmp_path)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(*authority.issue("localhost"))
+    return server, ssl.create_default_context(cafile=str(authority.certificate))
+
+
+async def test_whole_bodies_on_one_connection(session, pool, transport):
+    """Every byte arrives in its place, and the connection is good for the next request."""
+    server, client = transport
+    async with Peer(sends(head(len(LARGE)), LARGE), server) as peer:
+        for _ in range(3):
+            assert await whole(session, peer, pool, tls=client) == LARGE
+        assert peer.connections == 1
+    assert pool.lent == 0
+
+
+async def test_a_body_that_came_with_its_head(session, pool):
+    """Nothing is left to receive; the client has taken all of it."""
+    async with Peer(sends(head(5) + b"hello")) as peer:
+        assert await whole(session, peer, pool) == b"hello"
+        assert await whole(session, peer, pool) == b"hello"
+        assert peer.connections == 1
+
+
+async def test_a_body_that_is_cut(session, pool, transport):
+    """What came before the end of the connection is handed out, then the end is told."""
+    server, client = transport
+    async with Peer(sends(head(len(LARGE)), LARGE[:300_000], None), server) as peer:
+        begun, receiver = await opened(session, peer, pool, tls=client)
+        body = bytearray(begun)
+
+        async def read_on():
+            while step := await receiver.step():
+                body.extend(step)
+
+        with pytest.raises(BodyEnded):
+            await asyncio.wait_for(read_on(), LIMIT)
+        receiver.close()
+    assert bytes(body) == LARGE[:300_000]
+    assert pool.lent == 0
+
+
+async def test_bytes_are_passed_on_as_they_come(session, pool):
+    """A slow upstream's bytes do not wait for a full step."""
+    gates = [asyncio.Event() for _ in range(3)]
+
+    async def script(writer):
+        writer.write(head(4) + b"a")
+        for gate, byte in zip(gates, b"bcd", strict=True):
+            await gate.wait()
+            writer.write(bytes([byte]))
+
+    async with Peer(script) as peer:
+        begun, receiver = await opened(session, peer, pool)
+        seen = [begun] if begun else [bytes(await receiver.step())]
+        for gate in gates:
+            gate.set()
+            async with asyncio.timeout(LIMIT):
+                seen.append(bytes(await receiver.step()))
+        assert seen == [b"a", b"b", b"c", b"d"]
+        assert not await receiver.step()
+        receiver.close()
+
+
+async def test_a_taker_that_is_slow(session, pool):
+    """Not more than two buffers are filled ahead of who takes the bytes, however fast upstream is."""
+    async with Peer(sends(head(len(LARGE)), LARGE)) as peer:
+        begun, receiver = await opened(session, peer, pool)
+        body = bytearray(begun)
+        while step := await receiver.step():
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert pool.lent <= 2 * LARGEST
+            body += step
+        receiver.close()
+    assert bytes(body) == LARGE
+
+
+async def test_leaving_early_closes_the_connection(session, pool, transport):
+    """A body that is not read to its end cannot be followed by another one."""
+    server, client = transport
+    async with Peer(sends(head(len(LARGE)), LARGE), server) as peer:
+        _, receiver = await opened(session, peer, pool, tls=client)
+        await receiver.step()
+        receiver.close()
+        assert pool.lent == 0
+        assert await whole(session, peer, pool, tls=client) == LARGE
+        assert peer.connections == 2
+
+
+async def test_a_step_outlives_its_body(session, pool):
+    """What a thread still reads from is not lent to anybody else."""
+    async with Peer(sends(head(len(LARGE)), LARGE)) as peer:
+        _, receiver = await opened(session, peer, pool)
+        step = await receiver.step()
+        before = bytes(step)
+        receiver.close()
+        assert await whole(session, peer, pool) == LARGE
+        assert bytes(step) == before
+
+
+async def test_more_than_was_announced(session, pool, caplog, transport):
+    """What comes after the end is no body, and its connection is used for nothing else."""
+    server, client = transport
+    async with Peer(sends(head(len(LARGE)), LARGE + b"x" * 1000), server) as peer:
+        assert await whole(session, peer, pool, tls=client) == LARGE
+        assert await whole(session, peer, pool, tls=client) == LARGE
+        assert peer.connections == 2
+    assert pool.lent == 0
+    assert not caplog.records
+
+
+def test_buffers_are_large_while_few_are_lent():
+    """Who comes first gets a large buffer, and so does the next."""
+    pool = BufferPool(8 << 20)
+    assert [len(pool.lend()) for _ in range(3)] == [LARGEST] * 3
+
+
+def test_the_pool_is_bounded():
+    """However many are lent, the bytes stay within the total, but for the smallest ones."""
+    pool = BufferPool(8 << 20)
+    sizes = [len(pool.lend()) for _ in range(600)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == SMALLEST
+    assert sum(sizes) == pool.lent
+    assert sum(size for size in sizes if size > SMALLEST) <= 8 << 20
+
+
+def test_buffers_are_used_again():
+    """What comes back is lent again."""
+    pool = BufferPool(8 << 20)
+    buffer = pool.lend()
+    pool.give_back(buffer)
+    assert pool.lent == 0
+    assert pool.lend() is buffer
+
+
+def test_what_is_kept_makes_room():
+    """Kept buffers of another size do not add to the total for ever."""
+    pool = BufferPool(4 * SMALLEST)
+    buffers = [pool.lend() for _ in range(4)]
+    for buffer in buffers:
+        pool.give_back(buffer)
+    assert pool.lent == 0
+    assert sum(map(len, (pool.lend() for _ in range(4)))) <= 4 * SMALLEST
