@@ -109,7 +109,8 @@ class Bypass:
             try:
                 stream = stream or await self._connect(position)
                 async for block in stream.blocks():
-                    piece = block[: stop - position]
+                    # Kept beyond the next block, by the socket of a slow client or until the digest is known.
+                    piece = bytes(block[: stop - position])
                     position += len(piece)
                     failures = 0
                     yield piece

@@ -20,8 +20,8 @@ class BlobStream(Protocol):
     @property
     def size(self) -> int: ...
 
-    def blocks(self) -> AsyncIterator[bytes]:
-        """The bytes, in pieces of whatever size arrives.
+    def blocks(self) -> AsyncIterator[bytes | memoryview]:
+        """The bytes, in pieces of whatever size arrives; each is good until the next is asked for.
 
         Raises:
             UpstreamError: it stalled, broke or ended too early.

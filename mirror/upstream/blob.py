@@ -11,6 +11,7 @@ from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.ranges import parse_content_range
 from mirror.errors import UpstreamCut, UpstreamNonsense, UpstreamTimeout
+from mirror.upstream.receiver import Body, BodyEnded
 
 # A body that brings less than this in so many seconds is as good as none: it would hold a connection, and clients, for ever.
 _LEAST, _WINDOW = 16 << 10, 60.0
@@ -70,13 +71,15 @@ class UpstreamBlob:
     def __init__(
         self,
         response: aiohttp.ClientResponse,
+        body: Body,
         digest: Digest,
         start: int,
         received: Callable[[int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._response = response
+        self._host = response.url.host or "upstream"
+        self._body = body
         self._digest = digest
         self._received = received
         self.start = start
@@ -86,23 +89,40 @@ class UpstreamBlob:
         # Upstream may ignore a range; then what is in front of it is read and dropped.
         self._skip = start - first
 
-    async def blocks(self) -> AsyncIterator[bytes]:
-        """The bytes as they come; raises UpstreamCut if they end early, and what the connection raises."""
+    async def blocks(self) -> AsyncIterator[memoryview]:
+        """The bytes as they come; each block is good until the next is asked for.
+
+        Raises:
+            UpstreamError: they end early, or not at all, or are more than was announced.
+        """
         position, skip = self.start - self._skip, self._skip
-        pace = _Pace(self._response.url.host or "upstream", self._clock)
-        async for block in self._response.content.iter_any():
+        pace = _Pace(self._host, self._clock)
+        while block := await self._next(position):
             self._received(len(block))
             pace.check(len(block))
             position += len(block)
             if position > self._stop:
-                raise UpstreamNonsense(f"{self._response.url.host} sends more of {self._digest} than it announced")
+                raise UpstreamNonsense(f"{self._host} sends more of {self._digest} than it announced")
             if skip >= len(block):
                 skip -= len(block)
                 continue
-            yield block[skip:] if skip else block
+            yield block[skip:]
             skip = 0
         if position < self._stop:
-            raise UpstreamCut(f"{self._response.url.host} ended {self._digest} at byte {position} of {self._stop}")
+            raise self._cut(position)
+
+    def close(self) -> None:
+        """Give back what the body has been received into."""
+        self._body.close()
+
+    async def _next(self, position: int) -> memoryview:
+        try:
+            return await self._body.step()
+        except BodyEnded as error:
+            raise self._cut(position) from error
+
+    def _cut(self, position: int) -> UpstreamCut:
+        return UpstreamCut(f"{self._host} ended {self._digest} at byte {position} of {self._stop}")
 
 
 def _extent(response: aiohttp.ClientResponse, digest: Digest) -> tuple[int, int, int]:

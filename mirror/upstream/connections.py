@@ -16,6 +16,7 @@ from mirror import demand
 from mirror.core.counts import CountTable, Total
 from mirror.core.urgency import Holder, Standing, Urgency, Waiter, first, precedes, to_yield
 from mirror.errors import ConnectionWithdrawn, UpstreamBusy
+from mirror.upstream.buffers import BufferPool
 
 _LOOK_S = 0.05
 
@@ -74,9 +75,14 @@ class Lease:
 
 
 class Connections:
-    """The queue of one process, and what it knows of the others'. Outlives reloads."""
+    """The queue of one process, and what it knows of the others'. Outlives reloads.
+
+    Attributes:
+        buffers: what all connections of this process receive the bytes of blobs into.
+    """
 
     def __init__(self, table: CountTable, clock: Callable[[], float] = time.monotonic) -> None:
+        self.buffers = BufferPool()
         self._clock = clock
         self._limit, self._most_prefetching = 1, 0
         self._alone = table.slots == 1

@@ -33,6 +33,7 @@ from mirror.upstream.health import Guard, Health
 from mirror.upstream.http import Http, dismiss, peer
 from mirror.upstream.login import Login
 from mirror.upstream.prober import Prober
+from mirror.upstream.receiver import Body
 from mirror.upstream.relogin import Relogin
 from mirror.upstream.tokens import Tokens
 
@@ -146,6 +147,10 @@ class Endpoint:
                 error.elsewhere = response.url.origin() != self.url.origin()
                 raise
             yield response
+
+    def body(self, response: aiohttp.ClientResponse) -> Body:
+        """The body of a response, to be received in large steps."""
+        return self._http.body(response)
 
     async def probe(self) -> None:
         """Find out, for next to nothing, whether there is somebody again; raises UpstreamError if not."""

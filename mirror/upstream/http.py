@@ -21,13 +21,12 @@ from mirror.errors import (
     UpstreamUnreachable,
 )
 from mirror.upstream import connections
+from mirror.upstream.receiver import Body, open_body
 from mirror.upstream.redirects import is_inside
 from mirror.upstream.resolver import PublicResolver
 
-# What all connections together may hold of received bytes, so that memory does not grow with their number.
-_RECEIVED = 2 << 20
-_LEAST_RECEIVED = 8 << 10
-_MOST_RECEIVED = 128 << 10
+# Received of one body before anybody reads it; the bodies of blobs are then received another way.
+_READ_AHEAD = 16 << 10
 
 # A longer body costs more to read than a new connection.
 _DISMISSED = 16 << 10
@@ -64,9 +63,11 @@ class _Response(aiohttp.ClientResponse):
 
     Attributes:
         peer: the address, if it is known.
+        stall: seconds without a byte of the body after which it is taken to hang.
     """
 
     peer: str | None = None
+    stall: float | None = None
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         name = connection.transport.get_extra_info("peername") if connection.transport is not None else None
@@ -95,7 +96,6 @@ class Http:
         self._session: aiohttp.ClientSession | None = None
         self._guarded: aiohttp.ClientSession | None = None
         self._connections = pool
-        self._under_way = 0
         self._withdraws: set[Callable[[], None]] = set()
         self._closed = False
         self._others = asyncio.Semaphore(limits.manifest_connections)
@@ -111,13 +111,19 @@ class Http:
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, resolver=resolver),
             # A CDN's cookies are none of the next request's business.
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.limits.connect, sock_read=self.limits.stall),
+            # Not sock_read: the client leaves its timer running on a connection that waits for the next request, which then fails
+            # at once. What is read from a response has a bound of its own.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.limits.connect),
             response_class=_Response,
             auto_decompress=False,
             trust_env=False,
             requote_redirect_url=False,
             headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
         )
+
+    def body(self, response: aiohttp.ClientResponse) -> Body:
+        """The body of a response of this client, to be received in large steps."""
+        return open_body(response, self._connections.buffers, self.limits.stall)
 
     async def close(self) -> None:
         """Close all connections; whoever still reads a blob gets ConnectionWithdrawn."""
@@ -136,15 +142,11 @@ class Http:
         Raises:
             UpstreamBusy: that takes too long.
         """
-        self._under_way += 1
-        try:
-            async with self._connections.lease(self.limits.queue) if blob else self._acquired(self._others):
-                with self._withdrawable():
-                    if self._closed:
-                        raise UpstreamBusy("the configuration with which this was begun has been replaced", retry_after=1)
-                    yield
-        finally:
-            self._under_way -= 1
+        async with self._connections.lease(self.limits.queue) if blob else self._acquired(self._others):
+            with self._withdrawable():
+                if self._closed:
+                    raise UpstreamBusy("the configuration with which this was begun has been replaced", retry_after=1)
+                yield
 
     @contextlib.contextmanager
     def _withdrawable(self) -> Iterator[None]:
@@ -196,7 +198,6 @@ class Http:
         if guarded and proxy is None and is_inside(url.host or ""):
             # An address in the URL is not resolved.
             raise UpstreamNonsense(f"{url.host} is an internal address, to which a public upstream does not lead")
-        share = max(_LEAST_RECEIVED, min(_MOST_RECEIVED, _RECEIVED // max(1, self._under_way)))
         with translated(url):
             async with asyncio.timeout(self.limits.connect + self.limits.headers):
                 response = await session.request(
@@ -206,12 +207,10 @@ class Http:
                     allow_redirects=False,
                     ssl=tls,
                     proxy=proxy,
-                    # Reading pauses when twice this is waiting to be written to disk.
-                    read_bufsize=share // 4,
+                    read_bufsize=_READ_AHEAD,
                 )
-            if response.connection is not None and response.connection.transport is not None:
-                # What one call to the kernel may bring; asyncio has no public way to say it.
-                response.connection.transport.max_size = share  # type: ignore[attr-defined]
+            assert isinstance(response, _Response)
+            response.stall = self.limits.stall
             try:
                 yield response
             finally:
@@ -258,6 +257,12 @@ def peer(response: aiohttp.ClientResponse) -> str | None:
     return response.peer if isinstance(response, _Response) else None
 
 
+async def read_piece(response: aiohttp.ClientResponse) -> bytes:
+    """What has come of a body, at least a byte; nothing at its end. Raises TimeoutError if it hangs."""
+    async with asyncio.timeout(response.stall if isinstance(response, _Response) else None):
+        return await response.content.readany()
+
+
 async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """Read a whole small body.
 
@@ -268,7 +273,7 @@ async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
     if announced is not None and announced > limit:
         raise UpstreamNonsense(f"{response.url.host} announces {announced} bytes where at most {limit} are allowed")
     body = bytearray()
-    async for piece in response.content.iter_any():
+    while piece := await read_piece(response):
         body += piece
         if len(body) > limit:
             raise UpstreamNonsense(f"{response.url.host} sends more than {limit} bytes where that is the most")
@@ -279,5 +284,6 @@ async def dismiss(response: aiohttp.ClientResponse) -> None:
     """Be done with a response whose body does not matter; a short one is read, so that its connection can be used again."""
     length = response.content_length
     if length is not None and length <= _DISMISSED:
-        await response.content.read()
+        while await read_piece(response):
+            pass
     response.release()

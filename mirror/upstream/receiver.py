@@ -8,9 +8,13 @@ The connection goes back to the client's pool when the body has been read to its
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Protocol
 
 import aiohttp
 
+from mirror.errors import UpstreamTimeout
 from mirror.upstream.buffers import BufferPool
 
 # A step is handed out when it has this many bytes, or when its first byte is this old: a slow upstream's bytes are passed on
@@ -23,14 +27,71 @@ class BodyEnded(Exception):
     """The connection ended before the body did."""
 
 
+class Body(Protocol):
+    """The body of a response. Close it when done."""
+
+    async def step(self) -> memoryview:
+        """The bytes that have come since the last step, at least one; nothing at the end of the body.
+
+        They are good until the next step is asked for, or the body is closed.
+
+        Raises:
+            BodyEnded: the connection has ended.
+            UpstreamTimeout: no byte came within the stall time.
+        """
+        ...
+
+    def close(self) -> None:
+        """End it; a connection whose body has not been read to its end is closed."""
+        ...
+
+
+def open_body(response: aiohttp.ClientResponse, pool: BufferPool, stall: float) -> Body:
+    """The body of a response whose head has been read.
+
+    Args:
+        stall: seconds without a byte after which it is taken to hang.
+    """
+    if response.content_length is None or response.connection is None:
+        return ParsedBody(response, stall)
+    begun = _received(response)
+    left = response.content_length - len(begun)
+    return BodyReceiver(response, pool, begun, left, stall) if left else ParsedBody(response, stall, begun)
+
+
+class ParsedBody:
+    """A body as the HTTP client hands it out: one whose length only its end tells, or that is there already.
+
+    Args:
+        begun: its beginning, if that has been taken from the response.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, stall: float, begun: bytes = b"") -> None:
+        self._response = response
+        self._stall = stall
+        self._begun = begun
+
+    async def step(self) -> memoryview:
+        """See `Body`."""
+        begun, self._begun = self._begun, b""
+        if begun:
+            return memoryview(begun)
+        async with _unless_silent(self._response, self._stall):
+            return memoryview(await self._response.content.readany())
+
+    def close(self) -> None:
+        """The response gives its connection back by itself."""
+
+
 class BodyReceiver(asyncio.BufferedProtocol):
     """The rest of one body, of a length that is known (RFC 9112 section 6.3).
 
     Args:
-        left: bytes that are still to come.
+        begun: what the client has received of it.
+        left: bytes that are still to come, at least one.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, pool: BufferPool, left: int) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, pool: BufferPool, begun: bytes, left: int, stall: float) -> None:
         connection = response.connection
         assert connection is not None
         assert connection.transport is not None
@@ -40,7 +101,9 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._transport = connection.transport
         self._handler = connection.protocol
         self._pool = pool
+        self._begun = begun
         self._left = left
+        self._stall = stall
         self._buffer: bytearray | None = None
         self._filled = 0
         self._handed: bytearray | None = None
@@ -55,22 +118,13 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._resume()
 
     async def step(self) -> memoryview:
-        """The bytes that have come since the last step, at least one; nothing at the end of the body.
-
-        They are good until the next step is asked for, or the body is closed.
-
-        Raises:
-            BodyEnded: the connection has ended.
-        """
+        """See `Body`."""
+        if self._begun:
+            begun, self._begun, self._first = self._begun, b"", False
+            return memoryview(begun)
         self._take_back()
-        while not self._is_due():
-            if self._lost and not self._filled:
-                raise BodyEnded
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+        if not self._is_due():
+            await self._wait()
         if not self._filled:
             return memoryview(b"")
         assert self._buffer is not None
@@ -85,7 +139,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
         return step
 
     def close(self) -> None:
-        """End it; a connection whose body has not been read to its end is closed."""
+        """See `Body`."""
         self._stop_timer()
         if self._left:
             self._lost = True
@@ -134,6 +188,17 @@ class BodyReceiver(asyncio.BufferedProtocol):
 
     # ---- inside
 
+    async def _wait(self) -> None:
+        try:
+            async with _unless_silent(self._response, self._stall):
+                while not self._is_due():
+                    if self._lost:
+                        raise BodyEnded
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+        finally:
+            self._waiter = None
+
     def _is_due(self) -> bool:
         if not self._filled:
             return not self._left
@@ -174,7 +239,16 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._response.content.feed_eof()
 
 
-def buffered(response: aiohttp.ClientResponse) -> bytes:
+@contextlib.asynccontextmanager
+async def _unless_silent(response: aiohttp.ClientResponse, stall: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(stall):
+            yield
+    except TimeoutError as error:
+        raise UpstreamTimeout(f"{response.url.host} sent nothing for {stall:g} s") from error
+
+
+def _received(response: aiohttp.ClientResponse) -> bytes:
     """Take what the client has received of a body already, and have it receive nothing more."""
     taken: list[bytes] = []
     # Reading makes it resume: it may have stopped in the middle of what the kernel had handed out.

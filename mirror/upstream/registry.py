@@ -155,7 +155,8 @@ class Registry:
 
         async def opened(endpoint: Endpoint, ask: Ask, open_: contextlib.AsyncExitStack) -> tuple[Endpoint, UpstreamBlob]:
             response = await open_.enter_async_context(endpoint.request(ask))
-            blob = UpstreamBlob(response, digest, start, endpoint.received)
+            blob = UpstreamBlob(response, endpoint.body(response), digest, start, endpoint.received)
+            open_.callback(blob.close)
             if size is not None and not size.accepts(blob.size):
                 raise UpstreamNonsense(f"{response.url.host} sends {blob.size} bytes for {digest}; its manifest says otherwise")
             return endpoint, blob

@@ -8,8 +8,9 @@ import ssl
 import aiohttp
 import pytest
 
+from mirror.errors import UpstreamTimeout
 from mirror.upstream.buffers import LARGEST, SMALLEST, BufferPool
-from mirror.upstream.receiver import BodyEnded, BodyReceiver, buffered
+from mirror.upstream.receiver import BodyEnded, open_body
 from tests.certificates import Authority
 
 LIMIT = 10.0
@@ -71,29 +72,18 @@ def pool():
     return BufferPool()
 
 
-async def opened(session, peer, pool, *, tls=None):
-    """The beginning of a body and the receiver of the rest, None if there is no rest."""
+async def opened(session, peer, pool, *, tls=None, stall=LIMIT):
     response = await session.get(f"http{'s' if tls else ''}://localhost:{peer.port}/", ssl=tls or True)
-    begun = buffered(response)
-    if response.connection is None:
-        return begun, None
-    return begun, BodyReceiver(response, pool, response.content_length - len(begun))
+    return open_body(response, pool, stall)
 
 
 async def whole(session, peer, pool, **options):
-    begun, receiver = await opened(session, peer, pool, **options)
-    body = bytearray(begun)
-    async with asyncio.timeout(LIMIT):
-        while receiver is not None and (step := await receiver.step()):
-            body += step
-    if receiver is not None:
-        receiver.close()
-    return bytes(body)
-
-
-@pytest.fixture
-def authority(tmp_path):
-    return Authority(tmp_path)
+    body = await opened(session, peer, pool, **options)
+    found = bytearray()
+    while step := await body.step():
+        found += step
+    body.close()
+    return bytes(found)
 
 
 @pytest.fixture(params=["plain", "tls"])
@@ -129,17 +119,16 @@ async def test_a_body_that_is_cut(session, pool, transport):
     """What came before the end of the connection is handed out, then the end is told."""
     server, client = transport
     async with Peer(sends(head(len(LARGE)), LARGE[:300_000], None), server) as peer:
-        begun, receiver = await opened(session, peer, pool, tls=client)
-        body = bytearray(begun)
+        body, found = await opened(session, peer, pool, tls=client), bytearray()
 
         async def read_on():
-            while step := await receiver.step():
-                body.extend(step)
+            while step := await body.step():
+                found.extend(step)
 
         with pytest.raises(BodyEnded):
-            await asyncio.wait_for(read_on(), LIMIT)
-        receiver.close()
-    assert bytes(body) == LARGE[:300_000]
+            await read_on()
+        body.close()
+    assert bytes(found) == LARGE[:300_000]
     assert pool.lent == 0
 
 
@@ -154,38 +143,63 @@ async def test_bytes_are_passed_on_as_they_come(session, pool):
             writer.write(bytes([byte]))
 
     async with Peer(script) as peer:
-        begun, receiver = await opened(session, peer, pool)
-        seen = [begun] if begun else [bytes(await receiver.step())]
+        body = await opened(session, peer, pool)
+        seen = [bytes(await body.step())]
         for gate in gates:
             gate.set()
-            async with asyncio.timeout(LIMIT):
-                seen.append(bytes(await receiver.step()))
+            seen.append(bytes(await body.step()))
         assert seen == [b"a", b"b", b"c", b"d"]
-        assert not await receiver.step()
-        receiver.close()
+        assert not await body.step()
+        body.close()
+
+
+async def test_silence(session, pool):
+    """A body of which nothing comes for the stall time is given up."""
+    silent = asyncio.Event()
+
+    async def script(writer):
+        writer.write(head(4) + b"a")
+        await silent.wait()
+
+    async with Peer(script) as peer:
+        body = await opened(session, peer, pool, stall=0.05)
+        assert bytes(await body.step()) == b"a"
+        with pytest.raises(UpstreamTimeout, match="nothing for"):
+            await body.step()
+        body.close()
+        silent.set()
+    assert pool.lent == 0
+
+
+async def test_a_body_of_unknown_length(session, pool):
+    """Chunks are for the client to understand."""
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (b"one", b"two", LARGE)) + b"0\r\n\r\n"
+    async with Peer(sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)) as peer:
+        assert await whole(session, peer, pool) == b"onetwo" + LARGE
+        assert await whole(session, peer, pool) == b"onetwo" + LARGE
+        assert peer.connections == 1
 
 
 async def test_a_taker_that_is_slow(session, pool):
     """Not more than two buffers are filled ahead of who takes the bytes, however fast upstream is."""
     async with Peer(sends(head(len(LARGE)), LARGE)) as peer:
-        begun, receiver = await opened(session, peer, pool)
-        body = bytearray(begun)
-        while step := await receiver.step():
+        body, found = await opened(session, peer, pool), bytearray()
+        while step := await body.step():
             for _ in range(20):
                 await asyncio.sleep(0)
             assert pool.lent <= 2 * LARGEST
-            body += step
-        receiver.close()
-    assert bytes(body) == LARGE
+            found += step
+        body.close()
+    assert bytes(found) == LARGE
 
 
 async def test_leaving_early_closes_the_connection(session, pool, transport):
     """A body that is not read to its end cannot be followed by another one."""
     server, client = transport
     async with Peer(sends(head(len(LARGE)), LARGE), server) as peer:
-        _, receiver = await opened(session, peer, pool, tls=client)
-        await receiver.step()
-        receiver.close()
+        body = await opened(session, peer, pool, tls=client)
+        await body.step()
+        body.close()
         assert pool.lent == 0
         assert await whole(session, peer, pool, tls=client) == LARGE
         assert peer.connections == 2
@@ -194,10 +208,10 @@ async def test_leaving_early_closes_the_connection(session, pool, transport):
 async def test_a_step_outlives_its_body(session, pool):
     """What a thread still reads from is not lent to anybody else."""
     async with Peer(sends(head(len(LARGE)), LARGE)) as peer:
-        _, receiver = await opened(session, peer, pool)
-        step = await receiver.step()
+        body = await opened(session, peer, pool)
+        step = await body.step()
         before = bytes(step)
-        receiver.close()
+        body.close()
         assert await whole(session, peer, pool) == LARGE
         assert bytes(step) == before
 
