@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import dataclasses
+import os
 import time
 import traceback
 
@@ -344,3 +345,15 @@ async def test_secrets_stay_here(hub, tmp_path, log, caplog):
         assert not [text for text in shown if secret in text]
     for secret in (*CLIENTS, *logins):
         assert not [seen for seen in hub.requests if secret in f"{seen.path} {seen.query} {dict(seen.headers)}"]
+
+
+async def test_connections_that_have_been_idle(hub, tmp_path):
+    """A connection that has waited for the next request for longer than a body may be silent is as good as new."""
+    async with MirrorUnderTest(hub, tmp_path / "store", downloads={"stall_timeout": "300ms"}) as mirror:
+        for seed in range(3):
+            image = hub.add_image(APP, str(seed), layers=[os.urandom(300_000)])
+            assert (await mirror.get(f"/v2/{APP}/manifests/{seed}")).status == 200
+            assert (await mirror.get(blob_path(image.layers[0]))).body == image.layers[0].data
+            await mirror.idle()
+            # What the client library's timer would take for silence.
+            await asyncio.sleep(0.4)
