@@ -15,7 +15,7 @@ from mirror.core.freshness import TagRecord
 from mirror.core.names import Repository, Tag
 from mirror.storage.index import Held, Index
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room, on_disk
+from mirror.storage.space_quota import SpaceQuota, on_disk
 
 REGISTRY = "docker.io"
 LAYERS = 3
@@ -112,7 +112,7 @@ def _write_images(layout: Layout, images: int, blobs: int, taken: int) -> Filled
         index.put_manifest(repository, record.digest, Held(MANIFEST_TYPE, len(raw)))
     index.grant("blob", REGISTRY, Digest.of(b""), 0)
     index.close()
-    room = Room(layout, 0, 0)
+    room = SpaceQuota(layout, 0, 0)
     room.correct(room.mark(), taken, blobs)
     return Filled(blobs, taken, filled.manifests, filled.small_blobs)
 

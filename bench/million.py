@@ -48,7 +48,7 @@ def measure(settings: Settings) -> Report:
     try:
         began = time.monotonic()
         filled = fill(root, count, round(count * IMAGES_PER_BLOB))
-        report.notes.append(f"Filling it took {time.monotonic() - began:.0f} s.")
+        report.notes.append(f"FetchCoordinator it took {time.monotonic() - began:.0f} s.")
         starting = Row("first answer after start", "s", bars=[Bar(2.0, False, "<= 2 s")])
         report.rows.append(starting)
         with _mirror(settings, root, filled.bytes, filled) as (mirror, seconds):

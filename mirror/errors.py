@@ -1,7 +1,7 @@
 """What can go wrong, in the words of the domain.
 
 Foreign exceptions (aiohttp, OSError, sqlite3) stop at the adapter that met them and travel on as one of these. Only
-`mirror.web.problems` knows which HTTP status each becomes. Input that does not parse is `mirror.core.errors.InvalidInput`.
+`mirror.listener.oci_errors` knows which HTTP status each becomes. Input that does not parse is `mirror.core.errors.InvalidInput`.
 """
 
 from __future__ import annotations
@@ -86,20 +86,20 @@ class UpstreamRateLimited(UpstreamError):
     reason = "rate_limited"
 
 
-class UpstreamCut(UpstreamError):
+class UpstreamDisconnected(UpstreamError):
     """Upstream ended a body before its announced end."""
 
     reason = "cut"
     transient = True
 
 
-class UpstreamNonsense(UpstreamError):
+class UpstreamProtocolError(UpstreamError):
     """Upstream broke the protocol: wrong digest, length or type, endless redirects, a page instead of a manifest."""
 
     reason = "protocol"
 
 
-class UpstreamSizeChanged(UpstreamNonsense):
+class UpstreamSizeChanged(UpstreamProtocolError):
     """Upstream says that a blob has another size than it said before.
 
     Attributes:
@@ -121,7 +121,7 @@ class ConnectionWithdrawn(MirrorError):
     """A connection to upstream was taken back from whoever used it. Says nothing about upstream; ask for another one."""
 
 
-class MethodRefused(UpstreamNonsense):
+class MethodRefused(UpstreamProtocolError):
     """Upstream does not answer HEAD."""
 
 
@@ -131,19 +131,19 @@ class CredentialsRefused(UpstreamError):
     reason = "credentials"
 
 
-class UpstreamAnswer(MirrorError):
+class UpstreamRefusal(MirrorError):
     """Upstream's negative answer: not an outage, and never replaced by something stale."""
 
 
-class NotFound(UpstreamAnswer):
+class NotFound(UpstreamRefusal):
     """Upstream does not have it (404)."""
 
 
-class AccessDenied(UpstreamAnswer):
+class AccessDenied(UpstreamRefusal):
     """Upstream does not grant it (401 or 403 although a token was obtained)."""
 
 
-class DigestMismatch(UpstreamNonsense):
+class DigestMismatch(UpstreamProtocolError):
     """The bytes that upstream delivered do not have the digest they were asked by."""
 
     reason = "digest_mismatch"

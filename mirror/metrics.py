@@ -83,10 +83,10 @@ class Metrics:
             "0 while evicting could not bring back storage.min_free, for another program has filled the disk",
         )
         self.storage_min_free_ok.set(1)
-        self.sync_runs = self._counter("sync_runs", "Orders to bring images in step that were carried out", "result")
+        self.sync_runs = self._counter("sync_runs", "Orders to bring images in sync that were carried out", "result")
         self.sync_tags = self._counter("sync_tags", "Images that were looked at", "result")
         self.sync_last_success = self._gauge(
-            "sync_last_success_timestamp_seconds", Across.LARGEST, "When a scheduled run last found everything in step"
+            "sync_last_success_timestamp_seconds", Across.LARGEST, "When a scheduled run last found everything in sync"
         )
         for result in ("completed", "limited", "failed", "timeout"):
             self.sync_runs.labels(result)

@@ -31,10 +31,10 @@ class RequestIds:
 
 
 _HOP = re.compile(r"1\.1 registry-mirror-[0-9a-f]{1,32}", re.ASCII)
-_MOST_HOPS = 8
+_MAX_HOPS = 8
 
 
-class Trail:
+class ViaChain:
     """The mirrors that a request has come through (RFC 9110 section 7.6.3), this one at its end.
 
     Args:
@@ -49,6 +49,6 @@ class Trail:
         hops = [hop for value in values for part in value.split(",") if _HOP.fullmatch(hop := part.strip())]
         if self._own in hops:
             raise RequestLoop("this request has been here before: an upstream of this mirror has this mirror as its upstream")
-        if len(hops) >= _MOST_HOPS:
+        if len(hops) >= _MAX_HOPS:
             raise RequestLoop(f"this request has come through {len(hops)} mirrors, which can only be a circle")
         via.set(", ".join([*hops, self._own]))

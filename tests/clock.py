@@ -20,7 +20,7 @@ class Clock:
         monkeypatch.setattr(diskcache.core, "time", self)
         graph = under_test.mirror._graph
         for registry in graph.registries.values():
-            for endpoint in registry.endpoints:
+            for endpoint in registry.upstreams:
                 endpoint.health.clock = endpoint.login._clock = self.monotonic
         by_tag, by_digest = graph.manifests._by_tag, graph.manifests._by_digest
         for flights in (by_tag._checks, by_digest._fetches, graph.listings._flights):

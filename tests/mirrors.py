@@ -10,9 +10,9 @@ from unittest import mock
 
 import aiohttp
 
-from mirror.config import Config
+from mirror.config.model import Config
+from mirror.listener.sockets import listen
 from mirror.service.mirror import Mirror
-from mirror.service.sockets import listen
 from mirror.service.store import Store
 from tests.support.names import sha256
 from tests.support.waiting import LIMIT, eventually
@@ -35,7 +35,7 @@ class Opened(Mirror):
 
     @property
     def _keeper(self) -> Any:
-        return self._services.keeper
+        return self._services.sync_scheduler
 
     @property
     def _notifier(self) -> Any:

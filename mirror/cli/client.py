@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 import typer
 
 from mirror.cli.problems import refuse
-from mirror.config import Config, find, load
+from mirror.config.model import Config, find, load
 from mirror.errors import ConfigurationError
 
 UrlOption = Annotated[str | None, typer.Option(help="Admin address of the mirror, by default what the configuration says.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mirror.cli.problems import refuse
-from mirror.config import find, load
+from mirror.config.model import find, load
 from mirror.errors import ConfigurationError
 from mirror.service.run import run
 

@@ -17,12 +17,12 @@ from mirror.cli.serving import ConfigOption
 from mirror.core.errors import InvalidInput
 from mirror.core.units import parse_bytes
 from mirror.errors import ConfigurationError
-from mirror.scrub import Pace, Scrub
+from mirror.maintenance.scrub import Pace, Scrub
 from mirror.service import logs
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 
 
 def verify(
@@ -45,7 +45,7 @@ def verify(
     except ConfigurationError as error:
         refuse(error.problems)
     results: Counter[str] = Counter()
-    files = BlobFiles(layout, Room(layout, settings.storage.max_size, settings.storage.min_free))
+    files = BlobFiles(layout, SpaceQuota(layout, settings.storage.max_size, settings.storage.min_free))
     generation = Generation(layout.generation)
     scrub = Scrub(layout, files, generation, 0, lambda result: results.update([result]))
     columns = (TextColumn("{task.fields[blobs]} blobs"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())

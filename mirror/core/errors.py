@@ -90,7 +90,7 @@ class InvalidVersionRange(InvalidInput):
     what = "range of versions"
 
 
-class InvalidWanted(InvalidInput):
+class InvalidImageSelector(InvalidInput):
     """Not an image, or images, that a mirror could keep."""
 
     what = "image"

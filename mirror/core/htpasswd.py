@@ -8,7 +8,7 @@ from typing import Final
 from mirror.core.errors import InvalidInput
 
 # What a check costs doubles with each step; at the most that is allowed here it takes about a second.
-_MOST_COST: Final = 14
+_MAX_COST: Final = 14
 _BCRYPT: Final = re.compile(r"\$2[aby]\$(?P<cost>[0-9]{2})\$[./A-Za-z0-9]{53}", re.ASCII)
 
 
@@ -44,6 +44,6 @@ def _checked(user: str, hashed: str) -> bytes:
     match = _BCRYPT.fullmatch(hashed)
     if match is None:
         raise InvalidHtpasswd(user, "the user's password is not hashed with bcrypt; `htpasswd -B` does so")
-    if not 4 <= int(match["cost"]) <= _MOST_COST:
-        raise InvalidHtpasswd(user, f"the cost of the user's hash is not between 4 and {_MOST_COST}")
+    if not 4 <= int(match["cost"]) <= _MAX_COST:
+        raise InvalidHtpasswd(user, f"the cost of the user's hash is not between 4 and {_MAX_COST}")
     return hashed.encode()

@@ -18,7 +18,7 @@ _COMPARATOR: Final = re.compile(
 )
 _OPERATOR_AND_BLANKS: Final = re.compile(r"(>=|<=|[><=~^])\s+")
 _RUNS: Final = re.compile(r"[0-9]+|[^0-9]+", re.ASCII)
-_MOST_TEXT: Final = 256
+_MAX_TEXT: Final = 256
 _LOWEST: Final[Numbers] = (0,)
 _HELP: Final = "expected comparators such as >=1.25 <2, ~1.25, ^1.2, 1.27 or 1.x"
 
@@ -78,8 +78,8 @@ class VersionRange:
         `>=1.25`, `>1`, `<=3.1`, `<2`, `=1.2` or `1.2` or `1.2.x` (all that begin with it), `~1.25` (>=1.25 <1.26), `^1.2`
         (>=1.2 <2; the first number that is not 0 stays), `*` (all). Raises InvalidVersionRange.
         """
-        if len(text) > _MOST_TEXT:
-            raise InvalidVersionRange(text, f"longer than {_MOST_TEXT} characters")
+        if len(text) > _MAX_TEXT:
+            raise InvalidVersionRange(text, f"longer than {_MAX_TEXT} characters")
         comparators = _OPERATOR_AND_BLANKS.sub(r"\1", text.replace(",", " ")).split()
         if not comparators:
             raise InvalidVersionRange(text, _HELP)

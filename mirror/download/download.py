@@ -15,11 +15,11 @@ from mirror.core.urgency import Urgency
 from mirror.download.audience import Audience
 from mirror.download.chunk_map import CHUNK
 from mirror.download.ingest import Ingest, State
+from mirror.download.services import DownloadServices, Policy
 from mirror.download.shares import Share
 from mirror.download.source import Source
-from mirror.download.workshop import Policy, Workshop
 from mirror.errors import DigestMismatch, DownloadAbandoned, MirrorError, UpstreamTimeout
-from mirror.storage.locks import reopened
+from mirror.storage.range_lock import reopened
 
 __all__ = ["Download", "State"]
 
@@ -44,7 +44,7 @@ class Download:
         stop: ends it, because nobody reads it and there are too many such downloads.
     """
 
-    def __init__(self, digest: Digest, source: Source, workshop: Workshop, share: Share) -> None:
+    def __init__(self, digest: Digest, source: Source, services: DownloadServices, share: Share) -> None:
         self.digest = digest
         self.source = source
         self.state = State.CONNECTING
@@ -53,10 +53,10 @@ class Download:
         self.audience = Audience()
         self.share = share
         self.stop: Callable[[], None] = lambda: None
-        self._workshop = workshop
+        self._services = services
         self._verified = self._ended = False
-        self._settle: Callable[[], None] = lambda: None
-        self._ingest = Ingest(digest, source, workshop, self._reach, lambda: bool(self.audience.clients))
+        self._on_finished: Callable[[], None] = lambda: None
+        self._ingest = Ingest(digest, source, services, self._reach, lambda: bool(self.audience.clients))
 
     def __repr__(self) -> str:
         return f"<Download {str(self.digest)[:19]} {self.state.name} {self.received}/{self.size}>"
@@ -87,12 +87,12 @@ class Download:
     @property
     def policy(self) -> Policy:
         """The limits that this download keeps."""
-        return self._workshop.policy
+        return self._services.policy
 
     @property
     def threads(self) -> Executor:
         """Threads for reading the file."""
-        return self._workshop.threads.serve
+        return self._services.threads.serve
 
     @property
     def received(self) -> int:
@@ -168,13 +168,13 @@ class Download:
         return partial.reader()
 
     def _want(self, position: int) -> None:
-        if self._ingest.filling is not None and self.state is State.FILLING:
-            self._ingest.filling.want(position)
+        if self._ingest.coordinator is not None and self.state is State.FILLING:
+            self._ingest.coordinator.want(position)
 
     async def _wait_until(self, deadline: float, position: int | None) -> None:
         left = deadline - asyncio.get_running_loop().time()
         if left <= 0:
-            raise UpstreamTimeout(f"no byte of {self.digest} within {self._workshop.policy.first_byte:g} s")
+            raise UpstreamTimeout(f"no byte of {self.digest} within {self._services.policy.first_byte:g} s")
         await self._wait(min(left, _WANT_AGAIN_S), position)
 
     async def _wait(self, timeout: float, position: int | None) -> None:
@@ -199,13 +199,13 @@ class Download:
 
     # ---- the task
 
-    async def run(self, settle: Callable[[], None]) -> None:
+    async def run(self, on_finished: Callable[[], None]) -> None:
         """Bring the blob into the store. Ends COMMITTED or FAILED, never with an exception but cancellation.
 
         Args:
             settle: called in the last state, before the readers learn of it.
         """
-        self._settle = settle
+        self._on_finished = on_finished
         try:
             await self._ingest.run()
         except MirrorError as error:
@@ -230,11 +230,11 @@ class Download:
         self.state = max(self.state, state)
         self._verified = self._verified or state in (State.VERIFIED, State.COMMITTED)
         if state is State.COMMITTED:
-            self._settle()
+            self._on_finished()
         self._ingest.signal.pulse()
 
     def _fail(self, cause: MirrorError) -> None:
         self.cause = cause
         self.state = State.FAILED
-        self._settle()
+        self._on_finished()
         self._ingest.signal.pulse()

@@ -10,15 +10,15 @@ import structlog
 
 from mirror import demand
 from mirror.core.digest import Digest
-from mirror.download.bypass import Bypass
 from mirror.download.download import Download, State
-from mirror.download.passthrough import PassthroughBody
+from mirror.download.passthrough_body import PassthroughBody
+from mirror.download.passthrough_stream import PassthroughStream
+from mirror.download.services import DownloadServices
 from mirror.download.shares import Share, Shares
 from mirror.download.source import Source
-from mirror.download.workshop import Workshop
 from mirror.errors import DigestMismatch, StorageError
-from mirror.flights import FailureMemory
 from mirror.throttled_log import ThrottledLog
+from mirror.upstream.flights import FailureMemory
 
 log = structlog.get_logger(__name__)
 
@@ -31,9 +31,9 @@ class Downloads:
         ended: told the result of each: `committed`, `digest_mismatch`, `failed` or `bypassed`.
     """
 
-    def __init__(self, workshop: Workshop, shares: Shares, ended: Callable[[str], None]) -> None:
+    def __init__(self, services: DownloadServices, shares: Shares, ended: Callable[[str], None]) -> None:
         self.shares = shares
-        self._workshop = workshop
+        self._services = services
         self._ended = ended
         self._active: dict[Digest, Download] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -59,7 +59,7 @@ class Downloads:
 
     def has_partial(self, digest: Digest) -> bool:
         """Whether bytes of a blob lie on disk from a download that was interrupted or runs in another process."""
-        return os.path.exists(self._workshop.layout.partial(digest))
+        return os.path.exists(self._services.layout.partial(digest))
 
     def refuse_failing(self, source: Source) -> None:
         """Raise UpstreamError if downloads from a source have failed again and again until just now."""
@@ -71,7 +71,7 @@ class Downloads:
         Args:
             share: its place in the counts of the client that begins it; None if no client does.
         """
-        download = Download(digest, source, self._workshop, share or Share(self.shares, None))
+        download = Download(digest, source, self._services, share or Share(self.shares, None))
         self._active[digest] = download
         task = asyncio.get_running_loop().create_task(self._run(download, retry), name=f"download {digest}")
         self._tasks.add(task)
@@ -82,8 +82,8 @@ class Downloads:
 
     def passthrough(self, digest: Digest, source: Source) -> PassthroughBody:
         """A blob past the store, for one reader, whatever is held or under way."""
-        threads, policy = self._workshop.threads.serve, self._workshop.policy
-        return PassthroughBody(Bypass(digest, source, threads, policy.attempts, None), threads, policy.first_byte)
+        threads, policy = self._services.threads.serve, self._services.policy
+        return PassthroughBody(PassthroughStream(digest, source, threads, policy.attempts, None), threads, policy.first_byte)
 
     async def close(self) -> None:
         """Stop all; what has arrived stays on disk for the next start."""
@@ -114,11 +114,11 @@ class Downloads:
         demand.urgency.set(lambda: download.urgency)
         try:
             with download.source.held():
-                await download.run(lambda: self._settle(download, retry))
+                await download.run(lambda: self._on_finished(download, retry))
         finally:
             self._forget(download)
 
-    def _settle(self, download: Download, retry: bool) -> None:
+    def _on_finished(self, download: Download, retry: bool) -> None:
         """Called when a download has reached its last state, before its readers learn of it."""
         self._forget(download)
         if self._closing or download in self._stopped:
@@ -136,7 +136,7 @@ class Downloads:
         digest, cause = str(download.digest), str(download.cause)
         self._log.tell("warning", "download_failed", result, digest=digest, result=result, cause=cause)
         if retry:
-            download.source.distrust()
+            download.source.penalize()
             download.successor = self.start(download.digest, download.source, download.share.another(), retry=False)
 
     def _forget(self, download: Download) -> None:

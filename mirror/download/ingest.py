@@ -10,11 +10,11 @@ from collections.abc import Callable
 from mirror.aio import Signal, opened_in_thread
 from mirror.core.digest import Digest
 from mirror.download.chunk_map import CHUNK, Fate
-from mirror.download.filling import Filling
+from mirror.download.coordinator import FetchCoordinator
 from mirror.download.partial import Partial
+from mirror.download.services import DownloadServices
 from mirror.download.source import Source
 from mirror.download.verifier import rehash, verify
-from mirror.download.workshop import Workshop
 from mirror.errors import DigestMismatch, FlushFailed, MirrorError, StorageError
 from mirror.storage.blobs import BlobFiles, HeldBlob
 
@@ -57,34 +57,34 @@ class Ingest:
         self,
         digest: Digest,
         source: Source,
-        workshop: Workshop,
+        services: DownloadServices,
         reached: Callable[[State], None],
         is_read: Callable[[], bool] = lambda: True,
     ) -> None:
         self.signal = Signal()
         self.partial: Partial | None = None
-        self.filling: Filling | None = None
+        self.coordinator: FetchCoordinator | None = None
         self.held: HeldBlob | None = None
         self.lost = False
         self.fetched = True
         self._digest = digest
         self._source = source
-        self._workshop = workshop
+        self._services = services
         self._reached = reached
         self._is_read = is_read
 
     async def run(self) -> None:
         """Bring the blob into the store; raises MirrorError if that fails. `close` has to follow."""
-        partial, filling = await self._open()
-        while not (partial.drive() and partial.is_current()):
+        partial, coordinator = await self._open()
+        while not (partial.try_acquire_driver() and partial.is_current()):
             if partial.is_current():
                 await self._follow(partial)
             elif self._was_committed(partial):
                 return
             else:
-                partial, filling = await self._open()
+                partial, coordinator = await self._open()
         partial.want(False)
-        await self._drive(partial, filling)
+        await self._drive(partial, coordinator)
 
     async def close(self, *, keep: bool) -> None:
         """Let go of everything.
@@ -92,8 +92,8 @@ class Ingest:
         Args:
             keep: leave `held` open for readers who have to finish, whatever becomes of the blob's name; the caller closes it.
         """
-        if self.filling is not None:
-            await self.filling.close()
+        if self.coordinator is not None:
+            await self.coordinator.close()
         if self.partial is not None:
             if keep and self.held is None and self.partial.size is not None:
                 # Without a descriptor left for that, who has not begun to read gets an error.
@@ -103,20 +103,20 @@ class Ingest:
         if not keep and self.held is not None:
             self.held.close()
 
-    async def _open(self) -> tuple[Partial, Filling]:
+    async def _open(self) -> tuple[Partial, FetchCoordinator]:
         """Open what there is of the blob, in place of what was open before."""
-        if self.filling is not None:
-            await self.filling.close()
+        if self.coordinator is not None:
+            await self.coordinator.close()
         if self.partial is not None:
             self.partial.close()
-        workshop = self._workshop
+        services = self._services
         partial = self.partial = await opened_in_thread(
-            workshop.threads.write,
-            lambda: Partial(workshop.layout, workshop.files.room, self._digest),
+            services.threads.write,
+            lambda: Partial(services.layout, services.files.quota, self._digest),
             Partial.abandon,
         )
-        self.filling = Filling(partial, self._source, workshop, self.signal, self._progressed)
-        return partial, self.filling
+        self.coordinator = FetchCoordinator(partial, self._source, services, self.signal, self._progressed)
+        return partial, self.coordinator
 
     # ---- another process drives it
 
@@ -126,7 +126,7 @@ class Ingest:
         Raises:
             StorageError: whoever drives it hangs.
         """
-        policy, loop = self._workshop.policy, asyncio.get_running_loop()
+        policy, loop = self._services.policy, asyncio.get_running_loop()
         deadline, seen = loop.time() + policy.stall, (-1, -1, Fate.OPEN)
         while partial.is_current():
             partial.want(self._is_read())
@@ -142,7 +142,7 @@ class Ingest:
                 # Nobody can take its lock from it: readers go on past the store.
                 raise StorageError(f"another worker makes no progress with {self._digest}", "busy")
             await asyncio.sleep(_FOLLOW_INTERVAL)
-            if partial.drive():
+            if partial.try_acquire_driver():
                 return
 
     def _was_committed(self, partial: Partial) -> bool:
@@ -156,7 +156,7 @@ class Ingest:
         if known and fate is Fate.VERIFIED:
             # Whether it is still held or gone again by now.
             return self._end_as_follower()
-        size = self._workshop.files.size_if_same(self._digest, partial.descriptor)
+        size = self._services.files.size_if_same(self._digest, partial.descriptor)
         if size is not None:
             # The map was opened too late: it is not the one that belonged to these bytes.
             self.held = HeldBlob(partial.reader(), size)
@@ -181,9 +181,9 @@ class Ingest:
 
     # ---- this process drives it
 
-    async def _drive(self, partial: Partial, filling: Filling) -> None:
-        threads = self._workshop.threads
-        self.held = self._workshop.files.open(self._digest)
+    async def _drive(self, partial: Partial, coordinator: FetchCoordinator) -> None:
+        threads = self._services.threads
+        self.held = self._services.files.open(self._digest)
         if self.held is not None:
             await partial.in_thread(threads.write, partial.discard)
             self.fetched = False
@@ -192,24 +192,24 @@ class Ingest:
         await rehash(partial, threads.write)
         if await partial.in_thread(threads.write, partial.refresh):
             if partial.received():
-                self._workshop.resumed("restart")
+                self._services.resumed("restart")
             self._reached(State.FILLING)
-        await self._fill(partial, filling)
+        await self._fill(partial, coordinator)
         partial.tell(Fate.VERIFIED)
         self._reached(State.VERIFIED)
         await self._commit(partial)
         self._reached(State.COMMITTED)
 
-    async def _fill(self, partial: Partial, filling: Filling) -> None:
+    async def _fill(self, partial: Partial, coordinator: FetchCoordinator) -> None:
         """Return when everything has arrived and has the digest."""
         verifier = asyncio.get_running_loop().create_task(self._verify(partial))
         try:
-            await filling.fill()
+            await coordinator.fill()
             await verifier
         except MirrorError as error:
-            fate = _fate(error, filling)
+            fate = _fate(error, coordinator)
             if fate is not Fate.OPEN or not partial.received():
-                await partial.in_thread(self._workshop.threads.write, partial.discard, fate)
+                await partial.in_thread(self._services.threads.write, partial.discard, fate)
             raise
         finally:
             verifier.cancel()
@@ -224,10 +224,10 @@ class Ingest:
                 await self.signal.wait(1.0, position // CHUNK)
             return end
 
-        await verify(partial, arrived, self._workshop.threads.write)
+        await verify(partial, arrived, self._services.threads.write)
 
     async def _commit(self, partial: Partial) -> None:
-        threads, files = self._workshop.threads, self._workshop.files
+        threads, files = self._services.threads, self._services.files
         try:
             await partial.in_thread(threads.flush, _adopt, files, partial)
         except FlushFailed:
@@ -248,10 +248,10 @@ def _adopt(files: BlobFiles, partial: Partial) -> None:
     partial.forget_map()
 
 
-def _fate(error: MirrorError, filling: Filling) -> Fate:
+def _fate(error: MirrorError, coordinator: FetchCoordinator) -> Fate:
     """What becomes of bytes whose download failed: they stay for the next one, unless they would stand in its way."""
     if isinstance(error, StorageError) and error.reason != "busy":
         # Bytes that do not fit are in the way of everything else, and what the disk does not take may be wrong.
         return Fate.NO_ROOM if error.reason in ("full", "too_large") else Fate.LOST
-    wrong = isinstance(error, DigestMismatch) or filling.is_contradicted
+    wrong = isinstance(error, DigestMismatch) or coordinator.is_contradicted
     return Fate.WRONG if wrong else Fate.OPEN

@@ -13,10 +13,10 @@ from typing import ParamSpec, TypeVar
 from mirror.aio import Shared
 from mirror.core.digest import Digest
 from mirror.download.chunk_map import CHUNK, ChunkMap, Fate
-from mirror.storage.faults import storage_errors
+from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
-from mirror.storage.locks import Lock, reopened
-from mirror.storage.room import Room
+from mirror.storage.range_lock import Lock, reopened
+from mirror.storage.space_quota import SpaceQuota
 
 __all__ = ["CHUNK", "Partial"]
 
@@ -38,9 +38,9 @@ class Partial:
         shared: keeps its files open and its locks locked while threads are at work, beyond `close`.
     """
 
-    def __init__(self, layout: Layout, room: Room, digest: Digest) -> None:
+    def __init__(self, layout: Layout, quota: SpaceQuota, digest: Digest) -> None:
         self.digest = digest
-        self._room = room
+        self._quota = quota
         self._wants = False
         self._path = layout.partial(digest)
         self._map_path = layout.chunk_map(digest)
@@ -57,7 +57,7 @@ class Partial:
 
     # ---- who fills
 
-    def drive(self) -> bool:
+    def try_acquire_driver(self) -> bool:
         """Try to become the one who completes this blob."""
         return self._lock.take(_DRIVER, 1)
 
@@ -137,9 +137,9 @@ class Partial:
         """
         with storage_errors(f"starting the partial file of {self.digest}"):
             self.map.empty()
-            self._room.release(os.fstat(self._data).st_size)
+            self._quota.release(os.fstat(self._data).st_size)
             os.ftruncate(self._data, 0)
-            self._room.claim(size, str(self.digest), lambda: os.ftruncate(self._data, size))
+            self._quota.claim(size, str(self.digest), lambda: os.ftruncate(self._data, size))
             self.map.begin(os.fstat(self._data))
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
@@ -209,7 +209,7 @@ class Partial:
         """
         self.tell(fate)
         if self.is_current():
-            self._room.release(os.fstat(self._data).st_size)
+            self._quota.release(os.fstat(self._data).st_size)
         # The map first: whoever comes between the two then starts with an empty one.
         for path in (self._map_path, self._path):
             with contextlib.suppress(OSError):
@@ -224,7 +224,7 @@ class Partial:
         if self.is_closed:
             return
         with contextlib.suppress(OSError):
-            if not os.fstat(self._data).st_size and not self.refresh() and self.drive() and self.is_current():
+            if not os.fstat(self._data).st_size and not self.refresh() and self.try_acquire_driver() and self.is_current():
                 self.discard()
         self.close()
 

@@ -12,9 +12,9 @@ from io import FileIO
 from typing import Protocol
 
 from mirror.core.urgency import Urgency
-from mirror.download.bypass import Bypass
 from mirror.download.download import Download
-from mirror.errors import DigestMismatch, StorageError, UpstreamNonsense, UpstreamTimeout
+from mirror.download.passthrough_stream import PassthroughStream
+from mirror.errors import DigestMismatch, StorageError, UpstreamProtocolError, UpstreamTimeout
 from mirror.storage.blobs import HeldBlob
 
 # No span is longer, so that a reader's progress can be seen and cancelled.
@@ -110,7 +110,7 @@ class HeldBody:
         self._blob.close()
 
 
-class ArrivingBody:
+class StreamingBody:
     """A place in a download. Neither its pace nor its leaving changes anything for the download or for other readers.
 
     If the store cannot take the blob, the reader goes on by its own stream from upstream, from its own position.
@@ -127,7 +127,7 @@ class ArrivingBody:
         self._urgency = urgency
         self._for_store = urgency is not Urgency.CLIENT
         self._file: FileIO | None = None
-        self._bypass: Bypass | None = None
+        self._bypass: PassthroughStream | None = None
         self._size: int | None = None
         # One for everything before the first byte, second tries included: clients have one, too.
         self._deadline = math.inf if self._for_store else asyncio.get_running_loop().time() + download.policy.first_byte
@@ -164,7 +164,7 @@ class ArrivingBody:
             try:
                 size = await self._download.sized(self._deadline)
                 if self._size not in (None, size):
-                    raise UpstreamNonsense(f"{self._download.digest} had {self._size} bytes at first, and now {size}")
+                    raise UpstreamProtocolError(f"{self._download.digest} had {self._size} bytes at first, and now {size}")
                 await self._download.ready(start, self._deadline, whole=_is_whole(start, stop, size))
                 break
             except DigestMismatch:
@@ -208,9 +208,9 @@ class ArrivingBody:
             await self._bypass.close()
         self._held.close()
 
-    def _leave_store(self) -> Bypass:
+    def _leave_store(self) -> PassthroughStream:
         download = self._download
-        self._bypass = Bypass(download.digest, download.source, download.threads, download.policy.attempts, self._size)
+        self._bypass = PassthroughStream(download.digest, download.source, download.threads, download.policy.attempts, self._size)
         return self._bypass
 
     async def _past_the_store(self, position: int) -> int:

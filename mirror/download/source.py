@@ -37,7 +37,7 @@ class Source(Protocol):
         """Keep the way to it open inside the context, whatever becomes of the configuration."""
         ...
 
-    def distrust(self) -> None:
+    def penalize(self) -> None:
         """What came from here was wrong: let the next bytes come from somewhere else, if there is any."""
         ...
 
@@ -46,6 +46,6 @@ class Source(Protocol):
 
         Raises:
             UpstreamError: no answer, or no useful one.
-            UpstreamAnswer: upstream does not have it or does not grant it.
+            UpstreamRefusal: upstream does not have it or does not grant it.
         """
         ...

@@ -12,7 +12,7 @@ import structlog
 from mirror.core.digest import Digest
 from mirror.errors import StorageError
 from mirror.maintenance.repeats import Repeats
-from mirror.scrub import Pace, Scrub
+from mirror.maintenance.scrub import Pace, Scrub
 
 log = structlog.get_logger(__name__)
 

@@ -18,7 +18,7 @@ class Current:
     """Holds the current graph, and those that it has replaced as long as they are used.
 
     Whoever looks something up takes `graph` and does not keep it across an await. Whoever works with it is counted as one of
-    `Graph.in_use`: requests, downloads and their readers, images being brought in step, prefetches, and questions to upstream.
+    `Graph.in_use`: requests, downloads and their readers, images being brought in sync, prefetches, and questions to upstream.
 
     Attributes:
         graph: the current one.
@@ -50,7 +50,7 @@ class Current:
         self.retired.clear()
 
     async def _retire(self, graph: Graph) -> None:
-        graph.resign()
+        graph.stop_background()
         try:
             async with asyncio.timeout(_MAX_RETIRED_S):
                 await graph.in_use.unused()

@@ -12,38 +12,38 @@ from yarl import URL
 
 from mirror import __version__
 from mirror.aio import UseCount
-from mirror.config import Config
+from mirror.cache.blobs import Blobs
+from mirror.cache.catalog import Catalog
+from mirror.cache.content import CachedContent
+from mirror.cache.context import Context
+from mirror.cache.listings import Listings
+from mirror.cache.manifest_by_digest import ManifestByDigest
+from mirror.cache.manifest_by_tag import ManifestByTag
+from mirror.cache.manifests import Manifests
+from mirror.cache.prefetch import Prefetch, share
+from mirror.cache.pull_policy import PullPolicy
+from mirror.cache.tag_policy import TagPolicies, TagPolicy, TagRule
+from mirror.cache.tag_store import TagStore
+from mirror.config.model import Config
+from mirror.config.sections import RegistryConfig
 from mirror.core.counts import Total
 from mirror.core.names import PathPattern, canonical_registry
 from mirror.core.policy import Policy
 from mirror.errors import CredentialsRefused
 from mirror.metrics import Metrics
-from mirror.pull.blobs import Blobs
-from mirror.pull.bydigest import ByDigest
-from mirror.pull.bytag import ByTag
-from mirror.pull.catalog import Catalog
-from mirror.pull.context import Context
-from mirror.pull.holdings import Holdings
-from mirror.pull.listings import Listings
-from mirror.pull.manifests import Manifests
-from mirror.pull.permission import Permission
-from mirror.pull.prefetch import Prefetch, share
-from mirror.pull.records import Records
-from mirror.pull.settings import TagPolicies, TagPolicy, TagRule
-from mirror.sections import RegistryConfig
+from mirror.registry.api import RegistryApi
+from mirror.registry.routing import Router
 from mirror.service.services import Services
 from mirror.sync.attachments import AttachmentSyncer
-from mirror.sync.bringer import Bringer
-from mirror.sync.keeper import Means
+from mirror.sync.image_syncer import ImageSyncer
 from mirror.sync.plan import Planner
-from mirror.upstream.endpoint import Endpoint
+from mirror.sync.scheduler import SyncServices
 from mirror.upstream.health import Health
 from mirror.upstream.http import Http, Limits
 from mirror.upstream.login import Credentials, Login
 from mirror.upstream.registry import Registry
 from mirror.upstream.tokens import Tokens
-from mirror.web.registry_api import RegistryApi
-from mirror.web.routing import Router
+from mirror.upstream.upstream import Upstream
 
 # What is known of upstreams, by registry, URL and account: with another account the pull limit is another one, too.
 Healths: TypeAlias = dict[tuple[object, ...], Health]
@@ -65,7 +65,7 @@ class Graph:
     listings: Listings
     prefetch: Prefetch
     policies: TagPolicies
-    means: Means
+    sync_services: SyncServices
     admin_token: str | None
     api: RegistryApi
     in_use: UseCount
@@ -73,17 +73,17 @@ class Graph:
     async def start(self) -> None:
         """Open the connections' session, and watch upstreams that are known to be out of order."""
         await self.http.start()
-        for endpoint in self._endpoints():
-            endpoint.start()
+        for upstream in self._upstreams():
+            upstream.start()
 
     async def rest(self) -> None:
         """Leave upstreams that are out of order to the graph that has taken the place of this one."""
-        for endpoint in self._endpoints():
-            await endpoint.rest()
+        for upstream in self._upstreams():
+            await upstream.rest()
 
-    def resign(self) -> None:
+    def stop_background(self) -> None:
         """Begin nothing more that no client has asked for: another graph takes over, or the mirror is about to stop."""
-        self.prefetch.resign()
+        self.prefetch.stop_background()
 
     async def close(self) -> None:
         """Stop what asks upstream."""
@@ -99,13 +99,13 @@ class Graph:
         """What is known of the upstreams."""
         entries = self.config.registries
         return {
-            _account(name, url, entries[name]): endpoint.health
+            _account(name, url, entries[name]): upstream.health
             for name, registry in self.registries.items()
-            for url, endpoint in zip(entries[name].upstreams, registry.endpoints, strict=True)
+            for url, upstream in zip(entries[name].upstreams, registry.upstreams, strict=True)
         }
 
-    def _endpoints(self) -> list[Endpoint]:
-        return [endpoint for registry in self.registries.values() for endpoint in registry.endpoints]
+    def _upstreams(self) -> list[Upstream]:
+        return [upstream for registry in self.registries.values() for upstream in registry.upstreams]
 
 
 def build(config: Config, services: Services, previous: Graph | None = None) -> Graph:
@@ -143,32 +143,34 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
         make_room=services.janitor.make_room,
         in_use=in_use,
     )
-    holdings = Holdings(context)
+    content = CachedContent(context)
     rules = {name: Policy.parse(entry.allow, entry.deny, name) for name, entry in config.registries.items()}
-    permission = Permission(context, rules)
-    blobs, listings = Blobs(context, holdings, services.downloads, permission), Listings(context, permission)
+    pull_policy = PullPolicy(context, rules)
+    blobs, listings = Blobs(context, content, services.downloads, pull_policy), Listings(context, pull_policy)
     at_once = share(config.downloads.max_upstream_connections) if config.downloads.prefetch else 0
     running = services.group.counts.count(Total.PREFETCHES)
     prefetch = Prefetch(context, blobs, services.downloads, at_once, running)
-    by_digest, records = ByDigest(context, holdings, prefetch), Records(context, services.notifier.moved)
-    manifests = Manifests(context, by_digest, ByTag(context, holdings, by_digest, records, permission), prefetch)
+    by_digest, records = ManifestByDigest(context, content, prefetch), TagStore(context, services.notifier.moved)
+    manifests = Manifests(context, by_digest, ManifestByTag(context, content, by_digest, records, pull_policy), prefetch)
     default = canonical_registry(config.default_registry)
-    router, catalog = Router(registries, default), Catalog(store.index, permission, default)
-    api = RegistryApi(router, permission, manifests, blobs, listings, catalog, metrics, services.recheck, services.group.trail)
+    router, catalog = Router(registries, default), Catalog(store.index, pull_policy, default)
+    api = RegistryApi(
+        router, pull_policy, manifests, blobs, listings, catalog, metrics, services.recheck, services.group.via_chain
+    )
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
-    attachments = AttachmentSyncer(permission, by_digest, records, blobs, listings)
-    bringer = Bringer(context, by_digest, records, blobs, permission, attachments, config.sync.reserve)
-    means = Means(bringer, _planner(config, bringer, permission), config.sync.interval)
-    return Graph(config, http, registries, manifests, blobs, listings, prefetch, policies, means, token, api, in_use)
+    attachments = AttachmentSyncer(pull_policy, by_digest, records, blobs, listings)
+    syncer = ImageSyncer(context, by_digest, records, blobs, pull_policy, attachments, config.sync.reserve)
+    sync_services = SyncServices(syncer, _planner(config, syncer, pull_policy), config.sync.interval)
+    return Graph(config, http, registries, manifests, blobs, listings, prefetch, policies, sync_services, token, api, in_use)
 
 
-def _planner(config: Config, bringer: Bringer, permission: Permission) -> Planner:
+def _planner(config: Config, syncer: ImageSyncer, pull_policy: PullPolicy) -> Planner:
     return Planner(
         config.wanted(),
         config.sync.platforms,
         config.sync.active_within,
-        bringer.tags,
-        permission.lists,
+        syncer.tags,
+        pull_policy.lists,
         canonical_registry(config.default_registry),
     )
 
@@ -186,13 +188,13 @@ def _policies(config: Config) -> TagPolicies:
 
 def _registry(name: str, config: RegistryConfig, http: Http, metrics: Metrics, healths: Healths) -> Registry:
     tls = ssl.create_default_context(cafile=str(config.ca_file)) if config.ca_file else True
-    endpoints = []
+    upstreams = []
     for text in config.upstreams:
         url, login = URL(text), Login(_credentials(config), anonymous_fallback=config.anonymous_fallback)
         tokens = Tokens(http, url, config.token_hosts, login, tls=tls, proxy=config.proxy)
         health = healths.get(_account(name, text, config))
-        endpoints.append(Endpoint(name, url, http, tokens, metrics, tls=tls, proxy=config.proxy, health=health))
-    return Registry(name, endpoints)
+        upstreams.append(Upstream(name, url, http, tokens, metrics, tls=tls, proxy=config.proxy, health=health))
+    return Registry(name, upstreams)
 
 
 def _account(name: str, url: str, config: RegistryConfig) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ import sys
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from mirror.sections import Log
+from mirror.config.sections import Log
 from mirror.throttled_log import ThrottledLog
 
 # The one that comes with colours shows the values of variables, and credentials are among them.

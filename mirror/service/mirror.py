@@ -12,22 +12,22 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from mirror.config import Config, load
+from mirror.admin.api import admin_application
+from mirror.admin.listener import Admin
+from mirror.admin.push_webhook import PushWebhook
+from mirror.config.model import Config, load
 from mirror.core.names import Repository, Tag
 from mirror.errors import ConfigurationError
+from mirror.listener.admission import Way
+from mirror.listener.registry_listener import RegistryListener
+from mirror.listener.responses import problem_response
 from mirror.service import logs
-from mirror.service.admin import Admin
-from mirror.service.board import Board
 from mirror.service.current import Current
-from mirror.service.entrance import Entrance
 from mirror.service.graph import build
 from mirror.service.operations import AdminOperations
 from mirror.service.services import Services, WorkerGroup
 from mirror.service.store import Store
-from mirror.web.admin_api import admin_application
-from mirror.web.door import Way
-from mirror.web.hooks import Hooks
-from mirror.web.responses import problem_response
+from mirror.service.worker_stats import WorkerStats
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +50,7 @@ class Mirror:
         self._store = store
         self._group = group or WorkerGroup()
         self._services = Services(
-            config, store, self._group, lambda: self._current.graph.policies, lambda: self._current.graph.means
+            config, store, self._group, lambda: self._current.graph.policies, lambda: self._current.graph.sync_services
         )
         self._metrics = self._services.metrics
         self._started = time.time()
@@ -59,17 +59,17 @@ class Mirror:
         self._reloading = asyncio.Lock()
         self._services.configure(config)
         self._current = Current(build(config, self._services))
-        hooks = Hooks(lambda: self._current.graph.config.sync.webhook_secret_file, self._pushed, self._metrics)
+        hooks = PushWebhook(lambda: self._current.graph.config.sync.webhook_secret_file, self._pushed, self._metrics)
         way = Way("access", self._handle, hooks.at_registry, problem_response)
-        self._entrance = Entrance(config, way, self._metrics, self._group.counts)
+        self._registry_listener = RegistryListener(config, way, self._metrics, self._group.counts)
         self._operations = AdminOperations(
             store,
             self._services.downloads,
             self._metrics,
-            Board(self._metrics, self._group.board),
+            WorkerStats(self._metrics, self._group.worker_stats),
             lambda: self._current.graph,
             lambda: self._draining,
-            lambda: self._entrance.problems,
+            lambda: self._registry_listener.problems,
         )
         application = admin_application(self._operations, hooks)
         self._admin = Admin(application, lambda: self._current.graph.admin_token, self._metrics, self._group.counts)
@@ -85,17 +85,17 @@ class Mirror:
         await self._current.graph.start()
         janitor = self._spawn(self._services.janitor.run())
         self._spawn(self._put_up())
-        keeper = self._spawn(self._services.keeper.run())
+        sync_scheduler = self._spawn(self._services.sync_scheduler.run())
         self._spawn(self._services.notifier.run())
         self._spawn(self._services.recheck.run())
-        await self._entrance.open(registry_socket, self._relieve)
-        self._spawn(self._entrance.watch())
+        await self._registry_listener.open(registry_socket, self._relieve)
+        self._spawn(self._registry_listener.watch())
         await self._admin.open(self._current.graph.config, admin_socket, self._relieve)
         self._announce()
         ready()
         await stop.wait()
         # Nothing is begun any more that nobody waits for; the next start goes on with it.
-        keeper.cancel()
+        sync_scheduler.cancel()
         await self._drain()
         await self._admin.close()
         await self._close(janitor)
@@ -107,7 +107,7 @@ class Mirror:
             try:
                 config = await asyncio.to_thread(load, self._path)
                 graph = build(config, self._services, self._current.graph)
-                await self._entrance.configure(config)
+                await self._registry_listener.configure(config)
             except (ConfigurationError, OSError) as error:
                 log.error("configuration_refused", problems=str(error).splitlines())
                 return
@@ -130,7 +130,7 @@ class Mirror:
             registries=sorted(config.registries),
         )
 
-    def hurry(self) -> None:
+    def skip_drain(self) -> None:
         """Do not wait for running responses any more; for whoever asks a second time to stop."""
         self._hurried = True
 
@@ -144,7 +144,7 @@ class Mirror:
             graph.in_use.release()
 
     def _relieve(self) -> None:
-        for listener in (self._entrance.listener, self._admin.listener):
+        for listener in (self._registry_listener.listener, self._admin.listener):
             listener.end_idle()
 
     async def _pushed(self, repository: Repository, tag: Tag) -> bool:
@@ -152,21 +152,21 @@ class Mirror:
 
     async def _put_up(self) -> None:
         while self._group.size > 1:
-            await asyncio.to_thread(self._operations.put_up)
+            await asyncio.to_thread(self._operations.publish)
             await asyncio.sleep(_PUT_UP)
 
     async def _drain(self) -> None:
         self._draining = True
-        self._entrance.listener.close()
-        self._current.graph.resign()
-        log.info("draining", requests=self._entrance.in_progress, at_most_seconds=DRAIN)
+        self._registry_listener.listener.close()
+        self._current.graph.stop_background()
+        log.info("draining", requests=self._registry_listener.in_progress, at_most_seconds=DRAIN)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DRAIN
-        while self._entrance.in_progress and loop.time() < deadline and not self._hurried:  # noqa: ASYNC110 - a signal per request would cost more
+        while self._registry_listener.in_progress and loop.time() < deadline and not self._hurried:  # noqa: ASYNC110 - a signal per request would cost more
             await asyncio.sleep(0.05)
-        if self._entrance.in_progress:
-            log.warning("drain_ended", requests_cut=self._entrance.in_progress)
-        await self._entrance.shutdown(1.0)
+        if self._registry_listener.in_progress:
+            log.warning("drain_ended", requests_cut=self._registry_listener.in_progress)
+        await self._registry_listener.shutdown(1.0)
 
     async def _close(self, janitor: asyncio.Task[None]) -> None:
         await self._services.downloads.close()
@@ -179,7 +179,7 @@ class Mirror:
         await self._services.notifier.close()
         await self._current.close()
         await self._services.store.small.close()
-        await asyncio.to_thread(self._operations.put_up)
+        await asyncio.to_thread(self._operations.publish)
         log.info("stopped", seconds=round(time.time() - self._started))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:

@@ -9,25 +9,25 @@ from typing import Any
 
 import structlog
 
+from mirror.admin.api import Readiness
 from mirror.core.errors import InvalidRegistry
+from mirror.core.image_selector import ImageSelector
 from mirror.core.names import ImagePattern, Repository, Tag, canonical_registry
-from mirror.core.wanted import Wanted
 from mirror.download.downloads import Downloads
-from mirror.images import Image, images
+from mirror.maintenance.purge import Order as PurgeOrder
+from mirror.maintenance.purge import Purge, Purged
 from mirror.metrics import Metrics
-from mirror.purge import Order as PurgeOrder
-from mirror.purge import Purge, Purged
-from mirror.service.board import Board, Problems
 from mirror.service.graph import Graph
 from mirror.service.store import Store
-from mirror.sync.order import Order, by_operator, by_webhook
+from mirror.service.worker_stats import Problems, WorkerStats
+from mirror.storage.images import Image, images
+from mirror.sync.job import Order, by_operator, by_webhook
 from mirror.upstream.login import Login
-from mirror.web.admin_api import Readiness
 
 log = structlog.get_logger(__name__)
 
 # Orders that may wait; each is a row of the ledger.
-_MOST_ORDERS = 1000
+_MAX_ORDERS = 1000
 # Upstream tells of a push before everything there answers so. Seconds.
 _LOOK_AGAIN = 15.0
 
@@ -46,7 +46,7 @@ class AdminOperations:
         store: Store,
         downloads: Downloads,
         metrics: Metrics,
-        board: Board,
+        worker_stats: WorkerStats,
         graph: Callable[[], Graph],
         draining: Callable[[], bool],
         files: Callable[[], dict[str, str]],
@@ -54,7 +54,7 @@ class AdminOperations:
         self._store = store
         self._downloads = downloads
         self._metrics = metrics
-        self._board = board
+        self._worker_stats = worker_stats
         self._graph = graph
         self._draining = draining
         self._files = files
@@ -64,11 +64,11 @@ class AdminOperations:
         """Ready while the store can be written, the configured accounts are taken, and nobody wants us to stop."""
         graph, writable, draining = self._graph(), self._store.is_writable(), self._draining()
         upstreams = {
-            f"{name} {endpoint.name}": endpoint.state
+            f"{name} {upstream.name}": upstream.state
             for name, registry in graph.registries.items()
-            for endpoint in registry.endpoints
+            for upstream in registry.upstreams
         }
-        problems = self._board.problems(self._own_problems())
+        problems = self._worker_stats.problems(self._own_problems())
         entries = graph.config.registries
         hindered = any(name in entries and not entries[name].anonymous_fallback for name in problems["credentials"])
         details = {"draining": draining, "store_writable": writable, **problems, "upstreams": upstreams}
@@ -76,21 +76,21 @@ class AdminOperations:
 
     def metrics(self) -> bytes:
         """The metrics of all processes."""
-        used, blobs = self._store.room.figures()
+        used, blobs = self._store.quota.figures()
         self._metrics.storage_bytes.set(used)
         self._metrics.storage_blobs.set(blobs)
-        self._metrics.storage_limit_bytes.set(self._store.room.max_size)
-        self.put_up()
-        return self._board.metrics()
+        self._metrics.storage_limit_bytes.set(self._store.quota.max_size)
+        self.publish()
+        return self._worker_stats.metrics()
 
-    def put_up(self) -> None:
+    def publish(self) -> None:
         """Let the other processes know what this one has counted."""
         self._show_credentials()
-        self._board.put_up(self._own_downloads(), self._own_problems())
+        self._worker_stats.publish(self._own_downloads(), self._own_problems())
 
     def downloads(self) -> list[dict[str, Any]]:
         """What is being fetched, in all processes."""
-        return self._board.downloads(self._own_downloads())
+        return self._worker_stats.downloads(self._own_downloads())
 
     def images(self, pattern: ImagePattern | None) -> list[Image]:
         """What is held of which image."""
@@ -115,7 +115,7 @@ class AdminOperations:
         """Have images brought here."""
         graph = self._graph()
         for text in images:
-            registry = Wanted.parse(text, canonical_registry(graph.config.default_registry)).repository.registry
+            registry = ImageSelector.parse(text, canonical_registry(graph.config.default_registry)).repository.registry
             if registry not in graph.registries:
                 raise InvalidRegistry(registry, f"not mirrored here; there are {', '.join(sorted(graph.registries))}")
         return self._order(by_operator("warm", tuple(images), tuple(platforms)))
@@ -129,29 +129,29 @@ class AdminOperations:
         return all(self._order(order) is not None for order in orders)
 
     def _order(self, order: Order) -> str | None:
-        ledger = self._store.ledger
-        if ledger.waiting() >= _MOST_ORDERS or not ledger.put_order(order.name, order.row()):
-            log.warning("order_refused", order=order.name, most=_MOST_ORDERS)
+        jobs = self._store.jobs
+        if jobs.waiting() >= _MAX_ORDERS or not jobs.put_order(order.name, order.row()):
+            log.warning("order_refused", order=order.name, most=_MAX_ORDERS)
             return None
         return order.name
 
     def sync_state(self) -> dict[str, Any]:
         """What runs, waits, and has come to its end."""
-        ledger = self._store.ledger
-        running = [run for run in ledger.state("running", list) if isinstance(run, dict) and "name" in run]
+        jobs = self._store.jobs
+        running = [run for run in jobs.state("running", list) if isinstance(run, dict) and "name" in run]
         begun = {run["name"] for run in running}
-        orders = ((Order.read(name, row), row.get("more", 0)) for name, row in ledger.orders() if name not in begun)
+        orders = ((Order.read(name, row), row.get("more", 0)) for name, row in jobs.orders() if name not in begun)
         return {
             "running": running,
             "waiting": [{"name": order.name, **order.row(), "more": more} for order, more in orders if order is not None],
-            "last": {kind: ledger.state(f"last {kind}", dict) or None for kind in ("schedule", "sync", "warm")},
-            "next": ledger.state("schedule", dict).get("next") if self._graph().config.sync.interval else None,
+            "last": {kind: jobs.state(f"last {kind}", dict) or None for kind in ("schedule", "sync", "warm")},
+            "next": jobs.state("schedule", dict).get("next") if self._graph().config.sync.interval else None,
         }
 
     def sync_order(self, name: str) -> dict[str, Any] | None:
         """How far an order is."""
         state = self.sync_state()
-        found = self._store.ledger.done(name)
+        found = self._store.jobs.done(name)
         if found is None:
             found = next((run for run in state["running"] if run["name"] == name), None)
         if found is None:
@@ -160,7 +160,7 @@ class AdminOperations:
 
     def sync_results(self) -> dict[str, dict[str, Any]]:
         """What came of each image last."""
-        return dict(self._store.ledger.results())
+        return dict(self._store.jobs.results())
 
     def now(self) -> float:
         """Seconds since the epoch."""
@@ -185,7 +185,7 @@ class AdminOperations:
         credentials = {}
         for name, registry in self._graph().registries.items():
             if found := [
-                f"{endpoint.name}: {_worded(endpoint.login)}" for endpoint in registry.endpoints if endpoint.login.problem
+                f"{upstream.name}: {_worded(upstream.login)}" for upstream in registry.upstreams if upstream.login.problem
             ]:
                 credentials[name] = "; ".join(found)
         return {"credentials": credentials, "files": self._files()}

@@ -16,14 +16,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mirror.config import Config, find, load
+from mirror.config.model import Config, find, load
 from mirror.errors import ConfigurationError
+from mirror.listener.sockets import listen
 from mirror.service import logs
 from mirror.service.mirror import Mirror
-from mirror.service.notify import notify
+from mirror.service.sd_notify import notify
 from mirror.service.services import WorkerGroup
 from mirror.service.shared import SharedCounts
-from mirror.service.sockets import listen
 from mirror.service.store import Store
 from mirror.service.supervisor import HEARD, Supervisor, Worker
 from mirror.storage.layout import Layout
@@ -62,9 +62,9 @@ def run(named: Path | None) -> None:
             _serve_here(_Setting(config, path, registry_socket, admin_socket, WorkerGroup()), None)
             return
         Layout(str(config.storage.path.resolve())).prepare()
-        board = _directory_for_figures(stack)
+        worker_stats = _directory_for_figures(stack)
         # Before there are several processes: they are one mirror.
-        setting = _Setting(config, path, registry_socket, admin_socket, WorkerGroup(workers, board))
+        setting = _Setting(config, path, registry_socket, admin_socket, WorkerGroup(workers, worker_stats))
         shared = SharedCounts(workers)
 
         def work(worker: Worker) -> None:
@@ -114,7 +114,7 @@ async def _serve(mirror: Mirror, setting: _Setting, worker: Worker | None) -> No
 
     def end() -> None:
         if stop.is_set():
-            mirror.hurry()
+            mirror.skip_drain()
         notify("STOPPING=1")
         stop.set()
 

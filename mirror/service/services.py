@@ -7,24 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mirror.config import Config
+from mirror.cache.prefetch import share
+from mirror.cache.tag_policy import TagPolicies
+from mirror.cache.usage import Usage
+from mirror.config.model import Config
 from mirror.core.counts import CountTable
 from mirror.download.downloads import Downloads
+from mirror.download.services import DownloadServices, Policy
 from mirror.download.shares import Shares
-from mirror.download.workshop import Policy, Workshop
-from mirror.janitor import Janitor
+from mirror.maintenance.eviction import Eviction
+from mirror.maintenance.janitor import Janitor
 from mirror.maintenance.recheck import Recheck
 from mirror.maintenance.repeats import Repeats
+from mirror.maintenance.scrub import Scrub
 from mirror.metrics import Metrics
-from mirror.notifier import Notifier
-from mirror.pull.prefetch import share
-from mirror.pull.settings import TagPolicies
-from mirror.pull.usage import Usage
-from mirror.scrub import Scrub
 from mirror.service.store import Store
-from mirror.storage.eviction import Eviction
-from mirror.sync.keeper import Keeper, Means
-from mirror.tracing import Trail
+from mirror.sync.notifier import Notifier
+from mirror.sync.scheduler import SyncScheduler, SyncServices
+from mirror.tracing import ViaChain
 from mirror.upstream.connections import Connections
 from mirror.upstream.webhook import Webhook
 
@@ -42,8 +42,8 @@ class WorkerGroup:
     """
 
     size: int = 1
-    board: Path | None = None
-    trail: Trail = field(default_factory=lambda: Trail(os.urandom(8).hex()))
+    worker_stats: Path | None = None
+    via_chain: ViaChain = field(default_factory=lambda: ViaChain(os.urandom(8).hex()))
     repeats: Repeats = field(default_factory=Repeats)
     counts: CountTable = field(default_factory=CountTable.private)
 
@@ -62,19 +62,19 @@ class Services:
         store: Store,
         group: WorkerGroup,
         policies: Callable[[], TagPolicies],
-        means: Callable[[], Means],
+        sync_services: Callable[[], SyncServices],
     ) -> None:
         self.store = store
         self.group = group
         self.metrics = Metrics()
         self.usage = Usage()
-        self.keeper = Keeper(store.layout, store.index, store.ledger, self.metrics, means)
+        self.sync_scheduler = SyncScheduler(store.layout, store.index, store.jobs, self.metrics, sync_services)
         scrub = self._build_scrub(config)
         self.recheck = Recheck(scrub, group.repeats)
         self.janitor = self._build_janitor(scrub, policies)
         self.connections = Connections(group.counts)
         shares = Shares(group.counts)
-        self.downloads = Downloads(self._workshop(config), shares, lambda result: self.metrics.downloads.labels(result).inc())
+        self.downloads = Downloads(self._services(config), shares, lambda result: self.metrics.downloads.labels(result).inc())
         self.metrics.downloads_in_progress.set_function(lambda: len(self.downloads))
         self.metrics.download_readers.set_function(lambda: self.downloads.readers)
         self.notifier = Notifier(store.files, store.threads.write, lambda result: self.metrics.notifications.labels(result).inc())
@@ -108,15 +108,15 @@ class Services:
             self.usage,
             self.metrics,
             policies,
-            self.keeper.kept,
+            self.sync_scheduler.kept,
         )
 
-    def _workshop(self, config: Config) -> Workshop:
-        return Workshop(
+    def _services(self, config: Config) -> DownloadServices:
+        return DownloadServices(
             self.store.layout,
             self.store.files,
             self.store.threads,
-            Policy(fillers=config.downloads.connections_per_blob),
+            Policy(fetchers=config.downloads.connections_per_blob),
             lambda reason: self.metrics.download_resumes.labels(reason).inc(),
             self.janitor.make_room,
         )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 from mirror.core.counts import CountTable
-from mirror.storage.locks import Lock
+from mirror.storage.range_lock import Lock
 
 # Taking a row takes some microseconds; who holds the lock for longer has been stopped.
 _TRIES, _PAUSE_S = 50, 0.0001

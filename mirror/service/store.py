@@ -6,17 +6,17 @@ import os
 import sqlite3
 import uuid
 
+from mirror.cache.access_index import AccessIndex
+from mirror.config.sections import Storage
 from mirror.errors import ConfigurationError
-from mirror.pull.access import AccessIndex
-from mirror.sections import Storage
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
 from mirror.storage.index import Index
+from mirror.storage.job_store import JobStore
+from mirror.storage.keyed_lock import KeyedLock
 from mirror.storage.layout import Layout
-from mirror.storage.ledger import Ledger
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 from mirror.storage.threads import ThreadPools
-from mirror.storage.turns import Turns
 from mirror.storage.write_behind import WriteBehind
 
 
@@ -40,11 +40,11 @@ class Store:
         self.access = AccessIndex(self.index, self.generation, self.threads.note)
 
     def _open(self, config: Storage) -> None:
-        self.room = Room(self.layout, config.max_size, config.min_free)
-        self.files = BlobFiles(self.layout, self.room)
+        self.quota = SpaceQuota(self.layout, config.max_size, config.min_free)
+        self.files = BlobFiles(self.layout, self.quota)
         self.index = Index(self.layout.index)
-        self.ledger = Ledger(self.layout.index)
-        self.turns = Turns(self.layout.manifest_turns)
+        self.jobs = JobStore(self.layout.index)
+        self.turns = KeyedLock(self.layout.manifest_turns)
         self.generation = Generation(self.layout.generation)
 
     def is_writable(self) -> bool:
@@ -61,5 +61,5 @@ class Store:
         """Let go of everything; waits for the threads."""
         self.threads.shutdown()
         self.index.close()
-        self.ledger.close()
+        self.jobs.close()
         self.generation.close()

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from mirror.config import Config
+from mirror.config.model import Config
 from mirror.errors import ConfigurationError
-from mirror.service.notify import notify
+from mirror.service.sd_notify import notify
 
 log = structlog.get_logger(__name__)
 

@@ -19,9 +19,9 @@ from io import FileIO
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidDigest
 from mirror.errors import FlushFailed, StorageError
-from mirror.storage.faults import storage_errors
+from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 
 _PIECE = 1 << 20
 # A link could lead out of the store, and a pipe would be waited for.
@@ -64,8 +64,8 @@ class HeldFile:
 class BlobFiles:
     """The verified content of a store. All methods block for about one disk operation."""
 
-    def __init__(self, layout: Layout, room: Room) -> None:
-        self.room = room
+    def __init__(self, layout: Layout, quota: SpaceQuota) -> None:
+        self.quota = quota
         self._layout = layout
 
     def open(self, digest: Digest) -> HeldBlob | None:
@@ -112,11 +112,11 @@ class BlobFiles:
         """
         if self.size(digest) == len(data):
             return
-        self.room.claim(len(data), str(digest))
+        self.quota.claim(len(data), str(digest))
         try:
             self._put(digest, data)
         except StorageError:
-            self.room.release(len(data))
+            self.quota.release(len(data))
             raise
 
     def _put(self, digest: Digest, data: bytes) -> None:
@@ -160,7 +160,7 @@ class BlobFiles:
             os.unlink(self._layout.blob(digest))
         except OSError:
             return 0
-        self.room.release(size, blobs=1)
+        self.quota.release(size, blobs=1)
         return size
 
     def used(self, digest: Digest) -> float | None:
@@ -214,7 +214,7 @@ class BlobFiles:
                     os.rename(path, target)
             return replaced
 
-        self.room.hold(move)
+        self.quota.hold(move)
         _flush_directory(directory)
 
 

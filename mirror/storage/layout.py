@@ -9,7 +9,7 @@
 <store>/generation                        changes when something stops being true (`generation`)
 <store>/janitor.lock, eviction.lock       locked by the process that cleans up, and by the one that evicts
 <store>/manifests.lock                    locked in part by processes that fetch manifests
-<store>/sync.lock                         locked by the process that keeps tags in step
+<store>/sync.lock                         locked by the process that keeps tags in sync
 <store>/scrub                             how far the scrub has come
 """
 

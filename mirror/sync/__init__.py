@@ -1,4 +1,4 @@
-"""Keeps what is held in step with upstream, and brings what is wanted before a client asks.
+"""Keeps what is held in sync with upstream, and brings what is wanted before a client asks.
 
 order       what has been asked for: by the schedule, an operator or a webhook
 plan        which images that means

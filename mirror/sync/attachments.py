@@ -10,6 +10,12 @@ from typing import Final
 
 import structlog
 
+from mirror.cache.answers import ManifestAnswer
+from mirror.cache.blobs import Blobs
+from mirror.cache.listings import Listings
+from mirror.cache.manifest_by_digest import ManifestByDigest
+from mirror.cache.pull_policy import PullPolicy
+from mirror.cache.tag_store import TagStore
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.manifest import parse_manifest
@@ -18,12 +24,6 @@ from mirror.core.outcome import Outcome
 from mirror.core.signatures import signature_tags
 from mirror.core.urgency import Urgency
 from mirror.errors import MirrorError, NotFound, PolicyDenied
-from mirror.pull.answers import ManifestAnswer
-from mirror.pull.blobs import Blobs
-from mirror.pull.bydigest import ByDigest
-from mirror.pull.listings import Listings
-from mirror.pull.permission import Permission
-from mirror.pull.records import Records
 from mirror.storage.attachments import referrers_in
 
 log = structlog.get_logger(__name__)
@@ -39,8 +39,10 @@ Spend = Callable[[Repository], None]
 class AttachmentSyncer:
     """Fetches what is about manifests that have been brought."""
 
-    def __init__(self, permission: Permission, by_digest: ByDigest, records: Records, blobs: Blobs, listings: Listings) -> None:
-        self._permission = permission
+    def __init__(
+        self, pull_policy: PullPolicy, by_digest: ManifestByDigest, records: TagStore, blobs: Blobs, listings: Listings
+    ) -> None:
+        self._pull_policy = pull_policy
         self._by_digest = by_digest
         self._records = records
         self._blobs = blobs
@@ -77,7 +79,7 @@ class AttachmentSyncer:
         spend(repository)
         asked = self._records.now()
         try:
-            await self._permission.check(repository, tag)
+            await self._pull_policy.check(repository, tag)
             head = await self._by_digest.asked(repository, tag)
         except (NotFound, PolicyDenied):
             return
@@ -94,7 +96,7 @@ class AttachmentSyncer:
             await self._content(repository, child.digest, spend, depth + 1)
         for blob in manifest.blobs:
             if not blob.is_foreign and blob.size <= _MAX_BLOB:
-                await self._blobs.bring(repository, blob.digest, Urgency.SYNC)
+                await self._blobs.ensure_cached(repository, blob.digest, Urgency.SYNC)
         return answer
 
     async def _manifest(self, repository: Repository, reference: Reference, spend: Spend) -> ManifestAnswer:

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 
 from mirror.core.errors import InvalidInput
 from mirror.core.freshness import TagRecord
+from mirror.core.image_selector import ImageSelector
 from mirror.core.names import ImagePattern, Repository, Tag
 from mirror.core.platform import Platform
 from mirror.core.popularity import Pulls
-from mirror.core.wanted import Wanted
 from mirror.errors import MirrorError, UpstreamRateLimited
-from mirror.sync.bringer import Target
-from mirror.sync.order import Order
+from mirror.sync.image_syncer import Target
+from mirror.sync.job import Order
 
 ListTags = Callable[[Repository], Awaitable[list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
-class HeldTag:
+class CachedTag:
     """A tag of which something is known here."""
 
     repository: Repository
@@ -79,7 +79,7 @@ class Planner:
 
     def __init__(
         self,
-        wanted: tuple[Wanted, ...],
+        wanted: tuple[ImageSelector, ...],
         platforms: tuple[Platform, ...],
         active_within: float,
         list_tags: ListTags,
@@ -102,7 +102,7 @@ class Planner:
     async def plan(
         self,
         order: Order,
-        held: Iterable[HeldTag],
+        held: Iterable[CachedTag],
         kept: dict[str, list[str]],
         now: float,
         done: Callable[[Target], bool] = lambda _: False,
@@ -132,13 +132,13 @@ class Planner:
         plan.targets = await asyncio.to_thread(_most_pulled_first, plan.targets, pulled, now)
         return plan
 
-    def _to_look_at(self, held: Iterable[HeldTag]) -> dict[tuple[Repository, Tag], HeldTag]:
+    def _to_look_at(self, held: Iterable[CachedTag]) -> dict[tuple[Repository, Tag], CachedTag]:
         return {(entry.repository, entry.tag): entry for entry in held if self._may_pull(entry.repository, entry.tag)}
 
     async def _warm(self, name: str, platforms: tuple[str, ...], ask: ListTags, plan: Plan) -> None:
         try:
             named = tuple(map(Platform.parse, platforms)) or self._platforms
-            wanted = Wanted.parse(name, default_registry=self._default_registry, platforms=named)
+            wanted = ImageSelector.parse(name, default_registry=self._default_registry, platforms=named)
             targets = await _resolved(wanted, named, ask)
         except (InvalidInput, MirrorError) as error:
             plan.refuse(name, error)
@@ -148,7 +148,7 @@ class Planner:
         if not targets:
             plan.problems[name] = "upstream has no such tag"
 
-    async def _configured(self, wanted: Iterable[Wanted], kept: dict[str, list[str]], ask: ListTags, plan: Plan) -> None:
+    async def _configured(self, wanted: Iterable[ImageSelector], kept: dict[str, list[str]], ask: ListTags, plan: Plan) -> None:
         for entry in wanted:
             name = _text(entry)
             try:
@@ -162,7 +162,7 @@ class Planner:
                 plan.add(target)
 
     async def _matching(
-        self, text: str, held: Collection[HeldTag], kept: dict[str, list[str]], ask: ListTags, plan: Plan
+        self, text: str, held: Collection[CachedTag], kept: dict[str, list[str]], ask: ListTags, plan: Plan
     ) -> None:
         """What is held or configured of what an operator has named."""
         try:
@@ -187,7 +187,7 @@ class Planner:
             plan.problems[text] = "nothing of that name is held here, and nothing is configured; `warm` would bring it"
 
 
-async def _resolved(wanted: Wanted, platforms: tuple[Platform, ...], ask: ListTags) -> list[Target]:
+async def _resolved(wanted: ImageSelector, platforms: tuple[Platform, ...], ask: ListTags) -> list[Target]:
     repository = wanted.repository
     if wanted.reference is not None:
         return [Target(repository, wanted.reference, platforms, fetch=True)]
@@ -214,17 +214,17 @@ def _once(list_tags: ListTags) -> ListTags:
     return ask
 
 
-def _matching(pattern: ImagePattern, held: Iterable[HeldTag]) -> Iterator[HeldTag]:
+def _matching(pattern: ImagePattern, held: Iterable[CachedTag]) -> Iterator[CachedTag]:
     return (entry for entry in held if pattern.matches(entry.repository, entry.tag, entry.record.digest))
 
 
-def _text(entry: Wanted) -> str:
+def _text(entry: ImageSelector) -> str:
     """An entry in words that no other one has."""
     choice = f" {entry.versions}" if entry.versions is not None else ""
     return f"{entry}{choice}" + (f" newest {entry.newest}" if entry.newest is not None else "")
 
 
-def _resync(held: Iterable[HeldTag], plan: Plan) -> None:
+def _resync(held: Iterable[CachedTag], plan: Plan) -> None:
     for entry in held:
         plan.add(Target(entry.repository, entry.tag))
 
@@ -235,11 +235,13 @@ def _covers(pattern: ImagePattern, target: Target) -> bool:
     return pattern.matches(target.repository, None, target.reference)
 
 
-def _most_pulled_first(targets: dict[str, Target], held: dict[tuple[Repository, Tag], HeldTag], now: float) -> dict[str, Target]:
+def _most_pulled_first(
+    targets: dict[str, Target], held: dict[tuple[Repository, Tag], CachedTag], now: float
+) -> dict[str, Target]:
     return dict(sorted(targets.items(), key=lambda item: -_weight(held, item[1], now)))
 
 
-def _weight(held: dict[tuple[Repository, Tag], HeldTag], target: Target, now: float) -> float:
+def _weight(held: dict[tuple[Repository, Tag], CachedTag], target: Target, now: float) -> float:
     reference = target.reference
     entry = held.get((target.repository, reference)) if isinstance(reference, Tag) else None
     return entry.pulls.at(now) if entry is not None else 0.0

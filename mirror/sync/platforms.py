@@ -8,8 +8,8 @@ from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.manifest import Manifest, ManifestKind
 from mirror.core.platform import Platform
-from mirror.images import held_manifest, is_complete
 from mirror.storage.blobs import BlobFiles
+from mirror.storage.images import held_manifest, is_complete
 
 # An image's config is some kilobytes; a larger one is not looked into.
 _CONFIG_LIMIT = 1 << 20

@@ -16,9 +16,9 @@ import structlog
 from mirror.aio import together
 from mirror.errors import UpstreamRateLimited
 from mirror.metrics import Metrics
-from mirror.storage.ledger import Ledger
-from mirror.sync.bringer import Bringer, Brought, Target
-from mirror.sync.order import Order
+from mirror.storage.job_store import JobStore
+from mirror.sync.image_syncer import ImageSyncer, SyncResult, Target
+from mirror.sync.job import Order
 from mirror.sync.plan import Plan
 from mirror.sync.progress import Progress
 
@@ -30,7 +30,7 @@ _AT_ONCE = 8
 _HEAD_START = 1.0
 # An image that is not there by then counts as failed; its downloads go on, and the next run finds what they brought. Seconds.
 _LONGEST_IMAGE = 3600.0
-_MOST_PROBLEMS = 100
+_MAX_PROBLEMS = 100
 _SETTLED = frozenset({"unchanged", "moved", "gone"})
 _RECENT = 50
 
@@ -46,7 +46,7 @@ class Summary:
         tags: how many came out how.
         bytes_fetched: had to travel.
         bytes_held: were here already.
-        problems: by image, why it is not in step; the first of them.
+        problems: by image, why it is not in sync; the first of them.
         recent: what came of the images that were looked at last.
     """
 
@@ -75,10 +75,10 @@ class Run:
         bringer: called for the one of the day: the configuration may change meanwhile.
     """
 
-    def __init__(self, order: Order, bringer: Callable[[], Bringer], ledger: Ledger, metrics: Metrics) -> None:
+    def __init__(self, order: Order, syncer: Callable[[], ImageSyncer], jobs: JobStore, metrics: Metrics) -> None:
         self.summary = Summary(order.name, order.kind, order.by, time.time())
-        self._bringer = bringer
-        self._ledger = ledger
+        self._syncer = syncer
+        self._jobs = jobs
         self._metrics = metrics
         # Its own: whatever another run waits for, this one goes on.
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -96,7 +96,7 @@ class Run:
         try:
             async with asyncio.timeout(bound):
                 plan = await planned
-                summary.total, summary.problems = len(plan.targets), dict(islice(plan.problems.items(), _MOST_PROBLEMS))
+                summary.total, summary.problems = len(plan.targets), dict(islice(plan.problems.items(), _MAX_PROBLEMS))
                 await together(self._registry(targets) for targets in _by_registry(plan.targets.values()))
             summary.result = self._verdict(plan)
         except TimeoutError:
@@ -155,12 +155,12 @@ class Run:
 
     async def _image(self, target: Target) -> None:
         async with self._slots:
-            bringer = self._bringer()
-            progress = bringer.progress(target)
+            syncer = self._syncer()
+            progress = syncer.progress(target)
             self._under_way[str(target)] = progress
             try:
-                with bringer.held():
-                    brought = await self._bounded(bringer, target, progress)
+                with syncer.held():
+                    brought = await self._bounded(syncer, target, progress)
             finally:
                 del self._under_way[str(target)]
         summary = self.summary
@@ -168,28 +168,28 @@ class Run:
         summary.bytes_fetched += progress.fetched
         summary.bytes_held += progress.held
         self._metrics.sync_tags.labels(brought.word).inc()
-        if _is_problem(target, brought) and len(summary.problems) < _MOST_PROBLEMS:
+        if _is_problem(target, brought) and len(summary.problems) < _MAX_PROBLEMS:
             summary.problems[str(target)] = brought.cause or brought.word
         result = _result(target, brought, progress)
         summary.recent.append({"image": str(target), **result})
         if brought.word != "skipped":
-            await asyncio.to_thread(self._ledger.put_result, str(target), result)
+            await asyncio.to_thread(self._jobs.put_result, str(target), result)
 
-    async def _bounded(self, bringer: Bringer, target: Target, progress: Progress) -> Brought:
+    async def _bounded(self, syncer: ImageSyncer, target: Target, progress: Progress) -> SyncResult:
         registry = target.repository.registry
         if registry in self._left:
-            return Brought("skipped", cause=self._left[registry])
+            return SyncResult("skipped", cause=self._left[registry])
         try:
             async with asyncio.timeout(_LONGEST_IMAGE):
-                brought = await bringer.bring(target, progress)
+                brought = await syncer.bring(target, progress)
         except UpstreamRateLimited as error:
             self._leave(registry, str(error))
-            return Brought("skipped", cause=str(error))
+            return SyncResult("skipped", cause=str(error))
         except TimeoutError:
-            return Brought("failed", cause=f"not there within {_LONGEST_IMAGE:.0f} s; what has been begun goes on")
+            return SyncResult("failed", cause=f"not there within {_LONGEST_IMAGE:.0f} s; what has been begun goes on")
         if _is_problem(target, brought):
             log.warning("sync_failed", image=str(target), cause=brought.cause)
-        if brought.word == "failed" and not bringer.may_ask(registry):
+        if brought.word == "failed" and not syncer.may_ask(registry):
             self._leave(registry, brought.cause or brought.word)
         return brought
 
@@ -202,7 +202,7 @@ class Run:
         return "comes in the next run" if self.summary.kind == "schedule" else "has to be ordered again"
 
 
-def _is_problem(target: Target, brought: Brought) -> bool:
+def _is_problem(target: Target, brought: SyncResult) -> bool:
     """Whether an image is not what it should be. That a tag has been deleted is an answer, but not where the image is wanted."""
     return brought.word in ("failed", "skipped") or (brought.word == "gone" and target.fetch)
 
@@ -214,7 +214,7 @@ def _by_registry(targets: Iterable[Target]) -> list[list[Target]]:
     return list(found.values())
 
 
-def _result(target: Target, brought: Brought, progress: Progress) -> dict[str, Any]:
+def _result(target: Target, brought: SyncResult, progress: Progress) -> dict[str, Any]:
     return {
         "platforms": [str(platform) for platform in target.platforms],
         "result": brought.word,
@@ -228,7 +228,7 @@ def _result(target: Target, brought: Brought, progress: Progress) -> dict[str, A
 
 
 def is_settled(target: Target, result: Any, since: float) -> bool:
-    """Whether a result, as it is in the ledger, says that an image was brought in step since then, for all its platforms."""
+    """Whether a result, as it is in the ledger, says that an image was brought in sync since then, for all its platforms."""
     try:
         asked, wanted = set(result["platforms"]), {str(platform) for platform in target.platforms}
         return since <= result["time"] <= time.time() and result["result"] in _SETTLED and wanted <= asked

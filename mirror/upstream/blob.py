@@ -10,7 +10,7 @@ import aiohttp
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.ranges import parse_content_range
-from mirror.errors import UpstreamCut, UpstreamNonsense, UpstreamTimeout
+from mirror.errors import UpstreamDisconnected, UpstreamProtocolError, UpstreamTimeout
 from mirror.upstream.receiver import Body, BodyEnded
 
 # A body that brings less than this in so many seconds is as good as none: it would hold a connection, and clients, for ever.
@@ -85,7 +85,7 @@ class UpstreamBlob:
         self.start = start
         first, self._stop, self.size = _extent(response, digest)
         if first > start:
-            raise UpstreamNonsense(f"{response.url.host} answers from byte {first} where {start} was asked for")
+            raise UpstreamProtocolError(f"{response.url.host} answers from byte {first} where {start} was asked for")
         # Upstream may ignore a range; then what is in front of it is read and dropped.
         self._skip = start - first
 
@@ -102,7 +102,7 @@ class UpstreamBlob:
             pace.check(len(block))
             position += len(block)
             if position > self._stop:
-                raise UpstreamNonsense(f"{self._host} sends more of {self._digest} than it announced")
+                raise UpstreamProtocolError(f"{self._host} sends more of {self._digest} than it announced")
             if skip >= len(block):
                 skip -= len(block)
                 continue
@@ -121,24 +121,24 @@ class UpstreamBlob:
         except BodyEnded as error:
             raise self._cut(position) from error
 
-    def _cut(self, position: int) -> UpstreamCut:
-        return UpstreamCut(f"{self._host} ended {self._digest} at byte {position} of {self._stop}")
+    def _cut(self, position: int) -> UpstreamDisconnected:
+        return UpstreamDisconnected(f"{self._host} ended {self._digest} at byte {position} of {self._stop}")
 
 
 def _extent(response: aiohttp.ClientResponse, digest: Digest) -> tuple[int, int, int]:
     """First byte, end and whole size of what a response carries (RFC 9110 sections 8.6 and 14.4)."""
     host = response.url.host
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise UpstreamNonsense(f"{host} encodes {digest}, although identity was asked for")
+        raise UpstreamProtocolError(f"{host} encodes {digest}, although identity was asked for")
     if response.status == 206:
         try:
             start, stop, size = parse_content_range(response.headers.get("Content-Range", ""))
         except InvalidInput as error:
-            raise UpstreamNonsense(f"{host} answers a range of {digest}: {error}") from error
+            raise UpstreamProtocolError(f"{host} answers a range of {digest}: {error}") from error
         if size is None:
-            raise UpstreamNonsense(f"{host} answers a range of {digest} without its size")
+            raise UpstreamProtocolError(f"{host} answers a range of {digest} without its size")
         return start, stop, size
     length = response.content_length
     if length is None:
-        raise UpstreamNonsense(f"{host} does not say how long {digest} is")
+        raise UpstreamProtocolError(f"{host} does not say how long {digest} is")
     return 0, length, length

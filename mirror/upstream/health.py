@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mirror.core.breaker import Admission, Breaker
-from mirror.core.budget import Budget, Spending
+from mirror.core.pull_quota import PullQuota, QuotaPermit
 from mirror.core.ratelimit import RateLimit
 from mirror.errors import (
     CredentialsRefused,
-    UpstreamAnswer,
     UpstreamBusy,
     UpstreamError,
     UpstreamRateLimited,
+    UpstreamRefusal,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
@@ -31,7 +31,7 @@ _LASTING = 5.0
 _BACKGROUND = ("manifest", "blob", "token")
 
 
-class Guard:
+class TrackedBreaker:
     """A breaker that remembers why it is open."""
 
     def __init__(self, name: str) -> None:
@@ -75,8 +75,8 @@ class _Leave:
     """Leave for one request, to be given back with what came of it."""
 
     kind: str
-    spending: Spending
-    admissions: dict[Guard, Admission]
+    permit: QuotaPermit
+    admissions: dict[TrackedBreaker, Admission]
 
 
 class Health:
@@ -97,17 +97,17 @@ class Health:
         registry: str,
         upstream: str,
         metrics: Metrics,
-        opened: Callable[[Guard], None],
+        opened: Callable[[TrackedBreaker], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.state = "not asked yet"
         self.alone = False
-        self.own = Guard(upstream)
-        self.content = Guard(f"where {upstream} redirects to")
-        self.budget = Budget()
+        self.own = TrackedBreaker(upstream)
+        self.content = TrackedBreaker(f"where {upstream} redirects to")
+        self.pull_quota = PullQuota()
         self.clock = clock
         self.opened = opened
-        self._kinds: dict[str, Guard] = {}
+        self._kinds: dict[str, TrackedBreaker] = {}
         self._upstream = upstream
         self._registry = registry
         self._metrics = metrics
@@ -127,7 +127,7 @@ class Health:
         except UpstreamError as error:
             self._failed(error, leave)
             raise
-        except UpstreamAnswer:
+        except UpstreamRefusal:
             self._answered(leave, content=False)
             raise
         except BaseException:
@@ -154,7 +154,7 @@ class Health:
                 self._note(guard, admission, error)
             raise
         except BaseException as error:
-            if admission is not None and isinstance(error, UpstreamAnswer):
+            if admission is not None and isinstance(error, UpstreamRefusal):
                 self._note(guard, admission, None)
             elif admission is not None:
                 guard.breaker.released(admission)
@@ -162,14 +162,14 @@ class Health:
         else:
             self._note(guard, admission, None)
 
-    def guard(self, kind: str) -> Guard:
+    def guard(self, kind: str) -> TrackedBreaker:
         """The breaker of one kind of request."""
         if kind not in self._kinds:
-            self._kinds[kind] = Guard(f"{self._upstream} ({kind})")
+            self._kinds[kind] = TrackedBreaker(f"{self._upstream} ({kind})")
         return self._kinds[kind]
 
     @property
-    def probed_guards(self) -> list[Guard]:
+    def probed_guards(self) -> list[TrackedBreaker]:
         """The breakers that a probe of the upstream itself can help to close."""
         return [self.own, *self._kinds.values()]
 
@@ -177,7 +177,7 @@ class Health:
         """Note what an answer says of the pull limit, if anything."""
         self._metrics.pull_limit(self._registry, limit and limit.value, remaining and remaining.value)
         if remaining is not None:
-            self.budget.note(remaining, self.clock())
+            self.pull_quota.note(remaining, self.clock())
 
     def body_ended(self, error: UpstreamError | None) -> None:
         """Note how the body of a blob ended. After a failure another upstream is better asked first, for a while."""
@@ -222,11 +222,11 @@ class Health:
 
     def _let_in(self, kind: str, method: str) -> _Leave:
         now = self.clock()
-        spending = self.budget.spend(kind, method, now)
-        if not isinstance(spending, Spending):
+        permit = self.pull_quota.spend(kind, method, now)
+        if not isinstance(permit, QuotaPermit):
             text = f"{self._upstream} limits the rate of pulls, and is not asked for now"
-            raise UpstreamRateLimited(text, retry_after=spending)
-        leave = _Leave(kind, spending, {})
+            raise UpstreamRateLimited(text, retry_after=permit)
+        leave = _Leave(kind, permit, {})
         guards = [self.own, self.guard(kind)]
         if (kind, method) == ("blob", "GET"):
             guards.append(self.content)
@@ -243,9 +243,9 @@ class Health:
             self._give_back(leave)
             return
         if isinstance(error, UpstreamRateLimited):
-            error.retry_after = self.budget.refused(leave.spending, leave.kind, error.retry_after, self.clock())
+            error.retry_after = self.pull_quota.refused(leave.permit, leave.kind, error.retry_after, self.clock())
         else:
-            self.budget.released(leave.spending)
+            self.pull_quota.released(leave.permit)
         failing, answering = self._blamed(error, leave.kind)
         for guard, admission in leave.admissions.items():
             if guard is failing:
@@ -259,7 +259,7 @@ class Health:
         else:
             self._tell(f"failing: {error}", up=False)
 
-    def _blamed(self, error: UpstreamError, kind: str) -> tuple[Guard | None, tuple[Guard, ...]]:
+    def _blamed(self, error: UpstreamError, kind: str) -> tuple[TrackedBreaker | None, tuple[TrackedBreaker, ...]]:
         """Whose failure it is, None if that has been noted, and who has answered all the same."""
         own, asked = self.own, self.guard(kind)
         if error.elsewhere:
@@ -270,13 +270,13 @@ class Health:
             return own, ()
         return asked, () if isinstance(error, UpstreamTimeout) else (own,)
 
-    def _note(self, guard: Guard, admission: Admission, error: UpstreamError | None) -> None:
+    def _note(self, guard: TrackedBreaker, admission: Admission, error: UpstreamError | None) -> None:
         opened = guard.note(admission, error, self.clock())
         if opened and guard is not self.content:
             self.opened(guard)
 
     def _answered(self, leave: _Leave, *, content: bool) -> None:
-        self.budget.answered(leave.spending, self.clock())
+        self.pull_quota.answered(leave.permit, self.clock())
         for guard, admission in leave.admissions.items():
             if content or guard is not self.content:
                 self._note(guard, admission, None)
@@ -285,7 +285,7 @@ class Health:
         self._tell("up", up=True)
 
     def _give_back(self, leave: _Leave) -> None:
-        self.budget.released(leave.spending)
+        self.pull_quota.released(leave.permit)
         for guard, admission in leave.admissions.items():
             guard.breaker.released(admission)
 

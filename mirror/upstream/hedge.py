@@ -30,7 +30,7 @@ async def hedged(
 
     Raises:
         UpstreamError: what the first of the attempts failed with, when all have failed.
-        UpstreamAnswer: at once.
+        UpstreamRefusal: at once.
     """
     tasks = [asyncio.create_task(attempt(False))]
     winner: asyncio.Task[T] | None = None

@@ -15,8 +15,8 @@ from yarl import URL
 
 from mirror.errors import (
     UpstreamBusy,
-    UpstreamCut,
-    UpstreamNonsense,
+    UpstreamDisconnected,
+    UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
@@ -197,7 +197,7 @@ class Http:
         assert session is not None
         if guarded and proxy is None and is_inside(url.host or ""):
             # An address in the URL is not resolved.
-            raise UpstreamNonsense(f"{url.host} is an internal address, to which a public upstream does not lead")
+            raise UpstreamProtocolError(f"{url.host} is an internal address, to which a public upstream does not lead")
         with translated(url):
             async with asyncio.timeout(self.limits.connect + self.limits.headers):
                 response = await session.request(
@@ -243,9 +243,9 @@ def translated(url: URL) -> Iterator[None]:
         aiohttp.ClientOSError,
         ConnectionError,
     ) as error:
-        raise UpstreamCut(f"{host} closed the connection: {_short(error)}") from error
+        raise UpstreamDisconnected(f"{host} closed the connection: {_short(error)}") from error
     except (aiohttp.ClientError, ValueError) as error:
-        raise UpstreamNonsense(f"{host} does not speak HTTP as it should: {type(error).__name__}") from error
+        raise UpstreamProtocolError(f"{host} does not speak HTTP as it should: {type(error).__name__}") from error
 
 
 def _short(error: BaseException) -> str:
@@ -267,20 +267,20 @@ async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """Read a whole small body.
 
     Raises:
-        UpstreamNonsense: it is longer than `limit` bytes.
+        UpstreamProtocolError: it is longer than `limit` bytes.
     """
     announced = response.content_length
     if announced is not None and announced > limit:
-        raise UpstreamNonsense(f"{response.url.host} announces {announced} bytes where at most {limit} are allowed")
+        raise UpstreamProtocolError(f"{response.url.host} announces {announced} bytes where at most {limit} are allowed")
     body = bytearray()
     while piece := await read_piece(response):
         body += piece
         if len(body) > limit:
-            raise UpstreamNonsense(f"{response.url.host} sends more than {limit} bytes where that is the most")
+            raise UpstreamProtocolError(f"{response.url.host} sends more than {limit} bytes where that is the most")
     return bytes(body)
 
 
-async def dismiss(response: aiohttp.ClientResponse) -> None:
+async def drain(response: aiohttp.ClientResponse) -> None:
     """Be done with a response whose body does not matter; a short one is read, so that its connection can be used again."""
     length = response.content_length
     if length is not None and length <= _DISMISSED:

@@ -9,7 +9,7 @@ import structlog
 
 from mirror.core.breaker import Admission
 from mirror.errors import UpstreamError
-from mirror.upstream.health import Guard, Health
+from mirror.upstream.health import Health, TrackedBreaker
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +22,7 @@ class Prober:
         probe: raises UpstreamError if there is no answer; bounded in time.
     """
 
-    def __init__(self, health: Health, guard: Guard, probe: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, health: Health, guard: TrackedBreaker, probe: Callable[[], Awaitable[None]]) -> None:
         self._health = health
         self._guard = guard
         self._probe = probe

@@ -5,9 +5,9 @@ from __future__ import annotations
 from yarl import URL
 
 from mirror.core.networks import is_internal, parse_address
-from mirror.errors import UpstreamNonsense
+from mirror.errors import UpstreamProtocolError
 
-MOST_HOPS = 5
+MAX_HOPS = 5
 STATUSES = frozenset({301, 302, 303, 307, 308})
 
 
@@ -19,23 +19,23 @@ def target(current: URL, location: str | None, upstream: URL, *, public: bool) -
             they are resolved.
 
     Raises:
-        UpstreamNonsense: no location, a scheme less safe than upstream's, credentials in the URL, or an address inside
+        UpstreamProtocolError: no location, a scheme less safe than upstream's, credentials in the URL, or an address inside
             this host or its links although upstream is elsewhere.
     """
     if not location:
-        raise UpstreamNonsense(f"{current.host} redirects to nowhere")
+        raise UpstreamProtocolError(f"{current.host} redirects to nowhere")
     try:
         found = URL(location, encoded=True)
         url = found if found.scheme else current.join(found)
         host, _ = url.host, url.port
     except ValueError as error:
-        raise UpstreamNonsense(f"{current.host} redirects to something that is no URL") from error
+        raise UpstreamProtocolError(f"{current.host} redirects to something that is no URL") from error
     if url.scheme not in ("https", upstream.scheme) or url.scheme not in ("http", "https") or not host:
-        raise UpstreamNonsense(f"{current.host} redirects from {upstream.scheme} to {url.scheme}://{url.host}")
+        raise UpstreamProtocolError(f"{current.host} redirects from {upstream.scheme} to {url.scheme}://{url.host}")
     if url.user or url.password:
-        raise UpstreamNonsense(f"{current.host} redirects to a URL with credentials")
+        raise UpstreamProtocolError(f"{current.host} redirects to a URL with credentials")
     if public and is_inside(host):
-        raise UpstreamNonsense(f"{current.host} redirects to the internal address {host}")
+        raise UpstreamProtocolError(f"{current.host} redirects to the internal address {host}")
     return url
 
 

@@ -17,12 +17,12 @@ from mirror.core.errors import InvalidInput
 from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.media import ALL_MANIFEST_TYPES, UPSTREAM_ACCEPT, strip_parameters
 from mirror.core.names import Reference
-from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamNonsense
+from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamProtocolError
 from mirror.upstream.attempt import Work, answer
 from mirror.upstream.blob import ExpectedSize, UpstreamBlob
 from mirror.upstream.connections import withdrawable
-from mirror.upstream.endpoint import Ask, Endpoint
 from mirror.upstream.http import read_bounded
+from mirror.upstream.upstream import Upstream, UpstreamRequest
 
 T = TypeVar("T")
 
@@ -64,42 +64,42 @@ class Listing:
 class Registry:
     """A registry, by way of its upstreams: the first that answers usefully is it."""
 
-    def __init__(self, name: str, endpoints: list[Endpoint]) -> None:
+    def __init__(self, name: str, upstreams: list[Upstream]) -> None:
         self.name = name
-        self.endpoints = endpoints
-        for endpoint in endpoints:
-            endpoint.health.alone = len(endpoints) == 1
+        self.upstreams = upstreams
+        for upstream in upstreams:
+            upstream.health.alone = len(upstreams) == 1
 
     async def manifest(self, repository: str, reference: Reference) -> Manifest:
         """Fetch a manifest; its bytes are verified if the reference is a digest, else against upstream's own word.
 
         Raises:
             DigestMismatch: the bytes have another digest.
-            UpstreamError, UpstreamAnswer: see those.
+            UpstreamError, UpstreamRefusal: see those.
         """
         expected = reference if isinstance(reference, Digest) else None
-        ask = Ask("manifest", repository, f"manifests/{reference}", headers={"Accept": UPSTREAM_ACCEPT})
+        ask = UpstreamRequest("manifest", repository, f"manifests/{reference}", headers={"Accept": UPSTREAM_ACCEPT})
 
-        async def get(endpoint: Endpoint, ask: Ask, _: contextlib.AsyncExitStack) -> Manifest:
-            async with endpoint.request(ask) as response:
+        async def get(upstream: Upstream, ask: UpstreamRequest, _: contextlib.AsyncExitStack) -> Manifest:
+            async with upstream.request(ask) as response:
                 raw = await read_bounded(response, MANIFEST_LIMIT)
-                endpoint.received(len(raw))
+                upstream.received(len(raw))
                 wanted = expected or _digest(response)
                 try:
                     return await on_bytes(len(raw), None, parse_manifest, raw, response.headers.get("Content-Type"), wanted)
                 except errors.DigestMismatch as error:
-                    raise DigestMismatch(f"{endpoint.name}, manifest {reference}: {error}") from error
+                    raise DigestMismatch(f"{upstream.name}, manifest {reference}: {error}") from error
                 except InvalidInput as error:
-                    raise UpstreamNonsense(f"{endpoint.name}, manifest {reference}: {error}") from error
+                    raise UpstreamProtocolError(f"{upstream.name}, manifest {reference}: {error}") from error
 
         return await self._first(ask, get)
 
     async def head_manifest(self, repository: str, reference: Reference) -> ManifestHead:
         """Ask for a manifest's headers: Docker Hub does not count that as a pull. Raises like `manifest`."""
-        ask = Ask("manifest", repository, f"manifests/{reference}", "HEAD", {"Accept": UPSTREAM_ACCEPT})
+        ask = UpstreamRequest("manifest", repository, f"manifests/{reference}", "HEAD", {"Accept": UPSTREAM_ACCEPT})
 
-        async def head(endpoint: Endpoint, ask: Ask, _: contextlib.AsyncExitStack) -> ManifestHead:
-            async with endpoint.request(ask) as response:
+        async def head(upstream: Upstream, ask: UpstreamRequest, _: contextlib.AsyncExitStack) -> ManifestHead:
+            async with upstream.request(ask) as response:
                 media_type = strip_parameters(response.headers.get("Content-Type", ""))
                 # Another type would reach the client, which could be a browser.
                 known = media_type if media_type in ALL_MANIFEST_TYPES else None
@@ -112,24 +112,24 @@ class Registry:
 
     async def head_blob(self, repository: str, digest: Digest) -> int | None:
         """Ask whether upstream grants a blob, and for its size in bytes, which upstream may not tell."""
-        ask = Ask("blob", repository, f"blobs/{digest}", "HEAD")
+        ask = UpstreamRequest("blob", repository, f"blobs/{digest}", "HEAD")
 
-        async def head(endpoint: Endpoint, ask: Ask, _: contextlib.AsyncExitStack) -> int | None:
-            async with endpoint.request(ask) as response:
+        async def head(upstream: Upstream, ask: UpstreamRequest, _: contextlib.AsyncExitStack) -> int | None:
+            async with upstream.request(ask) as response:
                 if response.content_type == "text/html":
-                    raise UpstreamNonsense(f"{response.url.host} answers with a page where {digest} was asked for")
+                    raise UpstreamProtocolError(f"{response.url.host} answers with a page where {digest} was asked for")
                 return _length(response)
 
         return await self._first(ask, head)
 
     async def listing(self, kind: str, repository: str, rest: str, query: str) -> Listing:
         """Fetch a list of tags or of referrers as it is; `query` is encoded, and goes upstream as it is."""
-        ask = Ask(kind, repository, rest, headers={"Accept": "application/json, */*"}, query=query)
+        ask = UpstreamRequest(kind, repository, rest, headers={"Accept": "application/json, */*"}, query=query)
 
-        async def get(endpoint: Endpoint, ask: Ask, _: contextlib.AsyncExitStack) -> Listing:
-            async with endpoint.request(ask) as response:
+        async def get(upstream: Upstream, ask: UpstreamRequest, _: contextlib.AsyncExitStack) -> Listing:
+            async with upstream.request(ask) as response:
                 body = await read_bounded(response, _LIST_LIMIT)
-                endpoint.received(len(body))
+                upstream.received(len(body))
                 links = tuple(response.headers.getall("Link", []))
                 return Listing(body, links, response.headers.get("OCI-Filters-Applied"))
 
@@ -145,48 +145,52 @@ class Registry:
             size: what an answer's whole size is held against.
 
         Raises:
-            UpstreamError, UpstreamAnswer: see those; the former also while the stream is read.
+            UpstreamError, UpstreamRefusal: see those; the former also while the stream is read.
             ConnectionWithdrawn: at any time; somebody else wants the connection more urgently.
         """
         headers = {}
         if start or stop is not None:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        ask = Ask("blob", repository, f"blobs/{digest}", headers=headers)
+        ask = UpstreamRequest("blob", repository, f"blobs/{digest}", headers=headers)
 
-        async def opened(endpoint: Endpoint, ask: Ask, open_: contextlib.AsyncExitStack) -> tuple[Endpoint, UpstreamBlob]:
-            response = await open_.enter_async_context(endpoint.request(ask))
-            blob = UpstreamBlob(response, endpoint.body(response), digest, start, endpoint.received)
+        async def opened(
+            upstream: Upstream, ask: UpstreamRequest, open_: contextlib.AsyncExitStack
+        ) -> tuple[Upstream, UpstreamBlob]:
+            response = await open_.enter_async_context(upstream.request(ask))
+            blob = UpstreamBlob(response, upstream.body(response), digest, start, upstream.received)
             open_.callback(blob.close)
             if size is not None and not size.accepts(blob.size):
-                raise UpstreamNonsense(f"{response.url.host} sends {blob.size} bytes for {digest}; its manifest says otherwise")
-            return endpoint, blob
+                raise UpstreamProtocolError(
+                    f"{response.url.host} sends {blob.size} bytes for {digest}; its manifest says otherwise"
+                )
+            return upstream, blob
 
         async with withdrawable(), contextlib.AsyncExitStack() as stack:
-            endpoint, blob = await self._first(ask, opened, stack)
+            upstream, blob = await self._first(ask, opened, stack)
             # Around the response, whose errors become ours only where it ends.
-            with self._body_of(endpoint):
+            with self._body_of(upstream):
                 async with stack.pop_all():
                     yield blob
 
     @contextlib.contextmanager
-    def _body_of(self, endpoint: Endpoint) -> Iterator[None]:
+    def _body_of(self, upstream: Upstream) -> Iterator[None]:
         """Note how a blob's body ends; whoever gets its failure learns whether another upstream may do better."""
         try:
             yield
         except UpstreamError as error:
-            endpoint.health.body_ended(error)
-            error.another = any(other.health.is_sound for other in self.endpoints if other is not endpoint)
+            upstream.health.body_ended(error)
+            error.another = any(other.health.is_sound for other in self.upstreams if other is not upstream)
             raise
-        endpoint.health.body_ended(None)
+        upstream.health.body_ended(None)
 
-    def distrust(self, digest: Digest) -> None:
+    def penalize(self, digest: Digest) -> None:
         """Bytes of a blob were wrong: have the upstream that is asked first for blobs be asked last, for a while.
 
         One that is out of order is not asked, and cannot have delivered them.
         """
         order = self._blob_order()
-        endpoint = next((endpoint for endpoint in order if endpoint.health.is_sound), order[0])
-        endpoint.health.body_ended(DigestMismatch(f"{endpoint.name} has delivered wrong bytes of {digest}"))
+        upstream = next((upstream for upstream in order if upstream.health.is_sound), order[0])
+        upstream.health.body_ended(DigestMismatch(f"{upstream.name} has delivered wrong bytes of {digest}"))
 
     def allows_background(self, reserve: int) -> bool:
         """Whether work that nobody waits for may ask: an upstream is in order, and leaves more than `reserve` pulls."""
@@ -194,22 +198,22 @@ class Registry:
 
     def obstacle(self, reserve: int) -> str | None:
         """Why work that nobody waits for may not ask; None if it may."""
-        sound = next((endpoint.health for endpoint in self.endpoints if endpoint.health.serves_background), None)
+        sound = next((upstream.health for upstream in self.upstreams if upstream.health.serves_background), None)
         if sound is None:
-            return f"{self.name} cannot be asked for now: {self.endpoints[0].name} is {self.endpoints[0].state}"
-        if sound.budget.allows_background(reserve, sound.clock()):
+            return f"{self.name} cannot be asked for now: {self.upstreams[0].name} is {self.upstreams[0].state}"
+        if sound.pull_quota.allows_background(reserve, sound.clock()):
             return None
-        remaining = sound.budget.remaining(sound.clock())
+        remaining = sound.pull_quota.remaining(sound.clock())
         if remaining is None or remaining > reserve:
             return f"{self.name} limits the rate of pulls, and is not asked for now"
         return f"{self.name} leaves {remaining} pulls, and sync.reserve keeps {reserve} for clients"
 
     async def close(self) -> None:
         """Stop probing upstreams."""
-        for endpoint in self.endpoints:
-            await endpoint.close()
+        for upstream in self.upstreams:
+            await upstream.close()
 
-    async def _first(self, ask: Ask, work: Work[T], keep: contextlib.AsyncExitStack | None = None) -> T:
+    async def _first(self, ask: UpstreamRequest, work: Work[T], keep: contextlib.AsyncExitStack | None = None) -> T:
         """The result of the first upstream that is not out of order; the last one's failure if all are.
 
         One that is known to be out of order costs no time. Each of the others has its share of the time that clients have. Where
@@ -221,19 +225,19 @@ class Registry:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
-        endpoints, asked = self._in_order(ask), list[tuple[Endpoint, UpstreamError]]()
+        upstreams, asked = self._in_order(ask), list[tuple[Upstream, UpstreamError]]()
         failure: UpstreamError | None = None
-        for number, endpoint in enumerate(endpoints):
-            share = (deadline - loop.time()) / (len(endpoints) - number)
+        for number, upstream in enumerate(upstreams):
+            share = (deadline - loop.time()) / (len(upstreams) - number)
             try:
-                return await _closed(*await answer(endpoint, ask, work, share), keep)
+                return await _closed(*await answer(upstream, ask, work, share), keep)
             except UpstreamBusy:
                 # The others would want one of the same connections.
                 raise
             except UpstreamError as error:
                 failure = error
                 if error.asked:
-                    asked.append((endpoint, error))
+                    asked.append((upstream, error))
         assert failure is not None
         in_time = deadline - loop.time() > 2 * _PAUSE
         if keep is None and len(asked) == 1 and in_time and _may_retry(ask, *asked[0]):
@@ -244,14 +248,14 @@ class Registry:
                 failure = error if error.asked else failure
         raise failure
 
-    def _in_order(self, ask: Ask) -> list[Endpoint]:
+    def _in_order(self, ask: UpstreamRequest) -> list[Upstream]:
         """The upstreams as configured; for blobs, those whose bodies have broken lately come last."""
         if ask.kind != "blob":
-            return self.endpoints
+            return self.upstreams
         return self._blob_order()
 
-    def _blob_order(self) -> list[Endpoint]:
-        return sorted(self.endpoints, key=lambda endpoint: endpoint.health.doubted_until)
+    def _blob_order(self) -> list[Upstream]:
+        return sorted(self.upstreams, key=lambda upstream: upstream.health.doubted_until)
 
 
 async def _closed(result: T, stack: contextlib.AsyncExitStack, keep: contextlib.AsyncExitStack | None) -> T:
@@ -262,10 +266,10 @@ async def _closed(result: T, stack: contextlib.AsyncExitStack, keep: contextlib.
     return result
 
 
-def _may_retry(ask: Ask, endpoint: Endpoint, error: UpstreamError) -> bool:
+def _may_retry(ask: UpstreamRequest, upstream: Upstream, error: UpstreamError) -> bool:
     """Whether to ask once more after a failure: not if that may cost a second pull where few are left."""
-    health = endpoint.health
-    uncounted = isinstance(error, UpstreamFailing) or health.budget.allows_second(ask.kind, ask.method, health.clock())
+    health = upstream.health
+    uncounted = isinstance(error, UpstreamFailing) or health.pull_quota.allows_second(ask.kind, ask.method, health.clock())
     return error.transient and uncounted
 
 
@@ -274,7 +278,7 @@ def _digest(response: aiohttp.ClientResponse) -> Digest | None:
     try:
         return Digest.parse(text) if text else None
     except InvalidInput as error:
-        raise UpstreamNonsense(f"{response.url.host} sends a Docker-Content-Digest that is none: {error}") from error
+        raise UpstreamProtocolError(f"{response.url.host} sends a Docker-Content-Digest that is none: {error}") from error
 
 
 def _length(response: aiohttp.ClientResponse) -> int | None:

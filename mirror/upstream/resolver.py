@@ -6,7 +6,7 @@ import socket
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from mirror.errors import UpstreamNonsense
+from mirror.errors import UpstreamProtocolError
 from mirror.upstream.redirects import is_inside
 
 
@@ -20,11 +20,11 @@ class PublicResolver(AbstractResolver):
         self._inner = inner
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
-        """Addresses of a host; raises UpstreamNonsense if all it has are internal."""
+        """Addresses of a host; raises UpstreamProtocolError if all it has are internal."""
         found = await self._inner.resolve(host, port, family)
         public = [result for result in found if not is_inside(result["host"])]
         if found and not public:
-            raise UpstreamNonsense(f"{host} has an internal address, to which a public upstream does not lead")
+            raise UpstreamProtocolError(f"{host} has an internal address, to which a public upstream does not lead")
         return public
 
     async def close(self) -> None:

@@ -22,7 +22,7 @@ from mirror.errors import (
     AccessDenied,
     CredentialsRefused,
     UpstreamFailing,
-    UpstreamNonsense,
+    UpstreamProtocolError,
     UpstreamRateLimited,
 )
 from mirror.upstream.hedge import hedged
@@ -33,7 +33,7 @@ _TOKEN_LIMIT = 1 << 20
 # The specification's default and least lifetime of a token, in seconds.
 _SHORTEST = 60.0
 _EARLY = 30.0
-_MOST_SCOPES = 10_000
+_MAX_SCOPES = 10_000
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Tokens:
     async def _fetch(self, challenge: Challenge, scope: str, public: bool) -> str:
         realm = challenge.params.get("realm", "")
         if not realm_allowed(realm, str(self._upstream), self._token_hosts):
-            raise UpstreamNonsense(
+            raise UpstreamProtocolError(
                 f"{self._upstream.host} wants a token from a realm that is neither its own nor in token_hosts: "
                 f"{URL(realm).host if realm else 'none'}"
             )
@@ -189,13 +189,13 @@ class Tokens:
         if status >= 500:
             raise UpstreamFailing(f"{url.host} answers {status} to the request for a token")
         if status != 200:
-            raise UpstreamNonsense(f"{url.host} answers {status} to the request for a token")
+            raise UpstreamProtocolError(f"{url.host} answers {status} to the request for a token")
 
     def _keep(self, scope: str, authorization: str, lifetime: float) -> str:
-        if len(self._tokens) >= _MOST_SCOPES:
+        if len(self._tokens) >= _MAX_SCOPES:
             now = self._clock()
             self._tokens = {key: token for key, token in self._tokens.items() if token.expires > now}
-            if len(self._tokens) >= _MOST_SCOPES:
+            if len(self._tokens) >= _MAX_SCOPES:
                 self._tokens.clear()
         early = min(_EARLY, lifetime / 2)
         self._tokens[scope] = _Token(authorization, self._clock() + lifetime - early)
@@ -217,7 +217,7 @@ def _parse(body: bytes, url: URL) -> tuple[str, float]:
         # Counted from receipt rather than from issued_at: proof against clocks that disagree.
         lifetime = max(float(answer.get("expires_in") or _SHORTEST), _SHORTEST)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UpstreamNonsense(f"{url.host} answers the request for a token with something else") from error
+        raise UpstreamProtocolError(f"{url.host} answers the request for a token with something else") from error
     if not isinstance(token, str) or not token.isprintable() or not token.isascii():
-        raise UpstreamNonsense(f"{url.host} answers the request for a token without a token")
+        raise UpstreamProtocolError(f"{url.host} answers the request for a token without a token")
     return f"Bearer {token}", lifetime

@@ -71,7 +71,7 @@ class ScriptedSource:
         """It never closes."""
         return contextlib.nullcontext()
 
-    def distrust(self):
+    def penalize(self):
         """There is no other."""
 
     def hold_answer(self):

@@ -9,8 +9,8 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
-from mirror.download.reader import ArrivingBody, Span
-from mirror.errors import DigestMismatch, NotFound, StorageError, UpstreamCut, UpstreamNonsense, UpstreamTimeout
+from mirror.download.reader import Span, StreamingBody
+from mirror.errors import DigestMismatch, NotFound, StorageError, UpstreamDisconnected, UpstreamProtocolError, UpstreamTimeout
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK
 from tests.support.files import opened_under
@@ -111,7 +111,7 @@ async def test_full_while_some_are_far_behind(world, source, disk):
     worker = world.worker()
     disk.room = CHUNK
     gate = source.gate(CHUNK)
-    body = ArrivingBody(worker.start(Digest.of(DATA), source))
+    body = StreamingBody(worker.start(Digest.of(DATA), source))
     await body.ready(0, len(DATA))
     spans = body.spans(0, len(DATA))
     first = await anext(spans)
@@ -131,7 +131,7 @@ async def test_full_between_size_and_first_byte(world, source, disk):
     """A reader that knew the size, but had not opened the file when the download failed, is served past the store."""
     disk.room = CHUNK
     gate = source.gate(CHUNK)
-    body = ArrivingBody(world.worker().start(Digest.of(DATA), source))
+    body = StreamingBody(world.worker().start(Digest.of(DATA), source))
     assert await body.sized() == len(DATA)
     await gate.reached.wait()
     gate.release()
@@ -186,7 +186,7 @@ async def test_wrong_bytes_past_the_store_are_not_completed(world, source, disk,
 @pytest.mark.parametrize("at", [1, CHUNK, len(DATA) - 1])
 async def test_breaks_past_the_store_are_resumed(world, source, broken_open, at):
     """A stream past the store that breaks goes on from the broken byte."""
-    source.fail_at(at, UpstreamCut("cut"))
+    source.fail_at(at, UpstreamDisconnected("cut"))
     assert await world.pull(world.worker(), source).whole() == DATA
     assert source.opens[-1] == (at, None)
     assert source.fetched_twice() == []
@@ -194,9 +194,9 @@ async def test_breaks_past_the_store_are_resumed(world, source, broken_open, at)
 
 async def test_breaks_past_the_store_end_somewhere(world, source, broken_open):
     """But not for ever."""
-    source.fail_at(CHUNK, *[UpstreamCut("cut")] * 3)
+    source.fail_at(CHUNK, *[UpstreamDisconnected("cut")] * 3)
     reader = world.pull(world.worker(), source)
-    assert isinstance(await reader.ended_short(), UpstreamCut)
+    assert isinstance(await reader.ended_short(), UpstreamDisconnected)
     assert reader.data == DATA[:CHUNK]
 
 
@@ -208,7 +208,7 @@ async def test_refusal_past_the_store(world, source, broken_open):
 
 async def test_ranges_past_the_store(world, source, broken_open):
     """A range is asked for as such, and several of one body do not mix."""
-    body = ArrivingBody(world.worker().start(Digest.of(DATA), source))
+    body = StreamingBody(world.worker().start(Digest.of(DATA), source))
     assert await body.sized() == len(DATA)
     for start, stop in ((CHUNK, CHUNK + 100), (CHUNK, CHUNK + 200), (5, 10), (len(DATA) - 3, len(DATA))):
         await body.ready(start, len(source.data))
@@ -222,14 +222,14 @@ async def test_another_size_past_the_store(world, source, disk):
     disk.room = 0
     source.sizes = [1000]
     reader = world.pull(world.worker(), source)
-    assert isinstance(await reader.ended_short(), UpstreamNonsense)
+    assert isinstance(await reader.ended_short(), UpstreamProtocolError)
     assert not reader.data
 
 
 async def test_memory_past_the_store_is_bounded(world, broken_open):
     """A stream past the store keeps back a bounded part of the blob, however large that is."""
     source = ScriptedSource(content(16 * CHUNK))
-    body = ArrivingBody(world.worker().start(Digest.of(source.data), source))
+    body = StreamingBody(world.worker().start(Digest.of(source.data), source))
     await body.sized()
     tracemalloc.start()
     try:

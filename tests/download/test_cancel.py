@@ -30,7 +30,7 @@ def inline(tmp_path, monkeypatch):
 def free(layout):
     """Whether all locks of the blob are to be had."""
     with contextlib.closing(open_partial(layout, DIGEST)) as partial:
-        if not partial.drive():
+        if not partial.try_acquire_driver():
             return False
         if not partial.refresh():
             return True
@@ -38,11 +38,11 @@ def free(layout):
             return all(partial.claim(lock, index) for index in range(-(-partial.size // CHUNK)))
 
 
-async def interrupted(world, source, turns, readers):
+async def interrupted(world, source, keyed_lock, readers):
     """Stop a worker after so many turns of the event loop; returns whether it had finished before."""
     worker = world.worker()
     pulls = [world.pull(worker, source, start, stop) for start, stop in readers]
-    for _ in range(turns):
+    for _ in range(keyed_lock):
         await asyncio.sleep(0)
     async with asyncio.timeout(LIMIT):
         await worker.close()
@@ -53,10 +53,10 @@ async def interrupted(world, source, turns, readers):
 @pytest.mark.parametrize("readers", [[(0, None)], [(0, None), (2 * CHUNK + 100, 2 * CHUNK + 200)]], ids=["one", "with a range"])
 async def test_stopped_at_every_turn(inline, readers):
     """After every number of turns: no descriptor stays open, no lock held, and the next run fetches just the rest."""
-    turns, finished = 0, False
+    keyed_lock, finished = 0, False
     while not finished:
-        world, source = inline(str(turns)), ScriptedSource(DATA, BLOCK)
-        finished = await interrupted(world, source, turns, readers)
+        world, source = inline(str(keyed_lock)), ScriptedSource(DATA, BLOCK)
+        finished = await interrupted(world, source, keyed_lock, readers)
         assert opened_under(world.layout.root) == []
         assert free(world.layout)
         assert source.under_way == 0
@@ -66,8 +66,8 @@ async def test_stopped_at_every_turn(inline, readers):
         assert opened_under(world.layout.root) == []
         assert source.fetched_twice() == []
         assert source.given() == len(DATA)
-        turns += 1
-    assert turns > 20
+        keyed_lock += 1
+    assert keyed_lock > 20
 
 
 async def test_stopped_before_the_first_turn(world):

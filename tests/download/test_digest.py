@@ -6,7 +6,7 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
-from mirror.download.reader import ArrivingBody
+from mirror.download.reader import StreamingBody
 from mirror.errors import DigestMismatch, MirrorError, NotFound
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK
@@ -166,7 +166,7 @@ async def test_reader_between_headers_and_first_byte(world, source):
     """A reader that was told the size before the digest turned out wrong gets no byte afterwards."""
     source.corrupt(0)
     worker, gate = world.worker(), source.gate(len(DATA) - 1)
-    body = ArrivingBody(worker.start(Digest.of(DATA), source))
+    body = StreamingBody(worker.start(Digest.of(DATA), source))
     await body.sized()
     await body.ready(0, len(DATA))
     await gate.reached.wait()

@@ -29,10 +29,10 @@ def test_one_driver(pair, layout):
     """Only one of two partials drives; the other can as soon as the first is closed."""
     one, _ = pair
     with contextlib.closing(open_partial(layout, DIGEST)) as two:
-        assert two.drive()
-        assert two.drive()
-        assert not one.drive()
-    assert one.drive()
+        assert two.try_acquire_driver()
+        assert two.try_acquire_driver()
+        assert not one.try_acquire_driver()
+    assert one.try_acquire_driver()
 
 
 def test_chunks_are_claimed_one_by_one(pair):
@@ -61,7 +61,7 @@ def test_holders_within_one_partial_exclude_each_other(pair):
 def test_driver_lock_and_chunk_locks_are_independent(pair):
     """Whoever drives leaves the chunks to those who fill them."""
     one, two = pair
-    assert one.drive()
+    assert one.try_acquire_driver()
     with contextlib.closing(two.locks()) as lock:
         assert all(two.claim(lock, index) for index in range(3))
 
@@ -69,10 +69,10 @@ def test_driver_lock_and_chunk_locks_are_independent(pair):
 def test_readers_hold_nothing(pair):
     """A reader that comes or goes neither takes nor frees a lock."""
     one, two = pair
-    assert one.drive()
+    assert one.try_acquire_driver()
     one.reader().close()
     two.reader().close()
-    assert not two.drive()
+    assert not two.try_acquire_driver()
 
 
 def test_claim_tells_what_everybody_has_written(pair):
@@ -93,7 +93,7 @@ from tests.download.world import open_partial
 partial = open_partial(Layout(sys.argv[1]), Digest.of(b"a blob"))
 partial.refresh()
 lock = partial.locks()
-print(partial.drive(), partial.claim(lock, 1), partial.claim(lock, 2), flush=True)
+print(partial.try_acquire_driver(), partial.claim(lock, 1), partial.claim(lock, 2), flush=True)
 partial.write((1 << 20), b"y" * 70)
 print("written", flush=True)
 sys.stdin.read()
@@ -120,12 +120,12 @@ def test_processes_exclude_each_other_until_one_is_killed(pair, layout):
     with other_process(layout) as process, contextlib.closing(one.locks()) as lock:
         assert process.stdout.readline() == "True True True\n"
         assert process.stdout.readline() == "written\n"
-        assert not one.drive()
+        assert not one.try_acquire_driver()
         assert not one.claim(lock, 1)
         assert one.claim(lock, 0)
         process.kill()
         process.wait(10)
-        assert one.drive()
+        assert one.try_acquire_driver()
         assert one.claim(lock, 1)
         assert one.arrived_in_chunk(1) == 70
 
@@ -134,7 +134,7 @@ def test_locks_held_here_hold_in_another_process(pair, layout):
     """And the other way round."""
     one, _ = pair
     with contextlib.closing(one.locks()) as lock:
-        assert one.drive()
+        assert one.try_acquire_driver()
         assert one.claim(lock, 2)
         with other_process(layout) as process:
             assert process.stdout.readline() == "False True False\n"

@@ -91,7 +91,7 @@ async def test_follower_waits_for_the_hash(world, source, reboot):
     from tests.download.world import open_partial
 
     other = open_partial(world.layout, DIGEST)
-    assert other.drive()
+    assert other.try_acquire_driver()
     reader = world.pull(world.worker(), source)
     for _ in range(5):
         other.map.tell_hashed(CHUNK)

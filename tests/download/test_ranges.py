@@ -7,7 +7,7 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK, Partial
-from mirror.errors import UpstreamCut, UpstreamFailing, UpstreamNonsense
+from mirror.errors import UpstreamDisconnected, UpstreamFailing, UpstreamProtocolError
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK
 from tests.support.files import opened_under
@@ -114,7 +114,7 @@ async def test_only_a_whole_body_waits_for_the_digest(world, source, start, held
 
 async def test_waiting_far_ahead_costs_no_walk(world, source, monkeypatch):
     """When all connections that may be are at work, a reader far ahead looks through no map, however often it is woken."""
-    world.policy = dataclasses.replace(world.policy, fillers=1)
+    world.policy = dataclasses.replace(world.policy, fetchers=1)
     worker, gate = world.worker(), source.gate(CHUNK // 2)
     world.pull(worker, source)
     await gate.reached.wait()
@@ -123,7 +123,7 @@ async def test_waiting_far_ahead_costs_no_walk(world, source, monkeypatch):
     monkeypatch.setattr(partial, "hole", lambda start: walks.append(start))
     monkeypatch.setattr(partial, "available", lambda position: walks.append(position) or position)
     for _ in range(100):
-        worker.find(Digest.of(DATA))._ingest.filling.want(FAR)
+        worker.find(Digest.of(DATA))._ingest.coordinator.want(FAR)
     assert walks == []
     monkeypatch.undo()
     gate.release()
@@ -132,7 +132,7 @@ async def test_waiting_far_ahead_costs_no_walk(world, source, monkeypatch):
 
 async def test_readers_are_woken_for_their_own_chunk(world, source):
     """Bytes that arrive elsewhere wake no reader: a thousand that wait far ahead cost nothing."""
-    world.policy = dataclasses.replace(world.policy, fillers=1)
+    world.policy = dataclasses.replace(world.policy, fetchers=1)
     worker, gate = world.worker(), source.gate(100)
     world.pull(worker, source)
     await gate.reached.wait()
@@ -149,7 +149,7 @@ async def test_readers_are_woken_for_their_own_chunk(world, source):
 
 async def test_never_more_connections_than_allowed(world, source):
     """When all allowed fillers are at work, a further far reader waits for its turn, and gets its bytes."""
-    world.policy = dataclasses.replace(world.policy, fillers=2)
+    world.policy = dataclasses.replace(world.policy, fetchers=2)
     worker, gate, far = world.worker(), source.gate(100), source.gate(2 * CHUNK + 100)
     world.pull(worker, source)
     await gate.reached.wait()
@@ -168,7 +168,7 @@ async def test_never_more_connections_than_allowed(world, source):
     assert source.fetched_twice() == []
 
 
-@pytest.mark.parametrize("error", [UpstreamCut("cut"), UpstreamFailing("500"), UpstreamNonsense("no ranges")])
+@pytest.mark.parametrize("error", [UpstreamDisconnected("cut"), UpstreamFailing("500"), UpstreamProtocolError("no ranges")])
 async def test_failed_fetch_ahead_is_made_good(world, source, error):
     """If the request for a far range fails, the reader waits until the download comes there, or another try succeeds."""
     worker, gate = world.worker(), source.gate(CHUNK // 2)
@@ -184,7 +184,7 @@ async def test_failed_fetch_ahead_is_made_good(world, source, error):
 
 async def test_upstream_is_not_stormed_for_a_range_that_it_refuses(world, source, monkeypatch):
     """A refused range is asked for again after a pause, not at every block that arrives elsewhere meanwhile."""
-    monkeypatch.setattr("mirror.download.filling.backoff", lambda *_, **__: 60.0)
+    monkeypatch.setattr("mirror.download.coordinator.backoff", lambda *_, **__: 60.0)
     gates = [source.gate(place) for place in range(1000, CHUNK // 2, 20_000)]
     source.refuse(*[UpstreamFailing("500")] * 100, start=FAR)
     worker = world.worker()
@@ -201,11 +201,11 @@ async def test_upstream_is_not_stormed_for_a_range_that_it_refuses(world, source
 
 async def test_readers_do_not_double_the_attempts(world, source, monkeypatch):
     """Between two attempts of the download its readers wait; they start no requests of their own for the same place."""
-    source.fail_at(CHUNK // 2, *[UpstreamCut("cut")] * 3)
+    source.fail_at(CHUNK // 2, *[UpstreamDisconnected("cut")] * 3)
     worker = world.worker()
     readers = [world.pull(worker, source) for _ in range(5)]
     for reader in readers:
-        assert isinstance(await reader.ended_short(), UpstreamCut)
+        assert isinstance(await reader.ended_short(), UpstreamDisconnected)
     assert source.opens == [(0, None)] + [(CHUNK // 2, None)] * 2
 
 
@@ -249,10 +249,10 @@ async def test_end_in_the_moment_a_filler_is_wanted(world, source):
     world.pull(worker, source)
     await gate.reached.wait()
     before = opened_under(world.layout.root)
-    filling = worker.find(Digest.of(DATA))._ingest.filling
-    filling.want(FAR)
+    coordinator = worker.find(Digest.of(DATA))._ingest.coordinator
+    coordinator.want(FAR)
     assert opened_under(world.layout.root) != before
-    await filling.close()
+    await coordinator.close()
     assert opened_under(world.layout.root) == before
     gate.release()
     await world.ended()
@@ -264,9 +264,9 @@ async def test_filler_wanted_after_the_end(world, source):
     world.pull(worker, source)
     await gate.reached.wait()
     before = opened_under(world.layout.root)
-    filling = worker.find(Digest.of(DATA))._ingest.filling
-    await filling.close()
-    filling.want(FAR)
+    coordinator = worker.find(Digest.of(DATA))._ingest.coordinator
+    await coordinator.close()
+    coordinator.want(FAR)
     assert opened_under(world.layout.root) == before
     gate.release()
     await world.ended()

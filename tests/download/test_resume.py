@@ -10,10 +10,10 @@ from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
 from mirror.errors import (
     NotFound,
-    UpstreamCut,
+    UpstreamDisconnected,
     UpstreamError,
     UpstreamFailing,
-    UpstreamNonsense,
+    UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
@@ -29,7 +29,7 @@ def source():
     return ScriptedSource(DATA)
 
 
-@pytest.mark.parametrize("error", [UpstreamCut("cut"), UpstreamTimeout("stalled")], ids=["cut", "stall"])
+@pytest.mark.parametrize("error", [UpstreamDisconnected("cut"), UpstreamTimeout("stalled")], ids=["cut", "stall"])
 @pytest.mark.parametrize("at", [1, CHUNK - 1, CHUNK, CHUNK + 1, BREAK, len(DATA) - 1])
 async def test_goes_on_at_exactly_the_broken_byte(world, source, error, at):
     """Wherever a stream breaks, the next request starts with the first byte that is missing, and readers see nothing of it."""
@@ -48,15 +48,15 @@ async def test_breaks_with_progress_are_endured(world, source):
     """Any number of breaks is endured as long as each attempt brings something worth it."""
     places = range(CHUNK // 3, len(DATA), CHUNK // 3)
     for place in places:
-        source.fail_at(place, UpstreamCut("cut"))
+        source.fail_at(place, UpstreamDisconnected("cut"))
     assert await world.pull(world.worker(), source).whole() == DATA
     assert source.opens == [(start, None) for start in (0, *places)]
 
 
 async def test_breaks_without_progress_end_it(world, source):
     """After the allowed attempts in a row without progress it fails with the last cause; what came is kept for the next pull."""
-    last = UpstreamCut("the last one")
-    source.fail_at(BREAK, UpstreamCut("cut"), UpstreamCut("cut"), last)
+    last = UpstreamDisconnected("the last one")
+    source.fail_at(BREAK, UpstreamDisconnected("cut"), UpstreamDisconnected("cut"), last)
     worker = world.worker()
     reader = world.pull(worker, source)
     assert await reader.ended_short() is last
@@ -76,13 +76,13 @@ async def test_breaks_without_progress_end_it(world, source):
         UpstreamFailing("500"),
         UpstreamTimeout("no answer"),
         NotFound("404"),
-        UpstreamNonsense("page"),
+        UpstreamProtocolError("page"),
     ],
     ids=lambda error: type(error).__name__,
 )
 async def test_refused_resume_is_tried_again(world, source, error):
     """In mid-blob even an answer that would be final before the first byte is tried again."""
-    source.fail_at(BREAK, UpstreamCut("cut"))
+    source.fail_at(BREAK, UpstreamDisconnected("cut"))
     source.refuse(error, start=BREAK)
     assert await world.pull(world.worker(), source).whole() == DATA
     assert source.opens == [(0, None)] + [(BREAK, None)] * 2
@@ -90,7 +90,7 @@ async def test_refused_resume_is_tried_again(world, source, error):
 
 async def test_another_size_after_a_resume_once(world, source):
     """An upstream that names another size in the middle is not believed at once: it is asked again."""
-    source.fail_at(BREAK, UpstreamCut("cut"))
+    source.fail_at(BREAK, UpstreamDisconnected("cut"))
     source.sizes = [len(DATA), len(DATA) + 1]
     assert await world.pull(world.worker(), source).whole() == DATA
     assert source.fetched_twice() == []
@@ -104,8 +104,8 @@ async def test_another_size_for_good(world, source):
     source.sizes = [len(DATA) + 1000]
     worker = world.worker()
     reader = world.pull(worker, source)
-    source.fail_at(BREAK, UpstreamCut("cut"))
-    assert isinstance(await reader.ended_short(), UpstreamNonsense)
+    source.fail_at(BREAK, UpstreamDisconnected("cut"))
+    assert isinstance(await reader.ended_short(), UpstreamProtocolError)
     assert len(reader.data) <= BREAK
     assert await world.pull(worker, source).whole() == DATA
     await world.quiet()
@@ -114,10 +114,10 @@ async def test_another_size_for_good(world, source):
 
 async def test_portal_pages_cost_nothing_that_has_arrived(world, source):
     """Answers that are shorter than what has arrived throw nothing away, however many agree: a portal's pages do."""
-    source.fail_at(BREAK, UpstreamCut("cut"))
+    source.fail_at(BREAK, UpstreamDisconnected("cut"))
     source.sizes = [len(DATA), *[5000] * 10]
     world.policy = dataclasses.replace(world.policy, attempts=6)
-    assert isinstance(await world.pull(world.worker(), source).ended_short(), UpstreamNonsense)
+    assert isinstance(await world.pull(world.worker(), source).ended_short(), UpstreamProtocolError)
     await world.quiet()
     source.sizes = []
     assert await world.pull(world.worker(), source).whole() == DATA
@@ -126,7 +126,7 @@ async def test_portal_pages_cost_nothing_that_has_arrived(world, source):
 
 async def test_one_other_size_costs_nothing_that_has_arrived(world, source):
     """Nor does one answer with a larger size, between others that are broken otherwise."""
-    source.fail_at(BREAK, UpstreamCut("cut"), UpstreamCut("cut"))
+    source.fail_at(BREAK, UpstreamDisconnected("cut"), UpstreamDisconnected("cut"))
     source.sizes = [len(DATA), len(DATA) + 5]
     assert isinstance(await world.pull(world.worker(), source).ended_short(), UpstreamError)
     await world.quiet()
@@ -196,8 +196,8 @@ async def test_disk_takes_meanwhile_what_has_arrived(world, source, monkeypatch)
         assert os.fstat(descriptor).st_size == len(DATA)
         parts.append((position, position + length))
 
-    monkeypatch.setattr("mirror.download.filler.start_write_back", start)
-    monkeypatch.setattr("mirror.download.filler._WRITE_BACK", CHUNK)
+    monkeypatch.setattr("mirror.download.range_fetcher.start_write_back", start)
+    monkeypatch.setattr("mirror.download.range_fetcher._WRITE_BACK", CHUNK)
     assert await world.pull(world.worker(), source).whole() == DATA
     await world.quiet()
     ends = [stop for _, stop in parts]
@@ -231,7 +231,7 @@ async def test_answers_that_end_where_they_should_begin(world, source, at):
     source.ends = {at}
     worker = world.worker()
     reader = world.pull(worker, source)
-    assert isinstance(await reader.ended_short(), UpstreamCut)
+    assert isinstance(await reader.ended_short(), UpstreamDisconnected)
     await world.quiet()
     assert len(source.opens) <= world.policy.attempts + 1
     assert world.results == ["failed"]

@@ -7,7 +7,7 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
-from mirror.download.reader import ArrivingBody, Span
+from mirror.download.reader import Span, StreamingBody
 from mirror.errors import NotFound, UpstreamRateLimited, UpstreamTimeout, UpstreamUnreachable
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK
@@ -158,7 +158,7 @@ async def test_one_who_does_not_read_holds_up_nobody(world, source):
 async def test_open_reader_outlives_the_download(world, source):
     """A reader that began before the commit finishes after it, even if the blob has been deleted meanwhile."""
     worker, gate = world.worker(), source.gate(CHUNK)
-    body = ArrivingBody(worker.start(Digest.of(DATA), source))
+    body = StreamingBody(worker.start(Digest.of(DATA), source))
     await body.ready(0, len(DATA))
     spans = body.spans(0, len(DATA))
     first = await anext(spans)

@@ -13,7 +13,7 @@ import pytest
 from mirror.core.digest import Digest
 from mirror.download.chunk_map import Fate
 from mirror.download.partial import CHUNK, Partial
-from mirror.download.reader import ArrivingBody
+from mirror.download.reader import StreamingBody
 from mirror.errors import NotFound, StorageError
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK, open_partial
@@ -201,7 +201,7 @@ async def test_one_download_is_counted_once(world, first):
 async def test_join_while_the_other_worker_commits(world, second, monkeypatch):
     """A follower that opens the bytes before and the map after another process's commit serves the committed blob at once."""
     other = open_partial(world.layout, DIGEST)
-    assert other.drive()
+    assert other.try_acquire_driver()
     other.begin(len(DATA))
     for start in range(0, len(DATA), CHUNK):
         other.write(start, DATA[start : start + CHUNK])
@@ -238,7 +238,7 @@ async def test_other_worker_that_makes_no_progress(world, first, second, monkeyp
 def committing(layout):
     """Another worker's partial with everything in it, and driven by that."""
     other = open_partial(layout, DIGEST)
-    assert other.drive()
+    assert other.try_acquire_driver()
     other.begin(len(DATA))
     for start in range(0, len(DATA), CHUNK):
         other.write(start, DATA[start : start + CHUNK])
@@ -293,7 +293,7 @@ async def test_committed_and_purged_before_the_follower_looks(world, second):
 async def test_purged_between_size_and_first_byte(world, first):
     """A reader that knows the size and has not read yet is given the whole blob, also if it is purged meanwhile."""
     worker = world.worker()
-    body = ArrivingBody(worker.start(DIGEST, first))
+    body = StreamingBody(worker.start(DIGEST, first))
     assert await body.sized() == len(DATA)
     await world.quiet()
     world.files.delete(DIGEST)
@@ -322,7 +322,7 @@ async def test_flush_that_fails_at_the_other_worker(world, first, second, monkey
     driver, follower = world.worker(), world.worker()
     one = world.pull(driver, first)
     await gate.reached.wait()
-    body = ArrivingBody(follower.start(DIGEST, second))
+    body = StreamingBody(follower.start(DIGEST, second))
     await body.sized()
     spans = body.spans(0, len(DATA))
     read = await anext(spans)

@@ -8,13 +8,13 @@ from mirror.core.counts import CountTable
 from mirror.core.digest import Digest
 from mirror.download.downloads import Downloads
 from mirror.download.partial import CHUNK, Partial
-from mirror.download.reader import ArrivingBody, HeldBody, Span
+from mirror.download.reader import HeldBody, Span, StreamingBody
+from mirror.download.services import DownloadServices, Policy
 from mirror.download.shares import Shares
-from mirror.download.workshop import Policy, Workshop
 from mirror.errors import MirrorError
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 from mirror.storage.threads import ThreadPools
 from tests.support.waiting import LIMIT
 
@@ -23,7 +23,7 @@ HELD_BACK = 64 << 10
 
 def open_partial(layout, digest):
     """A blob in the making, as a worker of its own sees it."""
-    return Partial(layout, Room(layout, 0, 0), digest)
+    return Partial(layout, SpaceQuota(layout, 0, 0), digest)
 
 
 def reopened(layout, digest):
@@ -111,10 +111,10 @@ class World:
     def __init__(self, root, executor=None):
         self.layout = Layout(str(root))
         self.layout.prepare()
-        self.files = BlobFiles(self.layout, Room(self.layout, 0, 0))
+        self.files = BlobFiles(self.layout, SpaceQuota(self.layout, 0, 0))
         self.executor = executor or ThreadPoolExecutor(4)
         self.threads = ThreadPools(*[self.executor] * 6)
-        self.policy = Policy(attempts=3, first_byte=5.0, stall=5.0, fillers=4, look_ahead=CHUNK)
+        self.policy = Policy(attempts=3, first_byte=5.0, stall=5.0, fetchers=4, look_ahead=CHUNK)
         self.results = []
         self.resumes = []
         self.room_wanted = []
@@ -122,7 +122,7 @@ class World:
         self._workers = []
 
     def worker(self):
-        workshop = Workshop(self.layout, self.files, self.threads, self.policy, self.resumes.append, self._make_room)
+        workshop = DownloadServices(self.layout, self.files, self.threads, self.policy, self.resumes.append, self._make_room)
         worker = Downloads(workshop, Shares(CountTable.private()), self._ended)
         self._workers.append(worker)
         return worker
@@ -140,7 +140,7 @@ class World:
         held = self.files.open(digest)
         if held is not None:
             return Reader(HeldBody(held, self.executor), start, stop)
-        return Reader(ArrivingBody(worker.find(digest) or worker.start(digest, source)), start, stop)
+        return Reader(StreamingBody(worker.find(digest) or worker.start(digest, source)), start, stop)
 
     async def ended(self, count=1):
         """Wait for so many ends of downloads in all, and return their results."""

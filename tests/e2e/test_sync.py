@@ -1,4 +1,4 @@
-"""Real clients of a mirror that keeps itself in step: what has moved is there before they ask, and what was warmed is, too."""
+"""Real clients of a mirror that keeps itself in sync: what has moved is there before they ask, and what was warmed is, too."""
 
 import subprocess
 import sys

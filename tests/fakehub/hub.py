@@ -14,7 +14,7 @@ from .blobs import Cdn
 from .catalog import Catalog
 from .connection import Connection, HangUpError, Request
 from .faults import Fault, Gate
-from .ledger import Host, Ledger, Seen
+from .ledger import Host, JobStore, Seen
 from .pace import Bucket, piece
 from .registry import Registry, route
 from .script import Entry, Rule, Script
@@ -24,7 +24,7 @@ from .tokens import Tokens
 ADDRESSES: dict[Host, str] = {"registry": "127.0.0.1", "cdn": "127.0.0.2", "token": "127.0.0.3"}
 
 
-class FakeHub(Catalog, Ledger, Settings):
+class FakeHub(Catalog, JobStore, Settings):
     """Runs on the event loop it is entered on; content, settings and faults may be changed at any time.
 
     Leaving it raises what went wrong inside, so that a defect of the fake is not taken for one of the tested.
@@ -33,7 +33,7 @@ class FakeHub(Catalog, Ledger, Settings):
     def __init__(self, port: int = 0) -> None:
         Settings.__init__(self)
         Catalog.__init__(self)
-        Ledger.__init__(self)
+        JobStore.__init__(self)
         self.errors: list[str] = []
         self.accepted: dict[Host, int] = dict.fromkeys(ADDRESSES, 0)
         self._script = Script()

@@ -44,7 +44,7 @@ class Seen:
         return all(value is None or getattr(self, name) == value for name, value in wanted.items())
 
 
-class Ledger:
+class JobStore:
     """The requests in order of arrival; a blob that is redirected makes two, one per host."""
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ def all_in(mirror):
     """Waits until the mirror has so many requests under way, so that none of them comes after the fact."""
 
     async def wait(count):
-        await eventually(lambda: mirror.mirror._entrance.in_progress >= count)
+        await eventually(lambda: mirror.mirror._registry_listener.in_progress >= count)
 
     return wait
 
@@ -56,4 +56,4 @@ def quiet(log, caplog):
 @pytest.fixture
 def blobs_only(monkeypatch):
     """Nothing but blobs counts for `storage.max_size`, so that a test can say to the byte what fits into a tiny store."""
-    monkeypatch.setattr("mirror.storage.room.Room.beside", lambda self: 0)
+    monkeypatch.setattr("mirror.storage.space_quota.SpaceQuota.beside", lambda self: 0)

@@ -94,7 +94,7 @@ async def test_changed_networks_count_for_those_connected(mirror):
 
 async def test_refused_and_silent(mirror, monkeypatch):
     """A client that is refused and asks nothing does not keep its connection."""
-    monkeypatch.setattr("mirror.web.server._REFUSED_FOR", 0.1)
+    monkeypatch.setattr("mirror.listener.server._REFUSED_FOR", 0.1)
     await mirror.reload(access={"networks": ["10.0.0.0/8"]})
     async with Wire(mirror.port) as wire:
         assert await wire.ended() == b""
@@ -162,9 +162,9 @@ async def test_many_refused_connections_are_cut(hub, tmp_path):
                 assert await wire.ended() == b""
             await wires[0].send(PING)
             assert (await wires[0].reply()).status == 403
-        peers = mirror.mirror._entrance.listener._door.peers
-        await eventually(lambda: not peers._peers)
-        assert (peers._connections.total, peers._turned_away) == (0, 0)
+        limiter = mirror.mirror._registry_listener.listener._admission.limiter
+        await eventually(lambda: not limiter._limiter)
+        assert (limiter._connections.total, limiter._turned_away) == (0, 0)
 
 
 async def test_requests_of_one_address(hub, tmp_path):
@@ -174,7 +174,7 @@ async def test_requests_of_one_address(hub, tmp_path):
     blob = f"/v2/library/app/blobs/{image.layers[0].digest}"
     async with MirrorUnderTest(hub, tmp_path / "store", limits={"requests_per_address": 2}) as mirror:
         slow = [asyncio.create_task(mirror.get(blob)) for _ in range(2)]
-        await eventually(lambda: mirror.mirror._entrance.in_progress >= 2)
+        await eventually(lambda: mirror.mirror._registry_listener.in_progress >= 2)
         answer = await mirror.get("/v2/")
         assert (answer.status, answer.code()) == (429, "TOOMANYREQUESTS")
         assert int(answer.headers["Retry-After"]) > 0
@@ -265,7 +265,7 @@ async def test_credentials_stay_here(hub, tmp_path, htpasswd, log):
 
 async def test_changed_passwords_count_at_once(hub, tmp_path, htpasswd, monkeypatch, log):
     """A new file of users is followed without a reload: what was right is wrong; a damaged one changes nothing and is told."""
-    monkeypatch.setattr("mirror.service.entrance._LOOK", 0.02)
+    monkeypatch.setattr("mirror.listener.registry_listener._LOOK", 0.02)
 
     async def until(event, count):
         await eventually(lambda: sum(entry["event"] == event for entry in log) >= count)
@@ -293,8 +293,8 @@ async def test_changed_passwords_count_at_once(hub, tmp_path, htpasswd, monkeypa
 @pytest.mark.parametrize("damage", ["vanished", "plain password", "no user", "no text"])
 async def test_a_damaged_file_of_users_can_be_seen(hub, tmp_path, htpasswd, monkeypatch, log, damage):
     """While the file of users is of no use, the old users pass, /readyz and a metric tell, and the log does again and again."""
-    monkeypatch.setattr("mirror.service.entrance._LOOK", 0.02)
-    monkeypatch.setattr("mirror.service.entrance._AGAIN", 0.05)
+    monkeypatch.setattr("mirror.listener.registry_listener._LOOK", 0.02)
+    monkeypatch.setattr("mirror.listener.registry_listener._AGAIN", 0.05)
 
     async def state():
         async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/readyz") as response:
@@ -369,7 +369,7 @@ async def test_one_clients_many_requests_are_one_check(hub, tmp_path, htpasswd, 
 
 def test_nobody_could_pass(tmp_path):
     """A configuration that lets nobody in is a mistake."""
-    from mirror.config import load
+    from mirror.config.model import load
 
     path = tmp_path / "mirror.yaml"
     path.write_text("access: {anonymous: false}")

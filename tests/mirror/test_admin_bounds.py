@@ -29,7 +29,7 @@ def order(headers, path="/api/v1/purge"):
 @pytest.mark.parametrize("start", [b"", b"GET /healthz HTTP/1.1\r\nHost:"], ids=["silent", "half"])
 async def test_headers_have_a_time_limit(hub, tmp_path, monkeypatch, start):
     """A connection that asks nothing, or never to the end, is ended, be it new or used."""
-    monkeypatch.setattr("mirror.web.server._HEADERS", 0.2)
+    monkeypatch.setattr("mirror.listener.server._HEADERS", 0.2)
     async with MirrorUnderTest(hub, tmp_path / "store") as mirror:
         async with Wire(mirror.admin_port) as wire:
             await wire.send(start)
@@ -71,7 +71,7 @@ async def test_requests_of_one_address(hub, tmp_path):
 @pytest.mark.parametrize("path", ["/api/v1/purge", "/api/v1/sync", "/api/v1/warm"])
 async def test_a_body_that_drips(mirror, monkeypatch, path):
     """A body that is not there in time is not waited for, however it trickles."""
-    monkeypatch.setattr("mirror.web.order_body._ARRIVES_S", 0.3)
+    monkeypatch.setattr("mirror.admin.json_body._ARRIVES_S", 0.3)
 
     async def drip(wire):
         for _ in range(1000):

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from mirror.cache import usage
 from mirror.errors import StorageError
-from mirror.pull import usage
-from mirror.storage.room import on_disk
+from mirror.storage.space_quota import on_disk
 from tests.fakehub import Rule
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB
@@ -40,7 +40,7 @@ def janitor(mirror):
 def sizes(mirror):
     """Bytes of what is held and in the making, as whole blocks; nothing new is begun while they are added up."""
     found = {}
-    with mirror.store.room._account():
+    with mirror.store.quota._account():
         for kind in ("partial", "blobs"):
             for path in (mirror.store_path / kind).rglob("*"):
                 with contextlib.suppress(OSError):
@@ -94,7 +94,7 @@ class Watch:
 
     def _look(self):
         while not self._done:
-            self.highest = max(self.highest, self._mirror.store.room.used(), sizes(self._mirror))
+            self.highest = max(self.highest, self._mirror.store.quota.used(), sizes(self._mirror))
             self.looks += 1
             time.sleep(0.002)
 
@@ -117,8 +117,8 @@ async def test_many_pulls_through_a_small_store(hub, bounded):
     assert watch.highest <= cap
     assert watch.highest > cap // 2
     assert await mirror.metric("evicted_bytes_total", reason="max_size") > 3 * MIB
-    assert mirror.store.room.used() == sizes(mirror)
-    assert mirror.store.room.figures()[1] == len(list(mirror.store.files.walk()))
+    assert mirror.store.quota.used() == sizes(mirror)
+    assert mirror.store.quota.figures()[1] == len(list(mirror.store.files.walk()))
     assert await mirror.metric("storage_bytes") == sizes(mirror)
     assert await mirror.metric("storage_limit_bytes") == cap
 
@@ -147,7 +147,7 @@ async def test_two_mirrors_over_one_small_store(hub, bounded):
         for mirror in mirrors:
             await mirror.idle()
     assert watch.highest <= cap
-    assert mirrors[0].store.room.used() == sizes(mirrors[0])
+    assert mirrors[0].store.quota.used() == sizes(mirrors[0])
 
 
 async def test_larger_than_the_cap(hub, bounded):
@@ -161,7 +161,7 @@ async def test_larger_than_the_cap(hub, bounded):
         assert (answer.status, answer.cache, answer.sha256) == (200, "BYPASS", large.digest)
     assert all(mirror.holds(digest) for digest in contents(image))
     assert mirror.partials() == []
-    assert mirror.store.room.used() == sizes(mirror)
+    assert mirror.store.quota.used() == sizes(mirror)
     assert await mirror.metric("downloads_total", result="bypassed") == 2
 
 
@@ -200,14 +200,14 @@ async def test_partials_count(hub, bounded):
     await asyncio.wait_for(gate.reached.wait(), 10)
     # What upstream has sent need not have been begun with yet.
     await eventually(lambda: sizes(mirror))
-    assert mirror.store.room.used() == sizes(mirror) == 5 * MIB
-    mirror.store.room.release(3 * MIB)
+    assert mirror.store.quota.used() == sizes(mirror) == 5 * MIB
+    mirror.store.quota.release(3 * MIB)
     janitor(mirror)._count()
-    assert mirror.store.room.used() == 5 * MIB
+    assert mirror.store.quota.used() == 5 * MIB
     gate.release()
     await pulling
     await mirror.idle()
-    assert mirror.store.room.used() == sizes(mirror) == 5 * MIB
+    assert mirror.store.quota.used() == sizes(mirror) == 5 * MIB
 
 
 async def test_idle_partials_go_first(hub, bounded):
@@ -220,14 +220,14 @@ async def test_idle_partials_go_first(hub, bounded):
     partial.touch()
     os.truncate(partial, 3 * MIB)
     os.utime(partial, (1, 1))
-    mirror.store.room.claim(3 * MIB, "")
+    mirror.store.quota.claim(3 * MIB, "")
     other = hub.add_synthetic_blob(APP, 2 * MIB, seed=3)
     answer = await mirror.get(f"{BLOB}/{other.digest}")
     assert (answer.cache, answer.sha256) == ("MISS", other.digest)
     await mirror.idle()
     assert not partial.exists()
     assert all(mirror.holds(digest) for digest in contents(image))
-    assert mirror.store.room.used() == sizes(mirror)
+    assert mirror.store.quota.used() == sizes(mirror)
 
 
 async def test_image_in_use_keeps_its_layers(hub, bounded):
@@ -349,16 +349,16 @@ async def test_low_water_mark(hub, bounded):
         await mirror.get(f"{BLOB}/{blob.digest}")
     await mirror.idle()
     janitor(mirror)._evict()
-    assert mirror.store.room.used() == 38 * 100 * KIB
+    assert mirror.store.quota.used() == 38 * 100 * KIB
     for i in range(38, 40):
         blob = hub.add_synthetic_blob(APP, 100 * KIB, seed=i)
         await mirror.get(f"{BLOB}/{blob.digest}")
     await mirror.idle()
-    assert mirror.store.room.used() > 0.95 * 4 * MIB
+    assert mirror.store.quota.used() > 0.95 * 4 * MIB
     while janitor(mirror)._evict():
         pass
-    assert 0.85 * 4 * MIB < mirror.store.room.used() <= 0.90 * 4 * MIB
-    assert await mirror.metric("evicted_bytes_total", reason="max_size") == 40 * 100 * KIB - mirror.store.room.used()
+    assert 0.85 * 4 * MIB < mirror.store.quota.used() <= 0.90 * 4 * MIB
+    assert await mirror.metric("evicted_bytes_total", reason="max_size") == 40 * 100 * KIB - mirror.store.quota.used()
 
 
 async def test_rows_of_evicted_content_go(hub, bounded):
@@ -388,26 +388,26 @@ async def test_recount_after_a_crash(hub, bounded):
     mirror = await bounded(8 * MIB)
     image = hub.add_image(APP, "1", layers=[os.urandom(100 * KIB), os.urandom(33)])
     await pull(mirror, image, "1")
-    right = mirror.store.room.figures()
+    right = mirror.store.quota.figures()
     assert right == (sizes(mirror), 4)
-    mirror.store.room.claim(1 * MIB, "a file that never came")
+    mirror.store.quota.claim(1 * MIB, "a file that never came")
     assert janitor(mirror)._count()
-    assert mirror.store.room.figures() == right
+    assert mirror.store.quota.figures() == right
     os.unlink(mirror.store_path / "account")
     assert janitor(mirror)._count()
-    assert mirror.store.room.figures() == right
+    assert mirror.store.quota.figures() == right
 
 
 async def test_a_failing_disk_is_told_briefly(bounded, monkeypatch, log):
     """What the disk refuses again and again is a line at times, without a traceback."""
-    monkeypatch.setattr("mirror.janitor._TICK", 0.005)
+    monkeypatch.setattr("mirror.maintenance.janitor._TICK", 0.005)
     failures = []
 
     def fail(*_):
         failures.append(True)
         raise StorageError("reading the account of the store: Input/output error", "io")
 
-    monkeypatch.setattr("mirror.janitor.Janitor._evict", fail)
+    monkeypatch.setattr("mirror.maintenance.janitor.Janitor._evict", fail)
     await bounded(0)
     await eventually(lambda: len(failures) > 30)
     lines = [event for event in log if event["event"] == "janitor_failed"]

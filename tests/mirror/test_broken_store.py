@@ -13,7 +13,7 @@ from tests.support.names import APP, TAG, blob_path
 @pytest.fixture
 def held_account(mirror):
     """Another process holds the lock of the account, and hangs."""
-    mirror.store.room.used()
+    mirror.store.quota.used()
     descriptor = os.open(mirror.store.layout.account, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     yield

@@ -42,7 +42,7 @@ async def forget(path):
 def brought(monkeypatch):
     """The parts that were brought in, each with whether that was in a thread."""
     parts = []
-    from mirror.web import responses
+    from mirror.listener import responses
 
     real = responses.bring_in
 
@@ -104,7 +104,7 @@ async def test_large_manifests_are_hashed_in_a_thread(hub, mirror, monkeypatch, 
     digest = hub.add_manifest(APP, raw, "application/vnd.oci.image.manifest.v1+json", tag="1")
     digest_of = Digest.of
     monkeypatch.setattr("mirror.upstream.registry.parse_manifest", parse)
-    monkeypatch.setattr("mirror.pull.holdings.Digest.of", of)
+    monkeypatch.setattr("mirror.cache.content.Digest.of", of)
     for _ in range(2):
         assert (await mirror.get(manifest_path(digest))).body == raw
         mirror.store.generation.change()

@@ -188,7 +188,7 @@ async def test_verify(hub, mirror, tmp_path):
     status, out, _ = await verify(tmp_path, "--json")
     assert (status, json.loads(out)) == (1, {"checked": 4, "wrong": 2})
     assert not any(path.exists() for path in paths)
-    assert mirror.store.room.figures()[1] == 2
+    assert mirror.store.quota.figures()[1] == 2
     hub.reset_counters()
     answer = await mirror.get(f"/v2/{APP}/manifests/1")
     assert (answer.body, hub.count("GET", "manifest")) == (image.raw, 1)

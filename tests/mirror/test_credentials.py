@@ -58,7 +58,7 @@ async def until_ready(mirror):
 def restless(monkeypatch):
     """Logins that were refused are tried again after fractions of a second."""
     for name, seconds in (("FIRST", 0.05), ("LONGEST", 0.05), ("_LOOK", 0.01)):
-        monkeypatch.setattr(f"mirror.upstream.relogin.{name}", seconds)
+        monkeypatch.setattr(f"mirror.upstream.credential_retry.{name}", seconds)
         if name != "_LOOK":
             monkeypatch.setattr(f"mirror.upstream.login.{name}", seconds)
 
@@ -111,7 +111,7 @@ async def test_readiness_needs_no_clients_to_recover(hub, settled, restless, aut
 
 async def test_a_new_password_makes_ready(hub, settled, monkeypatch):
     """Other credentials than the refused ones are not refused; nobody has to ask for something first."""
-    monkeypatch.setattr("mirror.upstream.relogin._LOOK", 0.01)
+    monkeypatch.setattr("mirror.upstream.credential_retry._LOOK", 0.01)
     async with settled() as mirror:
         hub.add_image(APP, "1")
         hub.users = {"robot": "another"}

@@ -294,7 +294,7 @@ async def test_silent_cdn_is_not_held_against_its_upstream(hub, second, both, mo
     hub.script(Rule(host="cdn", times=None), held)
     assert (await both.get(path)).body == data
     held.release()
-    health = both.mirror._graph.registries["docker.io"].endpoints[0].health
+    health = both.mirror._graph.registries["docker.io"].upstreams[0].health
     assert health.own.breaker.is_closed
     assert not health.content.breaker.is_closed
 

@@ -113,7 +113,7 @@ CELLS = [
 async def mirror(hub, tmp_path, monkeypatch, request):
     """A mirror with little patience where upstream is silent, and without pauses between its attempts."""
     monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 1.0)
-    monkeypatch.setattr("mirror.download.filling.backoff", lambda *_, **__: 0.0)
+    monkeypatch.setattr("mirror.download.coordinator.backoff", lambda *_, **__: 0.0)
     # Elsewhere a machine that is busy with other things must not be taken for a silent upstream.
     silent = isinstance(request.node.callspec.params["fault"], (NoHeaders, Stall))
     timeout = "300ms" if silent else "5s"

@@ -55,7 +55,7 @@ def leave(mirror, disk, size):
     """Another program takes what is free on the disk but for `size` bytes."""
     foreign = disk / "foreign"
     foreign.unlink(missing_ok=True)
-    foreign.write_bytes(bytes(mirror.store.room.free() - size))
+    foreign.write_bytes(bytes(mirror.store.quota.free() - size))
 
 
 def held(mirror, images):
@@ -92,7 +92,7 @@ async def test_what_helps_goes(mirror, disk, images):
     while janitor(mirror)._evict():
         pass
     assert held(mirror, images) == ["pinned", "newer"]
-    assert mirror.store.room.free() >= MIN_FREE
+    assert mirror.store.quota.free() >= MIN_FREE
     assert await mirror.metric("storage_min_free_ok") == 1
     assert await mirror.metric("evicted_blobs_total", reason="min_free") > 0
 
@@ -103,7 +103,7 @@ async def test_the_limit_itself_will_do(mirror, disk, images):
     while janitor(mirror)._evict():
         pass
     assert held(mirror, images) == ["pinned"]
-    assert mirror.store.room.free() >= MIN_FREE
+    assert mirror.store.quota.free() >= MIN_FREE
 
 
 async def test_no_pin_for_others(mirror, disk, images, log):
@@ -120,19 +120,19 @@ async def test_grown_store_is_looked_at_again(mirror, disk, images):
     assert janitor(mirror)._evict() is False
     # Others brought it here, and the disk has got room for it meanwhile.
     os.truncate(disk / "foreign", (disk / "foreign").stat().st_size - MIB)
-    mirror.store.room.min_free = 0
+    mirror.store.quota.min_free = 0
     data = os.urandom(MIB)
     mirror.store.files.put(Digest.of(data), data)
-    mirror.store.room.min_free = MIN_FREE
+    mirror.store.quota.min_free = MIN_FREE
     while janitor(mirror)._evict():
         pass
-    assert mirror.store.room.free() >= MIN_FREE
+    assert mirror.store.quota.free() >= MIN_FREE
     assert "pinned" in held(mirror, images)
 
 
 async def test_limit_below_what_cannot_go(mirror, images, log):
     """A limit that not even an empty store would keep, for its index alone is larger, is no reason to empty it."""
-    mirror.store.room.min_free, mirror.store.room.max_size = 0, 4 * KIB
+    mirror.store.quota.min_free, mirror.store.quota.max_size = 0, 4 * KIB
     for _ in range(2):
         assert janitor(mirror)._evict() is False
     assert held(mirror, images) == ["pinned", "older", "newer"]

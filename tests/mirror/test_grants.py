@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from mirror import leftovers
+from mirror.maintenance import leftovers
 from mirror.storage.table import Table
 from tests.fakehub import Html, NoHeaders, Rule, Status
 from tests.mirrors import MirrorUnderTest

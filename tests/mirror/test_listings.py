@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
+from mirror.cache.upstream_tags import every_tag
 from mirror.core.names import Repository
-from mirror.pull.tags import every_tag
 from tests.fakehub import OCI_INDEX, Html, RateLimited, Rule, Status
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP

@@ -10,12 +10,12 @@ from datetime import datetime
 
 import pytest
 
+from mirror.cache.tag_store import Move
+from mirror.config.sections import Storage
 from mirror.core.digest import Digest
 from mirror.core.names import Repository, Tag
-from mirror.notifier import Notifier, Patience
-from mirror.pull.records import Move
-from mirror.sections import Storage
 from mirror.service.store import Store
+from mirror.sync.notifier import Notifier, Patience
 from mirror.upstream.webhook import Webhook
 from tests.clock import Clock
 from tests.mirror.syncing import Orders

@@ -9,8 +9,8 @@ import signal
 import aiohttp
 import pytest
 
+from mirror.cache.prefetch import share
 from mirror.core.digest import Digest
-from mirror.pull.prefetch import share
 from tests.fakehub import OCI_MANIFEST, Corrupt, HeadWithoutLength, Rule, Status
 from tests.mirror.test_commands import command
 from tests.mirrors import MirrorUnderTest
@@ -300,7 +300,7 @@ async def test_last_connection_is_for_clients(hub, start):
 
 async def test_most_that_wait(hub, start, monkeypatch):
     """Beyond so many that wait, blobs are left to the clients."""
-    monkeypatch.setattr("mirror.pull.prefetch._MOST_WAITING", 4)
+    monkeypatch.setattr("mirror.cache.prefetch._MAX_WAITING", 4)
     mirror = await start()
     image(hub, layers=9)
     await mirror.get(manifest_path("1"))
@@ -309,7 +309,7 @@ async def test_most_that_wait(hub, start, monkeypatch):
 
 async def test_most_manifests_that_no_client_has_taken(hub, start, monkeypatch):
     """Only so many are kept in mind; those that were fetched first are forgotten first."""
-    monkeypatch.setattr("mirror.pull.prefetch._MOST_UNTAKEN", 2)
+    monkeypatch.setattr("mirror.cache.prefetch._MAX_UNTAKEN", 2)
     hub.script(Rule(kind="manifest", method="HEAD", times=None), HeadWithoutLength())
     mirror = await start()
     first, *_ = images = [image(hub, tag) for tag in "123"]
@@ -346,7 +346,7 @@ async def test_image_that_never_fits(hub, start, blobs_only):
 
 async def test_no_room_just_now(hub, start, monkeypatch, blobs_only):
     """The first blob that finds no room ends it for its image; the client gets everything all the same."""
-    monkeypatch.setattr("mirror.janitor.Janitor.make_room", _in_use)
+    monkeypatch.setattr("mirror.maintenance.janitor.Janitor.make_room", _in_use)
     mirror = await start(connections=4, storage={"max_size": str(4 * MIB)})
     large = hub.add_synthetic_blob(OTHER, 3 * MIB + MIB // 2)
     gate = hub.gate(Rule(host="cdn", repository=OTHER), after=2 * MIB)
@@ -372,7 +372,7 @@ async def _in_use(janitor, size):
 
 async def test_failing_blobs(hub, start, quiet, monkeypatch):
     """Blobs that upstream cannot deliver fail quietly; the others come, and clients get the true answer for each."""
-    monkeypatch.setattr("mirror.download.filling.backoff", lambda *_, **__: 0.0)
+    monkeypatch.setattr("mirror.download.coordinator.backoff", lambda *_, **__: 0.0)
     mirror = await start()
     made = image(hub)
     config, wrong, gone, *right = parts(made)
@@ -392,7 +392,7 @@ async def test_failing_blobs(hub, start, quiet, monkeypatch):
 
 async def test_upstream_fails(hub, start, quiet, monkeypatch):
     """An upstream that answers no blob any more costs the mirror nothing but its tries, and clients a quick answer."""
-    monkeypatch.setattr("mirror.download.filling.backoff", lambda *_, **__: 0.0)
+    monkeypatch.setattr("mirror.download.coordinator.backoff", lambda *_, **__: 0.0)
     mirror = await start()
     made = image(hub, layers=40)
     failing = hub.script(Rule(kind="blob", host="registry", times=None), Status(500))

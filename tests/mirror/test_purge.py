@@ -335,7 +335,7 @@ async def test_token_is_compared_in_constant_time(secured, monkeypatch):
 
     compared = []
     real = hmac.compare_digest
-    monkeypatch.setattr("mirror.web.admin_guard.hmac.compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
+    monkeypatch.setattr("mirror.admin.guard.hmac.compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
     await Operator(secured, "wrong").ask("GET", "/api/v1/images")
     assert compared == [(b"wrong", b"s3cret")]
 
@@ -475,7 +475,7 @@ async def test_purge_beside_pulls(hub, mirror, operator):
         done.set()
     assert await purging > 3
     await mirror.idle()
-    assert mirror.store.room.figures()[1] == len(list(mirror.store.files.walk()))
+    assert mirror.store.quota.figures()[1] == len(list(mirror.store.files.walk()))
     assert mirror.partials() == []
 
 

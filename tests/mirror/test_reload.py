@@ -29,9 +29,9 @@ def orders(mirror):
 @contextlib.contextmanager
 def driven_elsewhere(mirror, digest):
     """Hold a blob's driver lock as another process would: downloads of it wait, and send no request."""
-    partial = Partial(mirror.store.layout, mirror.store.room, Digest.parse(digest))
+    partial = Partial(mirror.store.layout, mirror.store.quota, Digest.parse(digest))
     try:
-        assert partial.drive()
+        assert partial.try_acquire_driver()
         yield
     finally:
         partial.close()
@@ -99,7 +99,7 @@ def full(*_):
 
 
 async def test_order_between_requests(hub, mirror, orders):
-    """An image that is being brought in step at a reload is brought to its end."""
+    """An image that is being brought in sync at a reload is brought to its end."""
     image = hub.add_image(APP, "1", layers=[b"one" * 1000, b"two" * 1000])
     with driven_elsewhere(mirror, image.config.digest):
         order = await orders.give("warm", images=["app:1"])

@@ -1,4 +1,4 @@
-"""Tags stay in step: what a run asks upstream, what it fetches, and when a tag switches."""
+"""Tags stay in sync: what a run asks upstream, what it fetches, and when a tag switches."""
 
 import asyncio
 

@@ -68,7 +68,7 @@ async def test_sync(hub, mirror, run):
 
 
 async def test_not_in_step(hub, mirror, run):
-    """What could not be brought in step is named with the reason, and the status is 1."""
+    """What could not be brought in sync is named with the reason, and the status is 1."""
     status, out, complaint = await run("sync", "nothing:*")
     assert (status, out.startswith("failed in 0s: no images")) == (1, True)
     assert complaint.startswith("nothing:*: nothing of that name is held here")
@@ -158,7 +158,7 @@ async def test_many_pages(hub, mirror, run):
     """`sync --status` tells of every image, however many there are."""
     result = {"result": "unchanged", "time": 1.0, "bytes_fetched": 0, "bytes_held": 0, "cause": "[bold]x[/bold] [/oops]"}
     for number in range(250):
-        mirror.store.ledger.put_result(f"{NAME}:{number:03}", result)
+        mirror.store.jobs.put_result(f"{NAME}:{number:03}", result)
     status, out, complaint = await run("sync", "--status")
     assert (status, complaint) == (0, "")
     assert sum(NAME in line for line in out.splitlines()) == 250

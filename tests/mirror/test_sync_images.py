@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from mirror.sync import keeper, run
+from mirror.sync import run, scheduler
 from tests.fakehub import OCI_INDEX, OCI_MANIFEST, Rule, Status
 from tests.fakehub.catalog import Repository
 from tests.mirror.syncing import Orders, named, pull
@@ -21,7 +21,7 @@ LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(keeper, "_LOOK", 0.02)
+    monkeypatch.setattr(scheduler, "_LOOK", 0.02)
     monkeypatch.setattr(run, "_HEAD_START", 0.1)
 
 
@@ -133,7 +133,7 @@ async def test_list_in_pages(hub, mirror, configure):
 
 @pytest.mark.parametrize("status", [404, 403, 500, 429])
 async def test_list_fails(hub, mirror, configure, orders, status):
-    """While upstream does not list tags, what was kept stays kept, and the run says why it is not in step."""
+    """While upstream does not list tags, what was kept stays kept, and the run says why it is not in sync."""
     add(hub, "1.0", "1.1")
     await configure("app:1.*", interval=SOON)
     hub.script(Rule(kind="tags", times=None), Status(status))

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from mirror.sync import keeper, run
-from mirror.sync.order import by_webhook
+from mirror.sync import run, scheduler
+from mirror.sync.job import by_webhook
 from tests.clock import Clock
 from tests.fakehub import NoHeaders, RateLimited, Rule
 from tests.mirror.syncing import Orders, known, named, pull
@@ -25,7 +25,7 @@ HEADS = Rule(kind="manifest", method="HEAD", times=None)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(keeper, "_LOOK", 0.02)
+    monkeypatch.setattr(scheduler, "_LOOK", 0.02)
     monkeypatch.setattr(run, "_HEAD_START", 0.1)
 
 
@@ -194,8 +194,8 @@ async def test_clock_that_was_set_back(hub, mirror, orders):
     record = mirror.store.index.tag(*tag_name("1"))
     mirror.store.index.put_tag(*tag_name("1"), replace(record, checked=time.time() + ahead))
     row = {"round": time.time() + ahead, "began": time.time() + ahead, "next": time.time() + 2 * ahead}
-    fingerprint = mirror.mirror._graph.means.planner.fingerprint
-    mirror.store.ledger.put_state("schedule", {**row, "unfinished": True, "fingerprint": fingerprint})
+    fingerprint = mirror.mirror._graph.sync_services.planner.fingerprint
+    mirror.store.jobs.put_state("schedule", {**row, "unfinished": True, "fingerprint": fingerprint})
     await mirror.reload(sync={"interval": "1h"})
     assert (await orders.until(lasted))["last"]["schedule"]["tags"] == {"unchanged": 1}
     now, again = by_webhook(f"docker.io/{APP}:1", 15.0)
@@ -215,9 +215,9 @@ async def test_what_is_left_is_for_clients(hub, mirror, orders):
     await mirror.get(f"/v2/{APP}/manifests/client")
     hub.reset_counters()
     wanted = {"interval": "1h", "images": ["other:*"]}
-    first = mirror.mirror._graph.registries["docker.io"].endpoints[0].health
+    first = mirror.mirror._graph.registries["docker.io"].upstreams[0].health
     await mirror.reload(sync=wanted)
-    mirror.mirror._graph.registries["docker.io"].endpoints[0].health.budget = first.budget
+    mirror.mirror._graph.registries["docker.io"].upstreams[0].health.pull_quota = first.pull_quota
     assert (await orders.sync("app"))["result"] == "limited"
     warmed = await orders.warm("app:1")
     assert warmed["result"] == "limited"
@@ -346,7 +346,7 @@ async def test_many_large_orders(hub, mirror, orders, log):
 
 async def test_a_run_that_hangs(hub, mirror, orders, monkeypatch, log):
     """A run that does not come to its end is ended, and the next one goes on with its round."""
-    monkeypatch.setattr(keeper, "_LONGEST_SCHEDULED", 0.5)
+    monkeypatch.setattr(scheduler, "_LONGEST_SCHEDULED", 0.5)
     tags(hub, mirror, 8)
     fault = NoHeaders()
     hub.script(Rule(kind="manifest", method="HEAD", reference="3"), fault)
@@ -371,7 +371,7 @@ async def test_an_image_that_hangs(hub, mirror, orders, monkeypatch):
 
 async def test_a_list_that_hangs(hub, mirror, orders, monkeypatch):
     """The bound counts for the plan, too."""
-    monkeypatch.setattr(keeper, "_LONGEST_ORDER", 0.5)
+    monkeypatch.setattr(scheduler, "_LONGEST_ORDER", 0.5)
     hub.add_image(APP, "1")
     fault = NoHeaders()
     hub.script(Rule(kind="tags"), fault)
@@ -467,8 +467,8 @@ async def test_garbage_in_the_ledger(hub, tmp_path, garbage, quiet):
         await orders.until(lasted)
         await orders.warm("app:1")
         await orders.sync("app:1")
-        mirror.store.ledger.put_order("waits", {"kind": "warm", "images": ["app:1"] * 20})
-        mirror.store.ledger.put_state("running", [])
+        mirror.store.jobs.put_order("waits", {"kind": "warm", "images": ["app:1"] * 20})
+        mirror.store.jobs.put_state("running", [])
     (found,) = store.rglob("sync/cache.db")
     with contextlib.closing(sqlite3.connect(found)) as database, database:
         changed = database.execute("UPDATE Cache SET value = ?", (garbage,)).rowcount
@@ -486,7 +486,7 @@ async def test_order_that_lost_a_part(hub, mirror, orders):
     """An order whose images are lost in part goes, and keeps no other one waiting."""
     hub.add_image(APP, "1")
     lost = {"kind": "warm", "images": ["app:1"] * 20, "platforms": [], "asked": 1.0, "after": 1.0, "by": "operator"}
-    ledger = mirror.store.ledger
+    ledger = mirror.store.jobs
     ledger._table.set("order|lost", {**lost, "images": lost["images"][:10], "more": 10})
     assert ledger.order("lost") is None
     assert (await orders.warm("app:1"))["result"] == "completed"
@@ -495,13 +495,13 @@ async def test_order_that_lost_a_part(hub, mirror, orders):
 
 async def test_pins_that_are_none(hub, mirror):
     """What is no image's name in the ledger keeps nobody from evicting."""
-    mirror.store.ledger.put_state("kept", {"a": ["x@y", "@", "docker.io/a:b@sha256:0", ":", ""]})
+    mirror.store.jobs.put_state("kept", {"a": ["x@y", "@", "docker.io/a:b@sha256:0", ":", ""]})
     assert mirror.mirror._janitor._pinned() == frozenset()
 
 
 async def test_poison(hub, mirror, orders, quiet):
     """An order that cannot be understood any more ends, and blocks no other one."""
-    mirror.store.ledger.put_order(
+    mirror.store.jobs.put_order(
         "poison", {"kind": "warm", "images": ["A B"], "platforms": ["?"], "asked": 0, "after": 0, "by": "x"}
     )
     assert (await orders.ended("poison"))["result"] == "failed"
@@ -555,7 +555,7 @@ async def test_registry_that_is_gone(hub, mirror, orders):
 
 async def test_a_ledger_that_cannot_be_written(hub, mirror, monkeypatch, log):
     """On a full disk nothing is noted, and yet a run does not follow the other without a pause."""
-    monkeypatch.setattr("mirror.storage.ledger.Ledger.put_state", lambda *_: None)
+    monkeypatch.setattr("mirror.storage.job_store.JobStore.put_state", lambda *_: None)
     await mirror.reload(sync={"interval": "1h"})
     await eventually(lambda: [event for event in log if event["event"] == "sync_ended"], "a run")
     # What would go wrong goes wrong at once, and again and again.
@@ -565,7 +565,7 @@ async def test_a_ledger_that_cannot_be_written(hub, mirror, monkeypatch, log):
 
 async def test_an_order_that_cannot_be_removed(hub, mirror, orders, monkeypatch, log):
     """Nor is an order carried out again and again that stands although it has come to its end."""
-    monkeypatch.setattr("mirror.storage.ledger.Ledger.drop_order", lambda *_: None)
+    monkeypatch.setattr("mirror.storage.job_store.JobStore.drop_order", lambda *_: None)
     assert (await orders.ask("POST", "/api/v1/sync", {"images": ["app:1"]}))[0] == 202
     await eventually(lambda: [event for event in log if event["event"] == "sync_ended"], "a run")
     await asyncio.sleep(0.5)

@@ -10,7 +10,7 @@ import threading
 import aiohttp
 import pytest
 
-from mirror.config import load
+from mirror.config.model import load
 from mirror.errors import ConfigurationError
 from tests.certificates import Authority, openssl
 from tests.fakehub import Corrupt, Rule
@@ -187,7 +187,7 @@ async def test_client_certificates(hub, tmp_path, authority, served, trust):
 
 async def test_renewed_certificate(hub, tmp_path, authority, trust, monkeypatch, log):
     """A certificate renewed on disk is shown to new connections without a restart; standing ones go on; nothing is refused."""
-    monkeypatch.setattr("mirror.service.entrance._LOOK", 0.02)
+    monkeypatch.setattr("mirror.listener.registry_listener._LOOK", 0.02)
     certificate, key = tmp_path / "tls.pem", tmp_path / "tls.key"
 
     def put(issued, *, halfway=False):
@@ -231,7 +231,7 @@ async def test_no_connection_is_lost_by_renewals(hub, tmp_path, served, trust):
 
         clients = [asyncio.create_task(ask()) for _ in range(4)]
         for _ in range(20):
-            await mirror.mirror._entrance.configure(mirror.config())
+            await mirror.mirror._registry_listener.configure(mirror.config())
         done.set()
         assert min(await asyncio.gather(*clients)) > 0
 

@@ -8,14 +8,14 @@ import time
 
 import pytest
 
+from mirror.cache.usage import Usage
 from mirror.core.digest import Digest
 from mirror.core.names import Repository, Tag
-from mirror.pull.usage import Usage
-from mirror.scrub import Pace, Scrub
+from mirror.maintenance.scrub import Pace, Scrub
 from mirror.storage.blobs import BlobFiles, is_intact
 from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 from tests.fakehub import Html, Rule
 from tests.support.files import flip
 from tests.support.names import APP, TAG
@@ -143,7 +143,7 @@ def layout(tmp_path):
 
 @pytest.fixture
 def files(layout):
-    return BlobFiles(layout, Room(layout, 0, 0))
+    return BlobFiles(layout, SpaceQuota(layout, 0, 0))
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_scrub_comes_by_everything_once_in_an_interval(layout, files, generation
     scrubbing.shards(256)
     assert (scrubbing.results.count("ok"), scrubbing.results.count("wrong")) == (59, 1)
     assert files.size(blobs[7]) is None
-    assert files.room.figures()[1] == 59
+    assert files.quota.figures()[1] == 59
     assert generation.current() != before
     scrubbing.shards(256)
     assert len(scrubbing.results) == 60 + 59
@@ -218,7 +218,7 @@ def test_scrub_that_is_stopped(layout, files, generation, monkeypatch):
     """A stop ends the scrub in the middle of a large blob, which is hashed again by the next process."""
     data = os.urandom(3 << 20)
     digest = put(files, data)
-    monkeypatch.setattr("mirror.scrub._BACKGROUND_RATE", 1 << 20)
+    monkeypatch.setattr("mirror.maintenance.scrub._BACKGROUND_RATE", 1 << 20)
     scrubbing = Scrubbing(layout, files, generation)
     scrubbing.now += 1
     layout_shard = int(digest.encoded[:2], 16)
@@ -269,8 +269,8 @@ def test_blob_that_goes_during_the_scrub(layout, files, generation):
 def test_pace(monkeypatch):
     """The rate holds on the average; a pause is no credit for more than a second; 0 is no limit."""
     now, slept = [100.0], []
-    monkeypatch.setattr("mirror.scrub.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("mirror.scrub.time.sleep", lambda s: (slept.append(s), now.__setitem__(0, now[0] + s)))
+    monkeypatch.setattr("mirror.maintenance.scrub.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mirror.maintenance.scrub.time.sleep", lambda s: (slept.append(s), now.__setitem__(0, now[0] + s)))
     pace = Pace(1000.0)
     for _ in range(20):
         pace(500)

@@ -214,7 +214,7 @@ async def test_silence_in_a_manifest(hub, tmp_path):
 
 def test_time_limits_of_clients():
     """The default limits give an answer before containerd's 30 seconds are over."""
-    from mirror.download.workshop import Policy
+    from mirror.download.services import Policy
     from mirror.upstream import registry
     from mirror.upstream.http import Limits
 
@@ -237,7 +237,7 @@ async def test_patience_has_an_end(hub, mirror, monkeypatch):
 
 async def test_several_questions_have_one_end(hub, mirror, monkeypatch):
     """What takes several slow questions to upstream is answered in the time that clients give, and not later."""
-    monkeypatch.setattr("mirror.web.registry_api._PATIENCE", 0.6)
+    monkeypatch.setattr("mirror.registry.api._PATIENCE", 0.6)
     hub.auth = "none"
     image = hub.add_image(APP, "1")
     # Without a digest on the HEAD there has to be a GET, too.
@@ -284,7 +284,7 @@ async def test_no_connection_free_is_no_fault_of_upstream(hub, tmp_path, monkeyp
         assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
         assert "busy" in refused.body.decode()
         assert await mirror.metric("upstream_up") >= 1
-        assert all(endpoint.health.is_sound for endpoint in mirror.mirror._graph.registries["docker.io"].endpoints)
+        assert all(endpoint.health.is_sound for endpoint in mirror.mirror._graph.registries["docker.io"].upstreams)
         gate.release()
         assert (await asking).sha256 == image.layers[0].digest
         assert (await mirror.get(blob_path(image.layers[1]))).sha256 == image.layers[1].digest
@@ -294,7 +294,7 @@ async def test_no_connection_free_is_no_fault_of_upstream(hub, tmp_path, monkeyp
 
 
 async def test_secrets_stay_here(hub, tmp_path, log, caplog):
-    """Passwords, tokens and signed addresses are in no log line, no metric, no answer and no file of the store.
+    """BasicAuthenticator, tokens and signed addresses are in no log line, no metric, no answer and no file of the store.
 
     The passwords are the mirror's own and those of clients, right and wrong ones; neither do these go upstream.
     """

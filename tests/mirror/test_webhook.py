@@ -9,9 +9,9 @@ import bcrypt
 import pytest
 from yarl import URL
 
+from mirror.admin import push_webhook
+from mirror.admin.push_webhook import parse_push
 from mirror.core.names import Repository, Tag
-from mirror.web import hooks
-from mirror.web.hooks import parse_push
 from tests.mirror.syncing import Orders, pull
 from tests.mirrors import MirrorUnderTest
 from tests.receiver import Receiver
@@ -179,7 +179,7 @@ async def test_the_comparison_takes_the_same_time(mirror, monkeypatch):
         seen.append((given, secret))
         return True
 
-    monkeypatch.setattr(hooks.hmac, "compare_digest", yes)
+    monkeypatch.setattr(push_webhook.hmac, "compare_digest", yes)
     assert await ask(mirror, path="/webhooks/dockerhub/x%20y", json=payload()) == (202, {"accepted": False})
     assert seen == [(b"x y", SECRET.encode())]
 
@@ -245,7 +245,7 @@ async def test_requests_at_a_time_count(hub, tmp_path, secret_file):
     settings = {"limits": {"requests_per_address": 1}, "sync": {"webhook_secret_file": str(secret_file)}}
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror, Wire(mirror.port) as wire:
         await wire.send(f"POST {HOOK} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode())
-        await eventually(lambda: mirror.mirror._entrance.in_progress)
+        await eventually(lambda: mirror.mirror._registry_listener.in_progress)
         assert (await ask(mirror, json=payload()))[0] == 429
 
 
@@ -344,7 +344,7 @@ async def test_the_most_that_is_taken(mirror):
 @pytest.mark.parametrize("address", ADDRESSES)
 async def test_a_slow_body(hub, mirror, address, monkeypatch):
     """A body that is not there in time is not waited for."""
-    monkeypatch.setattr("mirror.web.order_body._ARRIVES_S", 0.2)
+    monkeypatch.setattr("mirror.admin.json_body._ARRIVES_S", 0.2)
     port = mirror.port if address == "registry" else mirror.admin_port
     async with Wire(port) as wire:
         await wire.send(f"POST {HOOK} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
@@ -356,7 +356,7 @@ async def test_a_body_that_is_cut(hub, mirror, quiet):
     """A sender that leaves in the middle leaves nothing behind."""
     async with Wire(mirror.port) as wire:
         await wire.send(f"POST {HOOK} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
-    await eventually(lambda: not mirror.mirror._entrance.in_progress)
+    await eventually(lambda: not mirror.mirror._registry_listener.in_progress)
     assert await untouched(hub, mirror)
     quiet()
 

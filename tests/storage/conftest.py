@@ -7,7 +7,7 @@ import pytest
 
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 from tests.support.files import opened_under
 
 
@@ -22,7 +22,7 @@ def layout(tmp_path):
 
 @pytest.fixture
 def files(layout):
-    return BlobFiles(layout, Room(layout, 0, 0))
+    return BlobFiles(layout, SpaceQuota(layout, 0, 0))
 
 
 class SmallDisk:

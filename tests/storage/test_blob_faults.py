@@ -13,7 +13,7 @@ from mirror.core.digest import Digest
 from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 from tests.support.files import opened_under
 
 DATA = b"d" * 100_000
@@ -106,7 +106,7 @@ def test_disk_that_is_really_full(small_disk):
     """On a full file system a put fails as `full`, takes no room, and what fits can still be put."""
     layout = Layout(str(small_disk.path / "store"))
     layout.prepare()
-    files = BlobFiles(layout, Room(layout, 0, 0))
+    files = BlobFiles(layout, SpaceQuota(layout, 0, 0))
     large = bytes(1 << 20)
     with pytest.raises(StorageError) as caught:
         files.put(Digest.of(large), large)
@@ -120,7 +120,7 @@ def test_disk_that_became_read_only(small_disk):
     """On a read-only file system what is held can be read, and a put fails as `read_only`."""
     layout = Layout(str(small_disk.path / "store"))
     layout.prepare()
-    files = BlobFiles(layout, Room(layout, 0, 0))
+    files = BlobFiles(layout, SpaceQuota(layout, 0, 0))
     files.put(DIGEST, DATA)
     small_disk.read_only()
     assert files.read(DIGEST, len(DATA)) == DATA
@@ -134,10 +134,10 @@ import os, signal, sys
 from mirror.core.digest import Digest
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 setattr(os, sys.argv[2], lambda *args: os.kill(os.getpid(), signal.SIGKILL))
 data = b"d" * 100_000
-BlobFiles(Layout(sys.argv[1]), Room(Layout(sys.argv[1]), 0, 0)).put(Digest.of(data), data)
+BlobFiles(Layout(sys.argv[1]), SpaceQuota(Layout(sys.argv[1]), 0, 0)).put(Digest.of(data), data)
 """
 
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mirror.core.digest import Digest
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 
 DATA = b"content of a blob" * 1000
 DIGEST = Digest.of(DATA)
@@ -154,7 +154,7 @@ class StoreAsMapping(RuleBasedStateMachine):
         super().__init__()
         self.layout = Layout(os.path.join(self.directory, os.urandom(8).hex()))
         self.layout.prepare()
-        self.files = BlobFiles(self.layout, Room(self.layout, 0, 0))
+        self.files = BlobFiles(self.layout, SpaceQuota(self.layout, 0, 0))
         self.model = {}
         self.open = []
 
@@ -177,7 +177,7 @@ class StoreAsMapping(RuleBasedStateMachine):
     @rule()
     def reopen(self):
         self.layout.prepare()
-        self.files = BlobFiles(self.layout, Room(self.layout, 0, 0))
+        self.files = BlobFiles(self.layout, SpaceQuota(self.layout, 0, 0))
 
     @invariant()
     def sizes_agree(self):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mirror.config.sections import Storage
 from mirror.core.digest import Digest
-from mirror.sections import Storage
 from mirror.service.store import Store
 from mirror.storage.table import Table
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from mirror.core.digest import Digest
 from mirror.core.eviction import Plan
-from mirror.storage import census
+from mirror.maintenance import store_scan
+from mirror.maintenance.eviction import Evicted, Eviction
 from mirror.storage.blobs import BlobFiles
-from mirror.storage.eviction import Evicted, Eviction
 from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 from tests.support.names import KIB
 
 NOBODY = frozenset()
@@ -39,13 +39,13 @@ def eviction(layout, files, generation):
 @pytest.fixture
 def walks(monkeypatch):
     """How often the whole store was walked over."""
-    counted, take = [], census.take
+    counted, take = [], store_scan.take
 
     def counting(*args, **kwargs):
         counted.append(1)
         return take(*args, **kwargs)
 
-    monkeypatch.setattr(census, "take", counting)
+    monkeypatch.setattr(store_scan, "take", counting)
     return counted
 
 
@@ -100,7 +100,7 @@ def test_account_and_generation_follow(files, eviction, generation):
     assert generation.current() == before
     eviction.evict(at_any_price(1), NOBODY, soon())
     assert generation.current() != before
-    assert files.room.figures() == (24 * KIB, 2)
+    assert files.quota.figures() == (24 * KIB, 2)
 
 
 def test_pinned_go_last(files, eviction):
@@ -178,12 +178,12 @@ EVICTOR = """
 import sys, time
 from mirror.core.eviction import Plan
 from mirror.storage.blobs import BlobFiles
-from mirror.storage.eviction import Eviction
+from mirror.maintenance.eviction import Eviction
 from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 layout = Layout(sys.argv[1])
-eviction = Eviction(layout, BlobFiles(layout, Room(layout, 0, 0)), Generation(f"{layout.root}/generation"))
+eviction = Eviction(layout, BlobFiles(layout, SpaceQuota(layout, 0, 0)), Generation(f"{layout.root}/generation"))
 count = size = 0
 for _ in range(20):
     evicted = eviction.evict(Plan(1), frozenset(), time.monotonic() + 30)
@@ -201,7 +201,7 @@ def test_two_processes(layout, files):
     out = [evictor.communicate(timeout=40)[0].split() for evictor in evictors]
     assert [int(count) for count, _ in out] == [20, 20]
     assert held(files) == set(blobs[40:])
-    assert files.room.figures() == (20 * 12 * KIB, 20)
+    assert files.quota.figures() == (20 * 12 * KIB, 20)
 
 
 @settings(max_examples=40, deadline=None)
@@ -218,12 +218,12 @@ def test_any_store(blobs, needed):
 def check_any_store(directory, blobs, needed):
     layout = Layout(directory)
     layout.prepare()
-    files, generation = BlobFiles(layout, Room(layout, 0, 0)), Generation(f"{layout.root}/generation")
+    files, generation = BlobFiles(layout, SpaceQuota(layout, 0, 0)), Generation(f"{layout.root}/generation")
     known = {}
     for i, (used, size, is_pinned) in enumerate(blobs):
         known[put(files, f"{i:02}", used, max(2, size))] = (is_pinned, used, max(2, size))
     pinned = frozenset(digest for digest, (is_pinned, _, _) in known.items() if is_pinned)
-    before = files.room.used()
+    before = files.quota.used()
     evicted = Eviction(layout, files, generation).evict(at_any_price(needed), pinned, soon())
     generation.close()
     left = held(files)
@@ -231,7 +231,7 @@ def check_any_store(directory, blobs, needed):
     assert evicted.blobs == len(gone)
     assert evicted.pinned == sum(is_pinned for is_pinned, _, _ in gone)
     assert all(went <= known[digest] for digest in left for went in gone)
-    freed = before - files.room.used()
+    freed = before - files.quota.used()
     assert freed >= needed or not left
     if gone:
         assert freed - -(-gone[-1][2] // 4096) * 4096 < needed

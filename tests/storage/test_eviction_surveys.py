@@ -7,8 +7,8 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.core.eviction import Goal, Partials, Plan, Shortage
-from mirror.storage import census
-from mirror.storage.eviction import Eviction
+from mirror.maintenance import store_scan
+from mirror.maintenance.eviction import Eviction
 from mirror.storage.generation import Generation
 
 BLOCK = 4096
@@ -35,13 +35,13 @@ def eviction(layout, files):
 @pytest.fixture
 def surveys(monkeypatch):
     """The surveys that are made from now on."""
-    made, take = [], census.take
+    made, take = [], store_scan.take
 
     def counted(*args, **kwargs):
         made.append(kwargs)
         return take(*args, **kwargs)
 
-    monkeypatch.setattr(census, "take", counted)
+    monkeypatch.setattr(store_scan, "take", counted)
     return made
 
 

@@ -2,12 +2,12 @@
 
 from bench.filled import fill
 from mirror.core.names import Repository, Tag
-from mirror.images import images
-from mirror.storage import census
+from mirror.maintenance import store_scan
 from mirror.storage.blobs import BlobFiles
+from mirror.storage.images import images
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 
 
 def test_filled_store(tmp_path):
@@ -15,8 +15,8 @@ def test_filled_store(tmp_path):
     filled = fill(tmp_path / "store", 300, 20)
     layout = Layout(str(tmp_path / "store"))
     layout.prepare()
-    room = Room(layout, 0, 0)
-    held = census.take(layout, lambda: False)
+    room = SpaceQuota(layout, 0, 0)
+    held = store_scan.take(layout, lambda: False)
     assert held is not None
     assert (held.blobs, held.taken) == (300, filled.bytes)
     account = room.mark()

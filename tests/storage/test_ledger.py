@@ -2,12 +2,12 @@
 
 import pytest
 
-from mirror.storage.ledger import Ledger
+from mirror.storage.job_store import JobStore
 
 
 @pytest.fixture
 def ledger(tmp_path):
-    with_end = Ledger(str(tmp_path))
+    with_end = JobStore(str(tmp_path))
     yield with_end
     with_end.close()
 

@@ -7,11 +7,11 @@ import time
 import pytest
 
 from mirror.core.digest import Digest
-from mirror.leftovers import Leftovers
+from mirror.maintenance.leftovers import Leftovers
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 from tests.download.world import open_partial
 
 DATA = b"d" * 100_000
@@ -27,7 +27,7 @@ def layout(tmp_path):
 
 @pytest.fixture
 def leftovers(layout):
-    files, index = BlobFiles(layout, Room(layout, 0, 0)), Index(layout.index)
+    files, index = BlobFiles(layout, SpaceQuota(layout, 0, 0)), Index(layout.index)
     yield Leftovers(layout, files, index, time.time)
     index.close()
 
@@ -38,7 +38,7 @@ def partials(layout):
 
 def test_partial_of_a_held_blob(layout, leftovers):
     """A worker that opens a partial just as another one commits the blob, and is killed, leaves nothing for long."""
-    BlobFiles(layout, Room(layout, 0, 0)).put(DIGEST, DATA)
+    BlobFiles(layout, SpaceQuota(layout, 0, 0)).put(DIGEST, DATA)
     partial = open_partial(layout, DIGEST)
     partial.begin(len(DATA))
     partial.close()
@@ -57,7 +57,7 @@ def test_what_is_at_work_stays(layout, leftovers):
     """An empty one that a worker is just opening upstream for is left to it, and so is one with bytes."""
     other = Digest.of(b"other")
     with contextlib.closing(open_partial(layout, DIGEST)) as partial:
-        assert partial.drive()
+        assert partial.try_acquire_driver()
         begun = open_partial(layout, other)
         begun.begin(10)
         begun.close()

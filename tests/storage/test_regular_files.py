@@ -7,8 +7,8 @@ import time
 import pytest
 
 from mirror.core.digest import Digest
-from mirror.leftovers import Leftovers
-from mirror.storage import census
+from mirror.maintenance import store_scan
+from mirror.maintenance.leftovers import Leftovers
 from mirror.storage.blobs import is_intact
 from mirror.storage.index import Index
 
@@ -84,14 +84,14 @@ def test_it_is_not_held(files, stray):
 def test_nobody_counts_it(files, layout, stray):
     """Neither the list of blobs nor the scan of the store knows of it."""
     assert list(files.walk()) == []
-    found = census.take(layout, lambda: False, 9)
+    found = store_scan.take(layout, lambda: False, 9)
     assert (found.blobs, found.taken, list(found.oldest())) == (0, 0, [])
 
 
 def test_deleting_it_frees_nothing(files, stray):
     """The account is not given bytes back that nobody reserved, and what it leads to stays."""
     assert files.delete(DIGEST) == 0
-    assert files.room.figures() == (0, 0)
+    assert files.quota.figures() == (0, 0)
 
 
 @pytest.mark.parametrize("how", ["put", "adopt"])
@@ -101,13 +101,13 @@ def test_the_blob_takes_its_place(files, layout, stray, how):
         files.put(DIGEST, DATA)
     else:
         path = layout.partial(DIGEST)
-        files.room.reserve(len(DATA))
+        files.quota.reserve(len(DATA))
         with open(path, "wb") as file:
             file.write(DATA)
             file.flush()
             files.adopt(path, file.fileno(), DIGEST)
     assert files.read(DIGEST, 1 << 20) == DATA
-    assert files.room.figures() == (4096, 1)
+    assert files.quota.figures() == (4096, 1)
 
 
 def test_what_was_in_the_way_goes(files, layout):

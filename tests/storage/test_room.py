@@ -18,7 +18,7 @@ from mirror.core.eviction import Goal
 from mirror.download.partial import Partial
 from mirror.errors import StorageError
 from mirror.storage.layout import Layout
-from mirror.storage.room import Fit, Room, on_disk
+from mirror.storage.space_quota import Fit, SpaceQuota, on_disk
 from tests.support.names import KIB, MIB
 
 
@@ -31,14 +31,14 @@ def test_whole_blocks(size):
 
 def test_cap(layout):
     """What is larger than the whole cap never fits; what finds no room beside the rest does not fit now."""
-    room = Room(layout, 64 * KIB, 0)
+    room = SpaceQuota(layout, 64 * KIB, 0)
     assert room.reserve(64 * KIB + 1) is Fit.NEVER
     assert room.reserve(40 * KIB) is Fit.RESERVED
-    assert room.reserve(25 * KIB) is Fit.NOT_NOW
+    assert room.reserve(25 * KIB) is Fit.NO_SPACE
     assert room.fits(24 * KIB) is Fit.RESERVED
     assert room.used() == 40 * KIB
     assert room.reserve(24 * KIB) is Fit.RESERVED
-    assert room.reserve(1) is Fit.NOT_NOW
+    assert room.reserve(1) is Fit.NO_SPACE
     assert room.reserve(0) is Fit.RESERVED
     room.release(40 * KIB)
     assert room.reserve(1) is Fit.RESERVED
@@ -47,16 +47,16 @@ def test_cap(layout):
 
 def test_no_cap(layout):
     """With a cap of 0 only the disk is the limit."""
-    room = Room(layout, 0, 0)
+    room = SpaceQuota(layout, 0, 0)
     assert room.reserve(5 * MIB) is Fit.RESERVED
-    assert room.fits(1 << 60) is Fit.NOT_NOW
+    assert room.fits(1 << 60) is Fit.NO_SPACE
     assert not room.shortage(0.5)
 
 
 @pytest.mark.parametrize(("size", "reason"), [(65 * KIB, "too_large"), (40 * KIB, "full")])
 def test_claim_says_why_not(layout, size, reason):
     """The two noes are told apart by their reason, and neither takes room."""
-    room = Room(layout, 64 * KIB, 0)
+    room = SpaceQuota(layout, 64 * KIB, 0)
     room.claim(32 * KIB, "a blob")
     with pytest.raises(StorageError, match="a blob") as raised:
         room.claim(size, "a blob")
@@ -68,22 +68,22 @@ def test_floor(small_disk):
     """The free space that is to remain is not touched."""
     layout = Layout(str(small_disk.path / "store"))
     layout.prepare()
-    room = Room(layout, 0, 128 * KIB)
+    room = SpaceQuota(layout, 0, 128 * KIB)
     room.reserve(0)
     left = room.free() - 128 * KIB
     assert room.fits(left) is Fit.RESERVED
-    assert room.fits(left + 1) is Fit.NOT_NOW
+    assert room.fits(left + 1) is Fit.NO_SPACE
     assert not room.shortage(1.0)
     (small_disk.path / "somebody else's").write_bytes(bytes(left + 4096))
     assert room.shortage(1.0).free == Goal(4096, 4096)
-    assert room.fits(0) is Fit.NOT_NOW
+    assert room.fits(0) is Fit.NO_SPACE
 
 
 def test_floor_counts_what_is_promised(small_disk):
     """Bytes that a blob in the making may still write are not free for another."""
     layout = Layout(str(small_disk.path / "store"))
     layout.prepare()
-    room = Room(layout, 0, 0)
+    room = SpaceQuota(layout, 0, 0)
     one, other = (Partial(layout, room, Digest.of(name)) for name in (b"one", b"other"))
     free = room.free()
     one.begin(free // 2)
@@ -98,13 +98,13 @@ def test_floor_counts_what_is_promised(small_disk):
 
 
 def test_partial_that_cannot_be_made_takes_no_room(layout, monkeypatch):
-    """Room that was taken for a file that the file system then refuses is given back."""
+    """SpaceQuota that was taken for a file that the file system then refuses is given back."""
 
     def refused(descriptor, size):
         if size:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
-    room = Room(layout, 10 * MIB, 0)
+    room = SpaceQuota(layout, 10 * MIB, 0)
     partial = Partial(layout, room, Digest.of(b""))
     with monkeypatch.context() as patched:
         patched.setattr(os, "ftruncate", refused)
@@ -120,8 +120,8 @@ def test_partial_that_cannot_be_made_takes_no_room(layout, monkeypatch):
 
 def test_account_is_kept_over_a_restart(layout):
     """What was taken is taken for the next process."""
-    Room(layout, 64 * KIB, 0).claim(60 * KIB, "")
-    assert Room(layout, 64 * KIB, 0).fits(5 * KIB) is Fit.NOT_NOW
+    SpaceQuota(layout, 64 * KIB, 0).claim(60 * KIB, "")
+    assert SpaceQuota(layout, 64 * KIB, 0).fits(5 * KIB) is Fit.NO_SPACE
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 15])
@@ -129,7 +129,7 @@ def test_damaged_account_is_empty(layout, content):
     """An account that was lost or cut counts from nothing until the files are counted."""
     with open(layout.account, "wb") as file:
         file.write(content)
-    room = Room(layout, 64 * KIB, 0)
+    room = SpaceQuota(layout, 64 * KIB, 0)
     assert room.figures() == (0, 0)
     room.claim(8 * KIB, "")
     mark = room.mark()
@@ -139,14 +139,14 @@ def test_damaged_account_is_empty(layout, content):
 
 def test_release_of_more_than_there_is(layout):
     """An account that was too low does not go below nothing."""
-    room = Room(layout, 64 * KIB, 0)
+    room = SpaceQuota(layout, 64 * KIB, 0)
     room.release(8 * KIB, blobs=2)
     assert room.figures() == (0, 0)
 
 
 def test_blobs_are_counted(layout):
     """Held blobs count from their commit until they are gone."""
-    room = Room(layout, 0, 0)
+    room = SpaceQuota(layout, 0, 0)
     room.claim(10, "")
     assert room.figures() == (4096, 0)
     room.hold(lambda: None)
@@ -162,7 +162,7 @@ def test_read_only_store(small_disk):
     """On a file system that has become read-only nothing can be reserved, and the reason says so."""
     layout = Layout(str(small_disk.path / "store"))
     layout.prepare()
-    room = Room(layout, 64 * KIB, 0)
+    room = SpaceQuota(layout, 64 * KIB, 0)
     room.claim(4096, "")
     small_disk.read_only()
     with pytest.raises(StorageError) as raised:
@@ -179,7 +179,7 @@ class Counting(RuleBasedStateMachine):
         import tempfile
 
         self.directory = tempfile.TemporaryDirectory()
-        self.room = Room(Layout(self.directory.name), 0, 0)
+        self.room = SpaceQuota(Layout(self.directory.name), 0, 0)
         self.files = {}
         self.names = 0
         self.counting = None
@@ -243,8 +243,8 @@ TestCounting = Counting.TestCase
 WORKER = """
 import random, sys
 from mirror.storage.layout import Layout
-from mirror.storage.room import Fit, Room
-room = Room(Layout(sys.argv[1]), int(sys.argv[2]), 0)
+from mirror.storage.space_quota import Fit, SpaceQuota
+room = SpaceQuota(Layout(sys.argv[1]), int(sys.argv[2]), 0)
 random.seed(sys.argv[3])
 mine, noes = [], 0
 for _ in range(400):
@@ -274,7 +274,7 @@ def test_processes_share_one_account(layout):
         taken, noes = taken + int(out.split()[0]), noes + int(out.split()[1])
     assert noes > 0
     assert 0 < taken <= cap
-    assert Room(layout, cap, 0).used() == taken
+    assert SpaceQuota(layout, cap, 0).used() == taken
 
 
 PUTTER = """
@@ -283,9 +283,9 @@ import threading
 from mirror.core.digest import Digest
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 layout = Layout(sys.argv[1])
-files = BlobFiles(layout, Room(layout, 0, 0))
+files = BlobFiles(layout, SpaceQuota(layout, 0, 0))
 sys.stdin.read(1)
 for i in range(60):
     files.put(Digest.of(b"%d" % i), b"%d" % i)
@@ -301,13 +301,13 @@ def test_two_processes_put_the_same(layout, files):
     for putter in putters:
         putter.wait(40)
         assert putter.returncode == 0
-    assert files.room.figures() == (60 * 4096, 60)
+    assert files.quota.figures() == (60 * 4096, 60)
 
 
 def test_lock_is_not_waited_for_without_end(layout, monkeypatch):
     """Of an account that somebody holds, and hangs, the numbers can be read at once; that nothing can be taken is said soon."""
-    monkeypatch.setattr("mirror.storage.room._LOCK_TIMEOUT_S", 0.1, raising=False)
-    room = Room(layout, 64 * KIB, 0)
+    monkeypatch.setattr("mirror.storage.space_quota._LOCK_TIMEOUT_S", 0.1, raising=False)
+    room = SpaceQuota(layout, 64 * KIB, 0)
     room.claim(4096, "")
     descriptor = os.open(layout.account, os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -336,7 +336,7 @@ def test_lock_is_not_waited_for_without_end(layout, monkeypatch):
 @pytest.mark.parametrize("offset", range(36))
 def test_any_byte_of_the_account(layout, offset):
     """An account of which a byte is wrong counts from nothing until the files are counted; it never says that all is full."""
-    room = Room(layout, 64 * KIB, 0)
+    room = SpaceQuota(layout, 64 * KIB, 0)
     room.claim(8 * KIB, "")
     with open(layout.account, "r+b") as file:
         file.seek(offset)
@@ -350,7 +350,7 @@ def test_account_of_an_earlier_version(layout):
     """An account without a checksum, as earlier versions have written it, counts."""
     with open(layout.account, "wb") as file:
         file.write(struct.pack("=QQQQ", 8 * KIB, 1, 8 * KIB, 0))
-    room = Room(layout, 64 * KIB, 0)
+    room = SpaceQuota(layout, 64 * KIB, 0)
     assert room.figures() == (8 * KIB, 1)
     room.claim(4 * KIB, "")
     assert room.figures() == (12 * KIB, 1)
@@ -358,13 +358,13 @@ def test_account_of_an_earlier_version(layout):
 
 def test_index_and_maps_count(layout):
     """What lies in the store beside the blobs takes of the room that blobs may have, also what a damaged index left behind."""
-    room = Room(layout, 256 * KIB, 0)
+    room = SpaceQuota(layout, 256 * KIB, 0)
     os.makedirs(f"{layout.index}/tags.2")
     for path in (f"{layout.index}/tags.2/cache.db", f"{layout.root}/partial/sha256/{'a' * 64}.map"):
         with open(path, "wb") as file:
             file.write(bytes(64 * KIB))
     assert room.figures() == (128 * KIB, 0)
-    assert room.reserve(132 * KIB) is Fit.NOT_NOW
+    assert room.reserve(132 * KIB) is Fit.NO_SPACE
     assert room.shortage_for(132 * KIB).size.needed == 4 * KIB
     assert room.reserve(128 * KIB) is Fit.RESERVED
     assert room.figures() == (256 * KIB, 0)

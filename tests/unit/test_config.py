@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from mirror.config import Address, Config, find, load
+from mirror.config.model import Address, Config, find, load
 from mirror.core.digest import Digest
+from mirror.core.image_selector import ImageSelector
 from mirror.core.platform import Platform
 from mirror.core.versions import VersionRange
-from mirror.core.wanted import Wanted
 from mirror.errors import ConfigurationError
 
 DAY = 86400.0
@@ -272,10 +272,10 @@ def test_images_to_keep():
     assert (config.sync.interval, config.sync.active_within, config.sync.reserve) == (0, DAY, 0)
     assert config.sync.platforms == (Platform("linux", "arm64", "v8"), Platform("linux", "amd64"))
     assert config.wanted() == (
-        Wanted.parse("quay.io/owner/app:latest"),
-        Wanted.parse("nginx:1.27.*"),
-        Wanted.parse("nginx", versions=VersionRange.parse(">=1.25 <2"), newest=3, platforms=[Platform("linux", "arm64")]),
-        Wanted.parse(f"nginx@{Digest.of(b'x')}"),
+        ImageSelector.parse("quay.io/owner/app:latest"),
+        ImageSelector.parse("nginx:1.27.*"),
+        ImageSelector.parse("nginx", versions=VersionRange.parse(">=1.25 <2"), newest=3, platforms=[Platform("linux", "arm64")]),
+        ImageSelector.parse(f"nginx@{Digest.of(b'x')}"),
     )
 
 
@@ -453,7 +453,7 @@ def test_password_from_systemd(monkeypatch, tmp_path):
 
 def test_search(monkeypatch, tmp_path):
     """The file is the named one, else the environment's, else the one in this directory, else none."""
-    monkeypatch.setattr("mirror.config.SEARCH_PATH", ("./mirror.yaml", str(tmp_path / "etc.yaml")))
+    monkeypatch.setattr("mirror.config.model.SEARCH_PATH", ("./mirror.yaml", str(tmp_path / "etc.yaml")))
     assert find(None) is None
     write("", "etc.yaml")
     assert find(None) == tmp_path / "etc.yaml"

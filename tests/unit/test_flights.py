@@ -6,8 +6,8 @@ import weakref
 
 import pytest
 
-from mirror.errors import UpstreamCut
-from mirror.flights import Flights
+from mirror.errors import UpstreamDisconnected
+from mirror.upstream.flights import GuardedSingleFlight
 
 
 class Body(bytearray):
@@ -16,7 +16,7 @@ class Body(bytearray):
 
 async def test_failure_is_remembered_without_what_failed():
     """A failure that is remembered keeps nothing of the work that met it: neither what it had read nor what caused it."""
-    flights, seen = Flights(), []
+    flights, seen = GuardedSingleFlight(), []
 
     async def cut():
         body = Body(b"half of a manifest")
@@ -24,12 +24,12 @@ async def test_failure_is_remembered_without_what_failed():
         try:
             raise ConnectionError("reset")
         except ConnectionError as error:
-            raise UpstreamCut("cut") from error
+            raise UpstreamDisconnected("cut") from error
 
     for _ in range(2):
-        with pytest.raises(UpstreamCut, match=r"^cut$"):
+        with pytest.raises(UpstreamDisconnected, match=r"^cut$"):
             await flights.run("key", cut)
-    with pytest.raises(UpstreamCut, match=r"again and again.*: cut"):
+    with pytest.raises(UpstreamDisconnected, match=r"again and again.*: cut"):
         await flights.run("key", cut)
     # The last flight lands in the next turn of the event loop.
     await asyncio.sleep(0)

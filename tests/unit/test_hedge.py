@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from mirror.errors import NotFound, UpstreamBusy, UpstreamCut, UpstreamTimeout
+from mirror.errors import NotFound, UpstreamBusy, UpstreamDisconnected, UpstreamTimeout
 from mirror.upstream.hedge import hedged
 
 SOON, NEVER = 0.01, 60.0
@@ -95,8 +95,8 @@ async def test_failure_waits_for_the_other(attempts):
 async def test_failure_in_time_is_not_repeated(attempts):
     """An attempt that fails before the second is due is a failure."""
     running = attempts.run(after=NEVER)
-    attempts.ends[False].set_exception(UpstreamCut("cut"))
-    with pytest.raises(UpstreamCut):
+    attempts.ends[False].set_exception(UpstreamDisconnected("cut"))
+    with pytest.raises(UpstreamDisconnected):
         await running
     assert attempts.begun == [False]
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from mirror.config.tls import certificate_names
 from mirror.core.certificate import dns_names
 from mirror.core.errors import InvalidInput
 from mirror.core.hosts import HostNames, parse_host
-from mirror.tls import certificate_names
 from tests.certificates import Authority
 
 OWN = [

@@ -7,19 +7,19 @@ import threading
 
 import pytest
 
+from mirror.cache.tag_policy import TagPolicies, TagPolicy
+from mirror.cache.usage import Usage
 from mirror.core.digest import Digest
-from mirror.janitor import Janitor
+from mirror.maintenance import store_scan
+from mirror.maintenance.eviction import Eviction
+from mirror.maintenance.janitor import Janitor
+from mirror.maintenance.scrub import Scrub
 from mirror.metrics import Metrics
-from mirror.pull.settings import TagPolicies, TagPolicy
-from mirror.pull.usage import Usage
-from mirror.scrub import Scrub
-from mirror.storage import census
 from mirror.storage.blobs import BlobFiles
-from mirror.storage.eviction import Eviction
 from mirror.storage.generation import Generation
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
-from mirror.storage.room import Fit, Room
+from mirror.storage.space_quota import Fit, SpaceQuota
 from tests.support.names import MIB
 from tests.support.waiting import LIMIT
 
@@ -28,7 +28,7 @@ from tests.support.waiting import LIMIT
 def files(tmp_path):
     layout = Layout(str(tmp_path / "store"))
     layout.prepare()
-    files = BlobFiles(layout, Room(layout, 0, 0))
+    files = BlobFiles(layout, SpaceQuota(layout, 0, 0))
     for number in range(4):
         files.put(Digest.of(content(number)), content(number))
         files.touch(Digest.of(content(number)), 1000.0 + number)
@@ -49,7 +49,7 @@ def usage():
 def janitor(tmp_path, files, usage):
     layout = Layout(str(tmp_path / "store"))
     generation, index = Generation(f"{layout.root}/generation"), Index(layout.index)
-    files.room.max_size, _ = files.room.figures()
+    files.quota.max_size, _ = files.quota.figures()
     policies = TagPolicies(TagPolicy(60.0, 60.0, 60.0), {})
     scrub = Scrub(layout, files, generation, 0, lambda result: None)
     eviction = Eviction(layout, files, generation)
@@ -61,7 +61,7 @@ def janitor(tmp_path, files, usage):
 @pytest.fixture
 def long_count(monkeypatch):
     """The first survey, which is the count's, takes until it is told to stop; tells when it has begun."""
-    take, begun = census.take, threading.Event()
+    take, begun = store_scan.take, threading.Event()
 
     def long(layout, over, most=0, *args, **kwargs):
         if most:
@@ -72,7 +72,7 @@ def long_count(monkeypatch):
             ends.wait(0.01)
         return None
 
-    monkeypatch.setattr(census, "take", long)
+    monkeypatch.setattr(store_scan, "take", long)
     return begun
 
 
@@ -84,7 +84,7 @@ async def stop(running):
 
 async def test_who_waits_in_line_for_room_waits_no_longer(janitor, tmp_path, monkeypatch):
     """While another process evicts, and nothing comes of it, many who want room have their answer as soon as one of them."""
-    monkeypatch.setattr("mirror.janitor._PATIENCE", 0.5)
+    monkeypatch.setattr("mirror.maintenance.janitor._PATIENCE", 0.5)
     descriptor = os.open(Layout(str(tmp_path / "store")).eviction_lock, os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
@@ -98,9 +98,9 @@ async def test_room_is_made_during_a_count(janitor, files, long_count):
     """A request that needs room gets it while the store is being counted."""
     running = asyncio.create_task(janitor.run())
     await asyncio.to_thread(long_count.wait, LIMIT)
-    assert files.room.fits(1) is Fit.NOT_NOW
+    assert files.quota.fits(1) is Fit.NO_SPACE
     await asyncio.wait_for(janitor.make_room(1), LIMIT)
-    assert files.room.fits(1) is Fit.RESERVED
+    assert files.quota.fits(1) is Fit.RESERVED
     assert files.size(Digest.of(content(0))) is None
     await stop(running)
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 import structlog
 
-from mirror.sections import Log
+from mirror.config.sections import Log
 from mirror.service import logs
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from mirror.config import Address, Config, load
+from mirror.config.model import Address, Config, load
 
 SHIPPED = Path(__file__).parents[2] / "mirror.yaml"
 

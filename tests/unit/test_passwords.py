@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import bcrypt
 import pytest
 
-from mirror.web.passwords import Passwords, TooManyChecks
+from mirror.listener.basic_auth import BasicAuthenticator, TooManyChecks
 
 HASHED = bcrypt.hashpw(b"right", bcrypt.gensalt(4))
 LONG = b"x" * 80
@@ -36,7 +36,7 @@ def now():
 def passwords(executor, now):
     """One user, and one with a password that is longer than bcrypt looks at."""
     users = {b"alice": HASHED, b"long": bcrypt.hashpw(LONG[:72], bcrypt.gensalt(4)), "ö".encode(): HASHED}
-    return Passwords(users, executor, lambda: now[0])
+    return BasicAuthenticator(users, executor, lambda: now[0])
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from mirror.core.freshness import TagRecord
 from mirror.core.manifest import parse_manifest
 from mirror.core.names import ImagePattern, Repository, Tag
 from mirror.errors import StorageError
-from mirror.images import images
-from mirror.purge import Order, Purge
+from mirror.maintenance.purge import Order, Purge
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
+from mirror.storage.images import images
 from mirror.storage.index import Held, Index
 from mirror.storage.layout import Layout
 from mirror.storage.parts import parts_of
-from mirror.storage.room import Room
+from mirror.storage.space_quota import SpaceQuota
 
 OCI = "application/vnd.oci.image"
 MANIFEST, INDEX = f"{OCI}.manifest.v1+json", f"{OCI}.index.v1+json"
@@ -27,7 +27,7 @@ class Files(BlobFiles):
     """Files that remember which of them were read."""
 
     def __init__(self, layout):
-        super().__init__(layout, Room(layout, 0, 0))
+        super().__init__(layout, SpaceQuota(layout, 0, 0))
         self.seen = []
 
     def read(self, digest, limit):

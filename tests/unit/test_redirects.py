@@ -3,7 +3,7 @@
 import pytest
 from yarl import URL
 
-from mirror.errors import UpstreamNonsense
+from mirror.errors import UpstreamProtocolError
 from mirror.upstream.redirects import is_inside, target
 
 PUBLIC = URL("https://registry-1.docker.io")
@@ -42,7 +42,7 @@ def test_relative():
 )  # fmt: skip
 def test_refused(location):
     """No location, a scheme less safe than upstream's, credentials, and what is no URL are refused, and only as nonsense."""
-    with pytest.raises(UpstreamNonsense):
+    with pytest.raises(UpstreamProtocolError):
         target(PUBLIC, location, PUBLIC, public=True)
 
 
@@ -56,14 +56,14 @@ HOSTS_INSIDE = [
 @pytest.mark.parametrize("host", HOSTS_INSIDE)
 def test_public_upstream_does_not_lead_inside(host):
     """A public upstream cannot have the mirror ask its own host, its network, or the cloud's metadata service."""
-    with pytest.raises(UpstreamNonsense):
+    with pytest.raises(UpstreamProtocolError):
         target(PUBLIC, f"https://{host}/latest/meta-data/", PUBLIC, public=True)
 
 
 @pytest.mark.parametrize("host", ["2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "127.1"])
 def test_addresses_in_disguise(host):
     """Old notations of an address, which resolvers still understand, are addresses."""
-    with pytest.raises(UpstreamNonsense):
+    with pytest.raises(UpstreamProtocolError):
         target(PUBLIC, f"https://{host}/", PUBLIC, public=True)
 
 

@@ -10,7 +10,7 @@ from mirror.core.digest import Digest
 from mirror.core.errors import InvalidDigest, InvalidInput, InvalidName, InvalidTag
 from mirror.core.names import Repository, Tag
 from mirror.errors import NotFound
-from mirror.web.routing import Router
+from mirror.registry.routing import Router
 
 HEX = "a" * 64
 ROUTER = Router(["docker.io", "ghcr.io", "localhost:5005"], "docker.io")

@@ -5,8 +5,8 @@ import resource
 
 import pytest
 
+from mirror.config.sections import Storage
 from mirror.errors import ConfigurationError
-from mirror.sections import Storage
 from mirror.service.store import Store
 
 

@@ -8,13 +8,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mirror.metrics import Metrics
-from mirror.service.board import Board
+from mirror.service.worker_stats import WorkerStats
 
 OTHER = """
 import sys
 from pathlib import Path
 from mirror.metrics import Metrics
-from mirror.service.board import Board
+from mirror.service.worker_stats import WorkerStats
 metrics = Metrics()
 metrics.downloads.labels("failed").inc(5)
 metrics.request_duration.labels("blob", "HIT").observe(0.2)
@@ -22,7 +22,7 @@ metrics.pull_limit("docker.io", 100, 1)
 metrics.upstream_up.labels("docker.io", "hub").set(0)
 metrics.sync_last_success.set(50)
 metrics.download_readers.set(3)
-Board(metrics, Path(sys.argv[1])).put_up([{"digest": "x"}], {"credentials": {"ghcr.io": "theirs", "docker.io": "theirs"}})
+WorkerStats(metrics, Path(sys.argv[1])).publish([{"digest": "x"}], {"credentials": {"ghcr.io": "theirs", "docker.io": "theirs"}})
 print("there", flush=True)
 sys.stdin.read()
 """
@@ -66,8 +66,8 @@ def samples(text):
 
 def test_sum(tmp_path, metrics, other):
     """Counters and histograms add up, and so do gauges of which each process has a part; of others one process's value counts."""
-    board = Board(metrics, tmp_path)
-    board.put_up([{"digest": "y"}], {})
+    board = WorkerStats(metrics, tmp_path)
+    board.publish([{"digest": "y"}], {})
     found = samples(board.metrics())
     assert found["downloads_total", "failed"] == 7
     assert found["request_duration_seconds_count", "blob", "HIT"] == 2
@@ -83,8 +83,8 @@ def test_sum(tmp_path, metrics, other):
 def test_latest_word_of_a_pull_limit(tmp_path, metrics, other, later, left):
     """What is left of a pull limit is what upstream has said last, to whichever process, be it more or less than before."""
     metrics.heard["docker.io"] += later
-    board = Board(metrics, tmp_path)
-    board.put_up([], {})
+    board = WorkerStats(metrics, tmp_path)
+    board.publish([], {})
     assert samples(board.metrics())["upstream_ratelimit_remaining", "docker.io"] == left
 
 
@@ -96,8 +96,8 @@ def test_every_gauge_says_what_it_comes_to(metrics):
 
 def test_problems(tmp_path, metrics, other):
     """What one process has met all can tell, as long as it lives; the own words come first."""
-    board = Board(metrics, tmp_path)
-    board.put_up([], {"credentials": {"quay.io": "of long ago"}})
+    board = WorkerStats(metrics, tmp_path)
+    board.publish([], {"credentials": {"quay.io": "of long ago"}})
     own = {"credentials": {"docker.io": "own"}, "files": {}}
     assert board.problems(own) == {"credentials": {"ghcr.io": "theirs", "docker.io": "own"}, "files": {}}
     other.communicate()
@@ -106,9 +106,9 @@ def test_problems(tmp_path, metrics, other):
 
 def test_same_families_as_of_one_process(tmp_path, metrics, other):
     """Several processes have the families and the samples that one has."""
-    board = Board(metrics, tmp_path)
-    board.put_up([], {})
-    alone = samples(Board(metrics, None).metrics())
+    board = WorkerStats(metrics, tmp_path)
+    board.publish([], {})
+    alone = samples(WorkerStats(metrics, None).metrics())
     together = samples(board.metrics())
     assert set(together) == set(alone)
 
@@ -116,8 +116,8 @@ def test_same_families_as_of_one_process(tmp_path, metrics, other):
 def test_dead_process(tmp_path, metrics, other):
     """What a dead process has counted has happened; what it had under way is no more."""
     other.communicate()
-    board = Board(metrics, tmp_path)
-    board.put_up([], {})
+    board = WorkerStats(metrics, tmp_path)
+    board.publish([], {})
     found = samples(board.metrics())
     assert found["downloads_total", "failed"] == 7
     assert found["download_readers",] == 4
@@ -127,22 +127,22 @@ def test_dead_process(tmp_path, metrics, other):
 
 def test_what_was_told_survives(tmp_path, metrics):
     """What /metrics has told of a process can be told by another one when it is dead: counting on meanwhile changes nothing."""
-    board = Board(metrics, tmp_path)
-    board.put_up([], {})
+    board = WorkerStats(metrics, tmp_path)
+    board.publish([], {})
     metrics.downloads.labels("failed").inc(100)
     told = samples(board.metrics())["downloads_total", "failed"]
-    assert samples(Board(Metrics(), tmp_path).metrics())["downloads_total", "failed"] == told
+    assert samples(WorkerStats(Metrics(), tmp_path).metrics())["downloads_total", "failed"] == told
 
 
 def test_threads(tmp_path, metrics):
     """A sheet that several threads write at once is never seen in pieces."""
-    board, reader = Board(metrics, tmp_path), Board(Metrics(), tmp_path)
-    board.put_up([], {})
+    board, reader = WorkerStats(metrics, tmp_path), WorkerStats(Metrics(), tmp_path)
+    board.publish([], {})
     end = threading.Event()
 
     def write():
         while not end.is_set():
-            board.put_up([], {})
+            board.publish([], {})
 
     threads = [threading.Thread(target=write) for _ in range(4)]
     for thread in threads:

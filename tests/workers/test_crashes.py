@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from mirror.leftovers import Leftovers
+from mirror.maintenance.leftovers import Leftovers
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
-from mirror.storage.room import Room, on_disk
+from mirror.storage.space_quota import SpaceQuota, on_disk
 from tests.fakehub import Rule
 from tests.processes import Process
 from tests.support.names import APP, sha256
@@ -113,7 +113,7 @@ async def check_store(cluster):
     # A map may outlive its blob by an hour, if the commit was cut in two.
     assert [path for path in cluster.files("partial") if path.suffix != ".map"] == []
     layout = Layout(str(cluster.store))
-    room = Room(layout, 0, 0)
+    room = SpaceQuota(layout, 0, 0)
     files, index = BlobFiles(layout, room), Index(layout.index)
     # Two days later.
     Leftovers(layout, files, index, lambda: time.time() + 2 * 86400).clear()
@@ -147,7 +147,7 @@ async def test_killed_workers(hub, tmp_path, seed):
 
 def is_counted(cluster):
     layout = Layout(str(cluster.store))
-    room = Room(layout, 0, 0)
+    room = SpaceQuota(layout, 0, 0)
     held, account = list(BlobFiles(layout, room).walk()), room.mark()
     return (account.used, account.blobs) == (sum(on_disk(file.size) for file in held), len(held))
 

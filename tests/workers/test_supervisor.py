@@ -8,7 +8,7 @@ import sys
 
 SCRIPT = """
 import os, signal, sys, time
-from mirror.config import Config
+from mirror.config.model import Config
 from mirror.service import logs, supervisor
 
 logs.configure(Config().log)

@@ -1,4 +1,4 @@
-"""Two workers, one store: one of them keeps it in step, any of them takes orders, and another takes over from one that dies."""
+"""Two workers, one store: one of them keeps it in sync, any of them takes orders, and another takes over from one that dies."""
 
 import asyncio
 import contextlib

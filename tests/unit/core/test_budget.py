@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirror.core.budget import Budget, Spending
+from mirror.core.pull_quota import PullQuota, QuotaPermit
 from mirror.core.ratelimit import RateLimit
 
 WINDOW = 21600
@@ -11,11 +11,11 @@ WINDOW = 21600
 def ask(budget, kind="manifest", method="GET", now=0.0):
     """Leave to ask, or None."""
     spending = budget.spend(kind, method, now)
-    return spending if isinstance(spending, Spending) else None
+    return spending if isinstance(spending, QuotaPermit) else None
 
 
 def limited(retry_after=None, kind="manifest", method="GET"):
-    budget = Budget()
+    budget = PullQuota()
     budget.refused(ask(budget, kind, method), kind, retry_after, 0.0)
     return budget
 
@@ -28,7 +28,7 @@ def answered(budget, spending, remaining=None, now=0.0):
 
 def test_no_header_is_needed():
     """A registry that says nothing of a limit is asked without one, for ever."""
-    budget = Budget()
+    budget = PullQuota()
     for now in range(1000):
         answered(budget, ask(budget, now=now), now=now)
     assert budget.remaining(0) is None
@@ -41,7 +41,7 @@ def test_429_without_a_time(method):
     budget, now, pauses = limited(method=method), 0.0, []
     for _ in range(7):
         wait = budget.spend("manifest", method, now)
-        assert not isinstance(wait, Spending)
+        assert not isinstance(wait, QuotaPermit)
         assert ask(budget, "manifest", "HEAD", now) is None
         pauses.append(wait)
         now += wait
@@ -85,7 +85,7 @@ def test_head_that_gets_through_says_nothing_about_pulls():
 
 def test_nothing_left():
     """At no pulls left there is no GET of a manifest, but HEADs and blobs, and one probe for each pause."""
-    budget = Budget()
+    budget = PullQuota()
     answered(budget, ask(budget), remaining=0)
     assert ask(budget) is None
     assert all(ask(budget, "manifest", "HEAD") for _ in range(10))
@@ -96,7 +96,7 @@ def test_nothing_left():
 
 def test_head_tells_that_there_are_pulls_again():
     """A HEAD with a number of pulls left opens the way for GETs."""
-    budget = Budget()
+    budget = PullQuota()
     answered(budget, ask(budget), remaining=0)
     answered(budget, ask(budget, "manifest", "HEAD", 5), remaining=3, now=5)
     assert all(ask(budget, now=5) for _ in range(10))
@@ -111,7 +111,7 @@ def test_kinds_do_not_hold_each_other_back():
 
 def test_late_answers_change_nothing():
     """Requests that were under way before the 429 neither end the limit nor make it longer."""
-    budget = Budget()
+    budget = PullQuota()
     early = [ask(budget) for _ in range(5)]
     budget.refused(early[0], "manifest", None, 0)
     answered(budget, early[1])
@@ -122,7 +122,7 @@ def test_late_answers_change_nothing():
 @pytest.mark.parametrize(("remaining", "reserve", "allowed"), [(100, 20, True), (21, 20, True), (20, 20, False), (0, 0, False)])
 def test_background_leaves_a_reserve(remaining, reserve, allowed):
     """What nobody waits for stops at the reserve."""
-    budget = Budget()
+    budget = PullQuota()
     answered(budget, ask(budget), remaining=remaining)
     assert budget.allows_background(reserve, 0) is allowed
 
@@ -141,7 +141,7 @@ def test_background_stops_at_a_429():
 
 def test_number_is_forgotten_after_its_window():
     """A number of pulls left says nothing after the window it was for."""
-    budget = Budget()
+    budget = PullQuota()
     answered(budget, ask(budget), remaining=5)
     assert budget.remaining(WINDOW - 1) == 5
     assert budget.remaining(WINDOW) is None
@@ -151,7 +151,7 @@ def test_number_is_forgotten_after_its_window():
 @pytest.mark.parametrize(("remaining", "allowed"), [(None, True), (21, True), (20, False), (0, False)])
 def test_second_request_for_a_manifest(remaining, allowed):
     """What counts is asked for a second time only while there are plenty of pulls; what does not count always may be."""
-    budget = Budget()
+    budget = PullQuota()
     if remaining is not None:
         budget.note(RateLimit(remaining, WINDOW), 0.0)
     assert budget.allows_second("manifest", "GET", 1.0) is allowed

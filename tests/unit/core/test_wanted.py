@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.core.digest import Digest
-from mirror.core.errors import InvalidDigest, InvalidInput, InvalidName, InvalidRegistry, InvalidTag, InvalidWanted
+from mirror.core.errors import InvalidDigest, InvalidImageSelector, InvalidInput, InvalidName, InvalidRegistry, InvalidTag
+from mirror.core.image_selector import ImageSelector
 from mirror.core.names import Repository, Tag
 from mirror.core.platform import Platform
 from mirror.core.versions import VersionRange
-from mirror.core.wanted import Wanted
 
 from .strategies import digests, paths, registries, tags
 
@@ -22,7 +22,7 @@ TAGS = (
 
 
 def select(text, versions=None, newest=None):
-    wanted = Wanted.parse(text, versions=None if versions is None else VersionRange.parse(versions), newest=newest)
+    wanted = ImageSelector.parse(text, versions=None if versions is None else VersionRange.parse(versions), newest=newest)
     return " ".join(map(str, wanted.select(TAGS)))
 
 
@@ -43,7 +43,7 @@ def select(text, versions=None, newest=None):
 )
 def test_entries(text, repository, reference, pattern):
     """A tag, a digest, a glob over tags and Docker's short names are understood."""
-    wanted = Wanted.parse(text)
+    wanted = ImageSelector.parse(text)
     assert (wanted.repository, wanted.reference, wanted.pattern) == (repository, reference, pattern)
     assert wanted.needs_list is (pattern is not None)
 
@@ -51,8 +51,8 @@ def test_entries(text, repository, reference, pattern):
 def test_what_goes_with_an_entry():
     """Range, number and platforms are kept; without a tag they choose among all tags."""
     versions, platform = VersionRange.parse(">=1"), Platform("linux", "arm64")
-    wanted = Wanted.parse("app", "quay.io", versions, 3, [platform])
-    assert wanted == Wanted(Repository("quay.io", "app"), None, "*", versions, 3, (platform,))
+    wanted = ImageSelector.parse("app", "quay.io", versions, 3, [platform])
+    assert wanted == ImageSelector(Repository("quay.io", "app"), None, "*", versions, 3, (platform,))
     assert wanted.needs_list
 
 
@@ -75,29 +75,29 @@ def test_what_goes_with_an_entry():
 def test_mistakes(text, error):
     """A bad part raises the error of that part."""
     with pytest.raises(error):
-        Wanted.parse(text)
+        ImageSelector.parse(text)
 
 
 @pytest.mark.parametrize("text", ["library/*", "ngin?:1", "*/nginx:1", "*.io/library/nginx", "quay.io/*/x", "*", f"*@{DIGEST}"])
 def test_a_registry_cannot_be_asked_for_its_repositories(text):
     """A glob anywhere but in the tag is refused, and the message says why."""
-    with pytest.raises(InvalidWanted, match="cannot be asked for its repositories"):
-        Wanted.parse(text)
+    with pytest.raises(InvalidImageSelector, match="cannot be asked for its repositories"):
+        ImageSelector.parse(text)
 
 
 @pytest.mark.parametrize("text", ["nginx:1.27", f"nginx@{DIGEST}", f"nginx:*@{DIGEST}"])
 @pytest.mark.parametrize("choice", [{"newest": 1}, {"versions": VersionRange.parse("*")}])
 def test_nothing_to_choose_from(text, choice):
     """A range or a number with one tag or digest is a mistake."""
-    with pytest.raises(InvalidWanted, match="versions and newest choose among tags"):
-        Wanted.parse(text, **choice)
+    with pytest.raises(InvalidImageSelector, match="versions and newest choose among tags"):
+        ImageSelector.parse(text, **choice)
 
 
-@pytest.mark.parametrize("newest", [0, -1, Wanted.MOST_TAGS + 1])
+@pytest.mark.parametrize("newest", [0, -1, ImageSelector.MOST_TAGS + 1])
 def test_newest_has_bounds(newest):
     """None at all, or more than are ever kept of an entry, is a mistake."""
-    with pytest.raises(InvalidWanted, match="newest has to be from 1 to"):
-        Wanted.parse("nginx", newest=newest)
+    with pytest.raises(InvalidImageSelector, match="newest has to be from 1 to"):
+        ImageSelector.parse("nginx", newest=newest)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_selection(text, versions, newest, expected):
 @given(st.lists(st.text(max_size=8) | tags, max_size=20), st.none() | st.integers(1, 5))
 def test_arbitrary_lists(names, newest):
     """Whatever a registry says its tags are, only tags of its list come out, each once, in an order that is not the list's."""
-    wanted = Wanted.parse("app:*", newest=newest)
+    wanted = ImageSelector.parse("app:*", newest=newest)
     chosen = wanted.select(names)
     assert {tag.value for tag in chosen} <= set(names)
     assert len(set(chosen)) == len(chosen) <= (newest or len(names))
@@ -138,24 +138,24 @@ def test_arbitrary_lists(names, newest):
 
 def test_selection_is_bounded():
     """A repository with very many tags does not take the store over; the highest versions stay."""
-    names = [f"1.{number}" for number in range(3 * Wanted.MOST_TAGS)] + ["edge"]
-    chosen = Wanted.parse("app:*").select(names)
-    assert len(chosen) == Wanted.MOST_TAGS
-    assert chosen[0] == Tag(f"1.{3 * Wanted.MOST_TAGS - 1}")
+    names = [f"1.{number}" for number in range(3 * ImageSelector.MOST_TAGS)] + ["edge"]
+    chosen = ImageSelector.parse("app:*").select(names)
+    assert len(chosen) == ImageSelector.MOST_TAGS
+    assert chosen[0] == Tag(f"1.{3 * ImageSelector.MOST_TAGS - 1}")
 
 
 @given(registries, paths, tags | digests)
 def test_round_trip(registry, path, reference):
     """An entry for one image written as text reads back as itself."""
     sign = "@" if isinstance(reference, Digest) else ":"
-    wanted = Wanted.parse(f"{registry}/{path}{sign}{reference}")
-    assert Wanted.parse(str(wanted)) == wanted
+    wanted = ImageSelector.parse(f"{registry}/{path}{sign}{reference}")
+    assert ImageSelector.parse(str(wanted)) == wanted
 
 
 @given(st.text(max_size=30) | st.text(alphabet="a.:/@[]*-1", max_size=30))
 def test_arbitrary_text_is_an_entry_or_invalid(text):
     """No text at all makes the parser raise anything but InvalidInput."""
     try:
-        Wanted.parse(text)
+        ImageSelector.parse(text)
     except InvalidInput:
         return

@@ -1,0 +1,1 @@
+"""The admin address: API, readiness, webhooks."""

@@ -1,0 +1,123 @@
+"""Who may use the admin address: decided before a body is read, or even asked for."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+
+import structlog
+from aiohttp import web
+from aiohttp.abc import AbstractRouter
+
+from mirror.admin.api import OPEN
+from mirror.core.errors import InvalidInput
+from mirror.core.media import strip_parameters
+from mirror.core.redaction import without_secret
+from mirror.errors import StorageError
+from mirror.listener.admission import WEBHOOK_PREFIX
+from mirror.listener.oci_errors import Problem
+from mirror.throttled_log import ThrottledLog
+
+log = structlog.get_logger(__name__)
+
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+# A browser says with each request how far its page's origin is from ours; "none" is its user (Fetch Metadata, section 2.3).
+_OWN_SITES = frozenset({"same-origin", "none"})
+
+
+class AdminGuard:
+    """Lets requests through to `handler`, and puts every error into the address's form: `{"error": "…"}`.
+
+    Without a token, which only an address on loopback may have, nothing is changed by what a web page can send: a form's POST
+    has another content type, a script's would be asked about beforehand (Fetch, CORS preflight), and both name their origin.
+
+    Args:
+        router: knows what there is.
+        token: called for the token that is wanted, if any.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+        router: AbstractRouter,
+        token: Callable[[], str | None],
+    ) -> None:
+        self._handler = handler
+        self._router = router
+        self._token = token
+        self._log = ThrottledLog(log)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        assert isinstance(request, web.Request)
+        try:
+            await self._admit(request)
+            response = await self._handler(request)
+        except InvalidInput as error:
+            response = error_response(400, str(error))
+        except StorageError as error:
+            response = error_response(503, str(error))
+        except web.HTTPException as error:
+            headers = {name: error.headers[name] for name in ("Allow", "WWW-Authenticate") if name in error.headers}
+            response = error_response(error.status, error.text or error.reason, headers)
+        response.headers.setdefault("Server", "registry-mirror")
+        return response
+
+    async def _admit(self, request: web.Request) -> None:
+        """Raises web.HTTPException if a request may not pass."""
+        if request.path in OPEN and request.method in _SAFE_METHODS:
+            return
+        token = self._token()
+        if token is not None:
+            if not _is_bearer(request.headers.get("Authorization", ""), token):
+                self._refused(request, "no token, or a wrong one")
+                raise web.HTTPUnauthorized(text="a token is wanted", headers={"WWW-Authenticate": "Bearer"})
+        elif request.method not in _SAFE_METHODS and await self._is_operation(request):
+            self._admit_change(request)
+
+    async def _is_operation(self, request: web.Request) -> bool:
+        """Whether there is something to be done by that path and method, by who is not Docker Hub."""
+        return not request.raw_path.startswith(WEBHOOK_PREFIX) and (await self._router.resolve(request)).http_exception is None
+
+    def _admit_change(self, request: web.Request) -> None:
+        if not _is_own_origin(request):
+            self._refused(request, "a web page's")
+            raise web.HTTPForbidden(text="a web page of another origin may change nothing here")
+        if (request.method == "POST" or request.can_read_body) and _content_type(request) != "application/json":
+            self._refused(request, "not application/json")
+            raise web.HTTPUnsupportedMediaType(text="wanted is Content-Type: application/json, also without a body")
+
+    def _refused(self, request: web.Request, why: str) -> None:
+        path = without_secret(request.path)[:200]
+        method = request.method[:20]
+        self._log.tell("warning", "audit", why, action="refused", why=why, method=method, path=path, client=request.remote)
+
+
+def error_response(status: int, message: str | None, headers: dict[str, str] | None = None) -> web.StreamResponse:
+    """An error in the manner of the admin address."""
+    return web.json_response({"error": message}, status=status, headers={"Server": "registry-mirror", **(headers or {})})
+
+
+def respond(problem: Problem, _: str) -> web.StreamResponse:
+    """A problem in the manner of the admin address."""
+    return error_response(problem.status, f"{problem.message}: {problem.detail}", problem.headers)
+
+
+def _is_bearer(header: str, token: str) -> bool:
+    scheme, _, given = header.partition(" ")
+    # The scheme's name is the same in any case (RFC 9110 section 11.1).
+    right = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
+    return right and scheme.lower() == "bearer"
+
+
+def _content_type(request: web.Request) -> str:
+    return strip_parameters(request.headers.get("Content-Type", ""))
+
+
+def _is_own_origin(request: web.Request) -> bool:
+    """Whether a request comes from a page of this address itself, or from no page at all."""
+    if request.headers.get("Sec-Fetch-Site", "none").lower() not in _OWN_SITES:
+        return False
+    origin = request.headers.get("Origin")
+    # Without the scheme, which a proxy in front may have changed.
+    return origin is None or origin.lower().partition("://")[2] == request.headers.get("Host", "").lower() != ""

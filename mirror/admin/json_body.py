@@ -1,0 +1,68 @@
+"""Bodies of requests: small, there in time, and, of orders to the admin address, JSON objects with known keys."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+_MAX_BYTES = 64 << 10
+# Until the whole body is there.
+_ARRIVES_S = 10.0
+
+_NAMES = {str: "a text", bool: "true or false", list: "a list"}
+
+
+async def read_body(request: web.BaseRequest) -> bytes:
+    """The whole of a small body.
+
+    Raises:
+        web.HTTPException: it is too long, does not come in time, or cannot be read.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_ARRIVES_S):
+            # Said at once, however slowly the rest comes.
+            announced = request.content_length or 0
+            while len(body) <= _MAX_BYTES and announced <= _MAX_BYTES:
+                piece = await request.content.readany()
+                if not piece:
+                    return bytes(body)
+                body += piece
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout(text=f"the body has to be there within {_ARRIVES_S:g} seconds") from error
+    except (web.RequestPayloadError, HttpProcessingError) as error:
+        raise web.HTTPBadRequest(text="the body cannot be read") from error
+    raise web.HTTPRequestEntityTooLarge(_MAX_BYTES, len(body), text=f"at most {_MAX_BYTES} bytes are taken")
+
+
+def json_body(body: bytes, keys: Mapping[str, type], *, required: str | None = None, empty: bool = False) -> dict[str, Any]:
+    """Read a body that may have these keys, each with a value of its type.
+
+    Args:
+        required: a key that has to be there.
+        empty: whether no body is as good as `{}`.
+
+    Raises:
+        web.HTTPBadRequest: what is wrong, with the key's name.
+    """
+    if empty and not body.strip():
+        return {}
+    try:
+        wanted = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise web.HTTPBadRequest(text="the body has to be JSON") from error
+    if not isinstance(wanted, dict):
+        raise web.HTTPBadRequest(text="the body has to be a JSON object")
+    for key, value in wanted.items():
+        if key not in keys:
+            raise web.HTTPBadRequest(text=f"{key[:100]}: there is no such key; there are {', '.join(keys)}")
+        if not isinstance(value, keys[key]):
+            raise web.HTTPBadRequest(text=f"{key}: has to be {_NAMES[keys[key]]}")
+    if required is not None and required not in wanted:
+        raise web.HTTPBadRequest(text=f"{required}: has to say which images")
+    return wanted

@@ -1,0 +1,171 @@
+"""Lists that are upstream's own: tags and referrers. Passed through, kept for a short while, and longer for an outage."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from functools import partial
+from urllib.parse import urlencode
+
+from mirror.cache.context import Context
+from mirror.cache.pull_policy import PullPolicy
+from mirror.cache.upstream_tags import following_page, tag_names
+from mirror.core import media
+from mirror.core.digest import Digest
+from mirror.core.links import PAGE, SPECIFIED, format_link, next_page, page_params, parse_link_next, parse_page
+from mirror.core.names import Repository
+from mirror.core.outcome import Outcome
+from mirror.core.staleness import may_serve
+from mirror.errors import NotFound, UpstreamError, UpstreamProtocolError
+from mirror.storage.attachments import KeptList
+from mirror.upstream.flights import GuardedSingleFlight
+from mirror.upstream.registry import Listing
+
+_MAX_BYTES = 16 << 20
+_MAX_ENTRIES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ListAnswer:
+    """A list to be served.
+
+    Attributes:
+        headers: type and, if there is more, a Link to where the client finds it here.
+        reason: of a STALE answer: why upstream could not be asked.
+    """
+
+    body: bytes
+    headers: dict[str, str]
+    outcome: Outcome
+    reason: str | None = None
+
+
+class Listings:
+    """Answers for lists."""
+
+    def __init__(self, context: Context, pull_policy: PullPolicy) -> None:
+        self._context = context
+        self._pull_policy = pull_policy
+        self._flights: GuardedSingleFlight[Listing] = GuardedSingleFlight(context.in_use)
+        self._kept: OrderedDict[Hashable, tuple[Listing, float]] = OrderedDict()
+        self._bytes = 0
+
+    async def tags(self, repository: Repository, path: str, query: dict[str, str]) -> ListAnswer:
+        """The tags that upstream has and that may be pulled, a page at a time (OCI distribution-spec, Listing tags).
+
+        A page that lacks some is shorter than was asked for; whether there are more its link says, which is upstream's.
+
+        Args:
+            path: where the client asked; the link to the next page leads there.
+
+        Raises:
+            UpstreamRefusal, UpstreamError: see those.
+        """
+        listing, outcome, reason = await self._get("tags", repository, "tags/list", query)
+        headers = {"Content-Type": "application/json", **_link(listing, path, query)}
+        return ListAnswer(listing.body, headers, outcome, reason)
+
+    async def referrers(self, repository: Repository, digest: Digest, path: str, query: dict[str, str]) -> ListAnswer:
+        """The manifests that refer to one (OCI distribution-spec, Listing Referrers). Raises like `tags`.
+
+        Upstream's 404 says that it has no such API; clients then ask for a tag, so it is passed on. What upstream said last is
+        kept in the store, and said again while it cannot be asked.
+        """
+        listing, outcome, reason = await self._referrers(repository, digest, query)
+        headers = {"Content-Type": media.OCI_INDEX, **_link(listing, path, query)}
+        if listing.filters is not None:
+            headers["OCI-Filters-Applied"] = "artifactType"
+        return ListAnswer(listing.body, headers, outcome, reason)
+
+    async def _referrers(
+        self, repository: Repository, digest: Digest, query: dict[str, str]
+    ) -> tuple[Listing, Outcome, str | None]:
+        page, asked, attachments = _asked_page(query), self._context.clock(), self._context.index.attachments
+        try:
+            found = await self._get("referrers", repository, f"referrers/{digest}", query)
+        except NotFound:
+            kept = KeptList(None, (), None, asked)
+            await self._context.note(partial(attachments.put_list, repository, digest, page, kept), None)
+            raise
+        except UpstreamError as error:
+            return self._said_last(repository, digest, page, error), Outcome.STALE, error.reason
+        if found[1] is Outcome.MISS:
+            kept = KeptList(found[0].body, found[0].links[:4], found[0].filters, asked)
+            await self._context.note(partial(attachments.put_list, repository, digest, page, kept), None)
+        return found
+
+    def _said_last(self, repository: Repository, digest: Digest, page: str, error: UpstreamError) -> Listing:
+        """The list that is kept in the store; raises the failure if there is none, or NotFound if upstream had none."""
+        context, kept = self._context, self._context.index.attachments.list(repository, digest, page)
+        longest = context.policies.general.stale_if_error
+        if kept is None or not may_serve(error.reason, context.clock() - kept.asked, longest):
+            raise error
+        if kept.body is None:
+            raise NotFound(f"upstream said last that it has no list of referrers of {repository} {digest}") from error
+        context.metrics.stale_served.labels(repository.registry, error.reason).inc()
+        return Listing(kept.body, kept.links, kept.filters)
+
+    async def close(self) -> None:
+        """Stop asking upstream."""
+        await self._flights.close()
+
+    async def _get(
+        self, kind: str, repository: Repository, rest: str, query: dict[str, str]
+    ) -> tuple[Listing, Outcome, str | None]:
+        """The list, where it came from, and the reason if that is STALE."""
+        page = _asked_page(query)
+        key = (repository, rest, page)
+        now = self._context.clock()
+        kept = self._kept.get(key)
+        if kept is not None and 0 <= now - kept[1] < self._context.policies.general.ttl:
+            return kept[0], Outcome.HIT, None
+        try:
+            listing, joined = await self._flights.run(key, lambda: self._asked(kind, repository, rest, page))
+        except UpstreamError as error:
+            if kept is None or not may_serve(error.reason, now - kept[1], self._context.policies.general.stale_if_error):
+                raise
+            self._context.metrics.stale_served.labels(repository.registry, error.reason).inc()
+            return kept[0], Outcome.STALE, error.reason
+        self._keep(key, listing, now)
+        return listing, Outcome.JOINED if joined else Outcome.MISS, None
+
+    async def _asked(self, kind: str, repository: Repository, rest: str, page: str) -> Listing:
+        """Upstream's list, in our words: once for all who get it, and before it takes the place of what was kept."""
+        listing = await self._context.registry(repository).listing(kind, repository.path, rest, page)
+        following = following_page(repository, listing)
+        if following is not None and page_params(following) == page_params(page):
+            raise UpstreamProtocolError(f"{repository}: upstream's link to the next page of a list leads to the same page")
+        if kind != "tags":
+            return listing
+        tags = self._pull_policy.listed(repository, tag_names(repository, listing))
+        return replace(listing, body=json.dumps({"name": repository.path, "tags": tags}).encode())
+
+    def _keep(self, key: Hashable, listing: Listing, now: float) -> None:
+        self._drop(key)
+        self._kept[key] = (replace(listing, links=listing.links[:4]), now)
+        self._bytes += len(listing.body)
+        while self._bytes > _MAX_BYTES or len(self._kept) > _MAX_ENTRIES:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: Hashable) -> None:
+        dropped = self._kept.pop(key, None)
+        if dropped is not None:
+            self._bytes -= len(dropped[0].body)
+
+
+def _link(listing: Listing, path: str, query: dict[str, str]) -> dict[str, str]:
+    """Upstream's link to the next page, led back here: an absolute one would lead clients around the mirror."""
+    target = parse_link_next(listing.links)
+    if target is None:
+        return {}
+    namespace = {"ns": query["ns"]} if "ns" in query else {}
+    return {"Link": format_link(path, {**page_params(next_page(target)), **namespace})}
+
+
+def _asked_page(query: dict[str, str]) -> str:
+    """The query to send upstream for what a client has asked for; raises InvalidPage if it follows no link of ours."""
+    if PAGE in query:
+        return parse_page(query[PAGE])
+    return urlencode(sorted((name, value) for name, value in query.items() if name in SPECIFIED), errors="replace")

@@ -1,0 +1,140 @@
+"""The configuration: what can be said, what is said when nothing is, and a clear word about every mistake."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from mirror.config.sections import Access, Admin, DownloadsConfig, Limits, Log, RegistryConfig, Storage, Sync, Tags, Tls
+from mirror.config.sources import read_environment, read_file
+from mirror.config.types import Address, Listen
+from mirror.core.errors import InvalidInput
+from mirror.core.image_selector import ImageSelector
+from mirror.core.names import canonical_registry
+from mirror.errors import ConfigurationError
+
+SEARCH_PATH = ("./mirror.yaml", "/etc/registry-mirror/mirror.yaml")
+
+DOCKER_HUB = RegistryConfig(upstreams=["https://registry-1.docker.io"], token_hosts=frozenset({"auth.docker.io"}))
+
+
+class _Environment(PydanticBaseSettingsSource):
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Unused: the environment is read as a whole, so that unknown keys are found."""
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """What the environment says, in the form of the file."""
+        return read_environment(os.environ)
+
+
+class Config(BaseSettings):
+    """Everything that can be configured. With nothing said, a mirror of Docker Hub for this host."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    listen: Listen = Address(host="127.0.0.1", port=5000)
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
+    tls: Tls = Tls()
+    admin: Admin = Admin()
+    storage: Storage = Storage()
+    default_registry: str = "docker.io"
+    registries: dict[str, RegistryConfig] = {"docker.io": DOCKER_HUB}
+    tags: Tags = Tags()
+    downloads: DownloadsConfig = DownloadsConfig()
+    sync: Sync = Sync()
+    access: Access = Access()
+    limits: Limits = Limits()
+    log: Log = Log()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return _Environment(settings_cls), init_settings
+
+    @field_validator("registries", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """Names become canonical; Docker Hub's upstream and token host need not be spelled out."""
+        if not isinstance(value, dict):
+            return value
+        named = {canonical_registry(str(name)): body or {} for name, body in value.items()}
+        if len(named) < len(value):
+            raise ValueError("two of the names mean the same registry")
+        hub = named.get("docker.io")
+        if isinstance(hub, dict):
+            named["docker.io"] = {
+                **({"token_hosts": DOCKER_HUB.token_hosts} if "upstreams" not in hub else {}),
+                "upstreams": DOCKER_HUB.upstreams,
+                **hub,
+            }
+        return named
+
+    @field_validator("default_registry")
+    @classmethod
+    def _canonical(cls, value: str) -> str:
+        return canonical_registry(value)
+
+    def model_post_init(self, _: Any) -> None:
+        known = f"one of the registries: {', '.join(sorted(self.registries)) or 'none'}"
+        if self.default_registry not in self.registries:
+            raise ConfigurationError([f"default_registry: {self.default_registry!r} is not {known}"])
+        problems = []
+        for place, entry in enumerate(self.sync.images):
+            try:
+                registry = entry.wanted(self.default_registry).repository.registry
+            except InvalidInput as error:
+                problems.append(f"sync.images.{place}: {error}")
+            else:
+                if registry not in self.registries:
+                    problems.append(f"sync.images.{place}: {registry!r} is not {known}")
+        if problems:
+            raise ConfigurationError(problems)
+
+    def wanted(self) -> tuple[ImageSelector, ...]:
+        """The images that are to be kept, in the order of `sync.images`."""
+        return tuple(entry.wanted(self.default_registry) for entry in self.sync.images)
+
+
+def find(named: Path | None) -> Path | None:
+    """The configuration file to use: the named one, `$MIRROR_CONFIG`, or the first that exists; None for the defaults."""
+    if named is not None:
+        return named
+    if "MIRROR_CONFIG" in os.environ:
+        return Path(os.environ["MIRROR_CONFIG"])
+    return next((path for path in map(Path, SEARCH_PATH) if path.exists()), None)
+
+
+def load(path: Path | None) -> Config:
+    """Read a configuration file (None: only defaults and environment).
+
+    Raises:
+        ConfigurationError: with one line for each mistake, naming its key.
+    """
+    try:
+        return Config(**read_file(path))
+    except ValidationError as error:
+        raise ConfigurationError([_line(problem) for problem in error.errors()]) from None
+
+
+def _line(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "there is no such key"
+    return f"{key}: {message}"

@@ -1,0 +1,236 @@
+"""The sections of the configuration: what each can say, and what it says when nothing is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+
+from mirror.config.tls import server_context
+from mirror.config.types import (
+    Address,
+    CertificatesFile,
+    DenyPattern,
+    Duration,
+    HostName,
+    HtpasswdFile,
+    Listen,
+    NetworkText,
+    Pattern,
+    PlatformText,
+    ProxyUrl,
+    ReadableFile,
+    ReceiverUrl,
+    SecretFile,
+    Section,
+    Size,
+    UpstreamUrl,
+    VersionsText,
+    with_content,
+)
+from mirror.core.image_selector import ImageSelector
+from mirror.core.names import DOCKER_HUB
+from mirror.core.platform import Platform
+
+# The secret is all that a webhook has to show.
+MIN_WEBHOOK_SECRET = 16
+
+
+class Tls(Section):
+    """How the registry address is encrypted."""
+
+    certificate: CertificatesFile | None = None
+    key: ReadableFile | None = None
+    client_ca: CertificatesFile | None = None
+
+    @field_validator("key")
+    @classmethod
+    def _belongs(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        certificate = info.data.get("certificate")
+        if certificate is not None:
+            server_context(certificate, key)
+        return key
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.certificate is None and (self.key is not None or self.client_ca is not None):
+            raise ValueError("certificate has to name a file, too")
+        if self.certificate is not None and self.key is None:
+            server_context(self.certificate)
+        return self
+
+
+class Access(Section):
+    """Who may use the registry address."""
+
+    htpasswd_file: HtpasswdFile | None = None
+    anonymous: bool = True
+    networks: tuple[NetworkText, ...] = ()
+    hosts: tuple[HostName, ...] = ()
+
+    @model_validator(mode="after")
+    def _somebody(self) -> Self:
+        if not self.anonymous and self.htpasswd_file is None:
+            raise ValueError("nobody could pass: anonymous is false, and there is no htpasswd_file")
+        return self
+
+
+class Limits(Section):
+    """How much clients may have under way at the registry address; 0 is no limit, but for the last one (see mirror.yaml)."""
+
+    connections: Annotated[int, Field(ge=0)] = 10_000
+    connections_per_address: Annotated[int, Field(ge=0)] = 2000
+    requests_per_address: Annotated[int, Field(ge=0)] = 1000
+    downloads_per_address: Annotated[int, Field(ge=0)] = 0
+
+
+class Admin(Section):
+    """Where operators ask: metrics, health, administration."""
+
+    listen: Listen = Address(host="127.0.0.1", port=5001)
+    token_file: ReadableFile | None = None
+    hosts: tuple[HostName, ...] = ()
+
+    @field_validator("token_file")
+    @classmethod
+    def _not_empty(cls, path: Path | None) -> Path | None:
+        return with_content(path)
+
+    @model_validator(mode="after")
+    def _token_where_others_reach_it(self) -> Self:
+        if self.token_file is None and not self.listen.is_loopback:
+            raise ValueError(f"{self.listen} can be reached from elsewhere: token_file has to name a file with a token")
+        return self
+
+
+class Storage(Section):
+    """Where content is kept."""
+
+    path: Path = Path("./cache")
+    max_size: Size = 50 << 30
+    min_free: Size = 2 << 30
+    scrub_interval: Duration = 30 * 86400.0
+
+
+class TagRuleConfig(Section):
+    """What is different for the tags that match; the first rule that matches counts."""
+
+    match: Pattern
+    ttl: Duration | None = None
+    pin: bool = False
+
+
+class RegistryConfig(Section):
+    """One registry that is mirrored."""
+
+    upstreams: Annotated[list[UpstreamUrl], Field(min_length=1)]
+    username: str | None = None
+    password_file: SecretFile | None = None
+    token_hosts: frozenset[str] = frozenset()
+    anonymous_fallback: bool = False
+    ca_file: CertificatesFile | None = None
+    proxy: ProxyUrl | None = None
+    keep_deleted: bool = False
+    allow: tuple[Pattern, ...] = ()
+    deny: tuple[DenyPattern, ...] = ()
+    tags: tuple[TagRuleConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _whole_credentials(self) -> Self:
+        if (self.username is None) != (self.password_file is None):
+            raise ValueError("username and password_file only make sense together")
+        return self
+
+
+class Tags(Section):
+    """How long answers about tags are good."""
+
+    ttl: Duration = 60.0
+    stale_if_error: Duration = 30 * 86400.0
+    not_found_ttl: Duration = 30.0
+    revalidate_timeout: Duration = 3.0
+
+
+class DownloadsConfig(Section):
+    """How blobs are fetched."""
+
+    connections_per_blob: Annotated[int, Field(ge=1, le=16)] = 4
+    max_upstream_connections: Annotated[int, Field(ge=1, le=10_000)] = 64
+    connect_timeout: Annotated[Duration, Field(gt=0, le=10)] = 5.0
+    stall_timeout: Annotated[Duration, Field(gt=0, le=600)] = 15.0
+    prefetch: bool = True
+
+
+class Log(Section):
+    """What is written to standard error."""
+
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class ImageConfig(Section):
+    """An image that is kept, or those tags of a repository that match."""
+
+    image: str
+    versions: VersionsText | None = None
+    newest: Annotated[int | None, Field(ge=1, le=ImageSelector.MOST_TAGS)] = None
+    platforms: tuple[PlatformText, ...] = ()
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        self.wanted(DOCKER_HUB)
+        return self
+
+    def wanted(self, default_registry: str) -> ImageSelector:
+        """What is meant, given the registry that names without one belong to. Raises InvalidInput."""
+        return ImageSelector.parse(self.image, default_registry, self.versions, self.newest, self.platforms)
+
+
+def _image(value: Any) -> Any:
+    if isinstance(value, str):
+        # Checked here, so that what is wrong with it is said of the entry, and not of a key that is not there.
+        ImageSelector.parse(value)
+        return {"image": value}
+    if not isinstance(value, dict | ImageConfig):
+        raise ValueError("must be an image, or a mapping with the key image")  # noqa: TRY004 - pydantic wants a ValueError
+    return value
+
+
+class Notify(Section):
+    """Who is told when a tag has moved."""
+
+    url: ReceiverUrl | None = None
+    secret_file: SecretFile | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.url is None and self.secret_file is not None:
+            raise ValueError("url has to say who is told, too")
+        return self
+
+
+class Sync(Section):
+    """How the store keeps in sync with upstream."""
+
+    interval: Duration = 3600.0
+    active_within: Duration = 7 * 86400.0
+    images: tuple[Annotated[ImageConfig, BeforeValidator(_image)], ...] = ()
+    platforms: tuple[PlatformText, ...] = (Platform("linux", "amd64"),)
+    reserve: Annotated[int, Field(ge=0)] = 20
+    webhook_secret_file: SecretFile | None = None
+    notify: Notify = Notify()
+
+    @field_validator("platforms")
+    @classmethod
+    def _at_least_one(cls, platforms: tuple[Platform, ...]) -> tuple[Platform, ...]:
+        if not platforms:
+            raise ValueError("nothing could be fetched ahead: at least one is needed")
+        return platforms
+
+    @field_validator("webhook_secret_file")
+    @classmethod
+    def _long_enough(cls, path: Path | None) -> Path | None:
+        if path is not None and len(path.read_text().strip()) < MIN_WEBHOOK_SECRET:
+            raise ValueError(f"holds fewer than {MIN_WEBHOOK_SECRET} characters, which could be guessed: {path}")
+        return path

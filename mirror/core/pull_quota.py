@@ -1,0 +1,116 @@
+"""What a registry's pull limit leaves to ask for, by what it has said so far. No header is needed for that.
+
+Docker Hub counts GETs of manifests; HEADs are free (Docker documentation, Pull usage and limits). Its limit against abuse
+answers 429 to requests of any kind.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from mirror.core.breaker import Admission, Breaker
+from mirror.core.ratelimit import RateLimit
+
+# Seconds between probes of a registry that has not said when to come back.
+_FIRST: Final = 30.0
+_LONGEST: Final = 900.0
+# With no more pulls left than this, none is spent on an answer that another request may bring as well.
+_FEW: Final = 20
+# A number of pulls left that is older than its window says nothing; for those that come without one, Docker Hub's.
+_WINDOW: Final = 21_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaPermit:
+    """Leave to ask; to be given back with what came of it."""
+
+    gates: tuple[tuple[Breaker, Admission], ...]
+
+
+def _gate() -> Breaker:
+    return Breaker(_FIRST, _LONGEST, threshold=1)
+
+
+@dataclass(slots=True)
+class PullQuota:
+    """The pull limit of one registry for one account.
+
+    After a 429 nothing of that kind is asked but one probe for each pause. At no pulls left the same holds for GETs of manifests,
+    while HEADs tell whether there are some again.
+    """
+
+    _limited: dict[str, Breaker] = field(default_factory=dict)
+    _pulls: Breaker = field(default_factory=_gate)
+    _remaining: int | None = None
+    _forgotten: float = 0.0
+
+    def remaining(self, now: float) -> int | None:
+        """Pulls left, None if that is not known."""
+        return self._remaining if now < self._forgotten else None
+
+    def spend(self, kind: str, method: str, now: float) -> QuotaPermit | float:
+        """Leave to ask for something of a kind, or the seconds after which to try again."""
+        taken: list[tuple[Breaker, Admission]] = []
+        for gate in self._gates(kind, method):
+            admission = gate.admit(now)
+            if admission is None:
+                self.released(QuotaPermit(tuple(taken)))
+                return max(1.0, gate.wait(now))
+            taken.append((gate, admission))
+        return QuotaPermit(tuple(taken))
+
+    def note(self, remaining: RateLimit, now: float) -> None:
+        """Note the number of pulls left that an answer names."""
+        self._remaining, self._forgotten = remaining.value, now + (remaining.window or _WINDOW)
+        if remaining.value:
+            self._pulls.succeeded()
+        else:
+            self._pulls.failed(now, Admission.NORMAL)
+
+    def answered(self, permit: QuotaPermit, now: float) -> None:
+        """Note an answer that was no 429, after its number of pulls if it names one."""
+        for gate, admission in permit.gates:
+            if admission is not Admission.TRIAL:
+                continue
+            if gate is self._pulls and self.remaining(now) == 0:
+                gate.failed(now, admission)
+            else:
+                gate.succeeded()
+
+    def refused(self, permit: QuotaPermit, kind: str, retry_after: float | None, now: float) -> float:
+        """Note a 429, with its Retry-After in seconds; returns the seconds until the next probe."""
+        gates = [self._limited.setdefault(kind, _gate())]
+        if any(gate is self._pulls for gate, _ in permit.gates):
+            # A HEAD may get through meanwhile; that says nothing about pulls.
+            gates.append(self._pulls)
+        for gate in gates:
+            gate.failed(now, self._admission(permit, gate) or Admission.NORMAL, pause=retry_after)
+        return gates[0].wait(now)
+
+    def released(self, permit: QuotaPermit) -> None:
+        """Nothing came of it."""
+        for gate, admission in permit.gates:
+            gate.released(admission)
+
+    def allows_background(self, reserve: int, now: float) -> bool:
+        """Whether work that nobody waits for may ask: nothing is limited, and more than `reserve` pulls are left.
+
+        When a pause is over it may be the probe: at night there is nobody else.
+        """
+        if not all(gate.admits(now) for gate in (self._pulls, *self._limited.values())):
+            return False
+        remaining = self.remaining(now)
+        return remaining is None or remaining > reserve
+
+    def allows_second(self, kind: str, method: str, now: float) -> bool:
+        """Whether something may be asked for once more, although the first request may still count as a pull."""
+        gates = self._gates(kind, method)
+        remaining = self.remaining(now) if self._pulls in gates else None
+        return all(gate.is_closed for gate in gates) and (remaining is None or remaining > _FEW)
+
+    def _gates(self, kind: str, method: str) -> list[Breaker]:
+        gates = [self._limited[kind]] if kind in self._limited else []
+        return [*gates, self._pulls] if (kind, method) == ("manifest", "GET") else gates
+
+    @staticmethod
+    def _admission(permit: QuotaPermit, gate: Breaker) -> Admission | None:
+        return next((admission for own, admission in permit.gates if own is gate), None)

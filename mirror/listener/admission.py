@@ -1,0 +1,169 @@
+"""The door of an address: who may pass, before anything is made of what they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import web
+
+from mirror import demand
+from mirror.core.counts import CountTable
+from mirror.core.hosts import HostNames
+from mirror.listener import oci_errors
+from mirror.listener.basic_auth import BasicAuthenticator, TooManyChecks
+from mirror.listener.connections import Admission, Bounds, ConnectionLimiter, Peer, Refusal
+from mirror.listener.server import Respond
+from mirror.metrics import Metrics
+from mirror.throttled_log import ThrottledLog
+from mirror.tracing import RequestIds
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+# Names by which the address was called rightly; what more there are is looked at each time.
+_MAX_NAMES = 256
+# Below it a service upstream tells of pushes, by a secret in the path instead of credentials.
+WEBHOOK_PREFIX = "/webhooks/dockerhub/"
+
+# Of one address; whoever guesses passwords leaves room for others.
+_MAX_CHECKS = 4
+
+_TOO_MANY_REQUESTS = Refusal("requests", oci_errors.too_many("requests at a time from one address"))
+_TOO_MANY_CHECKS = Refusal("credentials", oci_errors.too_many("passwords at a time to be checked"))
+_WRONG = Refusal("credentials", oci_errors.unauthorized("user name or password is wrong"))
+_MISSING = Refusal("credentials", oci_errors.unauthorized("user name and password are wanted"))
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What is asked and answered at an address.
+
+    Attributes:
+        name: the section of the configuration that says who may use it.
+        handler: answers the requests that pass.
+        webhook: answers what is sent to webhooks; it looks at their credentials itself.
+        respond: words why a request does not pass.
+        any_host: beginnings of paths that may be asked for whatever the address is called by.
+    """
+
+    name: str
+    handler: Handler
+    webhook: Handler
+    respond: Respond
+    any_host: tuple[str, ...] = (WEBHOOK_PREFIX,)
+
+
+class AdmissionMiddleware:
+    """Lets requests through to a handler, or answers why not.
+
+    Attributes:
+        in_progress: requests that have been let through.
+    """
+
+    def __init__(self, way: Way, metrics: Metrics, counts: CountTable) -> None:
+        self.limiter = ConnectionLimiter(self._count, counts, way.name)
+        self.way = way
+        self.in_progress = 0
+        self._most_requests = 0
+        self._handler = way.handler
+        self._metrics = metrics
+        self._misdirected = Refusal("host", oci_errors.misdirected(f"{way.name}.hosts"))
+        self._hosts: HostNames | None = None
+        self._names: set[str | None] = set()
+        self._ids = RequestIds()
+        self._passwords: BasicAuthenticator | None = None
+        self._anonymous = True
+        self._log = ThrottledLog(log)
+
+    def configure(
+        self,
+        bounds: Bounds,
+        hosts: HostNames | None = None,
+        passwords: BasicAuthenticator | None = None,
+        *,
+        anonymous: bool = True,
+    ) -> None:
+        """Change who may pass.
+
+        Args:
+            hosts: what the address may be called; None for anything.
+            passwords: None if nobody has one; what clients send is then not looked at.
+            anonymous: whether requests without credentials pass.
+        """
+        self.limiter.configure(bounds)
+        self._most_requests = bounds.requests_per_address
+        self._hosts = hosts
+        self._names = set()
+        self._passwords, self._anonymous = passwords, anonymous
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        # No cast: it is a call, and every hit comes by here.
+        admission: Admission = request.protocol.admission  # type: ignore[attr-defined]
+        peer = admission.peer
+        refusal = admission.refusal or admission.source.refusal
+        if refusal is not None:
+            response = self._refuse(request, refusal)
+            response.force_close()
+            return response
+        if not peer.counts.requests.enter(self._most_requests):
+            self._count(_TOO_MANY_REQUESTS, admission.source.address)
+            return self._refuse(request, _TOO_MANY_REQUESTS)
+        demand.client.set(peer.counts)
+        self.in_progress += 1
+        try:
+            # Most often by a name that was looked at before: every hit comes by here.
+            if request.headers.get("Host") not in self._names and not self._is_called_right(request):
+                self._count(self._misdirected, admission.source.address, host=request.headers["Host"][:100])
+                return self._refuse(request, self._misdirected)
+            if request.raw_path.startswith(WEBHOOK_PREFIX):
+                return await self.way.webhook(request)
+            if self._passwords is not None:
+                refusal = await self._unknown(self._passwords, request, peer)
+                if refusal is not None:
+                    self._count(refusal, admission.source.address)
+                    return self._refuse(request, refusal)
+            return await self._handler(request)
+        finally:
+            self.in_progress -= 1
+            peer.counts.requests.leave()
+            if not peer.connections:
+                self.limiter.forget(peer)
+
+    def _is_called_right(self, request: web.BaseRequest) -> bool:
+        name = request.headers.get("Host")
+        if self._hosts is not None and not self._hosts.include(name):
+            return request.raw_path.startswith(self.way.any_host)
+        if len(self._names) < _MAX_NAMES:
+            self._names.add(name)
+        return True
+
+    async def _unknown(self, passwords: BasicAuthenticator, request: web.BaseRequest, peer: Peer) -> Refusal | None:
+        """Why somebody may not pass who says to be, or does not say to be, one of the users."""
+        header = request.headers.get("Authorization")
+        if header is None:
+            return None if self._anonymous else _MISSING
+        right = passwords.known(header)
+        if right is None:
+            costs = 0 if passwords.is_being_checked(header) else 1
+            if costs and peer.checks >= _MAX_CHECKS:
+                return _TOO_MANY_CHECKS
+            peer.checks += costs
+            try:
+                right = await passwords.check(header)
+            except TooManyChecks:
+                return _TOO_MANY_CHECKS
+            finally:
+                peer.checks -= costs
+        return None if right else _WRONG
+
+    def _refuse(self, request: web.BaseRequest, refusal: Refusal) -> web.StreamResponse:
+        return self.way.respond(refusal.problem, self._ids.name(request.headers.get("X-Request-Id")))
+
+    def _count(self, refusal: Refusal, client: str, **details: object) -> None:
+        self._metrics.refused.labels(refusal.reason).inc()
+        reason, status = refusal.reason, refusal.problem.status
+        self._log.tell("info", "client_refused", reason, reason=reason, client=client, status=status, **details)

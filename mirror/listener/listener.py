@@ -1,0 +1,75 @@
+"""One address: its socket, its connections, and the door in front of what answers. The same for both addresses."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from mirror.core.counts import CountTable
+from mirror.core.hosts import HostNames
+from mirror.listener.acceptor import Acceptor
+from mirror.listener.admission import AdmissionMiddleware, Way
+from mirror.listener.basic_auth import BasicAuthenticator
+from mirror.listener.connections import Bounds
+from mirror.listener.server import Server
+from mirror.metrics import Metrics
+
+
+class Listener:
+    """Bounds what clients may do to an address: connections, requests, and the time until a request's headers are there."""
+
+    def __init__(self, way: Way, metrics: Metrics, counts: CountTable) -> None:
+        self._admission = AdmissionMiddleware(way, metrics, counts)
+        self._context: ssl.SSLContext | None = None
+        self._acceptor: Acceptor | None = None
+        self._server: Server | None = None
+
+    @property
+    def in_progress(self) -> int:
+        """Requests that are being answered."""
+        return self._admission.in_progress
+
+    def use(self, context: ssl.SSLContext | None) -> None:
+        """Encrypt new connections; None for plain ones."""
+        self._context = context
+        if self._acceptor is not None:
+            self._acceptor.use(context)
+
+    def configure(
+        self, bounds: Bounds, hosts: HostNames | None, passwords: BasicAuthenticator | None = None, *, anonymous: bool = True
+    ) -> None:
+        """Change who may pass; see `AdmissionMiddleware.configure`."""
+        self._admission.configure(bounds, hosts, passwords, anonymous=anonymous)
+
+    def open(self, sock: socket.socket, relieve: Callable[[], None], **settings: Any) -> None:
+        """Begin to accept connections.
+
+        Args:
+            sock: listens, and is closed in the end.
+            relieve: ends idle connections, of this and other addresses, when there are no descriptors for new ones.
+            settings: further ones of the HTTP server.
+        """
+        self._server = Server(self._admission.handle, self._admission.limiter, self._admission.way.respond, **settings)
+        self._acceptor = Acceptor(sock, self._server.connection, relieve)
+        self._acceptor.use(self._context)
+        self._acceptor.start()
+
+    def end_idle(self) -> None:
+        """End connections that have no request under way, and the others after it."""
+        if self._server is not None:
+            self._server.pre_shutdown()
+
+    def close(self) -> None:
+        """Accept no connections any more, and let those that stand end with the request under way."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+        self.end_idle()
+
+    async def shutdown(self, timeout: float) -> None:
+        """End all connections."""
+        if self._acceptor is not None:
+            await self._acceptor.abandon()
+        if self._server is not None:
+            await self._server.shutdown(timeout)

@@ -1,0 +1,133 @@
+"""The two forms of answer at the registry address: short ones that are ready, and bodies that are streamed from files.
+
+A hit of a small answer is the most frequent thing this server does, so its bytes are written as they are, past the header
+machinery of the HTTP library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from http import HTTPStatus
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from mirror.aio import on_descriptor
+from mirror.download.reader import Body, Span
+from mirror.errors import StorageError
+from mirror.listener.oci_errors import Problem
+from mirror.storage.page_cache import bring_in, resident_until
+
+# How much is read from a file at a time where it has to be encrypted: the only bytes of a blob that are in memory.
+_PIECE = 256 << 10
+# How much is brought in from the disk at a time; the next so many bytes are begun with.
+_BROUGHT_IN = 4 << 20
+
+API_VERSION = {"Server": "registry-mirror", "Docker-Distribution-Api-Version": "registry/2.0"}
+
+
+def head(status: int, headers: Mapping[str, str]) -> bytes:
+    """Status line and headers of an HTTP/1.1 response, without the empty line that ends them."""
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in {**API_VERSION, **headers}.items()]
+    return ("\r\n".join(lines) + "\r\n").encode("latin-1", "replace")
+
+
+class ReadyResponse(web.StreamResponse):
+    """An answer whose head is rendered and whose whole body is at hand."""
+
+    def __init__(self, status: int, rendered: bytes, body: bytes, request_id: str) -> None:
+        super().__init__(status=status)
+        self._rendered = rendered
+        self._bytes = body
+        self._request_id = request_id
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Write the whole answer at once."""
+        alive = request.keep_alive and self._keep_alive is not False
+        if not alive:
+            self.force_close()
+        end = b"\r\n\r\n" if alive else b"\r\nConnection: close\r\n\r\n"
+        body = b"" if request.method == "HEAD" else self._bytes
+        self._keep_alive = alive
+        self._req = request
+        await request.writer.write(b"".join((self._rendered, b"X-Request-Id: ", self._request_id.encode(), end, body)))
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Everything has been written."""
+
+
+def problem_response(problem: Problem, request_id: str) -> ReadyResponse:
+    """An error answer."""
+    body = problem.body()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **problem.headers}
+    return ReadyResponse(problem.status, head(problem.status, headers), body, request_id)
+
+
+async def send_spans(request: web.BaseRequest, body: Body, start: int, stop: int, sent: Callable[[int], None]) -> None:
+    """Send a part of a blob to the client.
+
+    Args:
+        sent: told of bytes that went out, as they do, also before a failure.
+
+    Raises:
+        ConnectionError: the client has gone.
+        MirrorError: the blob ended short.
+    """
+    async for span in body.spans(start, stop):
+        if isinstance(span, bytes):
+            await request.writer.write(span)
+            sent(len(span))
+        else:
+            await _send_file(request, span, body.threads, sent)
+
+
+async def _send_file(request: web.BaseRequest, span: Span, threads: Executor, sent: Callable[[int], None]) -> None:
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client has gone")
+    if request.protocol.ssl_context is not None:
+        await _send_encrypted(request, span, threads, sent)
+        return
+    position, stop = span.start, span.start + span.count
+    while position < stop:
+        end = await _resident(span, threads, position, stop)
+        span.file.seek(position)
+        try:
+            count = await asyncio.get_running_loop().sendfile(transport, span.file, position, end - position)
+        finally:
+            # It leaves the file where it has come to, also if the client goes in the middle.
+            sent(span.file.tell() - position)
+        if count < end - position:
+            raise _shorter()
+        position = end
+
+
+async def _resident(span: Span, threads: Executor, position: int, stop: int) -> int:
+    """The end of what can be sent from `position` on without the event loop waiting for the disk; what cannot is brought in."""
+    descriptor = span.file.fileno()
+    end = resident_until(descriptor, position, stop)
+    if end == position:
+        end = min(position + _BROUGHT_IN, stop)
+        await on_descriptor(threads, descriptor, bring_in, position, end, min(end + _BROUGHT_IN, stop))
+    return end
+
+
+async def _send_encrypted(request: web.BaseRequest, span: Span, threads: Executor, sent: Callable[[int], None]) -> None:
+    """What `sendfile` cannot do: asyncio's own stand-in for it goes in steps of 16 KiB, with a thread's turn for each."""
+    position, stop = span.start, span.start + span.count
+    while position < stop:
+        piece = await on_descriptor(threads, span.file.fileno(), os.pread, min(_PIECE, stop - position), position)
+        if not piece:
+            raise _shorter()
+        await request.writer.write(piece)
+        position += len(piece)
+        sent(len(piece))
+
+
+def _shorter() -> StorageError:
+    return StorageError("a file of the store has become shorter", "io")

@@ -1,0 +1,46 @@
+"""Listening sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+from mirror.config.types import Address
+from mirror.core.networks import parse_address
+from mirror.errors import ConfigurationError
+
+# Connections that the kernel takes while the process is busy.
+BACKLOG = 4096
+# A client that takes nothing for this long has its connection ended by the kernel. Milliseconds; inherited by what is accepted.
+_CLIENT_STALL = 60_000
+
+
+def is_loopback(sock: socket.socket) -> bool:
+    """Whether only this host can reach a listening socket."""
+    address = parse_address(str(sock.getsockname()[0]))
+    return address is not None and address.is_loopback
+
+
+def listen(key: str, address: Address) -> socket.socket:
+    """A socket that listens on an address.
+
+    Raises:
+        ConfigurationError: naming `key`, if that cannot be.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        found = socket.getaddrinfo(address.host, address.port, family, socket.SOCK_STREAM)[0][4]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _CLIENT_STALL)
+            sock.bind(found)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise ConfigurationError([f"{key}: cannot listen on {address}: {error.strerror or error}"]) from error
+    return sock

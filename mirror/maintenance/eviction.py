@@ -1,0 +1,195 @@
+"""Evicts least recently used blobs. Blocks for long; belongs in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from mirror.core.digest import Digest
+from mirror.core.eviction import Evictable, Partials, Plan, Shortage, plan
+from mirror.maintenance import store_scan
+from mirror.storage.blobs import BlobFiles, HeldFile
+from mirror.storage.generation import Generation
+from mirror.storage.layout import Layout
+from mirror.storage.space_quota import Account, on_disk
+
+# Remembered from one survey of the store, some 50 bytes each; fewer would cost more surveys.
+_CANDIDATES = 100_000
+# What was found out by a survey is used for so long, in seconds; the files' times are looked at again before they go.
+_GOOD_FOR = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What went.
+
+    Attributes:
+        size: bytes.
+        pinned: how many of the blobs were pinned.
+    """
+
+    blobs: int
+    size: int
+    pinned: int
+
+
+class _Found:
+    """What the last scan has found, and what may have become of it since.
+
+    Args:
+        mark: the account before the scan.
+    """
+
+    def __init__(self, found: store_scan.StoreScan, mark: Account) -> None:
+        self._evictable = Evictable(found.taken - found.pinned, found.pinned)
+        self._mark = mark
+
+    def least(self, now: Account, partials: Partials) -> Evictable:
+        """What there still is, if all that was given back since was of what was found."""
+        given, found = now.given - self._mark.given, self._evictable
+        return Evictable(partials.idle + max(0, found.unpinned - given), max(0, found.pinned - max(0, given - found.unpinned)))
+
+    def most(self, now: Account, partials: Partials) -> Evictable:
+        """What there is, if all that came since is not pinned."""
+        return Evictable(max(0, now.used - partials.busy - self._evictable.pinned), self._evictable.pinned)
+
+
+class Eviction:
+    """Makes room by removing what was used least recently, pinned blobs last.
+
+    Args:
+        clock: seconds, to judge the age of a scan by.
+    """
+
+    def __init__(
+        self, layout: Layout, files: BlobFiles, generation: Generation, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._layout = layout
+        self._files = files
+        self._generation = generation
+        self._clock = clock
+        self._oldest: Iterator[HeldFile] = iter(())
+        self._found: _Found | None = None
+        self._found_at = float("-inf")
+        self._seen = self._skipped = 0
+        self._stopping = threading.Event()
+
+    def plan(
+        self,
+        shortage: Shortage,
+        partials: Partials,
+        pinned: Callable[[], AbstractSet[Digest]],
+        deadline: float,
+        enough: Callable[[], bool] = lambda: False,
+        *,
+        both: bool = False,
+    ) -> Plan:
+        """Decide what to evict (`core.eviction.plan`); scans the store only if what is known of it leaves that open.
+
+        Args:
+            pinned: called if it has to be known.
+            enough: while somebody else evicts: whether that has made the room that is needed here.
+        """
+        if max(shortage.size.wanted, shortage.free.wanted) <= partials.idle:
+            return plan(shortage, Evictable(partials.idle), both=both)
+        now = self._files.quota.mark()
+        if self._found is not None and self._clock() - self._found_at < _GOOD_FOR:
+            least = plan(shortage, self._found.least(now, partials), both=both)
+            if least == plan(shortage, self._found.most(now, partials), both=both):
+                return least
+        with self._lock(deadline, enough) as locked:
+            if not locked or not self._scan(pinned(), deadline, last_resort=False) or self._found is None:
+                return Plan()
+        return plan(shortage, self._found.least(self._files.quota.mark(), partials), both=both)
+
+    def evict(
+        self,
+        wanted: Plan,
+        pinned: AbstractSet[Digest],
+        deadline: float,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> Evicted:
+        """Remove blobs until the plan is fulfilled, everything is gone, or `deadline` (monotonic) has come.
+
+        Args:
+            enough: while somebody else evicts: whether that has made the room that is needed here.
+        """
+        blobs = size = taken = pins = 0
+        with self._lock(deadline, enough) as locked:
+            for last_resort, target in ((False, wanted.size), (True, wanted.with_pins)) if locked else ():
+                if taken >= target:
+                    break
+                for file in self._candidates(pinned, deadline, last_resort=last_resort):
+                    removed = self._files.delete(file.digest)
+                    blobs, size, taken = blobs + 1, size + removed, taken + on_disk(removed)
+                    pins += last_resort
+                    if taken >= target:
+                        break
+        if blobs:
+            self._generation.change()
+        return Evicted(blobs, size, pins)
+
+    def stop(self) -> None:
+        """End what is under way, and do nothing any more."""
+        self._stopping.set()
+
+    def _over(self, deadline: float) -> bool:
+        return self._stopping.is_set() or time.monotonic() >= deadline
+
+    def _candidates(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[HeldFile]:
+        """Blobs to remove, oldest first; as long as there are any and time is left."""
+        if self._clock() - self._found_at < _GOOD_FOR:
+            yield from self._unchanged(pinned, deadline, last_resort=last_resort)
+        again = True
+        while again and not self._over(deadline):
+            if not self._scan(pinned, deadline, last_resort=last_resort):
+                return
+            yield from self._unchanged(pinned, deadline, last_resort=last_resort)
+            # Others may be left if not all were named, or if some have been used since.
+            again = self._seen >= _CANDIDATES or self._skipped > 0
+
+    def _scan(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> bool:
+        """Scan the store; False if that failed, or if time was over before."""
+        mark = self._files.quota.mark()
+        found = store_scan.take(self._layout, lambda: self._over(deadline), _CANDIDATES, pinned, only_pinned=last_resort)
+        if found is None:
+            return False
+        self._oldest, self._seen, self._skipped = found.oldest(), 0, 0
+        self._found, self._found_at = _Found(found, mark), self._clock()
+        return True
+
+    def _unchanged(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[HeldFile]:
+        """Those found by the last survey that have not been used since."""
+        while not self._over(deadline) and (file := next(self._oldest, None)) is not None:
+            self._seen += 1
+            if (file.digest in pinned) == last_resort and self._files.used(file.digest) == file.used:
+                yield file
+            else:
+                self._skipped += 1
+
+    @contextlib.contextmanager
+    def _lock(self, deadline: float, enough: Callable[[], bool]) -> Iterator[bool]:
+        descriptor = os.open(self._layout.eviction_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while not _flock(descriptor):
+                if self._over(deadline) or enough():
+                    yield False
+                    return
+                time.sleep(0.02)
+            yield True
+        finally:
+            os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

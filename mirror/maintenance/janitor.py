@@ -1,0 +1,274 @@
+"""The janitor: keeps the store within its bounds and in order, one process of a store at a time, off the requests' path.
+
+Everything that walks over files runs in a thread of its own, so that it never waits behind a download's writes nor they
+behind it; what walks over all blobs even in a process of its own (`storage.census`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import structlog
+
+from mirror.aio import in_thread
+from mirror.cache.tag_policy import TagPolicies
+from mirror.cache.usage import Usage
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
+from mirror.core.eviction import Reason, Shortage
+from mirror.errors import StorageError
+from mirror.maintenance import store_scan
+from mirror.maintenance.eviction import Eviction
+from mirror.maintenance.leftovers import Leftovers
+from mirror.maintenance.scrub import Scrub
+from mirror.metrics import Metrics
+from mirror.storage.blobs import BlobFiles
+from mirror.storage.images import attached, reach
+from mirror.storage.index import Index, ReadCheck
+from mirror.storage.layout import Layout
+from mirror.storage.leader_lock import LeaderLock
+from mirror.storage.space_quota import Fit, on_disk
+from mirror.throttled_log import ThrottledLog
+
+log = structlog.get_logger(__name__)
+
+# Evicting begins above the high-water mark and ends at the low one: shares of the limit.
+_HIGH, _LOW = 0.95, 0.90
+_TICK = 5.0
+# Evicting goes on for so long before what is pinned is looked up again; a survey of a slow disk has to fit in. Seconds.
+_SPELL = 600.0
+_WRITE_USAGE = 15.0
+_COUNT_AGAIN = 3600.0
+# The account was found to be wrong, and others made changes while the files were counted.
+_COUNT_SOON = 60.0
+# A request may wait for room for so long; then its blob goes past the store. Nor does a stop wait longer. Seconds.
+_PATIENCE = 5.0
+
+
+class Janitor:
+    """Cleans up one store.
+
+    Args:
+        policies: called for the policies of the day, which tell what is pinned.
+        kept: called for the names of the images that the configuration keeps here, which are pinned, too.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        files: BlobFiles,
+        index: Index,
+        eviction: Eviction,
+        scrub: Scrub,
+        usage: Usage,
+        metrics: Metrics,
+        policies: Callable[[], TagPolicies],
+        kept: Callable[[], frozenset[str]],
+    ) -> None:
+        self._layout = layout
+        self._files = files
+        self._index = index
+        self._eviction = eviction
+        self._scrub = scrub
+        self._usage = usage
+        self._metrics = metrics
+        self._policies = policies
+        self._kept = kept
+        self._leftovers = Leftovers(layout, files, index)
+        # One for each kind of work that may be under way: none of them waits behind another's long walk.
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
+        self._stopping = threading.Event()
+        self._making_room = asyncio.Lock()
+        self._log = ThrottledLog(log)
+        self._evicting = False
+        self._unreachable: frozenset[Reason] = frozenset()
+
+    async def make_room(self, size: int) -> None:
+        """Try to make `size` bytes fit, within a few seconds; for whoever was told that they do not fit now."""
+        # From here on, not from one's turn: those who wait in line have clients who wait, too.
+        deadline = time.monotonic() + _PATIENCE
+        async with self._making_room:
+            await in_thread(self._threads, self._make_room, size, deadline)
+
+    async def run(self) -> None:
+        """Work until cancelled. Of several processes, one gets to clean up; the others wait for its end."""
+        works = [asyncio.get_running_loop().create_task(work()) for work in (self._write_usage, self._when_elected)]
+        try:
+            await asyncio.gather(*works)
+        finally:
+            # What is under way in the threads is waited for, and may have much to do yet.
+            self._stopping.set()
+            self._eviction.stop()
+            self._leftovers.stop()
+            for work in works:
+                work.cancel()
+            await asyncio.gather(*works, return_exceptions=True)
+            await in_thread(self._threads, self._usage.write, self._files, self._index)
+            await asyncio.to_thread(self._threads.shutdown)
+
+    async def _when_elected(self) -> None:
+        with contextlib.closing(LeaderLock(self._layout.janitor_lock)) as election:
+            while not election.won():  # noqa: ASYNC110 - the kernel has no event for a lock
+                await asyncio.sleep(_TICK)
+            await asyncio.gather(self._clean_up(), self._scrub_on())
+
+    async def _write_usage(self) -> None:
+        while True:
+            await asyncio.sleep(_WRITE_USAGE)
+            await self._guarded("usage", lambda: self._usage.write(self._files, self._index))
+
+    async def _clean_up(self) -> None:
+        count_at = float("-inf")
+        while True:
+            due = time.monotonic() > count_at
+            if due:
+                count_at = time.monotonic() + _COUNT_AGAIN
+                if await self._guarded("count", self._count) is False:
+                    count_at = time.monotonic() + _COUNT_SOON
+            while await self._guarded("evict", self._evict):
+                pass
+            if due:
+                await self._guarded("leftovers", self._leftovers.clear)
+            await asyncio.sleep(_TICK)
+
+    async def _scrub_on(self) -> None:
+        while True:
+            step = asyncio.ensure_future(self._guarded("scrub", lambda: self._scrub.step(time.time())))
+            try:
+                await asyncio.shield(step)
+            finally:
+                # A large blob takes minutes: nobody waits for that with an end.
+                if not step.done():
+                    self._scrub.stop()
+                    await step
+            await asyncio.sleep(_TICK)
+
+    async def _guarded(self, what: str, work: Callable[[], object]) -> object:
+        """One failure of one kind of work must not end the others, nor this one for good."""
+        try:
+            return await in_thread(self._threads, work)
+        except (OSError, StorageError) as error:
+            # The disk's, or want of descriptors: where it was met tells nothing more.
+            self._log.tell("error", "janitor_failed", what, work=what, cause=str(error))
+            return None
+        except Exception:
+            log.exception("janitor_failed", work=what)
+            return None
+
+    # ---- in the thread
+
+    def _count(self) -> bool:
+        """Count the files and put the account right; False if that has to be tried again soon."""
+        began = time.monotonic()
+        quota = self._files.quota
+        mark = quota.mark()
+        making = {partial.digest: on_disk(partial.size) for partial in self._leftovers.partials()}
+        held = store_scan.take(self._layout, self._stopping.is_set)
+        if held is None:
+            return False
+        used = held.taken + sum(making.values())
+        log.info("store_counted", blobs=held.blobs, bytes=used, seconds=round(time.monotonic() - began, 3))
+        # What was committed meanwhile may have been counted twice: better too much for a while than too little.
+        twice = any(self._files.size(digest) is not None for digest in making)
+        return quota.correct(mark, used, held.blobs) and not twice
+
+    def _evict(self) -> bool:
+        """Evict for a while, if it is due; whether there is more to do."""
+        quota = self._files.quota
+        shortage = quota.shortage(_LOW) if self._evicting or quota.shortage(_HIGH) else Shortage()
+        removed, unreachable = 0, frozenset[Reason]()
+        if shortage:
+            self._usage.write(self._files, self._index)
+            removed, unreachable = self._remove(shortage, time.monotonic() + _SPELL)
+        self._tell(unreachable)
+        self._evicting = bool(removed) and not self._stopping.is_set()
+        return self._evicting
+
+    def _tell(self, unreachable: frozenset[Reason]) -> None:
+        """Say when a bound has come out of reach, or within it again."""
+        quota = self._files.quota
+        self._metrics.storage_min_free_ok.set("min_free" not in unreachable)
+        bounds = {"free": quota.free(), "min_free": quota.min_free, "max_size": quota.max_size}
+        for bound in unreachable - self._unreachable:
+            hint = "evicting would not help, so nothing goes; new blobs go past the store"
+            log.warning("bound_unreachable", bound=bound, **bounds, hint=hint)
+        for bound in self._unreachable - unreachable:
+            log.info("bound_reachable", bound=bound, **bounds)
+        self._unreachable = unreachable
+
+    def _make_room(self, size: int, deadline: float) -> None:
+        quota = self._files.quota
+
+        def enough() -> bool:
+            return quota.fits(size) is not Fit.NO_SPACE
+
+        if time.monotonic() >= deadline or enough():
+            return
+        # What was used a moment ago is not to go for want of a note.
+        self._usage.write(self._files, self._index)
+        while not enough() and time.monotonic() < deadline:
+            removed, _ = self._remove(quota.shortage_for(size), deadline, enough, both=True)
+            if not removed:
+                return
+
+    def _remove(
+        self, shortage: Shortage, deadline: float, enough: Callable[[], bool] = lambda: False, *, both: bool = False
+    ) -> tuple[int, frozenset[Reason]]:
+        """Make room; returns the bytes that went, and the bounds that are out of reach."""
+        try:
+            return self._remove_unpinned(shortage, deadline, enough, both=both)
+        except StorageError as error:
+            log.error("eviction_postponed", cause=str(error), consequence="new blobs go past the store if they do not fit")
+            return 0, frozenset()
+
+    def _remove_unpinned(
+        self, shortage: Shortage, deadline: float, enough: Callable[[], bool], *, both: bool
+    ) -> tuple[int, frozenset[Reason]]:
+        """See `_remove`; raises StorageError if nobody can tell what is pinned."""
+        began = time.monotonic()
+        pinned = functools.cache(self._pinned)
+        plan = self._eviction.plan(shortage, self._leftovers.reserved(), pinned, deadline, enough, both=both)
+        removed = self._leftovers.clear_idle_partials(plan.size) if plan.size else 0
+        if removed < plan.size:
+            rest = replace(plan, size=plan.size - removed, with_pins=max(0, plan.with_pins - removed))
+            evicted = self._eviction.evict(rest, pinned(), deadline, enough)
+            removed += evicted.size
+            self._metrics.evicted_blobs.labels(plan.reason).inc(evicted.blobs)
+            self._metrics.evicted_bytes.labels(plan.reason).inc(evicted.size)
+            seconds = round(time.monotonic() - began, 3)
+            if evicted.blobs:
+                log.info("evicted", blobs=evicted.blobs, bytes=evicted.size, reason=plan.reason, seconds=seconds)
+            if evicted.pinned:
+                log.warning("pinned_evicted", blobs=evicted.pinned, hint="raise storage.max_size or pin less")
+        return removed, plan.unreachable
+
+    def _pinned(self) -> frozenset[Digest]:
+        policies, kept = self._policies(), self._kept()
+        if not kept and not any(rule.pin for rules in policies.rules.values() for rule in rules):
+            return frozenset()
+        known = ReadCheck(self._index)
+        pinned = [
+            (repository, record.digest)
+            for repository, tag, record in self._index.tags()
+            if policies.is_pinned(repository, tag) or f"{repository}:{tag}" in kept
+        ]
+        roots = [digest for repository, root in pinned for digest in (root, *attached(self._index, repository, root))]
+        known.check()
+        roots += filter(None, map(_digest, kept))
+        reached = reach(self._files, roots)
+        return reached.manifests | reached.blobs
+
+
+def _digest(name: str) -> Digest | None:
+    """The digest in an image's name, if there is one."""
+    try:
+        return Digest.parse(name.partition("@")[2])
+    except InvalidInput:
+        return None

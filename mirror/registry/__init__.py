@@ -1,0 +1,1 @@
+"""The registry address: routing and responses of the OCI distribution API."""

@@ -1,0 +1,152 @@
+"""A blob as a response: whole, one range, or several, from wherever its bytes are."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+
+from aiohttp import web
+
+from mirror.cache.blobs import BlobAnswer
+from mirror.core.errors import RangeNotSatisfiable
+from mirror.core.outcome import Outcome
+from mirror.core.ranges import ByteRange, Full, content_range, if_range_matches, parse_range
+from mirror.errors import MirrorError
+from mirror.listener import oci_errors
+from mirror.listener.responses import API_VERSION, problem_response, send_spans
+from mirror.listener.server import while_connected
+from mirror.throttled_log import ThrottledLog
+
+_TYPE = "application/octet-stream"
+
+
+async def send_blob(
+    request: web.BaseRequest,
+    answer: BlobAnswer,
+    request_id: str,
+    log: ThrottledLog,
+    begun: Callable[[Outcome], None],
+    ended: Callable[[Outcome, int, int], None],
+) -> web.StreamResponse:
+    """Stream what the request asks of a blob. A body that cannot be completed ends short, with an orderly close.
+
+    Args:
+        log: told why a body ends short.
+        begun: told when the headers go out.
+        ended: told outcome, status and bytes of the body that were sent.
+
+    Raises:
+        MirrorError: the first byte could not be had; nothing has been sent.
+    """
+    try:
+        wanted = _wanted(request, answer)
+    except RangeNotSatisfiable:
+        ended(answer.outcome, 416, 0)
+        return problem_response(oci_errors.range_refused(answer.size), request_id)
+    parts = _Parts(answer.size, wanted)
+    async with _while_wanted(request, answer):
+        await answer.body.ready(parts.first.start, parts.first.stop)
+    response = _head(answer, parts, request_id)
+    await response.prepare(request)
+    begun(_outcome(answer))
+    sent = await _send(request, response, answer, parts, log)
+    ended(_outcome(answer), parts.status, sent)
+    return response
+
+
+async def _send(
+    request: web.BaseRequest, response: web.StreamResponse, answer: BlobAnswer, parts: _Parts, log: ThrottledLog
+) -> int:
+    """Send the body as far as it can be had; returns the bytes of the blob that went out."""
+    sent = 0
+
+    def went(count: int) -> None:
+        nonlocal sent
+        sent += count
+
+    try:
+        async with _while_wanted(request, answer):
+            for preamble, part in parts.pieces():
+                if preamble:
+                    await response.write(preamble)
+                if part is not None:
+                    await send_spans(request, answer.body, part.start, part.stop, went)
+    except Exception as error:  # noqa: BLE001 - an error answer would be taken for a part of the body
+        # The status is out: only an early end can tell the client, who then resumes.
+        response.force_close()
+        _tell(log, answer, sent, error)
+    return sent
+
+
+def _while_wanted(request: web.BaseRequest, answer: BlobAnswer) -> AbstractAsyncContextManager[None]:
+    """What is held waits for nobody but the client, whose leaving ends that by itself."""
+    return nullcontext() if answer.outcome is Outcome.HIT else while_connected(request)
+
+
+def _head(answer: BlobAnswer, parts: _Parts, request_id: str) -> web.StreamResponse:
+    headers = {
+        **API_VERSION,
+        **parts.headers,
+        "Docker-Content-Digest": str(answer.digest),
+        "ETag": f'"{answer.digest}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "max-age=31536000",
+        "X-Cache": _outcome(answer),
+        "X-Request-Id": request_id,
+    }
+    response = web.StreamResponse(status=parts.status, headers=headers)
+    response.content_length = parts.length
+    return response
+
+
+def _outcome(answer: BlobAnswer) -> Outcome:
+    """What it has come to by now: a body may leave the store in the middle."""
+    return Outcome.BYPASS if answer.body.bypassed else answer.outcome
+
+
+def _wanted(request: web.BaseRequest, answer: BlobAnswer) -> Full | tuple[ByteRange, ...]:
+    condition = request.headers.get("If-Range")
+    if condition is not None and not if_range_matches(condition, f'"{answer.digest}"'):
+        return Full()
+    return parse_range(request.headers.get("Range"), answer.size)
+
+
+def _tell(log: ThrottledLog, answer: BlobAnswer, sent: int, error: Exception) -> None:
+    kind, said = type(error).__name__, {"digest": str(answer.digest), "sent": sent}
+    if isinstance(error, MirrorError):
+        log.tell("warning", "body_ended_short", kind, **said, cause=str(error))
+    elif isinstance(error, RuntimeError | OSError):
+        # What asyncio says of clients that leave.
+        log.tell("info", "body_ended_short", kind, **said, cause=str(error))
+    else:
+        log.tell("error", "body_ended_short", kind, **said, exc_info=error)
+
+
+class _Parts:
+    """What goes into the body: everything, one range, or several with their boundaries (RFC 9110 section 14.6)."""
+
+    def __init__(self, size: int, wanted: Full | tuple[ByteRange, ...]) -> None:
+        self.status, self._closing = 206, b""
+        self._parts: list[tuple[bytes, ByteRange]] = []
+        if isinstance(wanted, Full):
+            self.status, self.headers = 200, {"Content-Type": _TYPE}
+            self._parts = [(b"", ByteRange(0, size))] if size else []
+        elif len(wanted) == 1:
+            self.headers = {"Content-Type": _TYPE, "Content-Range": content_range(wanted[0], size)}
+            self._parts = [(b"", wanted[0])]
+        else:
+            boundary = secrets.token_hex(16)
+            self.headers = {"Content-Type": f"multipart/byteranges; boundary={boundary}"}
+            self._parts = [(_preamble(boundary, part, size), part) for part in wanted]
+            self._closing = f"\r\n--{boundary}--\r\n".encode()
+        self.first = self._parts[0][1] if self._parts else ByteRange(0, size)
+        self.length = sum(len(text) + part.length for text, part in self._parts) + len(self._closing)
+
+    def pieces(self) -> list[tuple[bytes, ByteRange | None]]:
+        """Text to send as it is, and the part of the blob that follows it."""
+        return [*self._parts, (self._closing, None)]
+
+
+def _preamble(boundary: str, part: ByteRange, size: int) -> bytes:
+    return (f"\r\n--{boundary}\r\nContent-Type: {_TYPE}\r\nContent-Range: {content_range(part, size)}\r\n\r\n").encode()
