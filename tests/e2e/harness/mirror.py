@@ -60,10 +60,12 @@ class Mirror:
         """The lines of the log that contain a text."""
         return [line for line in self._log.read_text(errors="replace").splitlines() if text in line]
 
-    def tracebacks(self) -> list[str]:
-        """Every traceback in the log, with what is around it."""
+    def check_log(self) -> None:
+        """Fail if there is a traceback in the log, with what is around it."""
         lines = self._log.read_text(errors="replace").splitlines()
-        return ["\n".join(lines[max(0, at - 3) : at + 40]) for at, line in enumerate(lines) if "Traceback" in line]
+        found = ["\n".join(lines[max(0, at - 3) : at + 40]) for at, line in enumerate(lines) if "Traceback" in line]
+        if found:
+            raise AssertionError("the mirror has logged a traceback:\n" + "\n\n".join(found))
 
     def metric(self, sample: str) -> float:
         """The value of one sample of /metrics, by its name with labels and without the prefix."""
