@@ -15,7 +15,7 @@ from mirror.core.manifest import ManifestKind
 from mirror.core.media import INDEX_TYPES, MANIFEST_TYPES
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
-from mirror.errors import NotFound, UpstreamRefusal
+from mirror.errors import AccessDenied, NotFound, UpstreamRefusal
 from mirror.upstream.flights import GuardedSingleFlight
 from mirror.upstream.registry import ManifestHead
 
@@ -131,7 +131,8 @@ class ManifestByDigest:
         delete = isinstance(error, NotFound) and repository.registry not in context.policies.keep_deleted
 
         def write() -> bool:
-            counts = context.index.note_refusal(repository, tag, asked, context.clock(), delete=delete)
+            denied = isinstance(error, AccessDenied)
+            counts = context.index.note_refusal(repository, tag, asked, context.clock(), delete=delete, denied=denied)
             if counts and delete:
                 context.generation.change()
             if counts and isinstance(error, NotFound):

@@ -175,7 +175,8 @@ class ManifestByTag:
         """What was known before, if the reason allows it and everything that it needs is held."""
         context = self._context
         longest = context.policies.of(repository, tag).stale_if_error
-        if record is None or not may_serve(reason, context.clock() - record.checked, longest):
+        # What upstream said last is not replaced by what it said before.
+        if record is None or record.denied or not may_serve(reason, context.clock() - record.checked, longest):
             return None
         self._pull_policy.check_content(repository, record.digest)
         held = await self._by_digest.held(repository, record.digest)

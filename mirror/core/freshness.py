@@ -12,6 +12,7 @@ class TagRecord:
 
     `checked`: upstream was asked, and confirmed it; `changed`: it began to name this digest; `pulled`: a client asked last.
     `due`: since then a check that began earlier does not count, however young it is; 0 if nobody wants that.
+    `denied`: upstream was asked after `checked`, and did not grant it.
     """
 
     digest: Digest
@@ -21,6 +22,7 @@ class TagRecord:
     changed: float
     pulled: float
     due: float = 0.0
+    denied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ def decide(record: TagRecord | None, now: float, ttl: float) -> Decision:
     """
     if record is None:
         return Unknown()
-    return Fresh(record) if 0 <= now - record.checked < ttl and record.due <= record.checked else Due(record)
+    holds = 0 <= now - record.checked < ttl and record.due <= record.checked and not record.denied
+    return Fresh(record) if holds else Due(record)
 
 
 def is_superseded(asked: float, noted: float, now: float) -> bool:

@@ -131,11 +131,14 @@ class Index:
 
         return self._tags.change(work) or (None, found)
 
-    def note_refusal(self, repository: Repository, tag: Tag, asked: float, now: float, *, delete: bool) -> bool:
+    def note_refusal(
+        self, repository: Repository, tag: Tag, asked: float, now: float, *, delete: bool, denied: bool = False
+    ) -> bool:
         """Remember that upstream, asked at `asked`, had no such tag or did not grant it; False if a later check found it.
 
         Args:
             delete: forget what the tag was found to name.
+            denied: it did not grant it, which counts until it does.
         """
 
         def work() -> bool:
@@ -144,6 +147,8 @@ class Index:
                 return False
             if delete:
                 self.delete_tag(repository, tag)
+            elif denied and known is not None and not known.denied:
+                self.put_tag(repository, tag, replace(known, denied=True))
             self._tags.set(f"refused|{repository}|{tag}", asked, _LONGEST_CHECK)
             return True
 
@@ -420,6 +425,7 @@ def _tag_record(value: Any) -> TagRecord | None:
             float(value["changed"]),
             float(value["pulled"]),
             float(value.get("due") or 0.0),
+            bool(value.get("denied")),
         )
     except _MALFORMED:
         return None

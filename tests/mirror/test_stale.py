@@ -177,6 +177,25 @@ async def test_too_old_is_not_served(hub, mirror, clock):
     assert (await mirror.get(TAG)).status == 503
 
 
+@pytest.mark.parametrize("code", [401, 403])
+async def test_denied_and_then_an_outage(hub, mirror, clock, code):
+    """What upstream has ceased to grant does not come back in an outage, but when upstream grants it again."""
+    await pulled(hub, mirror)
+    clock.advance(61)
+    manifests_fail(hub, Status(code))
+    assert (await mirror.get(TAG)).status == 404
+    clock.advance(61)
+    hub.clear_script()
+    manifests_fail(hub, Status(503))
+    assert (await mirror.get(TAG)).status == 503
+    clock.advance(61)
+    hub.clear_script()
+    assert (await mirror.get(TAG)).cache == "REVALIDATED"
+    clock.advance(61)
+    manifests_fail(hub, Status(503))
+    assert (await mirror.get(TAG)).cache == "STALE"
+
+
 async def test_stale_across_a_restart(hub, mirror, clock):
     """A mirror that starts while upstream is down serves what its store has, stale and fresh."""
     image = await pulled(hub, mirror)
