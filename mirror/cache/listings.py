@@ -18,7 +18,7 @@ from mirror.core.links import PAGE, SPECIFIED, format_link, next_page, page_para
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import may_serve
-from mirror.errors import NotFound, UpstreamError, UpstreamProtocolError
+from mirror.errors import AccessDenied, NotFound, UpstreamError, UpstreamProtocolError, UpstreamRefusal
 from mirror.storage.attachments import KeptList
 from mirror.upstream.flights import GuardedSingleFlight
 from mirror.upstream.registry import Listing
@@ -89,6 +89,9 @@ class Listings:
             kept = KeptList(None, (), None, asked)
             await self._context.note(partial(attachments.put_list, repository, digest, page, kept), None)
             raise
+        except AccessDenied:
+            await self._context.note(partial(attachments.delete_list, repository, digest, page), None)
+            raise
         except UpstreamError as error:
             return self._said_last(repository, digest, page, error), Outcome.STALE, error.reason
         if found[1] is Outcome.MISS:
@@ -128,6 +131,10 @@ class Listings:
                 raise
             self._context.metrics.stale_served.labels(repository.registry, error.reason).inc()
             return kept[0], Outcome.STALE, error.reason
+        except UpstreamRefusal:
+            # What upstream said last is not replaced by what it said before.
+            self._drop(key)
+            raise
         self._keep(key, listing, now)
         return listing, Outcome.JOINED if joined else Outcome.MISS, None
 

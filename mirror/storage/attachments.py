@@ -68,6 +68,11 @@ class Attachments:
         """A list that was kept, or None."""
         return _kept_list(self._table.get(f"list|{repository}|{subject}|{page}"))
 
+    def delete_list(self, repository: Repository, subject: Digest, page: str) -> None:
+        """Forget a list."""
+        if self.list(repository, subject, page) is not None:
+            self._table.delete(f"list|{repository}|{subject}|{page}")
+
     def put_absent(self, repository: Repository, tag: Tag, asked: float) -> None:
         """Keep that upstream has no such tag; only of a tag in which signatures are looked for."""
         subject = subject_of(tag)

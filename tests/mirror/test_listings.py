@@ -181,6 +181,23 @@ async def test_tags_in_an_outage(hub, mirror, clock, fault, reason):
     assert (await mirror.get(TAGS)).status == 503
 
 
+@pytest.mark.parametrize("code", [401, 403, 404])
+@pytest.mark.parametrize("kind", ["tags", "referrers"])
+async def test_refused_and_then_an_outage(hub, mirror, clock, kind, code):
+    """A list that upstream has ceased to give does not come back in an outage."""
+    image = hub.add_image(APP, "1")
+    path = TAGS if kind == "tags" else f"/v2/{APP}/referrers/{image.digest}"
+    assert (await mirror.get(path)).status == 200
+    clock.advance(61)
+    hub.script(Rule(kind=kind, times=None), Status(code))
+    assert (await mirror.get(path)).status == 404
+    clock.advance(61)
+    hub.clear_script()
+    hub.script(Rule(kind=kind, times=None), Status(503))
+    answer = await mirror.get(path)
+    assert (answer.status, answer.cache) == (404 if (kind, code) == ("referrers", 404) else 503, None)
+
+
 async def test_tags_of_nothing(hub, mirror):
     """Upstream's 404 is passed on as the specification words it."""
     hub.add_image(APP, "1")
