@@ -31,6 +31,8 @@ UNKNOWN_SIZE: Final = -1
 _MAX_ENTRIES: Final = 50_000
 # What an entry takes in memory, roughly.
 _ENTRY_BYTES: Final = 400
+# In the place of a size, as long as the index still has one.
+_REVOKED: Final = "revoked"
 # Usually it takes a millisecond.
 _WRITE_TIMEOUT_S: Final = 0.05
 
@@ -57,6 +59,7 @@ class AccessIndex:
     def __init__(self, index: Index, generation: Generation, executor: Executor) -> None:
         self._index = index
         self._unwritten = UnwrittenFacts(executor)
+        self._generation = generation
         self._memory: Memory[Grant] = Memory(generation, _MAX_ENTRIES)
 
     def is_authorized(self, kind: Kind, repository: Repository, digest: Digest, *, private: bool) -> bool:
@@ -107,6 +110,21 @@ class AccessIndex:
         if missing:
             self._remember((kind, repository, digest), Grant(size, direct=True))
 
+    def revoke_grant(self, kind: Kind, repository: Repository, digest: Digest) -> None:
+        """Record that upstream does not grant a digest to a repository any more; costs little if it is not known to have."""
+        scope = str(repository)
+        remembered = self._memory.get((kind, repository, digest), 0.0)
+        if self._granted(kind, scope, digest) is None and not (remembered is not None and remembered.direct):
+            return
+
+        def write() -> None:
+            self._index.revoke(kind, repository, digest)
+            # Other processes may have looked meanwhile.
+            self._generation.change()
+
+        self._unwritten.put(("grant", kind, scope, digest), _REVOKED, write)
+        self._generation.change()
+
     def record_manifest(
         self, repository: Repository, digest: Digest, held: Held, parts: tuple[Part, ...], *, anew: bool = False
     ) -> None:
@@ -154,6 +172,8 @@ class AccessIndex:
 
     def _granted(self, kind: Kind, scope: str, digest: Digest) -> int | None:
         size = self._unwritten.get(("grant", kind, scope, digest))
+        if size == _REVOKED:
+            return None
         return size if isinstance(size, int) else self._index.granted(kind, scope, digest)
 
     def _has(self, kind: Kind, scope: str, digest: Digest, size: int) -> bool:

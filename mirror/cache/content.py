@@ -126,8 +126,10 @@ class CachedContent:
             raise NotFound(f"upstream has lately said that it does not have {repository} {reference}")
 
     async def cache_negative(self, kind: Kind, repository: Repository, reference: Reference, error: UpstreamRefusal) -> None:
-        """Remember upstream's no for a while."""
+        """Remember upstream's no for a while; what it granted before is not granted any more."""
         context = self._context
+        if isinstance(reference, Digest):
+            context.access.revoke_grant(kind, repository, reference)
         seconds = context.policies.general.not_found_ttl
         denied = isinstance(error, AccessDenied)
         await context.note(partial(context.index.put_absent, kind, repository, reference, seconds, denied=denied), None)

@@ -333,6 +333,12 @@ class Index:
         """Remember that upstream granted this within `scope`; `size` in bytes, -1 if it did not tell."""
         self._grants.set(f"{kind}|{scope}|{digest}", size)
 
+    def revoke(self, kind: Kind, repository: Repository, digest: Digest) -> None:
+        """Forget that upstream granted this to a repository, and that the repository holds it."""
+        self._grants.delete(f"{kind}|{repository}|{digest}")
+        if kind == "manifest":
+            self.release_manifest(repository, digest)
+
     def drop_grants(self, is_around: Callable[[Digest], bool], pause: Callable[[], bool] = lambda: False) -> int:
         """Forget grants of what is no longer around; returns how many. They are learned again with the next pull.
 

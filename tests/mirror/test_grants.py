@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from mirror.core.digest import Digest
 from mirror.maintenance import leftovers
 from mirror.storage.table import Table
 from tests.fakehub import Html, NoHeaders, Rule, Status
@@ -186,6 +187,28 @@ async def test_no_head_no_grant(hub, mirror):
     assert (await mirror.get(f"/v2/{OTHER}/manifests/{image.digest}")).status == 404
     hub.add_manifest("library/third", image.raw, image.media_type)
     assert (await mirror.get(f"/v2/library/third/manifests/{image.digest}")).body == image.raw
+
+
+@pytest.mark.parametrize("code", [403, 404])
+@pytest.mark.parametrize("kind", ["blobs", "manifests"])
+async def test_a_grant_ends_with_a_no(hub, mirror, kind, code):
+    """What upstream refuses a repository is not served there because it was granted before, and another one has it."""
+    images = [hub.add_image(name, "1", layers=[b"same"]) for name in (ONE, OTHER)]
+    hub.add_manifest(OTHER, images[0].raw, images[0].media_type)
+    digest = images[0].digest if kind == "manifests" else images[0].layers[0].digest
+    assert (await mirror.get(f"/v2/{ONE}/{kind}/{digest}")).status == 200
+    await mirror.idle()
+    mirror.store.files.delete(Digest.parse(digest))
+    mirror.store.generation.change()
+    hub.script(Rule(kind=kind.removesuffix("s"), repository=ONE, times=None), Status(code))
+    assert (await mirror.get(f"/v2/{ONE}/{kind}/{digest}")).status == 404
+    assert (await mirror.get(f"/v2/{OTHER}/{kind}/{digest}")).status == 200
+    await mirror.idle()
+    for method in ("HEAD", "GET"):
+        assert (await mirror.get(f"/v2/{ONE}/{kind}/{digest}", method)).status == 404
+    async with MirrorUnderTest(hub, mirror.store_path, tags={"not_found_ttl": "0s"}) as again:
+        assert (await again.get(f"/v2/{ONE}/{kind}/{digest}")).status == 404
+        assert (await again.get(f"/v2/{OTHER}/{kind}/{digest}")).cache == "HIT"
 
 
 async def test_many_askers_of_a_held_manifest_ask_once(hub, mirror, all_in):
