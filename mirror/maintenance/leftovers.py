@@ -15,6 +15,7 @@ import structlog
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.eviction import Partials
+from mirror.core.names import Repository
 from mirror.download.partial import Partial
 from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles
@@ -95,7 +96,7 @@ class Leftovers:
         """Forget what is known about content that is gone."""
         tags = self._index.drop_tags(self._is_around, now - _FORGOTTEN)
         manifests = self._index.drop_manifests(self._is_around)
-        self._index.attachments.drop(self._is_around, now - _FORGOTTEN)
+        self._index.attachments.drop(self._is_held, now - _FORGOTTEN)
         self._index.parts.drop(self._is_around, lambda: self._stopping.wait(_BREATH))
         grants = self._index.drop_grants(self._is_around, lambda: self._stopping.wait(_BREATH))
         if tags or manifests or grants:
@@ -150,6 +151,10 @@ class Leftovers:
                 if path.suffix == ".map" and not path.with_suffix("").exists():
                     with contextlib.suppress(OSError):
                         path.unlink()
+
+    def _is_held(self, repository: Repository, digest: Digest) -> bool:
+        """Whether a repository holds a manifest. That another one does is no reason to keep what clients' questions left here."""
+        return self._is_around(digest) and self._index.manifest(repository, digest) is not None
 
     def _is_around(self, digest: Digest) -> bool:
         return self._files.size(digest) is not None or Path(self._layout.partial(digest)).exists()

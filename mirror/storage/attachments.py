@@ -105,14 +105,14 @@ class Attachments:
         prefixes = (f"{kind}|{repository}|{subject}|" for kind in ("list", "absent"))
         self._table.delete_many([key for prefix in prefixes for key in self._table.keys_from(prefix)])
 
-    def drop(self, is_around: Callable[[Digest], bool], before: float) -> int:
-        """Forget what was said before a time about manifests that are gone; returns how many rows."""
+    def drop(self, is_held: Callable[[Repository, Digest], bool], before: float) -> int:
+        """Forget what was said before a time about manifests that their repositories do not hold; returns how many rows."""
         dropped = 0
         for key, value in self._table.items():
-            _, _, subject, *_ = [*key.split("|"), "", "", ""]
+            _, name, subject, *_ = [*key.split("|"), "", "", ""]
             asked = value if isinstance(value, int | float) else getattr(_kept_list(value), "asked", 0.0)
-            digest = _digest(subject)
-            if digest is None or (asked < before and not is_around(digest)):
+            repository, digest = _repository(name), _digest(subject)
+            if repository is None or digest is None or (asked < before and not is_held(repository, digest)):
                 self._table.delete(key)
                 dropped += 1
         return dropped
@@ -134,6 +134,14 @@ def _kept_list(value: Any) -> KeptList | None:
         filters = None if value["filters"] is None else str(value["filters"])
         return KeptList(body, tuple(map(str, value["links"])), filters, float(value["asked"]))
     except _MALFORMED:
+        return None
+
+
+def _repository(name: str) -> Repository | None:
+    registry, _, path = name.partition("/")
+    try:
+        return Repository.parse(registry, path)
+    except InvalidInput:
         return None
 
 

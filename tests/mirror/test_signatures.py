@@ -8,6 +8,7 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
+from mirror.maintenance.leftovers import Leftovers
 from mirror.storage.layout import Layout
 from tests.clock import Clock
 from tests.fakehub import OCI_INDEX, OCI_MANIFEST
@@ -182,9 +183,26 @@ async def test_rows_about_what_is_gone_go(hub, mirror):
     await eventually(lambda: list(attachments._table.keys()), "the list in the index")
     mirror.store.files.delete(Digest.parse(image.digest))
 
-    def is_around(digest):
+    def is_held(repository, digest):
         return mirror.store.files.size(digest) is not None
 
-    assert attachments.drop(is_around, time.time() - 86400) == 0
-    assert attachments.drop(is_around, time.time() + 1) == 1
+    assert attachments.drop(is_held, time.time() - 86400) == 0
+    assert attachments.drop(is_held, time.time() + 1) == 1
     assert list(attachments._table.keys()) == []
+
+
+async def test_rows_about_what_others_hold_go(hub, mirror):
+    """What was asked of other repositories about a held manifest does not stay for as long as that is held."""
+    image = hub.add_image(APP, "1")
+    await mirror.get(f"/v2/{APP}/manifests/1")
+    tag = f"sha256-{image.digest.partition(':')[2]}.sig"
+    names = [APP, *(f"library/other{number}" for number in range(5))]
+    for name in names:
+        hub.add_image(name, "1", layers=[name.encode()])
+        assert (await mirror.get(f"/v2/{name}/manifests/{tag}")).status == 404
+        await mirror.get(f"/v2/{name}/referrers/{image.digest}")
+    attachments = mirror.store.index.attachments
+    await eventually(lambda: len(list(attachments._table.keys())) == 2 * len(names), "the rows in the index")
+    leftovers = Leftovers(mirror.store.layout, mirror.store.files, mirror.store.index, lambda: time.time() + 2 * 86400)
+    leftovers.clear()
+    assert {key.split("|")[1] for key in attachments._table.keys()} == {f"docker.io/{APP}"}  # noqa: SIM118 - no mapping
