@@ -36,6 +36,8 @@ _WALK_BUSY_S = 2.0
 _MEND_INTERVAL_S = 10.0
 _UNAVAILABLE_INTERVAL_S = 1.0
 _TELL_INTERVAL_S = 60.0
+# Usually opening takes some milliseconds.
+_OPEN_WAIT_S = 0.02
 # Another process may have started a damaged database anew.
 _LOOK_INTERVAL_S = 1.0
 
@@ -201,11 +203,14 @@ class Table:
             self._trouble = error
 
     def _current(self) -> Database | None:
-        """The database to read from; the successor of the one so far, if another process has made one."""
+        """The database to read from; soon the successor of the one so far, if another process has made one."""
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + _LOOK_INTERVAL_S
-            if os.path.isdir(databases.path_of(self._base, self._number + 1)):
-                self._open()
+            if os.path.isdir(databases.path_of(self._base, self._number + 1)) and not self._mending.locked():
+                # Others may have it locked for seconds, and who reads may be the event loop.
+                opening = threading.Thread(target=self._open, name="open-index", daemon=True)
+                opening.start()
+                opening.join(_OPEN_WAIT_S)
         if self._database is None:
             self.failures += 1
         return self._database

@@ -1,14 +1,17 @@
 """A table of facts: never a pickle, never in the way when it is damaged, shared by processes."""
 
+import contextlib
 import os
 import pickle
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
+from mirror.storage import database
 from mirror.storage.table import Table
 
 # diskcache's numbers for how a value is stored.
@@ -212,6 +215,8 @@ def test_write_that_another_process_blocks_is_given_up(directory, monkeypatch):
 WRITER = """
 import sys
 import threading
+import time
+from mirror.storage import database
 from mirror.storage.table import Table
 table = Table(sys.argv[1])
 for i in range(60):
@@ -244,3 +249,25 @@ def test_damaged_in_use_is_learned_anew(directory, monkeypatch):
     assert table.get("after") == 2
     assert table.get("before") is None
     table.close()
+
+
+def test_locked_successor_delays_no_read(tmp_path):
+    """Who reads does not wait until a successor that another process has locked can be opened; later it is gone over to."""
+    base = str(tmp_path / "tags")
+    reader, other = Table(base), Table(base)
+    reader.set("key", 1)
+    database.supersede(base, 1, "damaged in a test")
+    other._look_at = 0.0
+    while other._number == 1:
+        other.get("key")
+    with contextlib.closing(sqlite3.connect(database.file_of(base, 2), isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        reader._look_at = 0.0
+        began = time.monotonic()
+        assert reader.get("key") == 1
+        assert time.monotonic() - began < 1.0
+    deadline = time.monotonic() + 10
+    while reader._number == 1 and time.monotonic() < deadline:
+        reader.get("key")
+        time.sleep(0.01)
+    assert (reader._number, reader.get("key")) == (2, None)
