@@ -157,8 +157,10 @@ class Registry:
             upstream: Upstream, ask: UpstreamRequest, open_: contextlib.AsyncExitStack
         ) -> tuple[Upstream, UpstreamBlob]:
             response = await open_.enter_async_context(upstream.request(ask))
-            blob = UpstreamBlob(response, upstream.body(response), digest, start, upstream.received)
-            open_.callback(blob.close)
+            body = upstream.body(response)
+            # Before what may refuse the response: from here on it is received into a buffer, also while the connection ends.
+            open_.callback(body.close)
+            blob = UpstreamBlob(response, body, digest, start, upstream.received)
             if size is not None and not size.accepts(blob.size):
                 raise UpstreamProtocolError(
                     f"{response.url.host} sends {blob.size} bytes for {digest}; its manifest says otherwise"
