@@ -26,9 +26,11 @@ class BufferPool:
         self._kept: dict[int, list[bytearray]] = {}
         self._kept_bytes = 0
 
-    def lend(self) -> bytearray:
-        """A buffer of a power of two of bytes; its content is undefined."""
+    def lend(self, least: int = 0) -> bytearray:
+        """A buffer of a power of two of bytes, `least` of them if that is not more than the largest; its content is undefined."""
         size = self._size()
+        while size < min(least, LARGEST):
+            size *= 2
         self.lent += size
         kept = self._kept.get(size)
         if not kept:

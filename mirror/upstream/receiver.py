@@ -21,6 +21,8 @@ from mirror.upstream.buffers import BufferPool
 # as they come, a fast one's in large steps.
 _ENOUGH = 256 << 10
 _DELAY_S = 0.002
+# The most that TLS may have deciphered beyond what it says is still to be read (RFC 8446 section 5.1).
+_RECORD = 16 << 10
 
 
 class BodyEnded(Exception):
@@ -104,6 +106,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._begun = begun
         self._left = left
         self._stall = stall
+        self._is_last = _is_last(response)
         self._buffer: bytearray | None = None
         self._filled = 0
         self._handed: bytearray | None = None
@@ -158,7 +161,8 @@ class BodyReceiver(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go. One more than the body has: who sends it is not to be trusted with another request."""
         if self._buffer is None:
-            self._buffer = self._pool.lend()
+            # After the peer's end asyncio reads once from TLS, and drops what the buffer does not take.
+            self._buffer = self._pool.lend(sizehint + _RECORD if self._is_last and sizehint > 0 else 0)
         return memoryview(self._buffer)[self._filled : self._filled + self._left + 1]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -246,6 +250,13 @@ async def _unless_silent(response: aiohttp.ClientResponse, stall: float) -> Asyn
             yield
     except TimeoutError as error:
         raise UpstreamTimeout(f"{response.url.host} sent nothing for {stall:g} s") from error
+
+
+def _is_last(response: aiohttp.ClientResponse) -> bool:
+    """Whether upstream ends the connection behind this body (RFC 9112 section 9.3)."""
+    options = ",".join(response.headers.getall("Connection", ())).lower().split(",")
+    persists = response.version is not None and response.version >= aiohttp.HttpVersion11
+    return not persists or "close" in (option.strip() for option in options)
 
 
 def _received(response: aiohttp.ClientResponse) -> bytes:

@@ -132,6 +132,28 @@ async def test_a_body_that_is_cut(session, pool, transport):
     assert pool.lent == 0
 
 
+async def test_a_connection_that_ends_with_its_body(session, transport):
+    """What has come before the end is not lost, however little fits into a buffer."""
+    server, client = transport
+
+    async def script(writer):
+        writer.write(head(2_000_003).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + LARGE[:2_000_003])
+        await writer.drain()
+        # At once, without waiting for the other side's end of TLS.
+        tls = getattr(writer.transport, "_ssl_protocol", None)
+        (writer.transport if tls is None else tls._transport).close()
+
+    pool = BufferPool(4 * SMALLEST)
+    async with Peer(script, server) as peer:
+        body, found = await opened(session, peer, pool, tls=client), bytearray()
+        while step := await body.step():
+            found += step
+            await asyncio.sleep(0.01)
+        body.close()
+    assert bytes(found) == LARGE[:2_000_003]
+    assert pool.lent == 0
+
+
 async def test_bytes_are_passed_on_as_they_come(session, pool):
     """A slow upstream's bytes do not wait for a full step."""
     gates = [asyncio.Event() for _ in range(3)]
