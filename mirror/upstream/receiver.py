@@ -78,8 +78,11 @@ class ParsedBody:
         begun, self._begun = self._begun, b""
         if begun:
             return memoryview(begun)
-        async with _unless_silent(self._response, self._stall):
-            return memoryview(await self._response.content.readany())
+        try:
+            async with _unless_silent(self._response, self._stall):
+                return memoryview(await self._response.content.readany())
+        except aiohttp.ClientError as error:
+            raise BodyEnded from error
 
     def close(self) -> None:
         """The response gives its connection back by itself."""

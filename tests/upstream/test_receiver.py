@@ -202,6 +202,18 @@ async def test_a_body_of_unknown_length(session, pool):
         assert peer.connections == 1
 
 
+async def test_a_body_of_unknown_length_that_is_cut(session, pool):
+    """That is told like any other end: who reads past the store goes on from there."""
+    async with Peer(sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n", None)) as peer:
+        response = await session.get(f"http://localhost:{peer.port}/")
+        body = open_body(response, pool, LIMIT)
+        assert bytes(await body.step()) == b"one"
+        with pytest.raises(BodyEnded):
+            await body.step()
+        body.close()
+        response.close()
+
+
 async def test_a_taker_that_is_slow(session, pool):
     """Not more than two buffers are filled ahead of who takes the bytes, however fast upstream is."""
     async with Peer(sends(head(len(LARGE)), LARGE)) as peer:
