@@ -120,6 +120,8 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._ripe = False
         self._waiter: asyncio.Future[None] | None = None
+        # Whoever reads an earlier response of the same connection late makes the client resume reading: it must not reach it now.
+        self._handler.transport = None
         self._transport.set_protocol(self)
         self._resume()
 
@@ -243,6 +245,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
             self._response.close()
             return
         self._transport.set_protocol(self._handler)
+        self._handler.transport = self._transport
         self._response.content.feed_eof()
 
 
@@ -265,10 +268,10 @@ def _is_last(response: aiohttp.ClientResponse) -> bool:
 def _received(response: aiohttp.ClientResponse) -> bytes:
     """Take what the client has received of a body already, and have it receive nothing more."""
     taken: list[bytes] = []
-    # Reading makes it resume: it may have stopped in the middle of what the kernel had handed out.
+    # Reading makes it resume: it may have paused in the middle of what the kernel had handed out.
     while True:
-        if response.connection is not None and response.connection.protocol is not None:
-            response.connection.protocol.pause_reading()
+        if response.connection is not None and response.connection.transport is not None:
+            response.connection.transport.pause_reading()
         piece = response.content.read_nowait(-1)
         if not piece:
             return b"".join(taken)

@@ -227,6 +227,33 @@ async def test_a_taker_that_is_slow(session, pool):
     assert bytes(found) == LARGE
 
 
+async def test_a_late_reader_of_the_response_before(session, pool, caplog):
+    """Who reads an earlier, buffered body of the same connection does not set a receiver that has paused going again."""
+    answers = iter([b"small", LARGE])
+
+    async def script(writer):
+        body = next(answers)
+        writer.write(head(len(body)) + body)
+
+    async with Peer(script) as peer:
+        url = f"http://localhost:{peer.port}/"
+        earlier = await session.get(url)
+        body = await opened(session, peer, pool)
+        found = bytearray(await body.step())
+        async with asyncio.timeout(LIMIT):
+            while pool.lent < LARGEST or body._paused is False:
+                await asyncio.sleep(0)
+        assert await earlier.read() == b"small"
+        for _ in range(50):
+            await asyncio.sleep(0)
+        while step := await body.step():
+            found += step
+        body.close()
+        assert peer.connections == 1
+    assert bytes(found) == LARGE
+    assert not caplog.records
+
+
 async def test_leaving_early_closes_the_connection(session, pool, transport):
     """A body that is not read to its end cannot be followed by another one."""
     server, client = transport
