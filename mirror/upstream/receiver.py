@@ -116,7 +116,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._first = True
         # Whoever took what the client had received already has stopped the transport.
         self._paused = True
-        self._lost = self._excess = False
+        self._lost = self._excess = self._finished = False
         self._timer: asyncio.TimerHandle | None = None
         self._ripe = False
         self._waiter: asyncio.Future[None] | None = None
@@ -149,10 +149,9 @@ class BodyReceiver(asyncio.BufferedProtocol):
     def close(self) -> None:
         """See `Body`."""
         self._stop_timer()
-        if self._left:
-            self._lost = True
-            self._transport.abort()
-            self._response.close()
+        if not self._finished:
+            # Also if every byte has come: the client, from which the transport is kept, could not close it.
+            self._end()
         if self._handed is not None:
             # A thread that nobody waits for any more may still be reading from it.
             self._pool.forget(self._handed)
@@ -241,12 +240,18 @@ class BodyReceiver(asyncio.BufferedProtocol):
     def _finish(self) -> None:
         """Give the connection back, if it is good for another request."""
         if self._excess or self._lost:
-            self._transport.abort()
-            self._response.close()
+            self._end()
             return
+        self._finished = True
         self._transport.set_protocol(self._handler)
         self._handler.transport = self._transport
         self._response.content.feed_eof()
+
+    def _end(self) -> None:
+        """End the connection."""
+        self._finished = self._lost = True
+        self._transport.abort()
+        self._response.close()
 
 
 @contextlib.asynccontextmanager

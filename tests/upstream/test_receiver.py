@@ -266,6 +266,29 @@ async def test_leaving_early_closes_the_connection(session, pool, transport):
         assert peer.connections == 2
 
 
+async def test_leaving_before_the_last_step(session, pool, transport):
+    """A connection is not left open because all of its body has come but has not been taken."""
+    server, client = transport
+    ended = asyncio.Event()
+
+    async def script(writer):
+        writer.write(head(30_000) + b"x" * 10_000)
+        await ended.wait()
+        writer.write(b"x" * 20_000)
+
+    async with Peer(script, server) as peer:
+        body = await opened(session, peer, pool, tls=client)
+        await body.step()
+        ended.set()
+        async with asyncio.timeout(LIMIT):
+            while body._left:
+                await asyncio.sleep(0)
+        kept = body._transport
+        body.close()
+        assert kept.is_closing()
+    assert pool.lent == 0
+
+
 async def test_a_step_outlives_its_body(session, pool):
     """What a thread still reads from is not lent to anybody else."""
     async with Peer(sends(head(len(LARGE)), LARGE)) as peer:
