@@ -41,26 +41,30 @@ class Cluster(Served):
 
     async def pull(self, path, worker=None):
         """Begin to read over a connection of its own, to a certain worker if that is said."""
-        others = [pid for pid in self.workers() if worker not in (None, pid)]
-        try:
-            for pid in others:
-                os.kill(pid, signal.SIGSTOP)
+        async with self._stopped(worker):
             return await Pull(self.port).begin(path, self if worker is not None else None)
-        finally:
-            for pid in others:
-                os.kill(pid, signal.SIGCONT)
 
     async def admin(self, path, worker=None, method="GET", **body):
         """The body of an answer at the admin address."""
+        async with self._stopped(worker):
+            pull = await Pull(self.admin_port).begin(path, self if worker is not None else None, method, **body)
+        return await pull.rest()
+
+    @contextlib.asynccontextmanager
+    async def _stopped(self, worker):
+        """Stop all workers but one, so that this one accepts; none if no worker is named."""
         others = [pid for pid in self.workers() if worker not in (None, pid)]
         try:
             for pid in others:
                 os.kill(pid, signal.SIGSTOP)
-            pull = await Pull(self.admin_port).begin(path, self if worker is not None else None, method, **body)
+            for pid in others:
+                # The signal is sent, but on another core the process may still be accepting.
+                await eventually(lambda pid=pid: state(pid) in ("T", None), "a stopped worker")
+            yield
         finally:
             for pid in others:
-                os.kill(pid, signal.SIGCONT)
-        return await pull.rest()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     async def metrics(self, worker=None):
         """Every sample of /metrics by its name with labels."""
