@@ -46,7 +46,9 @@ class Fate(enum.IntEnum):
 
 
 class ChunkMap:
-    """An open map.
+    """The map of one blob; only the driver creates its file.
+
+    Whoever created it on opening could do so just after the driver has committed the blob and removed the map: it would stay.
 
     Attributes:
         size: bytes of the whole blob, None until they are known.
@@ -61,11 +63,24 @@ class ChunkMap:
         self.hashed = 0
         self.fate = Fate.OPEN
         self._boot = boot_id()
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._path = path
+        self._opened: int | None = None
 
     def close(self) -> None:
         """Give the descriptor back."""
-        os.close(self._descriptor)
+        if self._opened is not None:
+            os.close(self._opened)
+            self._opened = None
+
+    @property
+    def _descriptor(self) -> int:
+        """The open file; raises FileNotFoundError as long as there is none."""
+        return self._open(0)
+
+    def _open(self, flags: int) -> int:
+        if self._opened is None:
+            self._opened = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        return self._opened
 
     # ---- the file
 
@@ -89,7 +104,10 @@ class ChunkMap:
 
     def _read(self, file: os.stat_result) -> tuple[bytes, array[int]] | None:
         """The boot and the chunks' numbers, if they fit a sparse file."""
-        header = os.pread(self._descriptor, _HEADER.size, 0)
+        try:
+            header = os.pread(self._descriptor, _HEADER.size, 0)
+        except FileNotFoundError:
+            return None
         if len(header) < _HEADER.size:
             return None
         magic, chunk, size, inode, boot, fate, self.hashed = _HEADER.unpack(header)
@@ -107,8 +125,8 @@ class ChunkMap:
         return boot, arrived
 
     def empty(self) -> None:
-        """Forget everything."""
-        os.ftruncate(self._descriptor, 0)
+        """Forget everything; creates the file."""
+        os.ftruncate(self._open(os.O_CREAT), 0)
 
     def begin(self, file: os.stat_result) -> None:
         """Start with nothing for a sparse file of its full size."""

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 from mirror.aio import Shared
 from mirror.core.digest import Digest
 from mirror.download.chunk_map import CHUNK, ChunkMap, Fate
+from mirror.errors import StorageError
 from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
 from mirror.storage.range_lock import Lock, reopened
@@ -113,12 +114,22 @@ class Partial:
         return self.map.size
 
     def refresh(self) -> bool:
-        """Take over what other processes have written into the map; True if there is a map that can be believed."""
-        return self.map.refresh(os.fstat(self._data))
+        """Take over what other processes have written into the map; True if there is a map that can be believed.
+
+        Raises:
+            StorageError: it could not be read.
+        """
+        with storage_errors(f"reading the chunk map of {self.digest}"):
+            return self.map.refresh(os.fstat(self._data))
 
     def doubtful(self) -> array[int] | None:
-        """What a map says that was written before the machine started anew, None if there is none; see `believe`."""
-        return self.map.of_another_boot(os.fstat(self._data))
+        """What a map says that was written before the machine started anew, None if there is none; see `believe`.
+
+        Raises:
+            StorageError: it could not be read.
+        """
+        with storage_errors(f"reading the chunk map of {self.digest}"):
+            return self.map.of_another_boot(os.fstat(self._data))
 
     def believe(self, marks: array[int]) -> None:
         """Go on with such a map, as far as its bytes were hashed again. Only the driver may.
@@ -223,7 +234,7 @@ class Partial:
         """Close it, and remove it if nothing has begun with it and nobody else is at it: else an empty file would stay."""
         if self.is_closed:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StorageError):
             if not os.fstat(self._data).st_size and not self.refresh() and self.try_acquire_driver() and self.is_current():
                 self.discard()
         self.close()

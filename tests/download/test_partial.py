@@ -206,6 +206,23 @@ def test_current_until_renamed_or_discarded(layout, begun):
     other.close()
 
 
+def test_opening_in_the_moment_of_a_commit_leaves_no_map(layout, begun, monkeypatch):
+    """If the driver commits between the opening of the bytes and that of their map, no map stays behind."""
+    real = module.ChunkMap
+
+    def committed_before(path):
+        os.rename(begun.path, layout.root + "/elsewhere")
+        begun.forget_map()
+        return real(path)
+
+    monkeypatch.setattr(module, "ChunkMap", committed_before)
+    late = open_partial(layout, DIGEST)
+    assert not late.is_current()
+    assert not late.refresh()
+    late.abandon()
+    assert os.listdir(layout.root + "/partial/sha256") == []
+
+
 def test_readers_outlive_a_discard(layout, begun):
     """Who has the file open can read on; the next to come finds nothing."""
     with begun.reader() as early:

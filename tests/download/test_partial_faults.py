@@ -1,5 +1,6 @@
 """What a partial file does when the disk does not."""
 
+import contextlib
 import errno
 import os
 
@@ -63,6 +64,11 @@ def test_failed_begin_is_no_map(layout, monkeypatch, call):
 def test_unopenable_partial_is_a_storage_error(layout, monkeypatch):
     """If bytes or map cannot be opened it says so, and keeps no descriptor."""
     real = os.open
+
+    def begin():
+        with contextlib.closing(open_partial(layout, DIGEST)) as partial:
+            partial.begin(CHUNK)
+
     for suffix in (DIGEST.encoded, ".map"):
 
         def broken(path, *args, suffix=suffix):
@@ -73,6 +79,6 @@ def test_unopenable_partial_is_a_storage_error(layout, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(os, "open", broken)
             with pytest.raises(StorageError) as caught:
-                open_partial(layout, DIGEST)
+                begin()
         assert caught.value.reason == "read_only"
         assert opened_under(layout.root) == []
