@@ -14,9 +14,7 @@ class Clock:
 
     def __init__(self, under_test, monkeypatch):
         self.offset = 0.0
-        self._context = under_test.mirror._graph.manifests._context
-        # The context is frozen for everybody but a test that owns the time.
-        object.__setattr__(self._context, "clock", self)
+        under_test.mirror._graph.manifests._context.clock = self
         monkeypatch.setattr(diskcache.core, "time", self)
         graph = under_test.mirror._graph
         for registry in graph.registries.values():

@@ -13,7 +13,7 @@ import aiohttp
 from mirror.config.model import Config
 from mirror.listener.sockets import listen
 from mirror.service.mirror import Mirror
-from mirror.service.store import Store
+from mirror.storage.store import Store
 from tests.support.names import sha256
 from tests.support.waiting import LIMIT, eventually
 

@@ -79,7 +79,7 @@ class Blobs:
         self._downloads = downloads
         # No failure is remembered: where a right is not known, the next question counts.
         self._questions: SingleFlight[int | None] = SingleFlight(context.in_use)
-        self._integrity = IntegrityChecks(context.files, context.threads.write, context.in_use)
+        self._integrity = IntegrityChecks(context.store.files, context.store.threads.write, context.in_use)
 
     async def get(self, repository: Repository, digest: Digest) -> BlobAnswer:
         """The blob, as soon as its size is known.
@@ -102,7 +102,7 @@ class Blobs:
                 await self._ask(repository, digest)
                 authorized = True
             # From here to the end of the download's start there is no await: hit, join or start is one decision.
-            held = context.files.open(digest) if authorized else None
+            held = context.store.files.open(digest) if authorized else None
             if held is not None:
                 answer = await self._held(source, held, None if urgency is not Urgency.CLIENT else _CHECK_TIMEOUT_S)
                 if answer is not None:
@@ -130,7 +130,7 @@ class Blobs:
         if vouched is None:
             return None
         context.usage.blob(digest, context.clock())
-        return BlobAnswer(digest, vouched.size, HeldBody(vouched, context.threads.serve), Outcome.HIT)
+        return BlobAnswer(digest, vouched.size, HeldBody(vouched, context.store.threads.serve), Outcome.HIT)
 
     async def _authorize(self, repository: Repository, digest: Digest, body: Body) -> None:
         """Have upstream asked unless it has granted the blob: another process may have fetched it, for another repository."""
@@ -254,7 +254,7 @@ class Blobs:
         download = self._downloads.find(digest)
         if download is not None:
             return download.source != own
-        return self._context.files.size(digest) is not None or self._downloads.has_partial(digest)
+        return self._context.store.files.size(digest) is not None or self._downloads.has_partial(digest)
 
     async def _ask(self, repository: Repository, digest: Digest) -> int | None:
         """Have upstream grant the blob to the asking repository; returns its size if upstream told."""

@@ -43,16 +43,16 @@ class CachedContent:
     async def manifest(self, repository: Repository, digest: Digest) -> CachedManifest | None:
         """A manifest from disk, whoever may see it; one that is no longer what its digest says goes."""
         context = self._context
-        size = context.files.size(digest)
-        raw = context.small.get(digest)
+        size = context.store.files.size(digest)
+        raw = context.store.small.get(digest)
         length = size if raw is None else len(raw)
         if length is None or length > MANIFEST_LIMIT:
             return None
-        return await on_bytes(length, context.threads.serve, self._read, repository, digest, raw)
+        return await on_bytes(length, context.store.threads.serve, self._read, repository, digest, raw)
 
     def _read(self, repository: Repository, digest: Digest, raw: bytes | None) -> CachedManifest | None:
         if raw is None:
-            raw = self._context.files.read(digest, MANIFEST_LIMIT)
+            raw = self._context.store.files.read(digest, MANIFEST_LIMIT)
         if raw is None:
             return None
         if Digest.of(raw, digest.algorithm) != digest:
@@ -68,17 +68,17 @@ class CachedContent:
 
     def _drop_damaged(self, digest: Digest) -> None:
         log.error("manifest_damaged", digest=str(digest), consequence="dropped; it is fetched again")
-        self._context.files.delete(digest)
-        self._context.generation.change()
+        self._context.store.files.delete(digest)
+        self._context.store.generation.change()
 
     def is_authorized(self, kind: Kind, repository: Repository, digest: Digest) -> bool:
         """Whether a repository may be served a digest; if not, upstream has to be asked."""
-        private = repository.registry in self._context.private
+        private = self._context.is_private(repository)
         return self._context.access.is_authorized(kind, repository, digest, private=private)
 
     def grant(self, kind: Kind, repository: Repository, digest: Digest) -> Grant | None:
         """Why a repository may be served a digest, with the size that is known of it; None if it may not. See `is_authorized`."""
-        private = repository.registry in self._context.private
+        private = self._context.is_private(repository)
         return self._context.access.find(kind, repository, digest, private=private)
 
     async def keep(self, repository: Repository, manifest: Manifest) -> bool:
@@ -90,7 +90,7 @@ class CachedContent:
         context.access.record_manifest(repository, manifest.digest, held, parts)
         await context.access.written()
         try:
-            await context.store(manifest.digest, manifest.raw)
+            await context.put(manifest.digest, manifest.raw)
         except StorageError as error:
             self._log.tell("warning", "manifest_not_stored", digest=str(manifest.digest), cause=str(error))
             return False
@@ -104,22 +104,22 @@ class CachedContent:
         """Store a manifest once more if a purge has removed it before it was recorded anew."""
         context = self._context
         await context.access.written()
-        if context.files.size(manifest.digest) is None and context.small.get(manifest.digest) is None:
+        if context.store.files.size(manifest.digest) is None and context.store.small.get(manifest.digest) is None:
             with contextlib.suppress(StorageError):
-                await context.store(manifest.digest, manifest.raw)
+                await context.put(manifest.digest, manifest.raw)
 
     async def record_held(self, repository: Repository, held: CachedManifest) -> None:
         """Record that a repository has a held manifest, which upstream grants it, and what it names."""
         context, digest, size = self._context, held.digest, len(held.raw)
         if not context.access.holds(repository, digest):
-            manifest = await on_bytes(size, context.threads.serve, parse_manifest, held.raw, held.media_type, digest)
+            manifest = await on_bytes(size, context.store.threads.serve, parse_manifest, held.raw, held.media_type, digest)
             context.access.record_manifest(repository, digest, Held(held.media_type, size), parts_of(manifest))
 
     # ---- negative answers
 
     def raise_if_negative(self, kind: Kind, repository: Repository, reference: Reference) -> None:
         """Repeat upstream's no, if it has lately said so; raises NotFound or AccessDenied."""
-        index = self._context.index
+        index = self._context.store.index
         if index.absent(kind, repository, reference):
             if index.denied(kind, repository, reference):
                 raise AccessDenied(f"upstream has lately said that it does not grant {repository} {reference}")
@@ -132,4 +132,4 @@ class CachedContent:
             context.access.revoke_grant(kind, repository, reference)
         seconds = context.policies.general.not_found_ttl
         denied = isinstance(error, AccessDenied)
-        await context.note(partial(context.index.put_absent, kind, repository, reference, seconds, denied=denied), None)
+        await context.note(partial(context.store.index.put_absent, kind, repository, reference, seconds, denied=denied), None)

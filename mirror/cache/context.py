@@ -18,12 +18,7 @@ from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.errors import NotFound
 from mirror.metrics import Metrics
-from mirror.storage.blobs import BlobFiles
-from mirror.storage.generation import Generation
-from mirror.storage.index import Index
-from mirror.storage.keyed_lock import KeyedLock
-from mirror.storage.threads import ThreadPools
-from mirror.storage.write_behind import WriteBehind
+from mirror.storage.store import Store
 from mirror.upstream.registry import Registry
 
 T = TypeVar("T")
@@ -36,35 +31,44 @@ _NOTE_TIMEOUT_S = 0.05
 
 
 @dataclass(frozen=True)
-class Context:
-    """The surroundings of every pull.
+class CacheServices:
+    """What outlives a reload.
 
     Attributes:
-        registries: by name; no other registry is ever asked.
-        make_room: tries to make so many bytes fit into the store, within a bounded time.
-        small: manifests on their way to the disk.
-        private: names of registries that are used with an account: there, only upstream's own word grants anything.
-        access: which repository may be served what.
-        turns: so that of several processes one fetches a manifest for all.
-        in_use: counts who uses the registries; their connections stay open until nobody does.
-        clock: seconds since the epoch.
+        access: which repository may be served which digest.
+        make_room: tries to free so many bytes of the store, within a bounded time.
     """
 
-    registries: Mapping[str, Registry]
-    private: frozenset[str]
-    files: BlobFiles
-    index: Index
+    store: Store
     access: AccessIndex
-    generation: Generation
-    turns: KeyedLock
-    threads: ThreadPools
-    small: WriteBehind
-    metrics: Metrics
-    policies: TagPolicies
     usage: Usage
+    metrics: Metrics
     make_room: Callable[[int], Awaitable[None]]
-    in_use: UseCount
-    clock: Callable[[], float] = time.time
+
+
+class Context:
+    """What every part of the use case works with.
+
+    Args:
+        registries: by name; no other registry is ever asked.
+        in_use: counts the users of the registries; their connections stay open until there is none.
+
+    Attributes:
+        clock: returns seconds since the epoch.
+    """
+
+    def __init__(
+        self, services: CacheServices, registries: Mapping[str, Registry], policies: TagPolicies, in_use: UseCount
+    ) -> None:
+        self.store = services.store
+        self.access = services.access
+        self.usage = services.usage
+        self.metrics = services.metrics
+        self.registries = registries
+        self.policies = policies
+        self.in_use = in_use
+        self.clock: Callable[[], float] = time.time
+        self._make_room = services.make_room
 
     def registry(self, repository: Repository) -> Registry:
         """The registry to ask for a repository; raises NotFound if it is not configured."""
@@ -73,12 +77,18 @@ class Context:
             raise NotFound(f"registry {repository.registry} is not mirrored here")
         return registry
 
-    async def store(self, digest: Digest, data: bytes) -> None:
-        """Store something small that was verified, making room for it if need be; raises StorageError.
+    def is_private(self, repository: Repository) -> bool:
+        """Whether a repository's registry is used with an account: there, only upstream's own answers grant a digest."""
+        registry = self.registries.get(repository.registry)
+        return registry is not None and registry.private
 
-        See `WriteBehind.put`: a slow disk keeps nobody waiting.
+    async def put(self, digest: Digest, data: bytes) -> None:
+        """Store small, verified content, after an attempt to make room if there is none; see `WriteBehind.put`.
+
+        Raises:
+            StorageError: the store cannot take it.
         """
-        await self.small.put(digest, data, self.make_room)
+        await self.store.small.put(digest, data, self._make_room)
 
     async def note(self, work: Callable[[], T], late: T) -> T:
         """Write a fact into the index; returns what `work` returned.
@@ -86,7 +96,7 @@ class Context:
         If the disk is slow the answer goes on with `late`; then the next one may have to ask upstream for the same fact.
         The fact is written although whoever wanted to know has left.
         """
-        written = asyncio.get_running_loop().run_in_executor(self.threads.note, work)
+        written = asyncio.get_running_loop().run_in_executor(self.store.threads.note, work)
         done, _ = await asyncio.wait([written], timeout=_NOTE_TIMEOUT_S)
         if done:
             return written.result()
@@ -95,7 +105,7 @@ class Context:
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Read what an answer needs from the store."""
-        return await in_thread(self.threads.serve, work, *args, **kwargs)
+        return await in_thread(self.store.threads.serve, work, *args, **kwargs)
 
 
 def _log_failure(written: asyncio.Future[T]) -> None:

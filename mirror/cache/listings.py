@@ -82,7 +82,7 @@ class Listings:
     async def _referrers(
         self, repository: Repository, digest: Digest, query: dict[str, str]
     ) -> tuple[Listing, Outcome, str | None]:
-        page, asked, attachments = _asked_page(query), self._context.clock(), self._context.index.attachments
+        page, asked, attachments = _asked_page(query), self._context.clock(), self._context.store.index.attachments
         try:
             found = await self._get("referrers", repository, f"referrers/{digest}", query)
         except NotFound:
@@ -101,7 +101,7 @@ class Listings:
 
     def _said_last(self, repository: Repository, digest: Digest, page: str, error: UpstreamError) -> Listing:
         """The list that is kept in the store; raises the failure if there is none, or NotFound if upstream had none."""
-        context, kept = self._context, self._context.index.attachments.list(repository, digest, page)
+        context, kept = self._context, self._context.store.index.attachments.list(repository, digest, page)
         longest = context.policies.general.stale_if_error
         if kept is None or not may_serve(error.reason, context.clock() - kept.asked, longest):
             raise error

@@ -90,7 +90,7 @@ class ManifestByDigest:
 
     async def _fetch_once(self, repository: Repository, digest: Digest) -> ManifestAnswer:
         """What another process has fetched meanwhile, or else fetch it: however many processes, it costs one pull."""
-        async with self._context.turns.turn(digest):
+        async with self._context.store.turns.turn(digest):
             found = await self._found(repository, digest)
             return replace(found, outcome=Outcome.JOINED) if found is not None else await self.fetch(repository, digest)
 
@@ -132,11 +132,11 @@ class ManifestByDigest:
 
         def write() -> bool:
             denied = isinstance(error, AccessDenied)
-            counts = context.index.note_refusal(repository, tag, asked, context.clock(), delete=delete, denied=denied)
+            counts = context.store.index.note_refusal(repository, tag, asked, context.clock(), delete=delete, denied=denied)
             if counts and delete:
-                context.generation.change()
+                context.store.generation.change()
             if counts and isinstance(error, NotFound):
-                context.index.attachments.put_absent(repository, tag, asked)
+                context.store.index.attachments.put_absent(repository, tag, asked)
             return counts
 
         return await context.note(write, late=True)

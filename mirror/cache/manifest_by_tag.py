@@ -50,7 +50,7 @@ class ManifestByTag:
     async def get(self, repository: Repository, tag: Tag, *, head: bool) -> tuple[ManifestAnswer, float]:
         """The manifest that a tag names, and until when that is good; raises like `Manifests.get`."""
         context, ttl = self._context, self._context.policies.of(repository, tag).ttl
-        record = context.index.tag(repository, tag)
+        record = context.store.index.tag(repository, tag)
         if record is not None and isinstance(decide(record, context.clock(), ttl), Fresh):
             return await self._named(repository, record, head=head), record.checked + ttl
         try:
@@ -163,7 +163,7 @@ class ManifestByTag:
 
     def _repeat_absence(self, repository: Repository, tag: Tag, error: UpstreamError | UpstreamRefusal) -> None:
         """Raise NotFound if upstream cannot be asked, but had no such signature when it was: clients need to be told that."""
-        since = self._context.index.attachments.absent_since(repository, tag)
+        since = self._context.store.index.attachments.absent_since(repository, tag)
         if since is None or not isinstance(error, UpstreamError):
             return
         if may_serve(error.reason, self._context.clock() - since, self._context.policies.general.stale_if_error):
@@ -180,7 +180,7 @@ class ManifestByTag:
             return None
         self._pull_policy.check_content(repository, record.digest)
         held = await self._by_digest.held(repository, record.digest)
-        if held is None or not await context.in_thread(is_complete, context.files, record.digest):
+        if held is None or not await context.in_thread(is_complete, context.store.files, record.digest):
             return None
         context.metrics.stale_served.labels(repository.registry, reason).inc()
         self._tell(repository, tag, reason, error)

@@ -20,7 +20,7 @@ class Manifests:
 
     def __init__(self, context: Context, by_digest: ManifestByDigest, by_tag: ManifestByTag, prefetch: Prefetch) -> None:
         self._context = context
-        self._memory: Memory[ManifestAnswer] = Memory(context.generation)
+        self._memory: Memory[ManifestAnswer] = Memory(context.store.generation)
         self._by_digest = by_digest
         self._by_tag = by_tag
         self._prefetch = prefetch

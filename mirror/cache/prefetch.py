@@ -132,7 +132,7 @@ class Prefetch:
 
     def _never_fits(self, sizes: Iterable[int]) -> bool:
         """Whether the first blobs would have to go for the last ones, perhaps before the client has come to them."""
-        limit = self._context.files.quota.max_size
+        limit = self._context.store.files.quota.max_size
         return bool(limit) and sum(map(on_disk, sizes)) > limit
 
     def _begin(self) -> None:

@@ -41,7 +41,7 @@ class PullPolicy:
         self._policies = policies
         self._denied = {rule.digest: f"deny: {rule}" for policy in policies.values() for rule in policy.digests}
         # Digests that were found to be allowed; no more is known of what names them until the generation changes.
-        self._allowed: Memory[bool] = Memory(context.generation, _MAX_ENTRIES)
+        self._allowed: Memory[bool] = Memory(context.store.generation, _MAX_ENTRIES)
 
     async def check(self, repository: Repository, reference: Reference | None) -> None:
         """Return if it may be pulled; without a reference, if anything of the repository may.
@@ -88,7 +88,7 @@ class PullPolicy:
         policy = self._policies.get(repository.registry)
         if policy is None or _refused_by_name(policy, repository, tag) is not None:
             return False
-        record = self._context.index.tag(repository, tag) if self._denied else None
+        record = self._context.store.index.tag(repository, tag) if self._denied else None
         return record is None or record.digest not in self._denied
 
     def listed(self, repository: Repository, tags: list[str]) -> list[str]:
@@ -96,7 +96,7 @@ class PullPolicy:
         policy = self._policies.get(repository.registry)
         if policy is None or not self._names_matter(policy, repository):
             return tags
-        index = self._context.index
+        index = self._context.store.index
         denied = {tag for digest in self._denied for tag in index.tags_naming(repository, digest)}
         return [
             text
@@ -137,12 +137,12 @@ class _Question:
         rule = self.denied.get(digest) or self.policy.refuses_repository(self.repository.path)
         if rule is not None:
             return rule
-        tags = self.context.index.tags_naming(self.repository, digest)
+        tags = self.context.store.index.tags_naming(self.repository, digest)
         rule = self.policy.refuses_digest(self.repository.path, tags)
         if (tags and rule is None) or depth >= _MAX_DEPTH:
             return rule
         for kind in _KINDS:
-            for manifest in self.context.index.parts.naming(kind, self.repository, digest):
+            for manifest in self.context.store.index.parts.naming(kind, self.repository, digest):
                 if manifest not in self.answers:
                     if len(self.answers) >= _MAX_LOOKED_AT:
                         return rule

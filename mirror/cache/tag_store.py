@@ -41,7 +41,7 @@ class TagStore:
 
     def of(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """What is known of a tag."""
-        return self._context.index.tag(repository, tag)
+        return self._context.store.index.tag(repository, tag)
 
     def now(self) -> float:
         """The time of the records, in seconds since the epoch."""
@@ -65,11 +65,11 @@ class TagStore:
         loop = asyncio.get_running_loop()
 
         def write() -> TagRecord | None:
-            before, after = context.index.note_check(repository, tag, found, now)
-            context.index.attachments.forget_absent(repository, tag)
+            before, after = context.store.index.note_check(repository, tag, found, now)
+            context.store.index.attachments.forget_absent(repository, tag)
             if before is not None and after is not None and before.digest != after.digest:
                 # Not before: what memory forgets sooner it would learn again.
-                context.generation.change()
+                context.store.generation.change()
                 loop.call_soon_threadsafe(self._moved, Move(repository, tag, before.digest, after.digest, now))
             return after
 

@@ -15,7 +15,7 @@ from mirror.aio import UseCount
 from mirror.cache.blobs import Blobs
 from mirror.cache.catalog import Catalog
 from mirror.cache.content import CachedContent
-from mirror.cache.context import Context
+from mirror.cache.context import CacheServices, Context
 from mirror.cache.listings import Listings
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
@@ -127,22 +127,8 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     )
     registries = {name: _registry(name, entry, http, metrics, healths) for name, entry in config.registries.items()}
     policies = _policies(config)
-    context = Context(
-        registries=registries,
-        private=frozenset(name for name, entry in config.registries.items() if entry.username is not None),
-        files=store.files,
-        index=store.index,
-        access=store.access,
-        generation=store.generation,
-        turns=store.turns,
-        threads=store.threads,
-        small=store.small,
-        metrics=metrics,
-        policies=policies,
-        usage=services.usage,
-        make_room=services.janitor.make_room,
-        in_use=in_use,
-    )
+    cache = CacheServices(store, services.access, services.usage, metrics, services.janitor.make_room)
+    context = Context(cache, registries, policies, in_use)
     content = CachedContent(context)
     rules = {name: Policy.parse(entry.allow, entry.deny, name) for name, entry in config.registries.items()}
     pull_policy = PullPolicy(context, rules)
@@ -194,7 +180,7 @@ def _registry(name: str, config: RegistryConfig, http: Http, metrics: Metrics, h
         tokens = Tokens(http, url, config.token_hosts, login, tls=tls, proxy=config.proxy)
         health = healths.get(_account(name, text, config))
         upstreams.append(Upstream(name, url, http, tokens, metrics, tls=tls, proxy=config.proxy, health=health))
-    return Registry(name, upstreams)
+    return Registry(name, upstreams, private=config.username is not None)
 
 
 def _account(name: str, url: str, config: RegistryConfig) -> tuple[object, ...]:

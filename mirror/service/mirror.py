@@ -26,8 +26,8 @@ from mirror.service.current import Current
 from mirror.service.graph import build
 from mirror.service.operations import AdminOperations
 from mirror.service.services import Services, WorkerGroup
-from mirror.service.store import Store
 from mirror.service.worker_stats import WorkerStats
+from mirror.storage.store import Store
 
 log = structlog.get_logger(__name__)
 

@@ -18,9 +18,9 @@ from mirror.maintenance.purge import Order as PurgeOrder
 from mirror.maintenance.purge import Purge, Purged
 from mirror.metrics import Metrics
 from mirror.service.graph import Graph
-from mirror.service.store import Store
 from mirror.service.worker_stats import Problems, WorkerStats
 from mirror.storage.images import Image, images
+from mirror.storage.store import Store
 from mirror.sync.job import Order, by_operator, by_webhook
 from mirror.upstream.login import Login
 

@@ -24,9 +24,9 @@ from mirror.service.mirror import Mirror
 from mirror.service.sd_notify import notify
 from mirror.service.services import WorkerGroup
 from mirror.service.shared import SharedCounts
-from mirror.service.store import Store
 from mirror.service.supervisor import HEARD, Supervisor, Worker
 from mirror.storage.layout import Layout
+from mirror.storage.store import Store
 
 # Names are looked up in the event loop's own threads. Each that does not resolve takes one of them for many seconds, and there
 # are other small things to do beside them; what answers wait for has threads of its own.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mirror.cache.access_index import AccessIndex
 from mirror.cache.prefetch import share
 from mirror.cache.tag_policy import TagPolicies
 from mirror.cache.usage import Usage
@@ -21,7 +22,7 @@ from mirror.maintenance.recheck import Recheck
 from mirror.maintenance.repeats import Repeats
 from mirror.maintenance.scrub import Scrub
 from mirror.metrics import Metrics
-from mirror.service.store import Store
+from mirror.storage.store import Store
 from mirror.sync.notifier import Notifier
 from mirror.sync.scheduler import SyncScheduler, SyncServices
 from mirror.tracing import ViaChain
@@ -68,6 +69,7 @@ class Services:
         self.group = group
         self.metrics = Metrics()
         self.usage = Usage()
+        self.access = AccessIndex(store.index, store.generation, store.threads.note)
         self.sync_scheduler = SyncScheduler(store.layout, store.index, store.jobs, self.metrics, sync_services)
         scrub = self._build_scrub(config)
         self.recheck = Recheck(scrub, group.repeats)

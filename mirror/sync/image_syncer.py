@@ -167,7 +167,7 @@ class ImageSyncer:
         brought = await self._content(target.repository, answer, wish, progress)
         result: Word = "unchanged" if progress.fetched == fetched else "moved"
         # What a digest names never changes, and once it is held in full upstream is not asked again.
-        if result == "moved" or self._context.index.attachments.list(target.repository, digest, "") is None:
+        if result == "moved" or self._context.store.index.attachments.list(target.repository, digest, "") is None:
             await self._attachments.sync(target.repository, brought, self._spend)
         return SyncResult(result, None, digest)
 
@@ -209,7 +209,7 @@ class ImageSyncer:
     async def _wish(self, target: Target, old: Digest | None) -> ContentSelection:
         if old is None:
             return ContentSelection(target.platforms, whole=target.fetch, certain=target.fetch, exact=not target.fetch)
-        files = self._context.files
+        files = self._context.store.files
         pulled = await self._context.in_thread(held_platforms, files, old)
         whole = target.fetch or await self._context.in_thread(is_complete, files, old)
         platforms = tuple(dict.fromkeys((*target.platforms, *pulled)))
@@ -290,7 +290,7 @@ class ImageSyncer:
         if platforms:
             # The config comes before the layers.
             await work(1)
-            own = await self._context.in_thread(own_platform, self._context.files, manifest)
+            own = await self._context.in_thread(own_platform, self._context.store.files, manifest)
             if own is not None and not any(platform.matches(own) for platform in platforms):
                 raise NotFound(f"it is for {own}, not for {', '.join(map(str, platforms))}")
         await together(work() for _ in range(_BLOBS_AT_ONCE))

@@ -62,10 +62,15 @@ class Listing:
 
 
 class Registry:
-    """A registry, by way of its upstreams: the first that answers usefully is it."""
+    """A registry, by way of its upstreams: the first that answers usefully is it.
 
-    def __init__(self, name: str, upstreams: list[Upstream]) -> None:
+    Attributes:
+        private: it is used with an account.
+    """
+
+    def __init__(self, name: str, upstreams: list[Upstream], *, private: bool = False) -> None:
         self.name = name
+        self.private = private
         self.upstreams = upstreams
         for upstream in upstreams:
             upstream.health.alone = len(upstreams) == 1

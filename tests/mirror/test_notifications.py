@@ -14,7 +14,7 @@ from mirror.cache.tag_store import Move
 from mirror.config.sections import Storage
 from mirror.core.digest import Digest
 from mirror.core.names import Repository, Tag
-from mirror.service.store import Store
+from mirror.storage.store import Store
 from mirror.sync.notifier import Notifier, Patience
 from mirror.upstream.webhook import Webhook
 from tests.clock import Clock

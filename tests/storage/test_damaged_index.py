@@ -12,7 +12,7 @@ import pytest
 
 from mirror.config.sections import Storage
 from mirror.core.digest import Digest
-from mirror.service.store import Store
+from mirror.storage.store import Store
 from mirror.storage.table import Table
 
 FILES = ("cache.db", "cache.db-wal", "cache.db-shm")

@@ -7,7 +7,7 @@ import pytest
 
 from mirror.config.sections import Storage
 from mirror.errors import ConfigurationError
-from mirror.service.store import Store
+from mirror.storage.store import Store
 
 
 @contextlib.contextmanager

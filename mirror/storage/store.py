@@ -6,7 +6,6 @@ import os
 import sqlite3
 import uuid
 
-from mirror.cache.access_index import AccessIndex
 from mirror.config.sections import Storage
 from mirror.errors import ConfigurationError
 from mirror.storage.blobs import BlobFiles
@@ -37,7 +36,6 @@ class Store:
             raise ConfigurationError([f"storage.path: the store {self.layout.root!r} cannot be opened: {cause}"]) from error
         self.threads = ThreadPools.start()
         self.small = WriteBehind(self.files, self.threads)
-        self.access = AccessIndex(self.index, self.generation, self.threads.note)
 
     def _open(self, config: Storage) -> None:
         self.quota = SpaceQuota(self.layout, config.max_size, config.min_free)
