@@ -125,6 +125,21 @@ async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise failures.exceptions[0] from failures
 
 
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for work that releases something, also while the caller is cancelled; the cancellation is raised afterwards."""
+    task = asyncio.get_running_loop().create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
 class Signal:
     """Wakes those who wait; what has changed they see for themselves."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from mirror.aio import uninterrupted
 from mirror.errors import UpstreamBusy, UpstreamError
 
 T = TypeVar("T")
@@ -16,7 +17,7 @@ async def hedged(
     attempt: Callable[[bool], Coroutine[Any, Any, T]],
     after: float,
     allowed: Callable[[], bool],
-    discard: Callable[[T], Awaitable[None]],
+    discard: Callable[[T], Coroutine[Any, Any, None]],
 ) -> T:
     """The result of the attempt that succeeds first; the other one is cancelled.
 
@@ -51,17 +52,16 @@ async def hedged(
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
     finally:
         try:
-            await _leave([task for task in tasks if task is not winner], discard)
+            await uninterrupted(_discard_all([task for task in tasks if task is not winner], discard))
         except asyncio.CancelledError:
             if winner is not None:
-                await discard(winner.result())
+                await uninterrupted(discard(winner.result()))
             raise
 
 
-async def _leave(tasks: list[asyncio.Task[T]], discard: Callable[[T], Awaitable[None]]) -> None:
-    """End what is not wanted any more, and give back what it has got."""
+async def _discard_all(tasks: list[asyncio.Task[T]], discard: Callable[[T], Coroutine[Any, Any, None]]) -> None:
+    """Cancel attempts and release what they hold."""
     for task in tasks:
         task.cancel()
-    for result in await asyncio.gather(*tasks, return_exceptions=True):
-        if not isinstance(result, BaseException):
-            await discard(result)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(*(discard(result) for result in results if not isinstance(result, BaseException)))

@@ -123,3 +123,61 @@ async def test_who_waits_gives_up(attempts):
         await running
     assert attempts.cancelled == [False]
     assert attempts.discarded == ["too late"]
+
+
+class SlowToGiveUp(Attempts):
+    """Attempts that answer when they are cancelled, as soon as a test lets them."""
+
+    def __init__(self):
+        super().__init__()
+        self.ending, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def attempt(self, second):
+        try:
+            return await super().attempt(second)
+        except asyncio.CancelledError:
+            self.ending.set()
+            await self.may_end.wait()
+            return second
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_cancelled_while_collecting(answered):
+    """A cancellation that comes while attempts are being ended loses nothing that they held, and still counts."""
+    attempts = SlowToGiveUp()
+    running = attempts.run()
+    await attempts.both()
+    if answered:
+        attempts.ends[True].set_result("answer")
+    else:
+        running.cancel()
+    await attempts.ending.wait()
+    running.cancel()
+    await asyncio.sleep(0)
+    attempts.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert sorted(map(str, attempts.discarded)) == sorted(["False", "answer" if answered else "True"])
+
+
+async def test_cancelled_while_giving_back(attempts):
+    """A cancellation that comes while one result is given back does not keep the other one."""
+    giving_back, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def discard(result):
+        giving_back.set()
+        await may_go_on.wait()
+        attempts.discarded.append(result)
+
+    attempts.discard = discard
+    running = attempts.run()
+    await attempts.both()
+    for second in (False, True):
+        attempts.ends[second].set_result(second)
+    await giving_back.wait()
+    running.cancel()
+    await asyncio.sleep(0)
+    may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert sorted(attempts.discarded) == [False, True]
