@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack
 from io import FileIO
 
 from mirror.aio import on_descriptor
 from mirror.core.digest import Digest
-from mirror.download.source import BlobStream, Source
+from mirror.download.source import Source
+from mirror.download.stream_task import StreamTask
 from mirror.download.verifier import Hasher, hash_piece
 from mirror.errors import (
+    ConnectionWithdrawn,
     DigestMismatch,
     UpstreamDisconnected,
     UpstreamError,
@@ -39,8 +40,9 @@ class PassthroughStream:
         self._executor = executor
         self._attempts = attempts
         self._size = size
-        self._stack = AsyncExitStack()
-        self._stream: BlobStream | None = None
+        self._task: StreamTask | None = None
+        # Where the stream begins, as long as nothing has been read from it.
+        self._unread: int | None = None
 
     async def open(self, position: int) -> int:
         """Connect at `position`, once more after a failure that may pass; returns the bytes of the whole blob.
@@ -48,27 +50,30 @@ class PassthroughStream:
         Raises like `Source.open`.
         """
         try:
-            self._stream = await self._connect(position)
+            return await self._connect(position)
         except (UpstreamRateLimited, UpstreamTimeout):
             raise
-        except UpstreamError:
-            self._stream = await self._connect(position)
-        return self._stream.size
+        except (ConnectionWithdrawn, UpstreamError):
+            return await self._connect(position)
 
-    async def _connect(self, position: int) -> BlobStream:
-        await self._stack.aclose()
-        stream = await self._stack.enter_async_context(self._source.open(position, None))
+    async def _connect(self, position: int) -> int:
+        await self.close()
+        self._task = StreamTask(self._source, position)
+        stream = await self._task.opened()
         if self._size not in (None, stream.size):
             raise UpstreamProtocolError(f"upstream now says that {self._digest} has {stream.size} bytes, not {self._size}")
         if not stream.size and Digest.of(b"", self._digest.algorithm) != self._digest:
             # There will be no last byte to keep back.
             raise DigestMismatch(f"upstream says that {self._digest} is empty, which has another digest")
-        self._size = stream.size
-        return stream
+        self._size, self._unread = stream.size, stream.start
+        return stream.size
 
     async def close(self) -> None:
-        """Leave upstream."""
-        await self._stack.aclose()
+        """End the connection."""
+        self._unread = None
+        task, self._task = self._task, None
+        if task is not None:
+            await task.close()
 
     async def blocks(self, start: int, stop: int, before: FileIO | None) -> AsyncIterator[bytes]:
         """The bytes from `start` up to `stop`.
@@ -77,7 +82,7 @@ class PassthroughStream:
             before: a file that holds the bytes in front of `start`, if they have been delivered from there.
 
         Raises:
-            UpstreamError: upstream broke too often.
+            UpstreamError, ConnectionWithdrawn: upstream broke, or its connection was withdrawn, too often.
             DigestMismatch: the blob is not what it should be; its end has been kept back.
         """
         size = self._size if self._size is not None else await self.open(start)
@@ -102,24 +107,24 @@ class PassthroughStream:
         """The bytes of the stream, reopened where it broke."""
         position, failures = start, 0
         # A stream is read once: another part needs another one, even if it begins at the same place.
-        stream, self._stream = self._stream, None
-        if stream is not None and stream.start != start:
-            stream = None
+        task = self._task if self._unread == start else None
+        self._unread = None
         while position < stop:
             try:
-                stream = stream or await self._connect(position)
-                async for block in stream.blocks():
-                    # Kept beyond the next block, by the socket of a slow client or until the digest is known.
-                    piece = bytes(block[: stop - position])
+                if task is None:
+                    await self._connect(position)
+                    task, self._unread = self._task, None
+                assert task is not None
+                while piece := (await task.piece())[: stop - position]:
                     position += len(piece)
                     failures = 0
                     yield piece
                     if position >= stop:
                         return
                 raise UpstreamDisconnected(f"upstream ended {self._digest} at byte {position}")
-            except UpstreamError:
+            except (ConnectionWithdrawn, UpstreamError):
                 failures += 1
-                stream = None
+                task = None
                 if failures >= self._attempts:
                     raise
 

@@ -1,5 +1,7 @@
 """The store cannot take the bytes: pulls go on without it."""
 
+import asyncio
+import contextlib
 import dataclasses
 import errno
 import os
@@ -9,8 +11,18 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
+from mirror.download.passthrough_stream import PassthroughStream
 from mirror.download.reader import Span, StreamingBody
-from mirror.errors import DigestMismatch, NotFound, StorageError, UpstreamDisconnected, UpstreamProtocolError, UpstreamTimeout
+from mirror.errors import (
+    ConnectionWithdrawn,
+    DigestMismatch,
+    NotFound,
+    StorageError,
+    UpstreamDisconnected,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+)
+from mirror.upstream import connections
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK
 from tests.support.files import opened_under
@@ -294,3 +306,74 @@ async def test_reader_behind_a_silent_upstream_when_the_disk_is_full(world, sour
     assert isinstance(await late.ended_short(), UpstreamTimeout)
     hold.release()
     assert await first.whole() == DATA
+
+
+class WithdrawableSource(ScriptedSource):
+    """An upstream whose connections can be taken back."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.withdraws = []
+
+    @contextlib.asynccontextmanager
+    async def open(self, start, stop):
+        async with connections.withdrawable():
+            self.withdraws.append(connections.withdraw.get())
+            async with super().open(start, stop) as stream:
+                yield stream
+
+
+@pytest.fixture
+async def withdrawable(world):
+    """A stream past the store from an upstream whose connections can be taken back."""
+    source = WithdrawableSource(DATA)
+    stream = PassthroughStream(Digest.of(DATA), source, world.executor, 3, None)
+    yield source, stream
+    await stream.close()
+    assert source.under_way == 0
+
+
+async def test_connection_withdrawn_while_the_client_is_slow(withdrawable):
+    """A connection that is taken back while the reader waits for its client is replaced; the reader is not cancelled."""
+    source, stream = withdrawable
+    blocks = stream.blocks(0, len(DATA), None)
+    data = await anext(blocks)
+    source.withdraws[0]()
+    # What the reader does between two blocks takes a few turns of the event loop.
+    for _ in range(3):
+        await asyncio.sleep(0)
+    async for block in blocks:
+        data += block
+    assert data == DATA
+    assert len(source.opens) == 2
+
+
+async def test_connection_withdrawn_while_upstream_is_slow(withdrawable):
+    """A connection that is taken back while the reader waits for upstream is replaced, too."""
+    source, stream = withdrawable
+    gate = source.gate(CHUNK)
+    reading = asyncio.create_task(collected(stream))
+    await gate.reached.wait()
+    source.withdraws[0]()
+    gate.release()
+    assert await reading == DATA
+    assert source.opens == [(0, None), (CHUNK, None)]
+
+
+async def test_connection_withdrawn_again_and_again(withdrawable):
+    """Where every connection is taken back before a byte comes, the body ends with that as its cause."""
+    source, stream = withdrawable
+    gate = source.gate(0)
+    reading = asyncio.create_task(collected(stream))
+    await gate.reached.wait()
+    while not reading.done():
+        source.withdraws[-1]()
+        await asyncio.sleep(0)
+    with pytest.raises(ConnectionWithdrawn):
+        await reading
+    # Opening takes a second try of its own.
+    assert len(source.opens) <= 4
+
+
+async def collected(stream):
+    return b"".join([block async for block in stream.blocks(0, len(DATA), None)])
