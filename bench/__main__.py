@@ -14,7 +14,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench import cold_blob, cold_speed, hot_blob, hot_manifest, memory, million, parallel, prefetch
+from bench import cold_blob, cold_speed, far, hot_blob, hot_manifest, memory, million, parallel, prefetch
 from bench.lineup import Settings
 from bench.process import NotTakenError
 from bench.report import Report
@@ -27,6 +27,7 @@ MEASUREMENTS: dict[str, Callable[[Settings], Report]] = {
     "cold-blob": cold_blob.measure,
     "cold-speed": cold_speed.measure,
     "parallel": parallel.measure,
+    "far": far.measure,
     "prefetch": prefetch.measure,
     "memory": memory.measure,
     "million": million.measure,
@@ -43,6 +44,8 @@ Measures the mirror beside nginx and docker-registry on this machine, all in one
   cold-blob     16 clients on one 200 MB blob nobody holds, upstream at 50 MB/s in total     5 min
   cold-speed    1 GB nobody holds, upstream unlimited, plain and TLS: throughput, CPU, first byte   4 min
   parallel      one 160 MB blob, upstream at 10 MB/s per connection, 4 connections and 1     1 min
+  far           cold blobs from 5, 100 and 250 ms away, each connection limited or not, packets lost or not,
+                over 1, 2, 4 and 8 connections, 1 and 16 clients; pulls by dockerd             25 min
   prefetch      a cold image of 12 layers, pulled by dockerd with and without prefetch       3 min
   memory        resident size with 500 downloads of distinct cold blobs under way            2 min
   million       a store of a million small blobs: start, and requests while 10% are evicted  4 min

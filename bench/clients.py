@@ -14,6 +14,7 @@ from bench.process import NotTakenError
 START_SECONDS = 15.0
 REQUEST_SECONDS = 60.0
 READ_BYTES = 1 << 20
+LOCAL = "127.0.0.1"
 
 
 def download(load: Load) -> Outcome:
@@ -34,7 +35,7 @@ def requests_per_second(port: int, path: str, seconds: float, connections: int, 
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s"]
     for name, value in headers.items():
         argv += ["-H", f"{name}: {value}"]
-    text = _run([*argv, f"http://127.0.0.1:{port}{path}"], seconds + START_SECONDS)
+    text = _run([*argv, f"http://{LOCAL}:{port}{path}"], seconds + START_SECONDS)
     trouble = re.search(r"(Non-2xx.*|Socket errors.*)", text)
     rate = re.search(r"Requests/sec:\s*([\d.]+)", text)
     if trouble or not rate:
@@ -42,9 +43,9 @@ def requests_per_second(port: int, path: str, seconds: float, connections: int, 
     return float(rate[1])
 
 
-def get(port: int, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
+def get(port: int, path: str, headers: Mapping[str, str] | None = None, host: str = LOCAL) -> tuple[int, bytes]:
     """Status and the beginning of the body of one GET, read to its end. Raises OSError or HTTPException."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_SECONDS)
+    connection = http.client.HTTPConnection(host, port, timeout=REQUEST_SECONDS)
     try:
         connection.request("GET", path, headers=dict(headers or {}))
         answer = connection.getresponse()

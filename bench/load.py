@@ -24,6 +24,7 @@ class Load:
     paths: list[str]
     seconds: float = 0.0
     limit: float = 300.0
+    host: str = "127.0.0.1"
 
 
 @dataclass
@@ -45,11 +46,11 @@ class DownloadError(Exception):
 class Download:
     """One connection and the answer that is arriving on it."""
 
-    def __init__(self, port: int, path: str) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), CONNECT_SECONDS)
+    def __init__(self, host: str, port: int, path: str) -> None:
+        self.socket = socket.create_connection((host, port), CONNECT_SECONDS)
         self.socket.setblocking(False)
         self.first_byte = 0.0
-        self._request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: */*\r\n\r\n".encode()
+        self._request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAccept: */*\r\n\r\n".encode()
         self._head = b""
         self._left = 0
 
@@ -101,7 +102,7 @@ class Download:
 
 def run(load: Load) -> Outcome:
     """Connect everybody, then ask on all connections at once and receive until all is done."""
-    downloads = [Download(load.port, path) for path in load.paths]
+    downloads = [Download(load.host, load.port, path) for path in load.paths]
     outcome = Outcome()
     selector = selectors.EpollSelector()
     for download in downloads:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bench.content import MANIFEST_TYPE
+from bench.process import die_with_parent
 
 SLICES_PER_SECOND = 8
 SMALLEST_SLICE = 16 << 10
@@ -197,14 +198,20 @@ def _ranged(answer: Answer, head: str) -> Answer:
 
 
 def main() -> None:
-    """Bind a free loopback port, print it, serve."""
+    """Bind a free port, print it, serve until the parent ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--rate", type=float, default=0, help="bytes per second, all connections together; 0: no limit")
     parser.add_argument("--connection-rate", type=float, default=0, help="bytes per second of each connection")
     parser.add_argument("--latency", type=float, default=0, help="seconds before each answer")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
+    parser.add_argument("--congestion", default="", help="congestion control instead of the machine's own, see tcp(7)")
     options = parser.parse_args()
-    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
+    die_with_parent()
+    with socket.create_server((options.host, 0), backlog=4096) as listener:
+        if options.congestion:
+            # Accepted connections inherit it.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, options.congestion.encode())
         listener.setblocking(False)
         print(listener.getsockname()[1], flush=True)
         origin = Origin(options.root, options.rate, options.connection_rate, options.latency)

@@ -1,9 +1,11 @@
 """Child processes: started, watched through /proc and ended by their id, never by a name."""
 
+import ctypes
 import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -11,6 +13,9 @@ from typing import Self
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 STOP_SECONDS = 15.0
+POLL_SECONDS = 0.05
+# linux/prctl.h.
+PR_SET_PDEATHSIG = 1
 
 
 class NotTakenError(Exception):
@@ -43,6 +48,11 @@ class Child:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._popen.pid
+
     def check_alive(self) -> None:
         """Raises NotTakenError with the last line of its output if the process has ended."""
         code = self._popen.poll()
@@ -53,6 +63,16 @@ class Child:
         """The last line it printed, which is where programs say what was wrong."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else "(no output)"
+
+    def first_line(self, limit: float) -> str:
+        """The line that it prints when it is ready. Raises NotTakenError if that takes longer than `limit` seconds."""
+        deadline = time.monotonic() + limit
+        while not (printed := self.log.read_text()).endswith("\n"):
+            self.check_alive()
+            if time.monotonic() > deadline:
+                raise NotTakenError(f"{' '.join(self._argv[:4])} was not ready within {limit:.0f} s")
+            time.sleep(POLL_SECONDS)
+        return printed.splitlines()[0]
 
     def cpu_seconds(self) -> float:
         """User and system time of the process tree so far, including children that have ended."""
@@ -112,6 +132,11 @@ class ResidentPeak:
     def _run(self) -> None:
         while not self._stop.wait(self._every):
             self.bytes = max(self.bytes, self._child.resident_bytes())
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends, however that happens (prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _stat_fields(pid: int) -> list[str] | None:

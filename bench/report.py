@@ -6,21 +6,29 @@ from statistics import median
 MIRROR = "mirror"
 NGINX = "nginx"
 DOCKER_REGISTRY = "docker-registry"
+# No server between the client and the upstream.
+DIRECT = "direct"
 SERVERS = (MIRROR, NGINX, DOCKER_REGISTRY)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A limit for the mirror's value, or for its ratio to the value of the server named by `against`."""
+    """A limit for the value of a column, or for its ratio to the value of another one.
+
+    Attributes:
+        against: the other column.
+        of: the column, the mirror's unless there are several of them.
+    """
 
     limit: float
     at_least: bool
     text: str
     against: str = ""
+    of: str = MIRROR
 
     def figure(self, rounds: dict[str, list[float]]) -> float | None:
         """The median of the figures of each round, so that noise that hits a whole round cancels out."""
-        ours = rounds.get(MIRROR)
+        ours = rounds.get(self.of)
         if not self.against:
             return median(ours) if ours else None
         theirs = rounds.get(self.against)
@@ -49,12 +57,18 @@ class Row:
 
 @dataclass
 class Report:
-    """Rows of one measurement, and why servers (or all of it, under its own name) are missing from them."""
+    """Rows of one measurement.
+
+    Attributes:
+        absent: why servers, or all of it under its own name, are missing from the rows.
+        columns: of the table, in order.
+    """
 
     title: str
     rows: list[Row] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    columns: tuple[str, ...] = SERVERS
 
 
 def at_least(limit: float, against: str) -> Bar:

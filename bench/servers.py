@@ -8,92 +8,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 
-from bench.clients import get
+from bench.clients import LOCAL, get
 from bench.content import MANIFEST_TYPE
+from bench.nginx import NGINX, NGINX_FILES, NGINX_ORIGIN, NGINX_PROXY, NGINX_VERIFIES
 from bench.process import Child, NotTakenError
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 20.0
 POLL_SECONDS = 0.05
-
-NGINX = """
-{user}
-daemon off;
-worker_processes {workers};
-error_log {home}/error.log error;
-pid {home}/nginx.pid;
-events {{ worker_connections 8192; }}
-http {{
-    access_log off;
-    sendfile on;
-    tcp_nopush on;
-    keepalive_requests 100000000;
-    client_body_temp_path {home}/body;
-    proxy_temp_path {home}/proxy;
-    fastcgi_temp_path {home}/fastcgi;
-    uwsgi_temp_path {home}/uwsgi;
-    scgi_temp_path {home}/scgi;
-    default_type application/octet-stream;
-    {http}
-}}
-"""
-
-NGINX_FILES = """
-    server {{
-        listen 127.0.0.1:{port} backlog=4096;
-        root {root};
-        location /v2/ {{ add_header Docker-Distribution-Api-Version registry/2.0; }}
-        location ~ /manifests/ {{
-            default_type {manifest_type};
-            add_header Docker-Distribution-Api-Version registry/2.0;
-            add_header Docker-Content-Digest {digest};
-        }}
-    }}
-"""
-
-NGINX_PROXY = """
-    proxy_cache_path {home}/cache levels=1:2 keys_zone=blobs:10m max_size=50g inactive=1d use_temp_path=off;
-    upstream origin {{ server {origin}; keepalive 64; }}
-    server {{
-        listen 127.0.0.1:{port} backlog=4096;
-        location / {{
-            proxy_pass {scheme}://origin;
-            {tls}
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_read_timeout 300s;
-            proxy_cache blobs;
-            proxy_cache_valid 200 1h;
-            proxy_cache_lock on;
-            proxy_cache_lock_age 300s;
-            proxy_cache_lock_timeout 300s;
-        }}
-    }}
-"""
-
-NGINX_ORIGIN = """
-    server {{
-        listen 127.0.0.1:{port} backlog=4096;
-        listen 127.0.0.1:{tls_port} ssl backlog=4096;
-        ssl_certificate {certificate};
-        ssl_certificate_key {certificate};
-        root {root};
-        location /v2/ {{ add_header Docker-Distribution-Api-Version registry/2.0; }}
-    }}
-"""
-
-NGINX_VERIFIES = """
-            proxy_ssl_verify on;
-            proxy_ssl_name localhost;
-            proxy_ssl_server_name on;
-            proxy_ssl_trusted_certificate {ca_file};
-"""
+# What a stock Linux has: one connection of it suffers from loss as those of most upstreams do.
+CONGESTION = "cubic"
 
 
 @dataclass
@@ -102,6 +32,7 @@ class Server:
 
     port: int
     child: Child
+    host: str = field(default=LOCAL, kw_only=True)
 
 
 @dataclass
@@ -124,23 +55,25 @@ class Origin(Server):
 
     def counters(self) -> dict[str, int]:
         """Body bytes, requests and transfers so far, as `bench.origin.Counters`."""
-        counters: dict[str, int] = json.loads(get(self.port, "/control")[1])
+        counters: dict[str, int] = json.loads(get(self.port, "/control", host=self.host)[1])
         return counters
 
 
 @contextmanager
-def origin(home: Path, content: Path, rate: float = 0, connection_rate: float = 0, latency: float = 0) -> Iterator[Origin]:
-    """Serve `content`; rates in bytes per second, latency in seconds, 0 means none."""
-    argv = [sys.executable, "-m", "bench.origin", str(content)]
+def origin(
+    home: Path, content: Path, rate: float = 0, connection_rate: float = 0, latency: float = 0, within: Sequence[str] = ()
+) -> Iterator[Origin]:
+    """Serve `content`; rates in bytes per second, latency in seconds, 0 means none.
+
+    Args:
+        within: a command that runs it elsewhere, where it listens at every address.
+    """
+    argv = [*within, sys.executable, "-m", "bench.origin", str(content)]
     argv += [f"--rate={rate}", f"--connection-rate={connection_rate}", f"--latency={latency}"]
+    if within:
+        argv += ["--host=0.0.0.0", f"--congestion={CONGESTION}"]
     with Child(argv, _new(home) / "log", cwd=ROOT) as child:
-        deadline = time.monotonic() + READY_SECONDS
-        while not child.log.read_text().endswith("\n"):
-            child.check_alive()
-            if time.monotonic() > deadline:
-                raise NotTakenError("the origin did not start")
-            time.sleep(POLL_SECONDS)
-        yield Origin(int(child.last_line()), child)
+        yield Origin(int(child.first_line(READY_SECONDS)), child)
 
 
 @contextmanager

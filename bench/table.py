@@ -6,7 +6,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from bench.report import MIRROR, SERVERS, Bar, Report, Row
+from bench.report import MIRROR, Bar, Report, Row
 
 PASS = "PASS"
 SHORT = "short"
@@ -18,13 +18,13 @@ def show(console: Console, report: Report) -> None:
     table = Table(title=report.title, title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("unit")
-    for name in SERVERS:
+    for name in report.columns:
         table.add_column(name, justify="right")
     table.add_column("figure", justify="right")
     table.add_column("bar", no_wrap=True)
     table.add_column("verdict")
     for row in report.rows:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, report.columns))
     console.print(table)
     for note in report.notes:
         console.print(f"  {note}", highlight=False, markup=False)
@@ -43,9 +43,9 @@ def as_json(report: Report) -> dict[str, object]:
     return {"title": report.title, "rows": rows, "absent": report.absent, "notes": report.notes}
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, columns: tuple[str, ...]) -> list[str]:
     cells = [row.what, row.unit]
-    for name in SERVERS:
+    for name in columns:
         values = row.rounds.get(name)
         cells.append(_number(median(values)) if values else "-")
     figures = [bar.figure(row.rounds) for bar in row.bars]
