@@ -1,10 +1,11 @@
-"""Who may read what: a digest is served for a repository only if upstream gave it there.
+"""Which repository may be served which digest: only those to which upstream has granted it.
 
-Either upstream itself was asked in that repository, for the bytes or by HEAD (a direct grant). Or a manifest that upstream gave
-for that repository names it. A manifest's word counts only in a registry without an account, and only for what that registry has
-given to one of its repositories before: anybody may write a manifest that names what another registry keeps private.
+A direct grant comes from upstream's answer to a GET or HEAD in that repository. An indirect grant comes from a manifest that
+upstream gave for that repository and that names the digest. An indirect grant is valid only in a registry without an account, and
+only for content that the registry has given to one of its repositories before: a published manifest may name content that
+another registry keeps private.
 
-Bytes in the store are shared; rights never are.
+Repositories share bytes in the store, but no grants.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from mirror.cache.manifest_cache import Memory
+from mirror.cache.generation_cache import GenerationCache
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.storage.generation import Generation
@@ -29,21 +30,21 @@ from mirror.storage.unwritten import UnwrittenFacts
 UNKNOWN_SIZE: Final = -1
 
 _MAX_ENTRIES: Final = 50_000
-# What an entry takes in memory, roughly.
+# The approximate memory of an entry.
 _ENTRY_BYTES: Final = 400
-# In the place of a size, as long as the index still has one.
+# Stands for a size until the deletion reaches the index.
 _REVOKED: Final = "revoked"
-# Usually it takes a millisecond.
+# A write usually takes a millisecond.
 _WRITE_TIMEOUT_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Why a digest may be served.
+    """The permission to serve a digest.
 
     Attributes:
-        size: bytes by upstream's word, UNKNOWN_SIZE if it did not tell.
-        direct: upstream itself was asked for it in this repository; else only a manifest names it.
+        size: bytes as upstream reported, or UNKNOWN_SIZE.
+        direct: upstream was asked for the digest in this repository; otherwise only a manifest names it.
     """
 
     size: int
@@ -51,110 +52,106 @@ class Grant:
 
 
 class AccessIndex:
-    """Looks up and records grants. A lookup costs a microsecond from memory, and some dozens from the index.
+    """Looks up and records grants. A lookup takes a microsecond from memory, some dozens from the index.
 
-    Outlives reloads. For the event loop's thread.
+    Outlives reloads. Use it from the event loop's thread only.
     """
 
     def __init__(self, index: Index, generation: Generation, executor: Executor) -> None:
         self._index = index
         self._unwritten = UnwrittenFacts(executor)
         self._generation = generation
-        self._memory: Memory[Grant] = Memory(generation, _MAX_ENTRIES)
-
-    def is_authorized(self, kind: Kind, repository: Repository, digest: Digest, *, private: bool) -> bool:
-        """Whether upstream is known to grant a digest to a repository.
-
-        Args:
-            kind: as what it is asked for. What is only known as a manifest is no blob.
-            private: the registry is used with an account, so that a manifest's word is not enough.
-        """
-        return self.find(kind, repository, digest, private=private) is not None
+        self._cached: GenerationCache[Grant] = GenerationCache(generation, _MAX_ENTRIES)
 
     def find(self, kind: Kind, repository: Repository, digest: Digest, *, private: bool) -> Grant | None:
-        """The grant of a digest to a repository, None if none is known. See `is_authorized`."""
+        """The grant of a digest to a repository, or None.
+
+        Args:
+            kind: the kind of the request. A grant of a manifest is not one of a blob.
+            private: the registry is used with an account, so only a direct grant counts.
+        """
         key = (kind, repository, digest)
-        known = self._memory.get(key, 0.0)
+        known = self._cached.get(key, 0.0)
         if known is not None and (known.direct or not private):
             return known
-        generation = self._memory.generation()
+        generation = self._cached.generation()
         grant = self._direct(kind, repository, digest)
         if grant is None and not private:
             grant = self._named(kind, repository, digest)
         if grant is not None:
-            self._memory.put(key, grant, _ENTRY_BYTES, math.inf, generation)
+            self._cached.put(key, grant, _ENTRY_BYTES, math.inf, generation)
         return grant
 
     def size_named(self, repository: Repository, digest: Digest) -> int | None:
-        """Bytes that a blob has by the word of a manifest of this repository; None if no recorded manifest names it."""
+        """The bytes of a blob according to a recorded manifest of this repository; None if none names it."""
         size = self._unwritten.get(("named", "blob", repository, digest))
         return size if isinstance(size, int) else self._index.parts.size_named("blob", repository, digest)
 
     def media_type(self, repository: Repository, digest: Digest) -> str | None:
-        """The media type that upstream gave a manifest of a repository; None if that is not known."""
+        """The media type that upstream gave for a manifest of a repository, or None."""
         held = self._unwritten.get(("held", repository, digest)) or self._index.manifest(repository, digest)
         return held.media_type if isinstance(held, Held) else None
 
-    def record_grant(self, kind: Kind, repository: Repository, digest: Digest, size: int, *, anew: bool = False) -> None:
+    def record_grant(self, kind: Kind, repository: Repository, digest: Digest, size: int, *, force: bool = False) -> None:
         """Record that upstream itself granted a digest to a repository.
 
         Args:
             size: bytes, or UNKNOWN_SIZE.
-            anew: even if it is recorded. What is recorded of content that is not held may be dropped in this moment, so whoever
-                has stored the content records it anew.
+            force: write also what is recorded already. A concurrent purge may delete the rows of content that was not stored
+                yet, so the caller repeats them once it has stored the content.
         """
-        missing = [s for s in (repository.registry, str(repository)) if anew or not self._has(kind, s, digest, size)]
+        missing = [s for s in (repository.registry, str(repository)) if force or not self._has(kind, s, digest, size)]
         for scope in missing:
             write = partial(self._index.grant, kind, scope, digest, size)
             self._unwritten.put(("grant", kind, scope, digest), size, write)
         if missing:
-            self._remember((kind, repository, digest), Grant(size, direct=True))
+            self._cache((kind, repository, digest), Grant(size, direct=True))
 
     def revoke_grant(self, kind: Kind, repository: Repository, digest: Digest) -> None:
-        """Record that upstream does not grant a digest to a repository any more; costs little if it is not known to have."""
+        """Record that upstream no longer grants a digest to a repository; cheap if no direct grant is known."""
         scope = str(repository)
-        remembered = self._memory.get((kind, repository, digest), 0.0)
+        remembered = self._cached.get((kind, repository, digest), 0.0)
         if self._granted(kind, scope, digest) is None and not (remembered is not None and remembered.direct):
             return
 
         def write() -> None:
             self._index.revoke(kind, repository, digest)
-            # Other processes may have looked meanwhile.
+            # Other processes may have cached the grant meanwhile.
             self._generation.change()
 
         self._unwritten.put(("grant", kind, scope, digest), _REVOKED, write)
         self._generation.change()
 
     def record_manifest(
-        self, repository: Repository, digest: Digest, held: Held, parts: tuple[Part, ...], *, anew: bool = False
+        self, repository: Repository, digest: Digest, held: Held, parts: tuple[Part, ...], *, force: bool = False
     ) -> None:
-        """Record that a repository holds a manifest that upstream grants it, and what that names. See `record_grant`."""
-        if anew or (self._unwritten.get(("held", repository, digest)) or self._index.manifest(repository, digest)) is None:
+        """Record that a repository holds a granted manifest, and the parts that it names; see `record_grant`."""
+        if force or (self._unwritten.get(("held", repository, digest)) or self._index.manifest(repository, digest)) is None:
             write = partial(self._index.put_manifest, repository, digest, held)
             self._unwritten.put(("held", repository, digest), held, write)
         key = ("parts", repository, digest)
-        if len(parts) <= MAX_PARTS and (anew or not (self._unwritten.get(key) or self._index.parts.has(repository, digest))):
+        if len(parts) <= MAX_PARTS and (force or not (self._unwritten.get(key) or self._index.parts.has(repository, digest))):
             self._unwritten.put(key, parts, partial(self._index.parts.put, repository, digest, parts))
             for part in parts:
                 self._unwritten.put(("named", part.kind, repository, part.digest), part.size)
-        self._remember(("held", repository, digest), Grant(held.size, direct=True))
+        self._cache(("held", repository, digest), Grant(held.size, direct=True))
 
     def holds(self, repository: Repository, digest: Digest) -> bool:
-        """Whether `record_manifest` was lately called for a manifest of a repository."""
-        return self._memory.get(("held", repository, digest), 0.0) is not None
+        """Whether `record_manifest` was recently called for a manifest of a repository."""
+        return self._cached.get(("held", repository, digest), 0.0) is not None
 
-    async def written(self) -> None:
-        """Wait until other processes can see what has been recorded, but not for a disk that hangs."""
+    async def wait_written(self) -> None:
+        """Wait until other processes can see what has been recorded, at most `_WRITE_TIMEOUT_S`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_WRITE_TIMEOUT_S):
                 await asyncio.wrap_future(self._unwritten.marked())
 
     def correct_size(self, repository: Repository, digest: Digest, grant: Grant, size: int) -> None:
-        """Record how many bytes a blob has, as its digest has told, where upstream or a manifest says otherwise."""
+        """Record the size of a verified blob where upstream or a manifest reported another one."""
         if grant.direct:
             self.record_grant("blob", repository, digest, size)
         else:
-            self._remember(("blob", repository, digest), Grant(size, direct=False))
+            self._cache(("blob", repository, digest), Grant(size, direct=False))
 
     def _direct(self, kind: Kind, repository: Repository, digest: Digest) -> Grant | None:
         size = self._granted(kind, str(repository), digest)
@@ -180,5 +177,5 @@ class AccessIndex:
         known = self._granted(kind, scope, digest)
         return known is not None and size in (known, UNKNOWN_SIZE)
 
-    def _remember(self, key: Hashable, grant: Grant) -> None:
-        self._memory.put(key, grant, _ENTRY_BYTES, math.inf, self._memory.generation())
+    def _cache(self, key: Hashable, grant: Grant) -> None:
+        self._cached.put(key, grant, _ENTRY_BYTES, math.inf, self._cached.generation())

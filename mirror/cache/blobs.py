@@ -129,7 +129,7 @@ class Blobs:
             return await self._past_the_store(source)
         if vouched is None:
             return None
-        context.usage.blob(digest, context.clock())
+        context.usage.note_blob(digest, context.clock())
         return BlobAnswer(digest, vouched.size, HeldBody(vouched, context.store.threads.serve), Outcome.HIT)
 
     async def _authorize(self, repository: Repository, digest: Digest, body: Body) -> None:
@@ -193,7 +193,7 @@ class Blobs:
         finally:
             await answer.body.close()
 
-    def received(self, digest: Digest) -> int:
+    def bytes_received(self, digest: Digest) -> int:
         """Bytes that have arrived of a blob that is under way."""
         download = self._downloads.find(digest)
         return download.received if download is not None else 0

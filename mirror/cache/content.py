@@ -1,4 +1,4 @@
-"""What is held, and for whom: content on disk is served only through a repository in which upstream grants it."""
+"""Stored content and the permissions to it: a repository is served only what upstream grants it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CachedManifest:
-    """A manifest from disk."""
+    """A manifest in the store."""
 
     digest: Digest
     media_type: str
@@ -34,14 +34,14 @@ class CachedManifest:
 
 
 class CachedContent:
-    """Looks up and records what is held, with the rights to it."""
+    """Reads and writes stored manifests, their grants, and negative entries."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._log = ThrottledLog(log)
 
-    async def manifest(self, repository: Repository, digest: Digest) -> CachedManifest | None:
-        """A manifest from disk, whoever may see it; one that is no longer what its digest says goes."""
+    async def read_manifest(self, repository: Repository, digest: Digest) -> CachedManifest | None:
+        """Read a manifest from the store, without a check of grants; a damaged one is deleted."""
         context = self._context
         size = context.store.files.size(digest)
         raw = context.store.small.get(digest)
@@ -72,53 +72,53 @@ class CachedContent:
         self._context.store.generation.change()
 
     def is_authorized(self, kind: Kind, repository: Repository, digest: Digest) -> bool:
-        """Whether a repository may be served a digest; if not, upstream has to be asked."""
-        private = self._context.is_private(repository)
-        return self._context.access.is_authorized(kind, repository, digest, private=private)
+        """Whether a repository may be served a digest without asking upstream."""
+        return self.grant(kind, repository, digest) is not None
 
     def grant(self, kind: Kind, repository: Repository, digest: Digest) -> Grant | None:
-        """Why a repository may be served a digest, with the size that is known of it; None if it may not. See `is_authorized`."""
+        """The grant of a digest to a repository, or None."""
         private = self._context.is_private(repository)
         return self._context.access.find(kind, repository, digest, private=private)
 
-    async def keep(self, repository: Repository, manifest: Manifest) -> bool:
+    async def store(self, repository: Repository, manifest: Manifest) -> bool:
         """Store a manifest that upstream has just given; False if the store cannot take it."""
         context = self._context
         held, parts = Held(manifest.media_type, len(manifest.raw)), parts_of(manifest)
-        # Before the bytes: a purge that is under way looks for whoever needs them, and removes nothing that is recorded.
+        # Before the bytes: a concurrent purge keeps what a recorded manifest needs.
         context.access.record_grant("manifest", repository, manifest.digest, held.size)
         context.access.record_manifest(repository, manifest.digest, held, parts)
-        await context.access.written()
+        await context.access.wait_written()
         try:
             await context.put(manifest.digest, manifest.raw)
         except StorageError as error:
             self._log.tell("warning", "manifest_not_stored", digest=str(manifest.digest), cause=str(error))
             return False
-        # And after them: rows without bytes are cleared away.
-        context.access.record_grant("manifest", repository, manifest.digest, held.size, anew=True)
-        context.access.record_manifest(repository, manifest.digest, held, parts, anew=True)
-        await self._keep_again(manifest)
+        # And after them: maintenance deletes rows without bytes.
+        context.access.record_grant("manifest", repository, manifest.digest, held.size, force=True)
+        context.access.record_manifest(repository, manifest.digest, held, parts, force=True)
+        await self._restore_purged(manifest)
         return True
 
-    async def _keep_again(self, manifest: Manifest) -> None:
-        """Store a manifest once more if a purge has removed it before it was recorded anew."""
+    async def _restore_purged(self, manifest: Manifest) -> None:
+        """Store a manifest again if a purge has deleted it before its rows were repeated."""
         context = self._context
-        await context.access.written()
+        await context.access.wait_written()
         if context.store.files.size(manifest.digest) is None and context.store.small.get(manifest.digest) is None:
             with contextlib.suppress(StorageError):
                 await context.put(manifest.digest, manifest.raw)
 
-    async def record_held(self, repository: Repository, held: CachedManifest) -> None:
-        """Record that a repository has a held manifest, which upstream grants it, and what it names."""
-        context, digest, size = self._context, held.digest, len(held.raw)
+    async def record_cached(self, repository: Repository, manifest: CachedManifest) -> None:
+        """Record that a repository holds a stored manifest that upstream grants it, and the parts that it names."""
+        context, digest, size = self._context, manifest.digest, len(manifest.raw)
         if not context.access.holds(repository, digest):
-            manifest = await on_bytes(size, context.store.threads.serve, parse_manifest, held.raw, held.media_type, digest)
-            context.access.record_manifest(repository, digest, Held(held.media_type, size), parts_of(manifest))
+            serve, media_type = context.store.threads.serve, manifest.media_type
+            parsed = await on_bytes(size, serve, parse_manifest, manifest.raw, media_type, digest)
+            context.access.record_manifest(repository, digest, Held(media_type, size), parts_of(parsed))
 
-    # ---- negative answers
+    # ---- negative cache
 
     def raise_if_negative(self, kind: Kind, repository: Repository, reference: Reference) -> None:
-        """Repeat upstream's no, if it has lately said so; raises NotFound or AccessDenied."""
+        """Raise NotFound or AccessDenied if upstream has refused a reference within `not_found_ttl`."""
         index = self._context.store.index
         if index.absent(kind, repository, reference):
             if index.denied(kind, repository, reference):
@@ -126,7 +126,7 @@ class CachedContent:
             raise NotFound(f"upstream has lately said that it does not have {repository} {reference}")
 
     async def cache_negative(self, kind: Kind, repository: Repository, reference: Reference, error: UpstreamRefusal) -> None:
-        """Remember upstream's no for a while; what it granted before is not granted any more."""
+        """Cache upstream's refusal of a reference for `not_found_ttl`, and revoke the grant of a refused digest."""
         context = self._context
         if isinstance(reference, Digest):
             context.access.revoke_grant(kind, repository, reference)

@@ -1,4 +1,4 @@
-"""What the parts of the use case share: the store, the index, and the registries that may be asked."""
+"""What the parts of the use case share: the store, the registries, the policies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ P = ParamSpec("P")
 
 log = structlog.get_logger(__name__)
 
-# How long an answer waits for a note in the index. Usually that takes a millisecond.
+# The longest wait of an answer for a row in the index. It usually takes a millisecond.
 _NOTE_TIMEOUT_S = 0.05
 
 
@@ -71,7 +71,7 @@ class Context:
         self._make_room = services.make_room
 
     def registry(self, repository: Repository) -> Registry:
-        """The registry to ask for a repository; raises NotFound if it is not configured."""
+        """The registry of a repository; raises NotFound if it is not configured."""
         registry = self.registries.get(repository.registry)
         if registry is None:
             raise NotFound(f"registry {repository.registry} is not mirrored here")
@@ -91,10 +91,10 @@ class Context:
         await self.store.small.put(digest, data, self._make_room)
 
     async def note(self, work: Callable[[], T], late: T) -> T:
-        """Write a fact into the index; returns what `work` returned.
+        """Write rows into the index in a thread, and return the result of `work`.
 
-        If the disk is slow the answer goes on with `late`; then the next one may have to ask upstream for the same fact.
-        The fact is written although whoever wanted to know has left.
+        If the disk is slow, return `late` after `_NOTE_TIMEOUT_S`; the next request may then ask upstream again.
+        A cancelled caller does not cancel the write.
         """
         written = asyncio.get_running_loop().run_in_executor(self.store.threads.note, work)
         done, _ = await asyncio.wait([written], timeout=_NOTE_TIMEOUT_S)
@@ -104,7 +104,7 @@ class Context:
         return late
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Read what an answer needs from the store."""
+        """Run work that reads the store for an answer in a thread."""
         return await in_thread(self.store.threads.serve, work, *args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Hashes held blobs before they are served, where nobody vouches for them: after the index was lost, a blob may be cut short."""
+"""Hashes stored blobs whose size upstream has not confirmed: after the index was lost, a stored blob may be truncated."""
 
 from __future__ import annotations
 
@@ -14,71 +14,73 @@ from mirror.storage.blobs import BlobFiles, is_intact
 
 log = structlog.get_logger(__name__)
 
-_MAX_KNOWN = 10_000
-# More at once would only take the disk from each other, and from what is served.
-_MAX_AT_ONCE = 2
+_MAX_VERIFIED = 10_000
+# More concurrent checks would slow down each other and the hits.
+_MAX_CONCURRENT = 2
 
 
 class _Stopped(Exception):
-    """The mirror stops in the middle of a blob."""
+    """The mirror stops during a check."""
 
 
 class IntegrityChecks:
-    """One check per blob at a time, a few at once; a check goes on when those who wait for it leave.
+    """Runs one check per blob, and a few at a time; a check continues when its waiters are cancelled.
 
     Args:
-        threads: that read and hash.
-        in_use: held while a check is under way.
+        executor: runs the checks.
+        in_use: held during a check.
     """
 
-    def __init__(self, files: BlobFiles, threads: Executor, in_use: UseCount) -> None:
+    def __init__(self, files: BlobFiles, executor: Executor, in_use: UseCount) -> None:
         self._files = files
-        self._threads = threads
+        self._executor = executor
         self._checks: SingleFlight[bool] = SingleFlight(in_use)
-        # Bytes of those that were right: whoever asked may have left before that was known.
-        self._known: dict[Digest, int] = {}
-        self._turns = asyncio.Semaphore(_MAX_AT_ONCE)
+        # Sizes of intact blobs, for requests that come after the waiters have left.
+        self._verified: dict[Digest, int] = {}
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
         self._stopping = False
 
     async def is_intact(self, digest: Digest, size: int, timeout: float | None) -> bool:
-        """Whether a held blob has its digest; one that has not is dropped.
+        """Whether a stored blob matches its digest; a damaged one is deleted.
 
         Args:
-            size: bytes that it has now.
-            timeout: seconds to wait, None for as long as it takes.
+            size: its present size in bytes.
+            timeout: seconds; None waits for the end of the check.
 
         Raises:
-            TimeoutError: it is not known yet.
-            StorageError: it has been damaged, and cannot be removed.
+            TimeoutError: the check goes on.
+            StorageError: the blob is damaged and cannot be deleted.
         """
-        if self._known.get(digest) == size:
+        if self._verified.get(digest) == size:
             return True
         async with asyncio.timeout(timeout):
             intact, _ = await self._checks.run(digest, lambda: self._check(digest, size))
         return intact
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel the running checks."""
         self._stopping = True
         await self._checks.close()
 
     async def _check(self, digest: Digest, size: int) -> bool:
-        async with self._turns:
+        async with self._slots:
             try:
-                intact = await in_thread(self._threads, is_intact, self._files, digest, self._go_on, keep_cached=True)
+                intact = await in_thread(
+                    self._executor, is_intact, self._files, digest, self._raise_if_stopping, keep_cached=True
+                )
             except OSError:
                 intact = False
             if intact is False:
                 log.error("blob_damaged", digest=str(digest), consequence="dropped; it is fetched again")
-                await in_thread(self._threads, self._files.delete, digest)
+                await in_thread(self._executor, self._files.delete, digest)
                 if self._files.size(digest) is not None:
                     raise StorageError(f"{digest} has been damaged, and cannot be removed", "io")
             if intact:
-                if len(self._known) >= _MAX_KNOWN:
-                    self._known.clear()
-                self._known[digest] = size
+                if len(self._verified) >= _MAX_VERIFIED:
+                    self._verified.clear()
+                self._verified[digest] = size
             return bool(intact)
 
-    def _go_on(self, _: int) -> None:
+    def _raise_if_stopping(self, _: int) -> None:
         if self._stopping:
             raise _Stopped

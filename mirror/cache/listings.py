@@ -146,7 +146,7 @@ class Listings:
             raise UpstreamProtocolError(f"{repository}: upstream's link to the next page of a list leads to the same page")
         if kind != "tags":
             return listing
-        tags = self._pull_policy.listed(repository, tag_names(repository, listing))
+        tags = self._pull_policy.filter_tags(repository, tag_names(repository, listing))
         return replace(listing, body=json.dumps({"name": repository.path, "tags": tags}).encode())
 
     def _keep(self, key: Hashable, listing: Listing, now: float) -> None:

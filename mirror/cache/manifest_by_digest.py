@@ -1,4 +1,4 @@
-"""Manifests by digest: held for ever, fetched once."""
+"""Manifests by digest: they never expire, and are fetched once."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from mirror.upstream.registry import ManifestHead
 
 
 class ManifestByDigest:
-    """Answers for digests, and fetches manifests for everybody."""
+    """Answers for digests, and fetches manifests for tags and for the resync."""
 
     def __init__(self, context: Context, content: CachedContent, prefetch: Prefetch) -> None:
         self._context = context
         self._content = content
         self._prefetch = prefetch
         self._fetches: GuardedSingleFlight[ManifestAnswer] = GuardedSingleFlight(context.in_use)
-        # No failure is remembered: where a right is not known, the next question counts.
-        self._questions: SingleFlight[ManifestHead] = SingleFlight(context.in_use)
+        # Not guarded: a failure must not delay the next request for a grant.
+        self._heads: SingleFlight[ManifestHead] = SingleFlight(context.in_use)
 
     async def get(self, repository: Repository, digest: Digest, *, head: bool) -> ManifestAnswer:
         """The manifest with a digest; raises like `Manifests.get`."""
-        found = await self._found(repository, digest)
-        if found is not None:
-            return found
+        cached = await self._find_or_raise(repository, digest)
+        if cached is not None:
+            return cached
         if head:
             answer = await self._headers_only(repository, digest)
             if answer is not None:
@@ -43,100 +43,100 @@ class ManifestByDigest:
         answer, joined = await self._fetches.run((repository, digest), lambda: self._fetch_once(repository, digest))
         return replace(answer, outcome=Outcome.JOINED) if joined else answer
 
-    async def held(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
-        """The manifest from disk, if the repository is known to hold it."""
+    async def find_cached(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
+        """The manifest from the store, or None if it is not there or not granted to the repository."""
         if not self._content.is_authorized("manifest", repository, digest):
             return None
-        held = await self._content.manifest(repository, digest)
-        if held is None:
+        manifest = await self._content.read_manifest(repository, digest)
+        if manifest is None:
             return None
-        await self._content.record_held(repository, held)
-        return ManifestAnswer(digest, held.media_type, len(held.raw), held.raw, Outcome.HIT)
+        await self._content.record_cached(repository, manifest)
+        return ManifestAnswer(digest, manifest.media_type, len(manifest.raw), manifest.raw, Outcome.HIT)
 
-    async def asked(self, repository: Repository, reference: Reference) -> ManifestHead:
-        """What upstream's HEAD tells of a manifest; its no is remembered, and so is what it grants."""
+    async def head_upstream(self, repository: Repository, reference: Reference) -> ManifestHead:
+        """Send a HEAD upstream; record what it grants, cache its refusal."""
         registry, asked = self._context.registry(repository), self._context.clock()
         try:
             head = await registry.head_manifest(repository.path, reference)
         except UpstreamRefusal as error:
-            await self._remember_no(repository, reference, error, asked)
+            await self._cache_refusal(repository, reference, error, asked)
             raise
         self._record_grant(repository, reference, head)
         return head
 
     def _record_grant(self, repository: Repository, reference: Reference, head: ManifestHead) -> None:
-        """Record what a HEAD has granted: nothing if it was not about the reference, or about no manifest, as a portal's page."""
+        """Record what a HEAD has granted, unless it names another digest or, as a portal's page, describes no manifest."""
         granted = head.digest
         if isinstance(reference, Digest):
-            tells_nothing = head.digest is None and head.media_type not in MANIFEST_TYPES | INDEX_TYPES
-            granted = None if tells_nothing or head.digest not in (reference, None) else reference
+            is_other = head.digest is None and head.media_type not in MANIFEST_TYPES | INDEX_TYPES
+            granted = None if is_other or head.digest not in (reference, None) else reference
         if granted is not None:
             size = UNKNOWN_SIZE if head.size is None else head.size
             self._context.access.record_grant("manifest", repository, granted, size)
 
     async def fetch(self, repository: Repository, reference: Reference) -> ManifestAnswer:
-        """Get a manifest from upstream and store it; schema 1 and what the store cannot take are passed through."""
+        """Get a manifest from upstream and store it; schema 1 and what the store cannot take bypasses the store."""
         registry, asked = self._context.registry(repository), self._context.clock()
         try:
             manifest = await registry.manifest(repository.path, reference)
         except UpstreamRefusal as error:
-            await self._remember_no(repository, reference, error, asked)
+            await self._cache_refusal(repository, reference, error, asked)
             raise
         answer = ManifestAnswer(manifest.digest, manifest.media_type, len(manifest.raw), manifest.raw, Outcome.MISS)
-        if manifest.kind is ManifestKind.SCHEMA1 or not await self._content.keep(repository, manifest):
+        if manifest.kind is ManifestKind.SCHEMA1 or not await self._content.store(repository, manifest):
             return replace(answer, outcome=Outcome.BYPASS)
-        self._prefetch.fetched(repository, manifest)
+        self._prefetch.on_fetched(repository, manifest)
         return answer
 
     async def _fetch_once(self, repository: Repository, digest: Digest) -> ManifestAnswer:
-        """What another process has fetched meanwhile, or else fetch it: however many processes, it costs one pull."""
+        """Fetch a manifest unless another process does or did: one pull, whatever the number of processes."""
         async with self._context.store.turns.turn(digest):
-            found = await self._found(repository, digest)
-            return replace(found, outcome=Outcome.JOINED) if found is not None else await self.fetch(repository, digest)
+            cached = await self._find_or_raise(repository, digest)
+            return replace(cached, outcome=Outcome.JOINED) if cached is not None else await self.fetch(repository, digest)
 
-    async def _found(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
-        """What can be answered without fetching it, None if nothing; raises upstream's no, if it has lately said so.
+    async def _find_or_raise(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
+        """The answer without a GET, or None; raises a cached refusal.
 
-        What is on disk for another repository: upstream is asked whether this one has it, and nothing is fetched.
+        Content that is stored for another repository costs a HEAD, which grants it to this one.
         """
-        held = await self.held(repository, digest)
-        if held is not None:
-            return held
+        cached = await self.find_cached(repository, digest)
+        if cached is not None:
+            return cached
         self._content.raise_if_negative("manifest", repository, digest)
-        if await self._content.manifest(repository, digest) is None:
+        if await self._content.read_manifest(repository, digest) is None:
             return None
-        await self._questions.run((repository, digest), lambda: self.asked(repository, digest))
-        return await self.held(repository, digest)
+        await self._heads.run((repository, digest), lambda: self.head_upstream(repository, digest))
+        return await self.find_cached(repository, digest)
 
     async def close(self) -> None:
-        """Stop asking and fetching."""
-        await self._questions.close()
+        """Cancel the requests to upstream."""
+        await self._heads.close()
         await self._fetches.close()
 
     async def _headers_only(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
-        """Upstream's own HEAD, or None if it told too little, or of another digest; the bytes can be held against this one."""
-        head = await self.asked(repository, digest)
+        """The answer from upstream's HEAD; None if it is incomplete or names another digest: the bytes decide then."""
+        head = await self.head_upstream(repository, digest)
         if head.digest != digest or head.size is None or head.media_type is None:
             return None
         return ManifestAnswer(digest, head.media_type, head.size, None, Outcome.MISS)
 
-    async def _remember_no(self, repository: Repository, reference: Reference, error: UpstreamRefusal, asked: float) -> None:
-        if isinstance(reference, Tag) and not await self._refused(repository, reference, error, asked):
+    async def _cache_refusal(self, repository: Repository, reference: Reference, error: UpstreamRefusal, asked: float) -> None:
+        if isinstance(reference, Tag) and not await self._record_refusal(repository, reference, error, asked):
             return
         await self._content.cache_negative("manifest", repository, reference, error)
 
-    async def _refused(self, repository: Repository, tag: Tag, error: UpstreamRefusal, asked: float) -> bool:
-        """Note that upstream, asked at `asked`, refused a tag; False if a check that began later has found it."""
+    async def _record_refusal(self, repository: Repository, tag: Tag, error: UpstreamRefusal, asked: float) -> bool:
+        """Record that upstream, asked at `asked`, refused a tag; False if a check that began later has found it."""
         context = self._context
         delete = isinstance(error, NotFound) and repository.registry not in context.policies.keep_deleted
 
         def write() -> bool:
             denied = isinstance(error, AccessDenied)
-            counts = context.store.index.note_refusal(repository, tag, asked, context.clock(), delete=delete, denied=denied)
-            if counts and delete:
+            is_latest = context.store.index.note_refusal(repository, tag, asked, context.clock(), delete=delete, denied=denied)
+            if is_latest and delete:
                 context.store.generation.change()
-            if counts and isinstance(error, NotFound):
+            if is_latest and isinstance(error, NotFound):
                 context.store.index.attachments.put_absent(repository, tag, asked)
-            return counts
+            return is_latest
 
         return await context.note(write, late=True)

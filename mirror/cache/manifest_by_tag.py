@@ -1,9 +1,9 @@
-"""Manifests by tag: as fresh as the policy wants, with one check for all who ask, and stale while upstream is out."""
+"""Manifests by tag: fresh within the policy's ttl, checked once for all clients, stale while upstream cannot be asked."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -13,7 +13,6 @@ from mirror.cache.context import Context
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.pull_policy import PullPolicy
 from mirror.cache.tag_store import TagStore
-from mirror.core.digest import Digest
 from mirror.core.freshness import Fresh, TagRecord, decide
 from mirror.core.names import Repository, Tag
 from mirror.core.outcome import Outcome
@@ -22,178 +21,185 @@ from mirror.errors import AccessDenied, MirrorError, NotFound, UpstreamError, Up
 from mirror.storage.images import is_complete
 from mirror.throttled_log import ThrottledLog
 from mirror.upstream.flights import GuardedSingleFlight
+from mirror.upstream.registry import ManifestHead
 
 log = structlog.get_logger(__name__)
 
-# What was found by digest after upstream had been asked for the tag.
-_COUNTS_AS = {Outcome.HIT: Outcome.REVALIDATED, Outcome.JOINED: Outcome.MISS}
-# Seconds in which one reason is logged once per registry; the metric counts each answer.
-_QUIET = 10.0
+# The outcome of a tag, by that of the lookup by digest after upstream was asked for the tag.
+_OUTCOME_OF_CHECK = {Outcome.HIT: Outcome.REVALIDATED, Outcome.JOINED: Outcome.MISS}
+# One log line per registry and reason; the metric counts each answer.
+_LOG_INTERVAL_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request for a tag.
+
+    Attributes:
+        record: what the index knows of the tag.
+        head: the client wants only the headers.
+    """
+
+    repository: Repository
+    tag: Tag
+    record: TagRecord | None
+    head: bool
 
 
 class ManifestByTag:
     """Answers for tags."""
 
     def __init__(
-        self, context: Context, content: CachedContent, by_digest: ManifestByDigest, records: TagStore, pull_policy: PullPolicy
+        self, context: Context, content: CachedContent, by_digest: ManifestByDigest, tag_store: TagStore, pull_policy: PullPolicy
     ) -> None:
         self._pull_policy = pull_policy
         self._context = context
         self._content = content
         self._by_digest = by_digest
-        self._records = records
-        self._log = ThrottledLog(log, context.clock, burst=1, interval=_QUIET)
-        # When the checks that are under way began, by the event loop's time.
-        self._begun: dict[tuple[Repository, Tag], float] = {}
+        self._tag_store = tag_store
+        self._log = ThrottledLog(log, context.clock, burst=1, interval=_LOG_INTERVAL_S)
+        # When the running checks began, on the event loop's clock.
+        self._check_started: dict[tuple[Repository, Tag], float] = {}
         self._checks: GuardedSingleFlight[tuple[ManifestAnswer, float]] = GuardedSingleFlight(context.in_use)
 
     async def get(self, repository: Repository, tag: Tag, *, head: bool) -> tuple[ManifestAnswer, float]:
-        """The manifest that a tag names, and until when that is good; raises like `Manifests.get`."""
-        context, ttl = self._context, self._context.policies.of(repository, tag).ttl
+        """The manifest that a tag names, and when that expires; raises like `Manifests.get`."""
+        context, ttl = self._context, self._context.policies.for_tag(repository, tag).ttl
         record = context.store.index.tag(repository, tag)
+        request = _Request(repository, tag, record, head)
         if record is not None and isinstance(decide(record, context.clock(), ttl), Fresh):
-            return await self._named(repository, record, head=head), record.checked + ttl
+            return await self._serve_fresh(request, record), record.checked + ttl
         try:
             self._content.raise_if_negative("manifest", repository, tag)
-            return await self._checked_soon(repository, tag, record, head=head)
+            return await self._revalidate(request)
         except (UpstreamError, UpstreamRefusal) as error:
-            old = await self._old(repository, tag, record, self._reason(repository, error), error)
-            if old is not None:
-                return old, 0.0
-            self._repeat_absence(repository, tag, error)
+            stale = await self._find_stale(request, self._stale_reason(repository, error), error)
+            if stale is not None:
+                return stale, 0.0
+            self._raise_if_absent(request, error)
             raise
 
     async def close(self) -> None:
-        """Stop asking upstream."""
+        """Cancel the requests to upstream."""
         await self._checks.close()
 
-    async def _checked_soon(
-        self, repository: Repository, tag: Tag, record: TagRecord | None, *, head: bool
-    ) -> tuple[ManifestAnswer, float]:
-        """What a check finds; if that takes too long, what is held, while the check goes on. The limit is the check's own."""
-        if record is None:
-            return await self._checked(repository, tag, record, head=head)
-        now, limit = asyncio.get_running_loop().time(), self._context.policies.general.revalidate_timeout
-        waiting = asyncio.create_task(self._checked(repository, tag, record, head=head))
-        try:
-            await asyncio.wait([waiting], timeout=max(0.0, self._begun.get((repository, tag), now) + limit - now))
-            late = UpstreamTimeout(f"upstream has been asked for {repository} {tag} for more than {limit:g} s")
-            old = None if waiting.done() else await self._old(repository, tag, record, SLOW, late)
-            return await waiting if old is None else (old, 0.0)
-        finally:
-            # Only the wait ends: the check is shared.
-            waiting.cancel()
+    async def _serve_fresh(self, request: _Request, record: TagRecord) -> ManifestAnswer:
+        self._pull_policy.check_content(request.repository, record.digest)
+        cached = await self._by_digest.find_cached(request.repository, record.digest)
+        if cached is not None:
+            return cached
+        if request.head:
+            return ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.HIT)
+        return await self._by_digest.get(request.repository, record.digest, head=False)
 
-    async def _checked(
-        self, repository: Repository, tag: Tag, record: TagRecord | None, *, head: bool
-    ) -> tuple[ManifestAnswer, float]:
-        """What a tag names by upstream's word, asked for once for all who want to know, and until when that is good."""
-        # A HEAD of what nobody knows yet is another question than a GET: it must not cost a pull.
-        key = (repository, tag, head and record is None)
-        (answer, good_until), joined = await self._checks.run(key, lambda: self._timed(repository, tag, record, head=head))
-        if answer.raw is None and not head:
-            answer = await self._by_digest.get(repository, answer.digest, head=False)
+    async def _revalidate(self, request: _Request) -> tuple[ManifestAnswer, float]:
+        """Wait for a check; after `revalidate_timeout` of the check, answer with a held image while the check continues."""
+        if request.record is None:
+            return await self._shared_check(request)
+        now, limit = asyncio.get_running_loop().time(), self._context.policies.general.revalidate_timeout
+        check = asyncio.create_task(self._shared_check(request))
+        try:
+            started = self._check_started.get((request.repository, request.tag), now)
+            await asyncio.wait([check], timeout=max(0.0, started + limit - now))
+            late = UpstreamTimeout(f"upstream has been asked for {request.repository} {request.tag} for more than {limit:g} s")
+            stale = None if check.done() else await self._find_stale(request, SLOW, late)
+            return await check if stale is None else (stale, 0.0)
+        finally:
+            # Ends this wait only: the check is shared.
+            check.cancel()
+
+    async def _shared_check(self, request: _Request) -> tuple[ManifestAnswer, float]:
+        """Run or join the check of a tag."""
+        # A HEAD of an unknown tag has a check of its own: it must not cost a pull.
+        key = (request.repository, request.tag, request.head and request.record is None)
+        (answer, expires), joined = await self._checks.run(key, lambda: self._timed_check(request))
+        if answer.raw is None and not request.head:
+            answer = await self._by_digest.get(request.repository, answer.digest, head=False)
         elif joined:
             answer = replace(answer, outcome=Outcome.JOINED)
-        return answer, good_until
+        return answer, expires
 
-    async def _timed(
-        self, repository: Repository, tag: Tag, record: TagRecord | None, *, head: bool
-    ) -> tuple[ManifestAnswer, float]:
-        """A check, of which those who come later can tell when it began."""
-        begun = self._begun[repository, tag] = asyncio.get_running_loop().time()
+    async def _timed_check(self, request: _Request) -> tuple[ManifestAnswer, float]:
+        """Run a check; requests that join it learn when it began."""
+        key = request.repository, request.tag
+        started = self._check_started[key] = asyncio.get_running_loop().time()
         try:
-            return await self._check(repository, tag, record, head=head)
+            return await self._check(request)
         finally:
-            if self._begun.get((repository, tag)) == begun:
-                del self._begun[repository, tag]
+            if self._check_started.get(key) == started:
+                del self._check_started[key]
 
-    async def _named(self, repository: Repository, record: TagRecord, *, head: bool) -> ManifestAnswer:
-        """What a fresh record names."""
-        self._pull_policy.check_content(repository, record.digest)
-        held = await self._by_digest.held(repository, record.digest)
-        if held is not None:
-            return held
-        if head:
-            return ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.HIT)
-        return await self._by_digest.get(repository, record.digest, head=False)
+    async def _check(self, request: _Request) -> tuple[ManifestAnswer, float]:
+        """Ask upstream what a tag names, update its record, and return the manifest and when it expires.
 
-    async def _check(
-        self, repository: Repository, tag: Tag, record: TagRecord | None, *, head: bool
-    ) -> tuple[ManifestAnswer, float]:
-        """Ask upstream what a tag names now, and tell until when that is good, counted from when it was asked.
-
-        The record changes only when what it names is there to be served.
-        By HEAD, also for a tag that is not known: it costs no pull, and who asks for its digest, or for another tag of the same
-        image, at the same time or later, costs none either.
+        The record changes only after the manifest can be served. The check is a HEAD, also for an unknown tag: a HEAD costs no
+        pull, and the GET by digest that follows is shared with requests for the digest and for other tags of the image.
         """
+        repository, tag = request.repository, request.tag
         asked = self._context.clock()
-        now = await self._by_digest.asked(repository, tag)
-        if now.digest is not None:
-            self._pull_policy.check_content(repository, now.digest)
-        if now.digest is None:
-            answer = await self._fetched(repository, tag)
-        elif record is not None and now.digest == record.digest:
-            unread = ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.REVALIDATED)
-            held = await self._by_digest.held(repository, record.digest)
-            answer = unread if held is None else replace(held, outcome=Outcome.REVALIDATED)
-        elif head and record is None and now.media_type is not None and now.size is not None:
-            answer = ManifestAnswer(now.digest, now.media_type, now.size, None, Outcome.MISS)
-        else:
-            answer = await self._told(repository, tag, now.digest)
+        head = await self._by_digest.head_upstream(repository, tag)
+        answer = await self._answer_check(request, head)
         if answer.outcome is Outcome.BYPASS:
             return answer, 0.0
-        known = await self._records.found(repository, tag, answer, asked=asked)
-        counts = known is not None and known.digest == answer.digest
-        return answer, asked + self._context.policies.of(repository, tag).ttl if counts else 0.0
+        record = await self._tag_store.update(repository, tag, answer, asked=asked)
+        is_latest = record is not None and record.digest == answer.digest
+        return answer, asked + self._context.policies.for_tag(repository, tag).ttl if is_latest else 0.0
 
-    async def _told(self, repository: Repository, tag: Tag, digest: Digest) -> ManifestAnswer:
-        """The manifest that a HEAD of the tag has named."""
+    async def _answer_check(self, request: _Request, head: ManifestHead) -> ManifestAnswer:
+        """The manifest that upstream's HEAD has named: known, of a HEAD without its bytes, or fetched."""
+        repository, record = request.repository, request.record
+        if head.digest is None:
+            return await self._fetch_by_tag(request)
+        self._pull_policy.check_content(repository, head.digest)
+        if record is not None and head.digest == record.digest:
+            unread = ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.REVALIDATED)
+            cached = await self._by_digest.find_cached(repository, record.digest)
+            return unread if cached is None else replace(cached, outcome=Outcome.REVALIDATED)
+        if request.head and record is None and head.media_type is not None and head.size is not None:
+            return ManifestAnswer(head.digest, head.media_type, head.size, None, Outcome.MISS)
         try:
-            answer = await self._by_digest.get(repository, digest, head=False)
+            answer = await self._by_digest.get(repository, head.digest, head=False)
         except NotFound:
-            # The tag has moved in between, or upstream's HEAD is not to be trusted.
-            return await self._fetched(repository, tag)
-        return replace(answer, outcome=_COUNTS_AS.get(answer.outcome, answer.outcome))
+            # The tag has moved since the HEAD, or the HEAD was wrong.
+            return await self._fetch_by_tag(request)
+        return replace(answer, outcome=_OUTCOME_OF_CHECK.get(answer.outcome, answer.outcome))
 
-    async def _fetched(self, repository: Repository, tag: Tag) -> ManifestAnswer:
-        answer = await self._by_digest.fetch(repository, tag)
-        self._pull_policy.check_content(repository, answer.digest)
+    async def _fetch_by_tag(self, request: _Request) -> ManifestAnswer:
+        answer = await self._by_digest.fetch(request.repository, request.tag)
+        self._pull_policy.check_content(request.repository, answer.digest)
         return answer
 
-    def _repeat_absence(self, repository: Repository, tag: Tag, error: UpstreamError | UpstreamRefusal) -> None:
-        """Raise NotFound if upstream cannot be asked, but had no such signature when it was: clients need to be told that."""
-        since = self._context.store.index.attachments.absent_since(repository, tag)
+    def _raise_if_absent(self, request: _Request, error: UpstreamError | UpstreamRefusal) -> None:
+        """Raise NotFound if upstream cannot be asked and last had no such signature: verifiers need that answer."""
+        since = self._context.store.index.attachments.absent_since(request.repository, request.tag)
         if since is None or not isinstance(error, UpstreamError):
             return
         if may_serve(error.reason, self._context.clock() - since, self._context.policies.general.stale_if_error):
-            raise NotFound(f"upstream said last that it does not have {repository} {tag}") from error
+            raise NotFound(f"upstream said last that it does not have {request.repository} {request.tag}") from error
 
-    async def _old(
-        self, repository: Repository, tag: Tag, record: TagRecord | None, reason: str, error: MirrorError
-    ) -> ManifestAnswer | None:
-        """What was known before, if the reason allows it and everything that it needs is held."""
-        context = self._context
-        longest = context.policies.of(repository, tag).stale_if_error
-        # What upstream said last is not replaced by what it said before.
-        if record is None or record.denied or not may_serve(reason, context.clock() - record.checked, longest):
+    async def _find_stale(self, request: _Request, reason: str, error: MirrorError) -> ManifestAnswer | None:
+        """The recorded manifest, if the reason allows a stale answer and the image is held complete."""
+        context, repository, record = self._context, request.repository, request.record
+        max_age = context.policies.for_tag(repository, request.tag).stale_if_error
+        # A denial is newer than the record.
+        if record is None or record.denied or not may_serve(reason, context.clock() - record.checked, max_age):
             return None
         self._pull_policy.check_content(repository, record.digest)
-        held = await self._by_digest.held(repository, record.digest)
-        if held is None or not await context.in_thread(is_complete, context.store.files, record.digest):
+        cached = await self._by_digest.find_cached(repository, record.digest)
+        if cached is None or not await context.in_thread(is_complete, context.store.files, record.digest):
             return None
         context.metrics.stale_served.labels(repository.registry, reason).inc()
-        self._tell(repository, tag, reason, error)
-        return replace(held, outcome=Outcome.STALE, reason=reason)
+        self._log_stale(request, reason, error)
+        return replace(cached, outcome=Outcome.STALE, reason=reason)
 
-    def _reason(self, repository: Repository, error: UpstreamError | UpstreamRefusal) -> str:
+    def _stale_reason(self, repository: Repository, error: UpstreamError | UpstreamRefusal) -> str:
         if isinstance(error, UpstreamError):
             return error.reason
         if isinstance(error, AccessDenied):
             return "denied"
         return DELETED if repository.registry in self._context.policies.keep_deleted else "not_found"
 
-    def _tell(self, repository: Repository, tag: Tag, reason: str, error: MirrorError) -> None:
-        """Log it, but not a thousand times a second."""
-        key, fields = f"{repository.registry} {reason}", {"repository": str(repository), "tag": str(tag), "reason": reason}
+    def _log_stale(self, request: _Request, reason: str, error: MirrorError) -> None:
+        fields = {"repository": str(request.repository), "tag": str(request.tag), "reason": reason}
+        key = f"{request.repository.registry} {reason}"
         self._log.tell("warning", "stale_served", key, **fields, said=TABLE[reason].said, cause=str(error))

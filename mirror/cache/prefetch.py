@@ -39,7 +39,7 @@ _MAX_WAITING = 1000
 # Manifests that no client has been given yet.
 _MAX_UNTAKEN = 1000
 # How often it is looked whether other processes have left something of the share. Seconds.
-_LOOK_S = 0.1
+_POLL_INTERVAL_S = 0.1
 
 
 def share(connections: int) -> int:
@@ -78,12 +78,12 @@ class Prefetch:
         self._downloads = downloads
         self._at_once = at_once
         self._running = running
-        self._next_look: asyncio.TimerHandle | None = None
+        self._next_poll: asyncio.TimerHandle | None = None
         self._untaken: OrderedDict[tuple[Repository, Digest], None] = OrderedDict()
         self._images: list[_Image] = []
         self._under_way: set[asyncio.Task[None]] = set()
 
-    def fetched(self, repository: Repository, manifest: Manifest) -> None:
+    def on_fetched(self, repository: Repository, manifest: Manifest) -> None:
         """Upstream has given a manifest. Nothing begins yet: it may have been for a HEAD, and some clients never send more.
 
         An index has no blobs: whoever gets it chooses a platform, and asks for that one's manifest.
@@ -143,12 +143,12 @@ class Prefetch:
                     self._running.leave()
         self._images = [image for image in self._images if image.waiting]
 
-        if self._images and not self._under_way and self._next_look is None:
+        if self._images and not self._under_way and self._next_poll is None:
             # Other processes have all that there is: nothing here tells when that changes.
-            self._next_look = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+            self._next_poll = asyncio.get_running_loop().call_later(_POLL_INTERVAL_S, self._poll)
 
-    def _look(self) -> None:
-        self._next_look = None
+    def _poll(self) -> None:
+        self._next_poll = None
         self._begin()
 
     def _take_turn(self, image: _Image, digest: Digest) -> bool:

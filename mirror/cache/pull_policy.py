@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mirror.cache.context import Context
-from mirror.cache.manifest_cache import Memory
+from mirror.cache.generation_cache import GenerationCache
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidTag
 from mirror.core.names import Reference, Repository, Tag
@@ -41,7 +41,7 @@ class PullPolicy:
         self._policies = policies
         self._denied = {rule.digest: f"deny: {rule}" for policy in policies.values() for rule in policy.digests}
         # Digests that were found to be allowed; no more is known of what names them until the generation changes.
-        self._allowed: Memory[bool] = Memory(context.store.generation, _MAX_ENTRIES)
+        self._allowed: GenerationCache[bool] = GenerationCache(context.store.generation, _MAX_ENTRIES)
 
     async def check(self, repository: Repository, reference: Reference | None) -> None:
         """Return if it may be pulled; without a reference, if anything of the repository may.
@@ -64,7 +64,7 @@ class PullPolicy:
         """Whether what `check` has let pass may be pulled for as long as nothing is configured anew."""
         return _content_of(reference) is None or not self.looks_at_names(repository)
 
-    def remembers(self, repository: Repository | None, reference: Reference | None) -> bool:
+    def is_cached(self, repository: Repository | None, reference: Reference | None) -> bool:
         """Whether a digest that `check` has let pass needs no other look. Costs a microsecond."""
         return self._allowed.get((repository, _content_of(reference)), 0.0) is not None
 
@@ -83,7 +83,7 @@ class PullPolicy:
         policy = self._policies.get(repository.registry)
         return policy is not None and self._names_matter(policy, repository)
 
-    def lists(self, repository: Repository, tag: Tag) -> bool:
+    def may_list(self, repository: Repository, tag: Tag) -> bool:
         """Whether a tag may be named in a list: whether it may be pulled."""
         policy = self._policies.get(repository.registry)
         if policy is None or _refused_by_name(policy, repository, tag) is not None:
@@ -91,7 +91,7 @@ class PullPolicy:
         record = self._context.store.index.tag(repository, tag) if self._denied else None
         return record is None or record.digest not in self._denied
 
-    def listed(self, repository: Repository, tags: list[str]) -> list[str]:
+    def filter_tags(self, repository: Repository, tags: list[str]) -> list[str]:
         """Those of upstream's tags that may be named; what is no tag cannot be pulled, either."""
         policy = self._policies.get(repository.registry)
         if policy is None or not self._names_matter(policy, repository):

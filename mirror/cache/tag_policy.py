@@ -1,4 +1,4 @@
-"""What the use case needs to know of the configuration."""
+"""The configured policies of tags."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mirror.core.names import PathPattern, Repository, Tag
 
 @dataclass(frozen=True)
 class TagPolicy:
-    """How long answers about tags are good, in seconds.
+    """Lifetimes of answers about tags, in seconds.
 
     Attributes:
-        ttl: a checked tag is served without asking upstream.
-        stale_if_error: after `ttl`, it is still served while upstream cannot be asked.
-        not_found_ttl: upstream's no is repeated without asking again.
-        revalidate_timeout: after `ttl`, a client waits no longer for upstream if the image is held complete.
+        ttl: a checked tag is served this long without asking upstream.
+        stale_if_error: a tag checked at most this long ago is served while upstream cannot be asked.
+        not_found_ttl: a refusal is repeated this long without asking upstream.
+        revalidate_timeout: the longest wait for the check of a tag whose image is held complete.
     """
 
     ttl: float = 60.0
@@ -27,11 +27,11 @@ class TagPolicy:
 
 @dataclass(frozen=True)
 class TagRule:
-    """What is different for some tags of a registry.
+    """An exception for some tags of a registry.
 
     Attributes:
         ttl: seconds; None for the general one.
-        pin: what these tags need is evicted last.
+        pin: content that these tags need is evicted last.
     """
 
     pattern: PathPattern
@@ -41,23 +41,23 @@ class TagRule:
 
 @dataclass(frozen=True)
 class TagPolicies:
-    """The general policy, and the rules of each registry, of which the first that matches counts.
+    """The general policy, and the rules of each registry; the first rule that matches applies.
 
     Attributes:
-        keep_deleted: registries whose 404 does not take away what is held.
+        keep_deleted: registries whose 404 does not delete a held tag.
     """
 
     general: TagPolicy = TagPolicy()
     rules: Mapping[str, tuple[TagRule, ...]] = field(default_factory=dict)
     keep_deleted: frozenset[str] = frozenset()
 
-    def of(self, repository: Repository, tag: Tag) -> TagPolicy:
+    def for_tag(self, repository: Repository, tag: Tag) -> TagPolicy:
         """The policy for a tag."""
         rule = self._rule(repository, tag)
         return self.general if rule is None or rule.ttl is None else replace(self.general, ttl=rule.ttl)
 
     def is_pinned(self, repository: Repository, tag: Tag) -> bool:
-        """Whether what a tag needs is evicted last."""
+        """Whether content that a tag needs is evicted last."""
         rule = self._rule(repository, tag)
         return rule is not None and rule.pin
 

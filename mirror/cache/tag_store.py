@@ -1,4 +1,4 @@
-"""What tags were found to name: written down in one place, and told to whoever wants to know that one has moved."""
+"""The records of tags: one place writes them, and reports each tag that has moved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mirror.core.names import Repository, Tag
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A tag that was known to name one manifest and now names another.
+    """A tag that named one manifest and now names another.
 
     Attributes:
         when: seconds since the epoch.
@@ -29,38 +29,38 @@ class Move:
 
 
 class TagStore:
-    """Writes the records of tags.
+    """Reads and writes the records of tags.
 
     Args:
-        moved: told of each tag that has moved; must not block.
+        on_move: called on the event loop for each tag that has moved.
     """
 
-    def __init__(self, context: Context, moved: Callable[[Move], None] = lambda _: None) -> None:
+    def __init__(self, context: Context, on_move: Callable[[Move], None]) -> None:
         self._context = context
-        self._moved = moved
+        self._on_move = on_move
 
-    def of(self, repository: Repository, tag: Tag) -> TagRecord | None:
-        """What is known of a tag."""
+    def get(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        """The record of a tag, or None."""
         return self._context.store.index.tag(repository, tag)
 
     def now(self) -> float:
-        """The time of the records, in seconds since the epoch."""
+        """The present time on the clock of the records, in seconds since the epoch."""
         return self._context.clock()
 
-    async def found(
+    async def update(
         self, repository: Repository, tag: Tag, answer: ManifestAnswer, *, asked: float, pulled: bool = True
     ) -> TagRecord | None:
-        """Write down what a check has found a tag to name, and return what is known now.
+        """Record what a check has found a tag to name, and return the record that stands now.
 
-        The checks of one tag are ordered by when they began: what a later one has written stays.
+        Checks of one tag are ordered by their begin: the record of a later one stays.
 
         Args:
             asked: when the check began, in seconds since the epoch.
-            pulled: whether a client has asked; else the time of the last pull stays.
+            pulled: whether a client asked; otherwise the time of the last pull stays.
         """
         context, now = self._context, self._context.clock()
-        # Of a tag that was not known the first check counts as its pull.
-        last = now if pulled or self.of(repository, tag) is None else 0.0
+        # The first check of a new tag counts as its pull.
+        last = now if pulled or self.get(repository, tag) is None else 0.0
         found = TagRecord(answer.digest, answer.media_type, answer.size, checked=asked, changed=now, pulled=last)
         loop = asyncio.get_running_loop()
 
@@ -68,9 +68,9 @@ class TagStore:
             before, after = context.store.index.note_check(repository, tag, found, now)
             context.store.index.attachments.forget_absent(repository, tag)
             if before is not None and after is not None and before.digest != after.digest:
-                # Not before: what memory forgets sooner it would learn again.
+                # After the write: a cache that is emptied earlier would read the old record again.
                 context.store.generation.change()
-                loop.call_soon_threadsafe(self._moved, Move(repository, tag, before.digest, after.digest, now))
+                loop.call_soon_threadsafe(self._on_move, Move(repository, tag, before.digest, after.digest, now))
             return after
 
         return await context.note(write, late=found)

@@ -1,4 +1,4 @@
-"""All tags of a repository, however many pages upstream gives them in."""
+"""Reads upstream's paginated tag lists."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from mirror.core.names import Repository
 from mirror.errors import UpstreamProtocolError
 from mirror.upstream.registry import Listing, Registry
 
-# More tags than any repository of use has; an upstream whose pages never end stops here.
+# More than any real repository has; ends the walk through an upstream's endless pages.
 _MAX_PAGES = 200
 _MAX_TAGS = 200_000
 _FIRST_PAGE = "n=1000"
 
 
 def tag_names(repository: Repository, listing: Listing) -> list[str]:
-    """The tags of one page (OCI distribution-spec, Listing tags); raises UpstreamProtocolError if it is none."""
+    """The tags of one page (OCI distribution-spec, Listing tags); raises UpstreamProtocolError if the body is no tag list."""
     try:
         return [str(tag) for tag in json.loads(listing.body).get("tags") or []]
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UpstreamProtocolError(f"{repository}: upstream's list of tags is none") from error
+        raise UpstreamProtocolError(f"{repository}: upstream's list of tags is malformed") from error
 
 
 def following_page(repository: Repository, listing: Listing) -> str | None:
-    """The query of the next page, None after the last; raises UpstreamProtocolError if upstream's link leads to none."""
+    """The query of the next page, None after the last; raises UpstreamProtocolError if upstream's link is malformed."""
     target = parse_link_next(listing.links)
     try:
         return None if target is None else next_page(target)
@@ -37,7 +37,7 @@ async def every_tag(registry: Registry, repository: Repository) -> list[str]:
     """Every tag that upstream lists.
 
     Raises:
-        UpstreamRefusal, UpstreamError: see those; the latter also for a list that does not end.
+        UpstreamRefusal, UpstreamError: see those; the latter also for a list without an end.
     """
     names: list[str] = []
     query, seen = _FIRST_PAGE, {_FIRST_PAGE}

@@ -1,8 +1,8 @@
-"""When what was used last: noted in memory, written in batches.
+"""Times of last use: collected in memory, written in batches.
 
-Using an image means using all of it: a client that has the layers already asks only for the manifest, and they must not be
-evicted from under an image that is in use. So the times of everything that a manifest needs are set with its own, a little
-later, and those of blobs a little later than those of manifests: what is needed never goes before what needs it.
+A request for a manifest uses the whole image: a client that has the layers requests only the manifest, and its layers must not be
+evicted before it. So everything that a manifest needs gets its time of use, a little later, and blobs a little later than
+manifests: eviction never removes a part before the manifest that needs it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from mirror.storage.blobs import BlobFiles
 from mirror.storage.images import attached, reach
 from mirror.storage.index import Index
 
-# Seconds by which a part counts as used after the manifest that needs it. More than file systems' times are coarse.
-_AFTER = 0.01
+# A part counts as used this much later than the manifest that needs it: more than the resolution of file times.
+_PART_DELAY_S = 0.01
 
 
 @dataclass(slots=True)
 class _Noted:
-    """Requests for one manifest by one name."""
+    """The requests for one manifest by one reference."""
 
     digest: Digest
     when: float
@@ -29,14 +29,14 @@ class _Noted:
 
 
 class Usage:
-    """What has been used since the last `write`."""
+    """The manifests and blobs used since the last `write`."""
 
     def __init__(self) -> None:
         self._manifests: dict[tuple[Repository, Reference], _Noted] = {}
         self._blobs: dict[Digest, float] = {}
 
-    def manifest(self, repository: Repository, reference: Reference, digest: Digest, now: float) -> None:
-        """A client was given a manifest. Costs less than a microsecond."""
+    def note_manifest(self, repository: Repository, reference: Reference, digest: Digest, now: float) -> None:
+        """Note that a client got a manifest. Takes less than a microsecond."""
         key = (repository, reference)
         noted = self._manifests.get(key)
         if noted is None:
@@ -45,18 +45,18 @@ class Usage:
             noted.digest, noted.when = digest, now
             noted.times += 1
 
-    def blob(self, digest: Digest, now: float) -> None:
-        """A client was given a blob, or a part of it."""
+    def note_blob(self, digest: Digest, now: float) -> None:
+        """Note that a client got a blob or a range of it."""
         self._blobs[digest] = now
 
     def write(self, files: BlobFiles, index: Index) -> None:
-        """Write down what has been noted. Blocks; belongs in a thread."""
+        """Write the noted uses to the store. Blocks; call it in a thread."""
         manifests, self._manifests = self._manifests, {}
         blobs, self._blobs = self._blobs, {}
         latest: dict[Digest, float] = {}
-        # Copies: a request that was just noting something may still have hold of the old ones.
+        # Copies: a request that runs now may still write into the old dictionaries.
         for (repository, reference), noted in list(manifests.items()):
-            # Signatures are of use for as long as what they are about.
+            # Signatures are used with their subjects.
             for digest in (noted.digest, *attached(index, repository, noted.digest)):
                 latest[digest] = max(noted.when, latest.get(digest, 0.0))
             if isinstance(reference, Tag):
@@ -66,7 +66,7 @@ class Usage:
         for digest, when in latest.items():
             reached = reach(files, [digest])
             for blob in reached.blobs:
-                files.touch(blob, when + 2 * _AFTER)
+                files.touch(blob, when + 2 * _PART_DELAY_S)
             for manifest in reached.manifests - {digest}:
-                files.touch(manifest, when + _AFTER)
+                files.touch(manifest, when + _PART_DELAY_S)
             files.touch(digest, when)

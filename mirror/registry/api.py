@@ -114,12 +114,12 @@ class RegistryApi:
         if request.method not in ("GET", "HEAD"):
             return problem_response(oci_errors.write_refused(request.method), name)
         route, constant = self._routes.get(request.raw_path, _NO_ROUTE)
-        if route is not None and not constant and not self._pull_policy.remembers(route.repository, route.reference):
+        if route is not None and not constant and not self._pull_policy.is_cached(route.repository, route.reference):
             route = None
         if route is not None and route.kind == "manifest":
             assert route.repository is not None
             assert route.reference is not None
-            answer = self._manifests.remembered(route.repository, route.reference)
+            answer = self._manifests.cached(route.repository, route.reference)
             if answer is not None:
                 return self._manifest(request, route.repository, answer, name, started)
         request_id.set(name)

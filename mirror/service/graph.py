@@ -136,16 +136,16 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     at_once = share(config.downloads.max_upstream_connections) if config.downloads.prefetch else 0
     running = services.group.counts.count(Total.PREFETCHES)
     prefetch = Prefetch(context, blobs, services.downloads, at_once, running)
-    by_digest, records = ManifestByDigest(context, content, prefetch), TagStore(context, services.notifier.moved)
-    manifests = Manifests(context, by_digest, ManifestByTag(context, content, by_digest, records, pull_policy), prefetch)
+    by_digest, tag_store = ManifestByDigest(context, content, prefetch), TagStore(context, services.notifier.moved)
+    manifests = Manifests(context, by_digest, ManifestByTag(context, content, by_digest, tag_store, pull_policy), prefetch)
     default = canonical_registry(config.default_registry)
     router, catalog = Router(registries, default), Catalog(store.index, pull_policy, default)
     api = RegistryApi(
         router, pull_policy, manifests, blobs, listings, catalog, metrics, services.recheck, services.group.via_chain
     )
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
-    attachments = AttachmentSyncer(pull_policy, by_digest, records, blobs, listings)
-    syncer = ImageSyncer(context, by_digest, records, blobs, pull_policy, attachments, config.sync.reserve)
+    attachments = AttachmentSyncer(pull_policy, by_digest, tag_store, blobs, listings)
+    syncer = ImageSyncer(context, by_digest, tag_store, blobs, pull_policy, attachments, config.sync.reserve)
     sync_services = SyncServices(syncer, _planner(config, syncer, pull_policy), config.sync.interval)
     return Graph(config, http, registries, manifests, blobs, listings, prefetch, policies, sync_services, token, api, in_use)
 
@@ -156,7 +156,7 @@ def _planner(config: Config, syncer: ImageSyncer, pull_policy: PullPolicy) -> Pl
         config.sync.platforms,
         config.sync.active_within,
         syncer.tags,
-        pull_policy.lists,
+        pull_policy.may_list,
         canonical_registry(config.default_registry),
     )
 

@@ -40,11 +40,11 @@ class AttachmentSyncer:
     """Fetches what is about manifests that have been brought."""
 
     def __init__(
-        self, pull_policy: PullPolicy, by_digest: ManifestByDigest, records: TagStore, blobs: Blobs, listings: Listings
+        self, pull_policy: PullPolicy, by_digest: ManifestByDigest, tag_store: TagStore, blobs: Blobs, listings: Listings
     ) -> None:
         self._pull_policy = pull_policy
         self._by_digest = by_digest
-        self._records = records
+        self._tag_store = tag_store
         self._blobs = blobs
         self._listings = listings
 
@@ -77,15 +77,15 @@ class AttachmentSyncer:
 
     async def _tag(self, repository: Repository, tag: Tag, spend: Spend) -> None:
         spend(repository)
-        asked = self._records.now()
+        asked = self._tag_store.now()
         try:
             await self._pull_policy.check(repository, tag)
-            head = await self._by_digest.asked(repository, tag)
+            head = await self._by_digest.head_upstream(repository, tag)
         except (NotFound, PolicyDenied):
             return
         answer = await self._content(repository, head.digest or tag, spend)
         if answer.outcome is not Outcome.BYPASS:
-            await self._records.found(repository, tag, answer, asked=asked, pulled=False)
+            await self._tag_store.update(repository, tag, answer, asked=asked, pulled=False)
 
     async def _content(self, repository: Repository, reference: Reference, spend: Spend, depth: int = 0) -> ManifestAnswer:
         """A manifest with its blobs, and of the fallback's index its manifests, too."""
@@ -100,7 +100,7 @@ class AttachmentSyncer:
         return answer
 
     async def _manifest(self, repository: Repository, reference: Reference, spend: Spend) -> ManifestAnswer:
-        held = await self._by_digest.held(repository, reference) if isinstance(reference, Digest) else None
+        held = await self._by_digest.find_cached(repository, reference) if isinstance(reference, Digest) else None
         if held is not None:
             return held
         spend(repository)

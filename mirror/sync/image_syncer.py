@@ -108,7 +108,7 @@ class ImageSyncer:
         self,
         context: Context,
         by_digest: ManifestByDigest,
-        records: TagStore,
+        tag_store: TagStore,
         blobs: Blobs,
         pull_policy: PullPolicy,
         attachments: AttachmentSyncer,
@@ -117,7 +117,7 @@ class ImageSyncer:
         self._attachments = attachments
         self._context = context
         self._by_digest = by_digest
-        self._records = records
+        self._tag_store = tag_store
         self._blobs = blobs
         self._pull_policy = pull_policy
         self._reserve = reserve
@@ -138,11 +138,11 @@ class ImageSyncer:
             UpstreamRateLimited: if upstream may not be asked now, too.
         """
         self._spend(repository)
-        return self._pull_policy.listed(repository, await every_tag(self._context.registry(repository), repository))
+        return self._pull_policy.filter_tags(repository, await every_tag(self._context.registry(repository), repository))
 
     def progress(self, target: Target) -> Progress:
         """What to give to `bring`, and to look at meanwhile."""
-        return Progress(str(target), self._blobs.received)
+        return Progress(str(target), self._blobs.bytes_received)
 
     async def bring(self, target: Target, progress: Progress) -> SyncResult:
         """Bring one image in sync; what goes wrong is part of the answer.
@@ -174,10 +174,10 @@ class ImageSyncer:
     async def _by_its_tag(self, target: Target, tag: Tag, progress: Progress) -> SyncResult:
         repository, asked = target.repository, self._context.clock()
         self._spend(repository)
-        record = self._records.of(repository, tag)
+        record = self._tag_store.get(repository, tag)
         old = record.digest if record is not None else None
         try:
-            head = await self._by_digest.asked(repository, tag)
+            head = await self._by_digest.head_upstream(repository, tag)
         except UpstreamRefusal as error:
             # Docker Hub denies what it does not have.
             return SyncResult("gone", old, cause=str(error))
@@ -197,12 +197,12 @@ class ImageSyncer:
         Args:
             asked: when upstream was asked. Fetching may have taken hours, in which it was not.
         """
-        record = self._records.of(target.repository, tag)
+        record = self._tag_store.get(target.repository, tag)
         known = record.digest if record is not None else None
         if known not in (old, answer.digest):
             gone = "was purged, or deleted upstream, meanwhile"
             return SyncResult("moved", old, known) if known is not None else SyncResult("gone", old, cause=gone)
-        now = await self._records.found(target.repository, tag, answer, asked=asked, pulled=False)
+        now = await self._tag_store.update(target.repository, tag, answer, asked=asked, pulled=False)
         new = answer.digest if now is None else now.digest
         return SyncResult("unchanged" if new == old else "moved", old, new)
 
@@ -229,7 +229,7 @@ class ImageSyncer:
         """A manifest, in the store."""
         if isinstance(reference, Digest):
             self._pull_policy.check_content(repository, reference)
-            held = await self._by_digest.held(repository, reference)
+            held = await self._by_digest.find_cached(repository, reference)
             if held is not None:
                 progress.have(reference, held.size, 0)
                 return held

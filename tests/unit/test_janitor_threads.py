@@ -109,6 +109,6 @@ async def test_the_end_waits_for_no_count_and_loses_no_usage(janitor, files, usa
     """Cancelled in the middle of a count, the janitor ends soon, and what has been used last is written down."""
     running = asyncio.create_task(janitor.run())
     await asyncio.to_thread(long_count.wait, LIMIT)
-    usage.blob(Digest.of(content(0)), 5000.0)
+    usage.note_blob(Digest.of(content(0)), 5000.0)
     await stop(running)
     assert files.used(Digest.of(content(0))) == 5000.0
