@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 import structlog
 
 from mirror.aio import SingleFlight, UseCount, in_thread
+from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
 from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles, is_intact
@@ -36,7 +37,7 @@ class IntegrityChecks:
         self._executor = executor
         self._checks: SingleFlight[bool] = SingleFlight(in_use)
         # Sizes of intact blobs, for requests that come after the waiters have left.
-        self._verified: dict[Digest, int] = {}
+        self._verified: BoundedCache[Digest, int] = BoundedCache(_MAX_VERIFIED)
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
         self._stopping = False
 
@@ -76,9 +77,7 @@ class IntegrityChecks:
                 if self._files.size(digest) is not None:
                     raise StorageError(f"{digest} has been damaged, and cannot be removed", "io")
             if intact:
-                if len(self._verified) >= _MAX_VERIFIED:
-                    self._verified.clear()
-                self._verified[digest] = size
+                self._verified.put(digest, size)
             return bool(intact)
 
     def _raise_if_stopping(self, _: int) -> None:

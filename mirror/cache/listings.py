@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +12,7 @@ from mirror.cache.context import Context
 from mirror.cache.pull_policy import PullPolicy
 from mirror.cache.upstream_tags import following_page, tag_names
 from mirror.core import media
+from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
 from mirror.core.links import PAGE, SPECIFIED, format_link, next_page, page_params, parse_link_next, parse_page
 from mirror.core.names import Repository
@@ -49,8 +49,7 @@ class Listings:
         self._context = context
         self._pull_policy = pull_policy
         self._flights: GuardedSingleFlight[Listing] = GuardedSingleFlight(context.in_use)
-        self._kept: OrderedDict[Hashable, tuple[Listing, float]] = OrderedDict()
-        self._bytes = 0
+        self._kept: BoundedCache[Hashable, tuple[Listing, float]] = BoundedCache(_MAX_ENTRIES, _MAX_BYTES)
 
     async def tags(self, repository: Repository, path: str, query: dict[str, str]) -> ListAnswer:
         """The tags that upstream has and that may be pulled, a page at a time (OCI distribution-spec, Listing tags).
@@ -133,9 +132,9 @@ class Listings:
             return kept[0], Outcome.STALE, error.reason
         except UpstreamRefusal:
             # What upstream said last is not replaced by what it said before.
-            self._drop(key)
+            self._kept.pop(key)
             raise
-        self._keep(key, listing, now)
+        self._kept.put(key, (replace(listing, links=listing.links[:4]), now), size=len(listing.body))
         return listing, Outcome.JOINED if joined else Outcome.MISS, None
 
     async def _asked(self, kind: str, repository: Repository, rest: str, page: str) -> Listing:
@@ -148,18 +147,6 @@ class Listings:
             return listing
         tags = self._pull_policy.filter_tags(repository, tag_names(repository, listing))
         return replace(listing, body=json.dumps({"name": repository.path, "tags": tags}).encode())
-
-    def _keep(self, key: Hashable, listing: Listing, now: float) -> None:
-        self._drop(key)
-        self._kept[key] = (replace(listing, links=listing.links[:4]), now)
-        self._bytes += len(listing.body)
-        while self._bytes > _MAX_BYTES or len(self._kept) > _MAX_ENTRIES:
-            self._drop(next(iter(self._kept)))
-
-    def _drop(self, key: Hashable) -> None:
-        dropped = self._kept.pop(key, None)
-        if dropped is not None:
-            self._bytes -= len(dropped[0].body)
 
 
 def _link(listing: Listing, path: str, query: dict[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from mirror.aio import on_bytes
 from mirror.cache.answers import ManifestAnswer
 from mirror.cache.blobs import Blobs
 from mirror.cache.context import Context
+from mirror.core.bounded_cache import BoundedCache
 from mirror.core.counts import Count
 from mirror.core.digest import Digest
 from mirror.core.manifest import Manifest, parse_manifest
@@ -79,7 +80,7 @@ class Prefetch:
         self._at_once = at_once
         self._running = running
         self._next_poll: asyncio.TimerHandle | None = None
-        self._untaken: OrderedDict[tuple[Repository, Digest], None] = OrderedDict()
+        self._untaken: BoundedCache[tuple[Repository, Digest], None] = BoundedCache(_MAX_UNTAKEN)
         self._images: list[_Image] = []
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -90,9 +91,7 @@ class Prefetch:
         """
         if not self._at_once or not manifest.blobs:
             return
-        self._untaken[repository, manifest.digest] = None
-        if len(self._untaken) > _MAX_UNTAKEN:
-            self._untaken.popitem(last=False)
+        self._untaken.put((repository, manifest.digest), None)
 
     def is_pending(self, repository: Repository, digest: Digest) -> bool:
         """Whether `taken` has still to be told when a client is given this manifest."""
@@ -102,7 +101,7 @@ class Prefetch:
         """A client is given a manifest. If it is the first one since upstream gave it, begin to fetch the blobs, not waiting."""
         if answer.raw is None or not self.is_pending(repository, answer.digest):
             return
-        del self._untaken[repository, answer.digest]
+        self._untaken.pop((repository, answer.digest))
         manifest = await on_bytes(len(answer.raw), None, parse_manifest, answer.raw, answer.media_type, answer.digest)
         if not self._at_once:
             return

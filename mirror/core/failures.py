@@ -1,13 +1,14 @@
 """A short memory of failures, so that what has just failed twice is not tried a thousand times a second."""
 
-from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from mirror.core.bounded_cache import BoundedCache
+
 E = TypeVar("E")
 
-_MOST: Final = 4096
+_MAX_FAILURES: Final = 4096
 _MAX_DOUBLINGS: Final = 62
 
 
@@ -31,7 +32,7 @@ class Failures(Generic[E]):
     def __init__(self, first: float = 1.0, longest: float = 10.0) -> None:
         self._first = first
         self._longest = longest
-        self._failures: OrderedDict[Hashable, _Failure[E]] = OrderedDict()
+        self._failures: BoundedCache[Hashable, _Failure[E]] = BoundedCache(_MAX_FAILURES)
 
     def __len__(self) -> int:
         return len(self._failures)
@@ -43,13 +44,11 @@ class Failures(Generic[E]):
 
     def note(self, key: Hashable, cause: E, now: float) -> None:
         """Remember a failure."""
-        known = self._failures.pop(key, None)
+        known = self._failures.pop(key)
         count = 1 if known is None or now > known.until + self._longest else known.count + 1
         pause = 0.0 if count == 1 else min(self._longest, self._first * 2.0 ** min(count - 2, _MAX_DOUBLINGS))
-        self._failures[key] = _Failure(cause, count, now + pause)
-        if len(self._failures) > _MOST:
-            self._failures.popitem(last=False)
+        self._failures.put(key, _Failure(cause, count, now + pause))
 
     def forget(self, key: Hashable) -> None:
         """It works again."""
-        self._failures.pop(key, None)
+        self._failures.pop(key)

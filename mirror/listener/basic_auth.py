@@ -7,13 +7,13 @@ import binascii
 import hmac
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 
 import bcrypt
 
 from mirror.aio import SingleFlight, in_thread
+from mirror.core.bounded_cache import BoundedCache
 from mirror.core.htpasswd import cost
 
 # Credentials that are right need no second look for so long, and wrong ones get none. Seconds.
@@ -43,15 +43,16 @@ class BasicAuthenticator:
         self._nobody = max(users.values(), key=cost)
         self._executor = executor
         self._key = secrets.token_bytes(32)
-        self._good, self._bad = _Kept(_GOOD_FOR, clock), _Kept(_BAD_FOR, clock)
+        self._clock = clock
+        self._good: BoundedCache[bytes, bool] = BoundedCache(_MAX_KEPT)
+        self._bad: BoundedCache[bytes, bool] = BoundedCache(_MAX_KEPT)
         self._checks: SingleFlight[bool] = SingleFlight()
 
     def known(self, header: str) -> bool | None:
         """Whether the credentials are right, if that is remembered."""
-        fingerprint = self._fingerprint(header)
-        if self._good.has(fingerprint):
-            return True
-        return False if self._bad.has(fingerprint) else None
+        fingerprint, now = self._fingerprint(header), self._clock()
+        right = self._good.get(fingerprint, now)
+        return self._bad.get(fingerprint, now) if right is None else right
 
     def is_being_checked(self, header: str) -> bool:
         """Whether a check of these credentials is under way, so that another one costs nothing."""
@@ -70,7 +71,8 @@ class BasicAuthenticator:
         if len(self._checks) >= _MAX_WAITING and fingerprint not in self._checks:
             raise TooManyChecks
         right, _ = await self._checks.run(fingerprint, lambda: in_thread(self._executor, self._matches, *given))
-        (self._good if right else self._bad).keep(fingerprint)
+        kept, lifetime = (self._good, _GOOD_FOR) if right else (self._bad, _BAD_FOR)
+        kept.put(fingerprint, right, expires=self._clock() + lifetime)
         return right
 
     async def close(self) -> None:
@@ -89,25 +91,6 @@ class BasicAuthenticator:
             # A zero byte, which no password has.
             return False
         return same and hashed is not None
-
-
-class _Kept:
-    """A bounded set of fingerprints, each forgotten after a time."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
-        self._seconds = seconds
-        self._clock = clock
-        self._until: OrderedDict[bytes, float] = OrderedDict()
-
-    def has(self, fingerprint: bytes) -> bool:
-        until = self._until.get(fingerprint)
-        return until is not None and self._clock() < until
-
-    def keep(self, fingerprint: bytes) -> None:
-        self._until[fingerprint] = self._clock() + self._seconds
-        self._until.move_to_end(fingerprint)
-        if len(self._until) > _MAX_KEPT:
-            self._until.popitem(last=False)
 
 
 def _basic(header: str) -> tuple[bytes, bytes] | None:

@@ -11,12 +11,12 @@ import json
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 from yarl import URL
 
 from mirror.aio import SingleFlight
+from mirror.core.bounded_cache import BoundedCache
 from mirror.core.challenge import Challenge, realm_allowed
 from mirror.errors import (
     AccessDenied,
@@ -34,12 +34,6 @@ _TOKEN_LIMIT = 1 << 20
 _SHORTEST = 60.0
 _EARLY = 30.0
 _MAX_SCOPES = 10_000
-
-
-@dataclass(frozen=True)
-class _Token:
-    authorization: str = field(repr=False)
-    expires: float
 
 
 class Tokens:
@@ -71,15 +65,14 @@ class Tokens:
         self._tls = tls
         self._proxy = proxy
         self._clock = clock
-        self._tokens: dict[str, _Token] = {}
+        self._tokens: BoundedCache[str, str] = BoundedCache(_MAX_SCOPES)
         # The credentials that the registry itself was last shown, by what it was sent.
         self._basic: dict[str, Credentials] = {}
         self._flights: SingleFlight[str] = SingleFlight()
 
     def cached(self, scope: str) -> str | None:
         """The Authorization to send with a request of this scope, if one is still good."""
-        token = self._tokens.get(scope)
-        return token.authorization if token is not None and token.expires > self._clock() else None
+        return self._tokens.get(scope, self._clock())
 
     async def answer(self, challenges: list[Challenge], scope: str, refused: str | None, *, public: bool = False) -> str | None:
         """The Authorization that answers a 401, or None if there is nothing to answer it with.
@@ -115,7 +108,7 @@ class Tokens:
         if credentials is None:
             return
         if status == 401:
-            self._tokens.pop(scope, None)
+            self._tokens.pop(scope)
             self.login.refused(credentials)
             raise _refusal(self._upstream)
         self.login.accepted(credentials)
@@ -192,13 +185,8 @@ class Tokens:
             raise UpstreamProtocolError(f"{url.host} answers {status} to the request for a token")
 
     def _keep(self, scope: str, authorization: str, lifetime: float) -> str:
-        if len(self._tokens) >= _MAX_SCOPES:
-            now = self._clock()
-            self._tokens = {key: token for key, token in self._tokens.items() if token.expires > now}
-            if len(self._tokens) >= _MAX_SCOPES:
-                self._tokens.clear()
         early = min(_EARLY, lifetime / 2)
-        self._tokens[scope] = _Token(authorization, self._clock() + lifetime - early)
+        self._tokens.put(scope, authorization, expires=self._clock() + lifetime - early)
         return authorization
 
     async def close(self) -> None:

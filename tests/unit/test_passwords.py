@@ -101,7 +101,7 @@ async def test_nothing_readable_is_remembered(passwords):
     """What is kept of credentials has neither the password nor the header in it."""
     for password in ("right", "wrong-one"):
         await passwords.check(basic("alice", password))
-    kept = repr([list(vars(kept)["_until"]) for kept in (passwords._good, passwords._bad)])
+    kept = repr([list(kept._items) for kept in (passwords._good, passwords._bad)])
     for secret in ("right", "wrong-one", basic("alice", "right")[6:], basic("alice", "wrong-one")[6:]):
         assert secret not in kept
 
@@ -112,7 +112,7 @@ async def test_memory_is_bounded(passwords, monkeypatch):
     await passwords.check(basic("alice", "right"))
     for number in range(1100):
         await passwords.check(basic("alice", f"wrong {number}"))
-    assert len(passwords._bad._until) == 1024
+    assert len(passwords._bad) == 1024
     assert passwords.known(basic("alice", "right"))
 
 
