@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from mirror.core.errors import InvalidRegistry
 from mirror.core.names import parse_registry
-from mirror.core.sites import same_site
+from mirror.core.registries import known_token_host
 
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _SKIP: Final = re.compile(r"[\s,]*")
@@ -79,17 +79,18 @@ def pull_scope(path: str) -> str:
 def realm_allowed(realm_url: str, upstream_url: str, token_hosts: Collection[str]) -> bool:
     """Whether credentials for this upstream may be sent to this realm.
 
-    The realm must be on the upstream's own host or site, or on one of `token_hosts` (`host` or `host:port`),
-    and be https unless the upstream itself is http. Else an upstream could have credentials sent anywhere.
+    The realm must be on the upstream's own host, on the token host of a well-known registry, or on one of `token_hosts`
+    (`host` or `host:port`), and be https unless the upstream itself is http. Otherwise an upstream could have credentials sent
+    anywhere.
     """
     realm, upstream = _url(realm_url), _url(upstream_url)
     if realm is None or upstream is None:
         return False
     if realm.scheme != "https" and upstream.scheme != "http":
         return False
-    host = realm.hostname or ""
-    configured = {entry.lower() for entry in token_hosts}
-    return same_site(host, upstream.hostname or "") or host in configured or realm.netloc.lower() in configured
+    host, own = realm.hostname or "", upstream.hostname or ""
+    allowed = {own, known_token_host(own), *(entry.lower() for entry in token_hosts)}
+    return host in allowed or realm.netloc.lower() in allowed
 
 
 def _url(text: str) -> SplitResult | None:

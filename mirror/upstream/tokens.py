@@ -117,7 +117,7 @@ class Tokens:
         realm = challenge.params.get("realm", "")
         if not realm_allowed(realm, str(self._upstream), self._token_hosts):
             raise UpstreamProtocolError(
-                f"{self._upstream.host} wants a token from a realm that is neither its own nor in token_hosts: "
+                f"{self._upstream.host} names a token host that is neither its own nor in token_hosts: "
                 f"{URL(realm).host if realm else 'none'}"
             )
         query = {"service": challenge.params["service"]} if "service" in challenge.params else {}

@@ -32,7 +32,10 @@ PUBLIC = "93.184.216.34"
 
 
 class Resolver:
-    """Names as an attacker's name server has them: everything is where the visitors are counted, or in the cloud."""
+    """Names as an attacker's name server has them: everything is where the visitors are counted, or in the cloud.
+
+    Addresses are by name, or by name and port.
+    """
 
     def __init__(self, addresses):
         self.addresses = addresses
@@ -40,7 +43,7 @@ class Resolver:
 
     async def resolve(self, host, port=0, family=socket.AF_INET):
         self.asked.append(host)
-        found = self.addresses[host]
+        found = self.addresses.get((host, port)) or self.addresses[host]
         return [
             {"hostname": host, "host": address, "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}
             for address in found
@@ -223,7 +226,7 @@ async def test_private_upstream_may_lead_to_names_inside(hub, tmp_path, monkeypa
 @pytest.mark.parametrize("way", ["redirect", "realm"])
 async def test_private_upstream_by_name_may_lead_to_names_inside(hub, tmp_path, monkeypatch, way):
     """That a named upstream is inside is learned from its first answer, however short, and before that is followed."""
-    names = {"registry.example.com": ["127.0.0.1"], "minio.internal": ["127.0.0.4"], "auth.example.com": ["127.0.0.4"]}
+    names = {"registry.example.com": ["127.0.0.1"], "minio.internal": ["127.0.0.4"]}
     monkeypatch.setattr("mirror.upstream.http.aiohttp.DefaultResolver", lambda: Resolver(names))
     url = f"http://registry.example.com:{hub.url.rpartition(':')[2]}"
     entry = {"upstreams": [url], "token_hosts": [hub.token_host]}
@@ -236,17 +239,17 @@ async def test_private_upstream_by_name_may_lead_to_names_inside(hub, tmp_path, 
             hub.script(Rule(kind="blob", host="registry", times=None), Redirect(f"http://minio.internal:{port}/x"))
             await mirror.get(f"/v2/{APP}/blobs/{image.layers[0].digest}")
         else:
-            hub.script(Rule(kind="manifest", times=None, challenge=True), ForeignRealm(f"http://auth.example.com:{port}/token"))
+            names["registry.example.com", port] = ["127.0.0.4"]
+            realm = f"http://registry.example.com:{port}/token"
+            hub.script(Rule(kind="manifest", times=None, challenge=True), ForeignRealm(realm))
             await mirror.get(f"/v2/{APP}/manifests/1")
     assert seen
 
 
 async def test_realm_that_leads_inside(hub, tmp_path, monkeypatch, public):
-    """A realm on the upstream's own site is not followed into the network, and gets no credentials there."""
-    monkeypatch.setattr(
-        "mirror.upstream.http.aiohttp.DefaultResolver",
-        lambda: Resolver({"hub.example.com": ["127.0.0.1"], "auth.example.com": ["127.0.0.4"]}),
-    )
+    """A realm on the upstream's own host is not followed into the network, and gets no credentials there."""
+    names = {"hub.example.com": ["127.0.0.1"]}
+    monkeypatch.setattr("mirror.upstream.http.aiohttp.DefaultResolver", lambda: Resolver(names))
     password = tmp_path / "password"
     password.write_text(PASSWORD)
     url = f"http://hub.example.com:{hub.url.rpartition(':')[2]}"
@@ -256,7 +259,8 @@ async def test_realm_that_leads_inside(hub, tmp_path, monkeypatch, public):
         visitors() as (seen, port),
         MirrorUnderTest(hub, tmp_path / "store", registries={"docker.io": entry}) as mirror,
     ):
-        hub.script(Rule(kind="manifest", times=None, challenge=True), ForeignRealm(f"http://auth.example.com:{port}/token"))
+        names["hub.example.com", port] = ["127.0.0.4"]
+        hub.script(Rule(kind="manifest", times=None, challenge=True), ForeignRealm(f"http://hub.example.com:{port}/token"))
         assert (await bounded(mirror, f"/v2/{APP}/manifests/1")).status == 503
     assert seen == []
 

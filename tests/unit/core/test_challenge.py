@@ -110,6 +110,10 @@ HUB_URL = "https://registry-1.docker.io"
         ("https://AUTH.docker.io/token", HUB_URL, []),
         ("https://ghcr.io/token", "https://ghcr.io", []),
         ("https://gitlab.com/jwt/auth", "https://registry.gitlab.com", []),
+        ("https://docker-auth.elastic.co/auth", "https://docker.elastic.co", []),
+        ("https://api.digitalocean.com/v2/registry/auth", "https://Registry.DigitalOcean.com", []),
+        ("https://ghcr.io/token", "https://lscr.io", []),
+        ("https://auth.docker.io/token", "https://index.docker.io", []),
         ("https://login.example.com/t", "https://registry.example.org", ["login.example.com"]),
         ("https://login.example.com:8443/t", "https://registry.example.org", ["Login.example.com:8443"]),
         ("https://login.example.com:8443/t", "https://registry.example.org", ["login.example.com"]),
@@ -123,7 +127,7 @@ HUB_URL = "https://registry-1.docker.io"
     ],
 )
 def test_allowed_realms(realm, upstream, token_hosts):
-    """Credentials may go to the upstream's host and site, and to configured hosts."""
+    """Credentials may go to the upstream's host, to the token host of a well-known registry, and to configured hosts."""
     assert realm_allowed(realm, upstream, token_hosts)
 
 
@@ -135,6 +139,12 @@ def test_allowed_realms(realm, upstream, token_hosts):
         ("https://evildocker.io/token", HUB_URL, []),
         ("http://auth.docker.io/token", HUB_URL, []),
         ("http://auth.docker.io/token", HUB_URL, ["auth.docker.io"]),
+        ("https://hub.docker.io/token", HUB_URL, []),
+        ("https://registry-1.docker.io/token", "https://auth.docker.io", []),
+        ("https://auth.docker.io:8443/token", "https://registry.example.org", []),
+        ("https://login.example.com/t", "https://registry.example.com", []),
+        ("https://example.com/t", "https://registry.example.com", []),
+        ("https://lscr.io/token", "https://ghcr.io", []),
         ("https://evil.azurecr.io/t", "https://x.azurecr.io", []),
         ("https://evil.s3.amazonaws.com/t", "https://x.dkr.ecr.eu-west-1.amazonaws.com", []),
         ("https://evil.co.uk/t", "https://registry.co.uk", []),
@@ -167,7 +177,7 @@ def test_allowed_realms(realm, upstream, token_hosts):
     ],
 )
 def test_refused_realms(realm, upstream, token_hosts):
-    """Foreign hosts, strangers under a shared suffix, plain http, and ambiguous URLs are refused."""
+    """Foreign hosts, other hosts of one domain, plain http, and ambiguous URLs are refused."""
     assert not realm_allowed(realm, upstream, token_hosts)
 
 
