@@ -21,7 +21,7 @@ class Clock:
             for endpoint in registry.upstreams:
                 endpoint.health.clock = endpoint.login._clock = self.monotonic
         by_tag, by_digest = graph.manifests._by_tag, graph.manifests._by_digest
-        for flights in (by_tag._checks, by_digest._fetches, graph.listings._flights):
+        for flights in (by_tag._checks, by_digest._fetches, graph.listings._requests):
             flights.memory.clock = self.monotonic
         under_test.mirror._downloads._failures.clock = self.monotonic
 

@@ -1,4 +1,4 @@
-"""Blobs: from disk, from a download that is under way, or from a new one; only to whom upstream grants them."""
+"""Blobs: from the store, from a running download, or from a new one; only to repositories to which upstream grants them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mirror.storage.blobs import HeldBlob
 from mirror.upstream.blob import ExpectedSize
 from mirror.upstream.registry import Registry
 
-# Until a held blob that nobody vouches for has been hashed: some gigabytes from a good disk. Then upstream is asked for it.
+# Enough to hash some gigabytes on a good disk. After it the blob comes from upstream.
 _CHECK_TIMEOUT_S = 5.0
 
 
@@ -37,7 +37,7 @@ class BlobAnswer:
     """A blob that may be read.
 
     Attributes:
-        body: to be closed by whoever gets this.
+        body: the receiver closes it.
     """
 
     digest: Digest
@@ -48,7 +48,7 @@ class BlobAnswer:
 
 @dataclass(frozen=True)
 class _UpstreamSource:
-    """The bytes of a blob by way of one repository. That upstream gives them there is recorded when it does."""
+    """Fetches a blob through one repository. An answer of upstream records the grant."""
 
     registry: Registry
     repository: Repository
@@ -77,99 +77,25 @@ class Blobs:
         self._context = context
         self._content = content
         self._downloads = downloads
-        # No failure is remembered: where a right is not known, the next question counts.
-        self._questions: SingleFlight[int | None] = SingleFlight(context.in_use)
+        # Not guarded: a failure must not delay the next request for a grant.
+        self._heads: SingleFlight[int | None] = SingleFlight(context.in_use)
         self._integrity = IntegrityChecks(context.store.files, context.store.threads.write, context.in_use)
 
     async def get(self, repository: Repository, digest: Digest) -> BlobAnswer:
         """The blob, as soon as its size is known.
 
         Raises:
-            UpstreamRefusal: upstream does not have it or does not grant it to this repository.
-            UpstreamError: it is not held, and upstream could not be asked.
-            TooManyDownloads: it is not held, and the client has begun as many downloads as it may.
+            UpstreamRefusal: upstream does not have it, or does not grant it to this repository.
+            UpstreamError: it is not held, and upstream cannot be asked.
+            TooManyDownloads: it is not held, and the client has reached its limit of downloads.
         """
         return await self._answer(repository, digest, Urgency.CLIENT)
 
-    async def _answer(self, repository: Repository, digest: Digest, urgency: Urgency) -> BlobAnswer:
-        context = self._context
-        expected = ExpectedSize(partial(context.access.size_named, repository, digest))
-        source = _UpstreamSource(context.registry(repository), repository, digest, context, expected)
-        while True:
-            authorized = self._content.is_authorized("blob", repository, digest)
-            if not authorized and self._is_around(digest, source):
-                self._content.raise_if_negative("blob", repository, digest)
-                await self._ask(repository, digest)
-                authorized = True
-            # From here to the end of the download's start there is no await: hit, join or start is one decision.
-            held = context.store.files.open(digest) if authorized else None
-            if held is not None:
-                answer = await self._held(source, held, None if urgency is not Urgency.CLIENT else _CHECK_TIMEOUT_S)
-                if answer is not None:
-                    return answer
-                continue
-            client = demand.client.get() if urgency is Urgency.CLIENT else None
-            download, outcome = self._joined_or_started(repository, digest, source, client)
-            if download is None:
-                assert client is not None
-                await self._downloads.shares.turn(client)
-                continue
-            body = StreamingBody(download, urgency)
-            size = await self._sized(repository, digest, body, sole=download.source == source)
-            if size is not None:
-                await self._authorize(repository, digest, body)
-                return BlobAnswer(digest, size, body, outcome)
-
-    async def _held(self, source: _UpstreamSource, held: HeldBlob, timeout: float | None) -> BlobAnswer | None:
-        """The answer with a held blob, or past the store if nobody can vouch for it in time; None if it is wrong."""
-        context, digest = self._context, source.digest
-        try:
-            vouched = await self._vouched(source.repository, digest, held, timeout)
-        except TimeoutError:
-            return await self._past_the_store(source)
-        if vouched is None:
-            return None
-        context.usage.note_blob(digest, context.clock())
-        return BlobAnswer(digest, vouched.size, HeldBody(vouched, context.store.threads.serve), Outcome.HIT)
-
-    async def _authorize(self, repository: Repository, digest: Digest, body: Body) -> None:
-        """Have upstream asked unless it has granted the blob: another process may have fetched it, for another repository."""
-        if self._content.is_authorized("blob", repository, digest):
-            return
-        try:
-            await self._ask(repository, digest)
-        except BaseException:
-            await body.close()
-            raise
-
-    async def _sized(self, repository: Repository, digest: Digest, body: StreamingBody, *, sole: bool) -> int | None:
-        """The size of what arrives; None if another repository was refused it, which says nothing about this one.
-
-        Args:
-            sole: it arrives by way of this repository.
-        """
-        try:
-            size = await body.sized()
-        except UpstreamRefusal as error:
-            await body.close()
-            if not sole:
-                return None
-            await self._content.cache_negative("blob", repository, digest, error)
-            raise
-        except BaseException:
-            await body.close()
-            raise
-        return size
-
     async def head(self, repository: Repository, digest: Digest) -> tuple[int, Outcome]:
-        """The size in bytes; a blob that is not around stays so.
-
-        Raises:
-            UpstreamRefusal, UpstreamError: like `get`.
-        """
-        if not self._is_around(digest):
+        """The size in bytes; starts no download of a blob of which nothing has arrived. Raises like `get`."""
+        if not self._has_bytes(digest):
             self._content.raise_if_negative("blob", repository, digest)
-            size = await self._ask(repository, digest)
+            size = await self._head_upstream(repository, digest)
             if size is not None:
                 return size, Outcome.MISS
         answer = await self.get(repository, digest)
@@ -177,9 +103,9 @@ class Blobs:
         return answer.size, answer.outcome
 
     async def ensure_cached(self, repository: Repository, digest: Digest, urgency: Urgency) -> int:
-        """Have the blob held before a client asks for it; returns the bytes that had to be fetched, 0 if it was held.
+        """Store a blob ahead of its clients; returns the bytes that were fetched, 0 if it was held.
 
-        The download goes on if whoever asked for it is cancelled.
+        The download continues if the caller is cancelled.
 
         Raises:
             UpstreamRefusal, UpstreamError: like `get`.
@@ -194,50 +120,106 @@ class Blobs:
             await answer.body.close()
 
     def bytes_received(self, digest: Digest) -> int:
-        """Bytes that have arrived of a blob that is under way."""
+        """The bytes that have arrived of a blob that is being fetched."""
         download = self._downloads.find(digest)
         return download.received if download is not None else 0
 
     async def close(self) -> None:
-        """Stop asking upstream, and doubting what is held."""
-        await self._questions.close()
+        """Cancel the requests to upstream and the integrity checks."""
+        await self._heads.close()
         await self._integrity.close()
 
-    def _joined_or_started(
-        self, repository: Repository, digest: Digest, source: _UpstreamSource, client: ClientCounts | None
-    ) -> tuple[Download | None, Outcome]:
-        """The download of a blob; None if the client has as many under way as it may."""
-        download = self._downloads.find(digest)
+    # ---- hit, join or start
+
+    async def _answer(self, repository: Repository, digest: Digest, urgency: Urgency) -> BlobAnswer:
+        context = self._context
+        expected = ExpectedSize(partial(context.access.size_named, repository, digest))
+        source = _UpstreamSource(context.registry(repository), repository, digest, context, expected)
+        is_client = urgency is Urgency.CLIENT
+        client = demand.client.get() if is_client else None
+        while True:
+            authorized = self._content.is_authorized("blob", repository, digest)
+            if not authorized and self._has_bytes(digest, source):
+                self._content.raise_if_negative("blob", repository, digest)
+                await self._head_upstream(repository, digest)
+                authorized = True
+            answer: BlobAnswer | None = None
+            choice = self._hit_join_or_start(source, client, authorized=authorized)
+            if isinstance(choice, HeldBlob):
+                answer = await self._serve_held(source, choice, _CHECK_TIMEOUT_S if is_client else None)
+            elif choice is not None:
+                download, outcome = choice
+                answer = await self._serve_download(source, download, StreamingBody(download, urgency), outcome)
+            else:
+                assert client is not None
+                await self._downloads.shares.turn(client)
+            if answer is not None:
+                return answer
+
+    def _hit_join_or_start(
+        self, source: _UpstreamSource, client: ClientCounts | None, *, authorized: bool
+    ) -> HeldBlob | tuple[Download, Outcome] | None:
+        """Open the held blob, or join its download, or start one; None if the client has reached its limit of downloads.
+
+        Not a coroutine: no other request runs between the look into the store and the start, so a blob has one download.
+        """
+        held = self._context.store.files.open(source.digest) if authorized else None
+        if held is not None:
+            return held
+        download = self._downloads.find(source.digest)
         if download is not None:
             return download, Outcome.JOINED
-        self._content.raise_if_negative("blob", repository, digest)
+        self._content.raise_if_negative("blob", source.repository, source.digest)
         self._downloads.refuse_failing(source)
         share = self._downloads.shares.begin(client)
-        return (None if share is None else self._downloads.start(digest, source, share)), Outcome.MISS
+        return None if share is None else (self._downloads.start(source.digest, source, share), Outcome.MISS)
 
-    async def _vouched(self, repository: Repository, digest: Digest, held: HeldBlob, timeout: float | None) -> HeldBlob | None:
-        """A held blob if upstream has said its length, or else if its digest matches; None if it does not.
+    def _has_bytes(self, digest: Digest, own: _UpstreamSource | None = None) -> bool:
+        """Whether bytes of a blob could be served before upstream grants it.
 
-        Raises:
-            TimeoutError: the digest is not known yet.
-            StorageError: it has been damaged, and cannot be removed.
+        Args:
+            own: upstream is asked through this source anyway, so a download from it needs no other grant.
         """
-        grant = self._content.grant("blob", repository, digest)
-        if grant is not None and grant.size == held.size:
-            return held
+        download = self._downloads.find(digest)
+        if download is not None:
+            return download.source != own
+        return self._context.store.files.size(digest) is not None or self._downloads.has_partial(digest)
+
+    # ---- held
+
+    async def _serve_held(self, source: _UpstreamSource, held: HeldBlob, timeout: float | None) -> BlobAnswer | None:
+        """Answer with a held blob, or past the store if its check takes too long; None if it is damaged."""
+        context, digest = self._context, source.digest
         try:
-            intact = await self._integrity.is_intact(digest, held.size, timeout)
+            if not await self._is_intact(source.repository, digest, held, timeout):
+                held.close()
+                return None
+        except TimeoutError:
+            held.close()
+            return await self._serve_past_store(source)
         except BaseException:
             held.close()
             raise
-        if intact:
-            if grant is not None:
-                self._context.access.correct_size(repository, digest, grant, held.size)
-            return held
-        held.close()
-        return None
+        context.usage.note_blob(digest, context.clock())
+        return BlobAnswer(digest, held.size, HeldBody(held, context.store.threads.serve), Outcome.HIT)
 
-    async def _past_the_store(self, source: _UpstreamSource) -> BlobAnswer:
+    async def _is_intact(self, repository: Repository, digest: Digest, held: HeldBlob, timeout: float | None) -> bool:
+        """Whether a held blob has the size that upstream reported, or else matches its digest.
+
+        Raises:
+            TimeoutError: the check goes on.
+            StorageError: the blob is damaged and cannot be deleted.
+        """
+        grant = self._content.grant("blob", repository, digest)
+        if grant is not None and grant.size == held.size:
+            return True
+        if not await self._integrity.is_intact(digest, held.size, timeout):
+            return False
+        if grant is not None:
+            self._context.access.correct_size(repository, digest, grant, held.size)
+        return True
+
+    async def _serve_past_store(self, source: _UpstreamSource) -> BlobAnswer:
         body = self._downloads.passthrough(source.digest, source)
         try:
             return BlobAnswer(source.digest, await body.sized(), body, Outcome.BYPASS)
@@ -245,23 +227,45 @@ class Blobs:
             await body.close()
             raise
 
-    def _is_around(self, digest: Digest, own: _UpstreamSource | None = None) -> bool:
-        """Whether bytes of it could be served before upstream was asked.
+    # ---- being fetched
 
-        Args:
-            own: by way of which upstream is being asked anyway: a download that comes from there has no right but its own.
+    async def _serve_download(
+        self, source: _UpstreamSource, download: Download, body: StreamingBody, outcome: Outcome
+    ) -> BlobAnswer | None:
+        """Answer with a download, once upstream has granted the blob to this repository; closes the body if it raises.
+
+        None if upstream refused the blob to another repository: that does not refuse it to this one.
         """
-        download = self._downloads.find(digest)
-        if download is not None:
-            return download.source != own
-        return self._context.store.files.size(digest) is not None or self._downloads.has_partial(digest)
+        repository, digest = source.repository, source.digest
+        try:
+            size = await self._granted_size(source, body, is_own=download.source == source)
+            # Another process may fetch the blob through another repository.
+            if size is not None and not self._content.is_authorized("blob", repository, digest):
+                await self._head_upstream(repository, digest)
+        except BaseException:
+            await body.close()
+            raise
+        if size is None:
+            await body.close()
+            return None
+        return BlobAnswer(digest, size, body, outcome)
 
-    async def _ask(self, repository: Repository, digest: Digest) -> int | None:
-        """Have upstream grant the blob to the asking repository; returns its size if upstream told."""
-        size, _ = await self._questions.run((repository, digest), lambda: self._head(repository, digest))
+    async def _granted_size(self, source: _UpstreamSource, body: StreamingBody, *, is_own: bool) -> int | None:
+        """The size of a download; None if upstream refuses the blob to another repository, through which it is fetched."""
+        try:
+            return await body.sized()
+        except UpstreamRefusal as error:
+            if not is_own:
+                return None
+            await self._content.cache_negative("blob", source.repository, source.digest, error)
+            raise
+
+    async def _head_upstream(self, repository: Repository, digest: Digest) -> int | None:
+        """Have upstream grant a blob to a repository; returns the size if upstream reports it."""
+        size, _ = await self._heads.run((repository, digest), lambda: self._request_grant(repository, digest))
         return size
 
-    async def _head(self, repository: Repository, digest: Digest) -> int | None:
+    async def _request_grant(self, repository: Repository, digest: Digest) -> int | None:
         try:
             size = await self._context.registry(repository).head_blob(repository.path, digest)
         except UpstreamRefusal as error:

@@ -1,4 +1,4 @@
-"""Lists that are upstream's own: tags and referrers. Passed through, kept for a short while, and longer for an outage."""
+"""Upstream's lists of tags and referrers: passed through, cached for `ttl`, and served stale in an outage."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class ListAnswer:
     """A list to be served.
 
     Attributes:
-        headers: type and, if there is more, a Link to where the client finds it here.
-        reason: of a STALE answer: why upstream could not be asked.
+        headers: the type and, if there is a next page, a Link to it at this mirror.
+        reason: why upstream could not be asked; of a STALE answer only.
     """
 
     body: bytes
@@ -48,16 +48,16 @@ class Listings:
     def __init__(self, context: Context, pull_policy: PullPolicy) -> None:
         self._context = context
         self._pull_policy = pull_policy
-        self._flights: GuardedSingleFlight[Listing] = GuardedSingleFlight(context.in_use)
-        self._kept: BoundedCache[Hashable, tuple[Listing, float]] = BoundedCache(_MAX_ENTRIES, _MAX_BYTES)
+        self._requests: GuardedSingleFlight[Listing] = GuardedSingleFlight(context.in_use)
+        self._cached: BoundedCache[Hashable, tuple[Listing, float]] = BoundedCache(_MAX_ENTRIES, _MAX_BYTES)
 
     async def tags(self, repository: Repository, path: str, query: dict[str, str]) -> ListAnswer:
-        """The tags that upstream has and that may be pulled, a page at a time (OCI distribution-spec, Listing tags).
+        """A page of upstream's tags that may be pulled (OCI distribution-spec, Listing tags).
 
-        A page that lacks some is shorter than was asked for; whether there are more its link says, which is upstream's.
+        A page without refused tags is shorter than requested; the link to the next page is upstream's.
 
         Args:
-            path: where the client asked; the link to the next page leads there.
+            path: of the client's request; the link to the next page leads there.
 
         Raises:
             UpstreamRefusal, UpstreamError: see those.
@@ -67,10 +67,10 @@ class Listings:
         return ListAnswer(listing.body, headers, outcome, reason)
 
     async def referrers(self, repository: Repository, digest: Digest, path: str, query: dict[str, str]) -> ListAnswer:
-        """The manifests that refer to one (OCI distribution-spec, Listing Referrers). Raises like `tags`.
+        """The manifests that refer to a manifest (OCI distribution-spec, Listing Referrers). Raises like `tags`.
 
-        Upstream's 404 says that it has no such API; clients then ask for a tag, so it is passed on. What upstream said last is
-        kept in the store, and said again while it cannot be asked.
+        Upstream's 404 means that it lacks this API; it is passed on, and clients then request a tag. The store keeps upstream's
+        last answer for an outage.
         """
         listing, outcome, reason = await self._referrers(repository, digest, query)
         headers = {"Content-Type": media.OCI_INDEX, **_link(listing, path, query)}
@@ -81,7 +81,7 @@ class Listings:
     async def _referrers(
         self, repository: Repository, digest: Digest, query: dict[str, str]
     ) -> tuple[Listing, Outcome, str | None]:
-        page, asked, attachments = _asked_page(query), self._context.clock(), self._context.store.index.attachments
+        page, asked, attachments = _upstream_query(query), self._context.clock(), self._context.store.index.attachments
         try:
             found = await self._get("referrers", repository, f"referrers/{digest}", query)
         except NotFound:
@@ -92,17 +92,17 @@ class Listings:
             await self._context.note(partial(attachments.delete_list, repository, digest, page), None)
             raise
         except UpstreamError as error:
-            return self._said_last(repository, digest, page, error), Outcome.STALE, error.reason
+            return self._stored_list(repository, digest, page, error), Outcome.STALE, error.reason
         if found[1] is Outcome.MISS:
             kept = KeptList(found[0].body, found[0].links[:4], found[0].filters, asked)
             await self._context.note(partial(attachments.put_list, repository, digest, page, kept), None)
         return found
 
-    def _said_last(self, repository: Repository, digest: Digest, page: str, error: UpstreamError) -> Listing:
-        """The list that is kept in the store; raises the failure if there is none, or NotFound if upstream had none."""
+    def _stored_list(self, repository: Repository, digest: Digest, page: str, error: UpstreamError) -> Listing:
+        """The list in the store; raises `error` if there is none, and NotFound if upstream last had none."""
         context, kept = self._context, self._context.store.index.attachments.list(repository, digest, page)
-        longest = context.policies.general.stale_if_error
-        if kept is None or not may_serve(error.reason, context.clock() - kept.asked, longest):
+        max_age = context.policies.general.stale_if_error
+        if kept is None or not may_serve(error.reason, context.clock() - kept.asked, max_age):
             raise error
         if kept.body is None:
             raise NotFound(f"upstream said last that it has no list of referrers of {repository} {digest}") from error
@@ -110,35 +110,35 @@ class Listings:
         return Listing(kept.body, kept.links, kept.filters)
 
     async def close(self) -> None:
-        """Stop asking upstream."""
-        await self._flights.close()
+        """Cancel the requests to upstream."""
+        await self._requests.close()
 
     async def _get(
         self, kind: str, repository: Repository, rest: str, query: dict[str, str]
     ) -> tuple[Listing, Outcome, str | None]:
-        """The list, where it came from, and the reason if that is STALE."""
-        page = _asked_page(query)
+        """The list, its outcome, and the reason of a STALE one."""
+        page = _upstream_query(query)
         key = (repository, rest, page)
         now = self._context.clock()
-        kept = self._kept.get(key)
-        if kept is not None and 0 <= now - kept[1] < self._context.policies.general.ttl:
-            return kept[0], Outcome.HIT, None
+        cached = self._cached.get(key)
+        if cached is not None and 0 <= now - cached[1] < self._context.policies.general.ttl:
+            return cached[0], Outcome.HIT, None
         try:
-            listing, joined = await self._flights.run(key, lambda: self._asked(kind, repository, rest, page))
+            listing, joined = await self._requests.run(key, lambda: self._fetch(kind, repository, rest, page))
         except UpstreamError as error:
-            if kept is None or not may_serve(error.reason, now - kept[1], self._context.policies.general.stale_if_error):
+            if cached is None or not may_serve(error.reason, now - cached[1], self._context.policies.general.stale_if_error):
                 raise
             self._context.metrics.stale_served.labels(repository.registry, error.reason).inc()
-            return kept[0], Outcome.STALE, error.reason
+            return cached[0], Outcome.STALE, error.reason
         except UpstreamRefusal:
-            # What upstream said last is not replaced by what it said before.
-            self._kept.pop(key)
+            # A refusal is newer than the cached list.
+            self._cached.pop(key)
             raise
-        self._kept.put(key, (replace(listing, links=listing.links[:4]), now), size=len(listing.body))
+        self._cached.put(key, (replace(listing, links=listing.links[:4]), now), size=len(listing.body))
         return listing, Outcome.JOINED if joined else Outcome.MISS, None
 
-    async def _asked(self, kind: str, repository: Repository, rest: str, page: str) -> Listing:
-        """Upstream's list, in our words: once for all who get it, and before it takes the place of what was kept."""
+    async def _fetch(self, kind: str, repository: Repository, rest: str, page: str) -> Listing:
+        """Fetch a list, check it, and remove refused tags."""
         listing = await self._context.registry(repository).listing(kind, repository.path, rest, page)
         following = following_page(repository, listing)
         if following is not None and page_params(following) == page_params(page):
@@ -150,7 +150,7 @@ class Listings:
 
 
 def _link(listing: Listing, path: str, query: dict[str, str]) -> dict[str, str]:
-    """Upstream's link to the next page, led back here: an absolute one would lead clients around the mirror."""
+    """Rewrite upstream's link to the next page, so that it leads to this mirror."""
     target = parse_link_next(listing.links)
     if target is None:
         return {}
@@ -158,8 +158,8 @@ def _link(listing: Listing, path: str, query: dict[str, str]) -> dict[str, str]:
     return {"Link": format_link(path, {**page_params(next_page(target)), **namespace})}
 
 
-def _asked_page(query: dict[str, str]) -> str:
-    """The query to send upstream for what a client has asked for; raises InvalidPage if it follows no link of ours."""
+def _upstream_query(query: dict[str, str]) -> str:
+    """The query for upstream of a client's query; raises InvalidPage if its page is not from a link of this mirror."""
     if PAGE in query:
         return parse_page(query[PAGE])
     return urlencode(sorted((name, value) for name, value in query.items() if name in SPECIFIED), errors="replace")

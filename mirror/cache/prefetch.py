@@ -1,9 +1,8 @@
-"""Prefetch: what a client will ask for next, once it has been given a manifest that was not held.
+"""Prefetch: fetches the blobs of a manifest that a client has got and that was not held before.
 
-Clients download a few blobs at a time. The mirror need not wait for them: it fetches more at once, and has them when they are
-asked for. Clients come first all the same: prefetching has a share of the connections to upstreams only, joins nothing that is
-under way already, and stops where upstream is in trouble or the store has no room. Whatever goes wrong is nobody's error: a
-client that asks for the blob itself gets the true answer.
+Clients download a few blobs at a time; the mirror fetches more at once. Requests of clients have priority: prefetch uses a share
+of the connections to upstreams, skips a blob that is being fetched, and stops if upstream fails or limits, or if the store has
+no room. A failure of prefetch is only logged: a client's own request for the blob gets the answer.
 """
 
 from __future__ import annotations
@@ -32,19 +31,19 @@ from mirror.storage.space_quota import on_disk
 
 log = structlog.get_logger(__name__)
 
-# Blobs of one image at a time. Where upstream limits each connection, twice as many as dockerd reads save it much of its waiting.
-# Where it limits all together, more would delay the first layers, which clients unpack while the others come.
-_PER_IMAGE = 6
-# Blobs that wait for their turn. What is more is left to the clients.
+# Concurrent blobs of one image. Where upstream limits each connection, twice as many as dockerd reads save much of the wait.
+# Where the whole line is limited, more would delay the first layers, which clients unpack while the others arrive.
+_MAX_PER_IMAGE = 6
+# Blobs in the queue. Clients request the others themselves.
 _MAX_WAITING = 1000
-# Manifests that no client has been given yet.
-_MAX_UNTAKEN = 1000
-# How often it is looked whether other processes have left something of the share. Seconds.
+# Fetched manifests that no client has got yet.
+_MAX_PENDING = 1000
+# Interval of the look whether other processes have released connections of the share.
 _POLL_INTERVAL_S = 0.1
 
 
 def share(connections: int) -> int:
-    """How many of so many connections to upstreams prefetching may use at a time; one is always left to clients."""
+    """The connections to upstreams that prefetch may use of all; at least one stays for clients."""
     return max(0, min(max(1, connections // 4), connections - 1))
 
 
@@ -53,57 +52,57 @@ class _Image:
     """The blobs of one manifest.
 
     Attributes:
-        repository: by way of which they are fetched, with its rights.
-        context: of the request that began it: upstream is told that one's name, and which mirrors it has come through.
-        waiting: not begun yet, in the manifest's order.
-        under_way: how many are being fetched.
+        repository: through which they are fetched, with its grants.
+        context: of the client's request: upstream gets its id and its `Via`.
+        waiting: blobs that are not started, in the order of the manifest.
+        running: number of blobs that are being fetched.
     """
 
     repository: Repository
     context: contextvars.Context
     waiting: deque[Digest]
-    under_way: int = 0
+    running: int = 0
 
 
 class Prefetch:
     """Fetches blobs ahead of the clients of one process.
 
     Args:
-        at_once: most blobs being fetched at a time by all processes; 0 turns it off.
-        running: how many are.
+        max_running: concurrent blobs of all processes; 0 turns prefetch off.
+        running: counts them.
     """
 
-    def __init__(self, context: Context, blobs: Blobs, downloads: Downloads, at_once: int, running: Count) -> None:
+    def __init__(self, context: Context, blobs: Blobs, downloads: Downloads, max_running: int, running: Count) -> None:
         self._context = context
         self._blobs = blobs
         self._downloads = downloads
-        self._at_once = at_once
+        self._max_running = max_running
         self._running = running
         self._next_poll: asyncio.TimerHandle | None = None
-        self._untaken: BoundedCache[tuple[Repository, Digest], None] = BoundedCache(_MAX_UNTAKEN)
+        self._pending: BoundedCache[tuple[Repository, Digest], None] = BoundedCache(_MAX_PENDING)
         self._images: list[_Image] = []
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def on_fetched(self, repository: Repository, manifest: Manifest) -> None:
-        """Upstream has given a manifest. Nothing begins yet: it may have been for a HEAD, and some clients never send more.
+        """Note a manifest that upstream has given. Starts nothing: the client may have sent a HEAD, and may send no GET.
 
-        An index has no blobs: whoever gets it chooses a platform, and asks for that one's manifest.
+        An index has no blobs; its client requests the manifest of a platform next.
         """
-        if not self._at_once or not manifest.blobs:
+        if not self._max_running or not manifest.blobs:
             return
-        self._untaken.put((repository, manifest.digest), None)
+        self._pending.put((repository, manifest.digest), None)
 
     def is_pending(self, repository: Repository, digest: Digest) -> bool:
-        """Whether `taken` has still to be told when a client is given this manifest."""
-        return (repository, digest) in self._untaken
+        """Whether `on_served` must see the first GET of a manifest."""
+        return (repository, digest) in self._pending
 
     async def on_served(self, repository: Repository, answer: ManifestAnswer) -> None:
-        """A client is given a manifest. If it is the first one since upstream gave it, begin to fetch the blobs, not waiting."""
+        """Start to fetch the blobs of a manifest that a client gets, if it is the first one since upstream gave it."""
         if answer.raw is None or not self.is_pending(repository, answer.digest):
             return
-        self._untaken.pop((repository, answer.digest))
+        self._pending.pop((repository, answer.digest))
         manifest = await on_bytes(len(answer.raw), None, parse_manifest, answer.raw, answer.media_type, answer.digest)
-        if not self._at_once:
+        if not self._max_running:
             return
         wanted = {blob.digest: blob.size for blob in manifest.blobs if not blob.is_foreign}
         if self._never_fits(wanted.values()):
@@ -113,78 +112,78 @@ class Prefetch:
         first = deque(list(wanted)[:left])
         self._count("dropped", len(wanted) - len(first))
         self._images.append(_Image(repository, contextvars.copy_context(), first))
-        self._begin()
+        self._start_waiting()
 
     def stop_background(self) -> None:
-        """Begin nothing more; what has been begun goes on."""
-        self._at_once = 0
-        self._untaken.clear()
+        """Start no more blobs; running downloads continue."""
+        self._max_running = 0
+        self._pending.clear()
         for image in self._images:
-            self._give_up(image)
+            self._drop_waiting(image)
 
     async def close(self) -> None:
-        """Wait for nothing any more; the downloads that have been begun go on."""
+        """Stop, without a wait for running downloads, which continue."""
         self.stop_background()
-        for task in self._under_way:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _never_fits(self, sizes: Iterable[int]) -> bool:
-        """Whether the first blobs would have to go for the last ones, perhaps before the client has come to them."""
+        """Whether the last blobs would evict the first ones, perhaps before the client requests those."""
         limit = self._context.store.files.quota.max_size
         return bool(limit) and sum(map(on_disk, sizes)) > limit
 
-    def _begin(self) -> None:
-        """Begin with as many of those that wait as may be under way, those of the first image first."""
+    def _start_waiting(self) -> None:
+        """Start waiting blobs up to the limits, in the order of the images."""
         for image in self._images:
-            while image.waiting and image.under_way < _PER_IMAGE and self._running.enter(self._at_once):
-                if not self._take_turn(image, image.waiting.popleft()):
+            while image.waiting and image.running < _MAX_PER_IMAGE and self._running.enter(self._max_running):
+                if not self._start(image, image.waiting.popleft()):
                     self._running.leave()
         self._images = [image for image in self._images if image.waiting]
 
-        if self._images and not self._under_way and self._next_poll is None:
-            # Other processes have all that there is: nothing here tells when that changes.
+        if self._images and not self._tasks and self._next_poll is None:
+            # Other processes use the whole share, and no event reports its release.
             self._next_poll = asyncio.get_running_loop().call_later(_POLL_INTERVAL_S, self._poll)
 
     def _poll(self) -> None:
         self._next_poll = None
-        self._begin()
+        self._start_waiting()
 
-    def _take_turn(self, image: _Image, digest: Digest) -> bool:
-        """Begin with a blob, unless that is needless or unwanted; whether it was begun."""
-        # Blobs are no pulls, but where none is left upstream wants to be left alone.
+    def _start(self, image: _Image, digest: Digest) -> bool:
+        """Start a blob; False if it is being fetched already, or if upstream is not to be asked now."""
+        # Blobs do not count as pulls, but an upstream without pulls left gets no prefetch either.
         if not self._context.registry(image.repository).allows_background(0):
             self._count("dropped")
         elif self._downloads.find(digest) is not None:
             self._count("needless")
         else:
-            task = asyncio.get_running_loop().create_task(self._bring(image, digest), context=image.context)
-            image.under_way += 1
+            task = asyncio.get_running_loop().create_task(self._fetch(image, digest), context=image.context)
+            image.running += 1
             self._context.in_use.acquire()
-            self._under_way.add(task)
-            task.add_done_callback(lambda ended: self._ended(image, ended))
+            self._tasks.add(task)
+            task.add_done_callback(lambda ended: self._on_ended(image, ended))
             return True
         return False
 
-    def _ended(self, image: _Image, task: asyncio.Task[None]) -> None:
-        image.under_way -= 1
+    def _on_ended(self, image: _Image, task: asyncio.Task[None]) -> None:
+        image.running -= 1
         self._running.leave()
         self._context.in_use.release()
-        self._under_way.discard(task)
-        self._begin()
+        self._tasks.discard(task)
+        self._start_waiting()
 
-    async def _bring(self, image: _Image, digest: Digest) -> None:
+    async def _fetch(self, image: _Image, digest: Digest) -> None:
         try:
             fetched = await self._blobs.ensure_cached(image.repository, digest, Urgency.PREFETCH)
         except MirrorError as error:
             log.debug("prefetch_failed", repository=str(image.repository), digest=str(digest), cause=str(error))
             self._count("failed")
             if isinstance(error, StorageError):
-                self._give_up(image)
+                self._drop_waiting(image)
         else:
             self._count("fetched" if fetched else "needless")
 
-    def _give_up(self, image: _Image) -> None:
+    def _drop_waiting(self, image: _Image) -> None:
         self._count("dropped", len(image.waiting))
         image.waiting.clear()
 

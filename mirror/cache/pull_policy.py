@@ -1,4 +1,4 @@
-"""What may be pulled, by the policies of the registries and what the index knows."""
+"""Applies the configured `allow` and `deny` rules to requests and lists, with the tags and manifests that the index knows."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from mirror.errors import PolicyDenied
 
 _KINDS: Final = ("manifest", "blob")
 _MAX_ENTRIES: Final = 50_000
-# What an entry takes in memory, roughly.
+# The approximate memory of an entry.
 _ENTRY_BYTES: Final = 300
-# Manifests that are looked at to find one that may be pulled. If as many may not, the others will hardly be better.
-_MAX_LOOKED_AT: Final = 1000
+# Bounds the search for one allowed manifest that names a digest.
+_MAX_MANIFESTS: Final = 1000
 # Indexes nest two deep in practice.
 _MAX_DEPTH: Final = 4
 
 
 class PullPolicy:
-    """Holds what clients ask for against the policies, before anything else is done about it.
+    """Decides what clients may pull, before anything else is done for a request.
 
-    A digest is refused if a rule of any registry names it, if its repository is refused, or if all that is known to name it
-    there is: tags, and manifests, which are held against the same rules.
+    A digest is refused if a rule of any registry names it, if its repository is refused, or if every tag and manifest that is
+    known to name it there is refused. The same rules apply to those manifests.
 
     Args:
         policies: by registry.
@@ -40,19 +40,19 @@ class PullPolicy:
         self._context = context
         self._policies = policies
         self._denied = {rule.digest: f"deny: {rule}" for policy in policies.values() for rule in policy.digests}
-        # Digests that were found to be allowed; no more is known of what names them until the generation changes.
+        # Allowed digests. What names a digest stays the same until the generation changes.
         self._allowed: GenerationCache[bool] = GenerationCache(context.store.generation, _MAX_ENTRIES)
 
     async def check(self, repository: Repository, reference: Reference | None) -> None:
-        """Return if it may be pulled; without a reference, if anything of the repository may.
+        """Return if a reference may be pulled; without one, if anything of the repository may.
 
         Raises:
-            PolicyDenied: it may not.
+            PolicyDenied: it may not be pulled.
         """
         policy = self._policies.get(repository.registry)
         if policy is None:
             return
-        digest = _content_of(reference)
+        digest = _digest_of(reference)
         rule = _refused_by_name(policy, repository, reference)
         if rule is None and digest is not None and self._names_matter(policy, repository):
             rule = await self._look_up(policy, repository, digest)
@@ -61,30 +61,26 @@ class PullPolicy:
             raise PolicyDenied(f"{what} may not be pulled through this mirror", rule)
 
     def is_constant(self, repository: Repository, reference: Reference | None) -> bool:
-        """Whether what `check` has let pass may be pulled for as long as nothing is configured anew."""
-        return _content_of(reference) is None or not self.looks_at_names(repository)
+        """Whether the result of `check` stays the same until a reload."""
+        policy = self._policies.get(repository.registry)
+        return _digest_of(reference) is None or policy is None or not self._names_matter(policy, repository)
 
     def is_cached(self, repository: Repository | None, reference: Reference | None) -> bool:
-        """Whether a digest that `check` has let pass needs no other look. Costs a microsecond."""
-        return self._allowed.get((repository, _content_of(reference)), 0.0) is not None
+        """Whether `check` has allowed a digest and would do so again. Takes a microsecond."""
+        return self._allowed.get((repository, _digest_of(reference)), 0.0) is not None
 
     def check_content(self, repository: Repository, digest: Digest) -> None:
-        """Return unless a rule names a digest that upstream, or what is known, stands for under an allowed name.
+        """Check the digest that an allowed name stands for.
 
         Raises:
-            PolicyDenied: one does.
+            PolicyDenied: a rule names it.
         """
         rule = self._denied.get(digest)
         if rule is not None:
             raise PolicyDenied(f"{repository} leads to {digest}, which may not be pulled through this mirror", rule)
 
-    def looks_at_names(self, repository: Repository) -> bool:
-        """Whether it makes a difference to a digest of this repository what names it."""
-        policy = self._policies.get(repository.registry)
-        return policy is not None and self._names_matter(policy, repository)
-
     def may_list(self, repository: Repository, tag: Tag) -> bool:
-        """Whether a tag may be named in a list: whether it may be pulled."""
+        """Whether a list may contain a tag, which is whether it may be pulled."""
         policy = self._policies.get(repository.registry)
         if policy is None or _refused_by_name(policy, repository, tag) is not None:
             return False
@@ -92,7 +88,7 @@ class PullPolicy:
         return record is None or record.digest not in self._denied
 
     def filter_tags(self, repository: Repository, tags: list[str]) -> list[str]:
-        """Those of upstream's tags that may be named; what is no tag cannot be pulled, either."""
+        """The tags of upstream's list that may be pulled, without malformed ones."""
         policy = self._policies.get(repository.registry)
         if policy is None or not self._names_matter(policy, repository):
             return tags
@@ -105,35 +101,36 @@ class PullPolicy:
         ]
 
     def _names_matter(self, policy: Policy, repository: Repository) -> bool:
+        """Whether the decision about a digest depends on the tags and manifests that name it."""
         return bool(self._denied) or policy.looks_at_tags(repository.path)
 
     async def _look_up(self, policy: Policy, repository: Repository, digest: Digest) -> str | None:
         key, generation = (repository, digest), self._allowed.generation()
         if self._allowed.get(key, 0.0):
             return None
-        question = _Question(self._context, policy, repository, self._denied)
-        rule = await self._context.in_thread(question.refuses, digest)
+        search = _RuleSearch(self._context, policy, repository, self._denied)
+        rule = await self._context.in_thread(search.find, digest)
         if rule is None:
             self._allowed.put(key, True, _ENTRY_BYTES, math.inf, generation)
         return rule
 
 
 @dataclass(slots=True)
-class _Question:
-    """By which rule something must not be pulled by its digest. Reads the index.
+class _RuleSearch:
+    """Searches the index for the rule that refuses a digest.
 
     Attributes:
-        answers: for the manifests that have been looked at.
+        found: the rules of the manifests that were searched; None for an allowed one.
     """
 
     context: Context
     policy: Policy
     repository: Repository
     denied: Mapping[Digest, str]
-    answers: dict[Digest, str | None] = field(default_factory=dict)
+    found: dict[Digest, str | None] = field(default_factory=dict)
 
-    def refuses(self, digest: Digest, depth: int = 0) -> str | None:
-        """The rule, in words; None if it may be pulled, or if nothing is known of it."""
+    def find(self, digest: Digest, depth: int = 0) -> str | None:
+        """The rule as text; None if the digest is allowed or nothing names it."""
         rule = self.denied.get(digest) or self.policy.refuses_repository(self.repository.path)
         if rule is not None:
             return rule
@@ -143,19 +140,19 @@ class _Question:
             return rule
         for kind in _KINDS:
             for manifest in self.context.store.index.parts.naming(kind, self.repository, digest):
-                if manifest not in self.answers:
-                    if len(self.answers) >= _MAX_LOOKED_AT:
+                if manifest not in self.found:
+                    if len(self.found) >= _MAX_MANIFESTS:
                         return rule
-                    self.answers[manifest] = self.refuses(manifest, depth + 1)
-                found = self.answers[manifest]
+                    self.found[manifest] = self.find(manifest, depth + 1)
+                found = self.found[manifest]
                 if found is None:
                     return None
                 rule = rule or found
         return rule
 
 
-def _content_of(reference: Reference | None) -> Digest | None:
-    """The digest by which a reference is judged. Signatures may be had with what they are about, whatever tags are allowed."""
+def _digest_of(reference: Reference | None) -> Digest | None:
+    """The digest that decides about a reference. A signature's tag stands for its subject, whatever tags are allowed."""
     return subject_of(reference) if isinstance(reference, Tag) else reference
 
 

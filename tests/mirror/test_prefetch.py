@@ -309,7 +309,7 @@ async def test_most_that_wait(hub, start, monkeypatch):
 
 async def test_most_manifests_that_no_client_has_taken(hub, start, monkeypatch):
     """Only so many are kept in mind; those that were fetched first are forgotten first."""
-    monkeypatch.setattr("mirror.cache.prefetch._MAX_UNTAKEN", 2)
+    monkeypatch.setattr("mirror.cache.prefetch._MAX_PENDING", 2)
     hub.script(Rule(kind="manifest", method="HEAD", times=None), HeadWithoutLength())
     mirror = await start()
     first, *_ = images = [image(hub, tag) for tag in "123"]
