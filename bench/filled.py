@@ -13,8 +13,9 @@ from bench.content import CONFIG_TYPE, LAYER_TYPE, MANIFEST_TYPE
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.names import Repository, Tag
-from mirror.storage.index import Held, Index
+from mirror.storage.index import Index
 from mirror.storage.layout import Layout
+from mirror.storage.manifests import ManifestRecord
 from mirror.storage.space_quota import SpaceQuota, on_disk
 
 REGISTRY = "docker.io"
@@ -108,9 +109,9 @@ def _write_images(layout: Layout, images: int, blobs: int, taken: int) -> Filled
         taken += sum(on_disk(len(data)) for data in (raw, *parts))
         repository = Repository.parse(REGISTRY, path)
         record = TagRecord(Digest.of(raw), MANIFEST_TYPE, len(raw), checked=now, changed=used, pulled=used)
-        index.put_tag(repository, Tag(f"v{number % 10}"), record)
-        index.put_manifest(repository, record.digest, Held(MANIFEST_TYPE, len(raw)))
-    index.grant("blob", REGISTRY, Digest.of(b""), 0)
+        index.tags.put(repository, Tag(f"v{number % 10}"), record)
+        index.manifests.put(repository, record.digest, ManifestRecord(MANIFEST_TYPE, len(raw)))
+    index.grants.put("blob", REGISTRY, Digest.of(b""), 0)
     index.close()
     room = SpaceQuota(layout, 0, 0)
     room.correct(room.mark(), taken, blobs)

@@ -23,8 +23,10 @@ from mirror.cache.generation_cache import GenerationCache
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.storage.generation import Generation
-from mirror.storage.index import Held, Index
-from mirror.storage.parts import MAX_PARTS, Kind, Part
+from mirror.storage.index import Index
+from mirror.storage.manifests import ManifestRecord
+from mirror.storage.parts import MAX_PARTS, Part
+from mirror.storage.rows import Kind
 from mirror.storage.unwritten import UnwrittenFacts
 
 UNKNOWN_SIZE: Final = -1
@@ -89,8 +91,8 @@ class AccessIndex:
 
     def media_type(self, repository: Repository, digest: Digest) -> str | None:
         """The media type that upstream gave for a manifest of a repository, or None."""
-        held = self._unwritten.get(("held", repository, digest)) or self._index.manifest(repository, digest)
-        return held.media_type if isinstance(held, Held) else None
+        held = self._unwritten.get(("held", repository, digest)) or self._index.manifests.get(repository, digest)
+        return held.media_type if isinstance(held, ManifestRecord) else None
 
     def record_grant(self, kind: Kind, repository: Repository, digest: Digest, size: int, *, force: bool = False) -> None:
         """Record that upstream itself granted a digest to a repository.
@@ -102,7 +104,7 @@ class AccessIndex:
         """
         missing = [s for s in (repository.registry, str(repository)) if force or not self._has(kind, s, digest, size)]
         for scope in missing:
-            write = partial(self._index.grant, kind, scope, digest, size)
+            write = partial(self._index.grants.put, kind, scope, digest, size)
             self._unwritten.put(("grant", kind, scope, digest), size, write)
         if missing:
             self._cache((kind, repository, digest), Grant(size, direct=True))
@@ -123,11 +125,11 @@ class AccessIndex:
         self._generation.change()
 
     def record_manifest(
-        self, repository: Repository, digest: Digest, held: Held, parts: tuple[Part, ...], *, force: bool = False
+        self, repository: Repository, digest: Digest, held: ManifestRecord, parts: tuple[Part, ...], *, force: bool = False
     ) -> None:
         """Record that a repository holds a granted manifest, and the parts that it names; see `record_grant`."""
-        if force or (self._unwritten.get(("held", repository, digest)) or self._index.manifest(repository, digest)) is None:
-            write = partial(self._index.put_manifest, repository, digest, held)
+        if force or (self._unwritten.get(("held", repository, digest)) or self._index.manifests.get(repository, digest)) is None:
+            write = partial(self._index.manifests.put, repository, digest, held)
             self._unwritten.put(("held", repository, digest), held, write)
         key = ("parts", repository, digest)
         if len(parts) <= MAX_PARTS and (force or not (self._unwritten.get(key) or self._index.parts.has(repository, digest))):
@@ -163,7 +165,7 @@ class AccessIndex:
         size = self._unwritten.get(("named", kind, repository, digest))
         if size is None:
             size = self._index.parts.size_named(kind, repository, digest)
-        if size is None and kind == "manifest" and (held := self._index.manifest(repository, digest)) is not None:
+        if size is None and kind == "manifest" and (held := self._index.manifests.get(repository, digest)) is not None:
             size = held.size
         return Grant(size, direct=False) if isinstance(size, int) else None
 
@@ -171,7 +173,7 @@ class AccessIndex:
         size = self._unwritten.get(("grant", kind, scope, digest))
         if size == _REVOKED:
             return None
-        return size if isinstance(size, int) else self._index.granted(kind, scope, digest)
+        return size if isinstance(size, int) else self._index.grants.get(kind, scope, digest)
 
     def _has(self, kind: Kind, scope: str, digest: Digest, size: int) -> bool:
         known = self._granted(kind, scope, digest)

@@ -24,7 +24,7 @@ from mirror.download.downloads import Downloads
 from mirror.download.reader import Body, HeldBody, StreamingBody
 from mirror.download.source import BlobStream
 from mirror.errors import UpstreamRefusal
-from mirror.storage.blobs import HeldBlob
+from mirror.storage.blobs import CachedBlob
 from mirror.upstream.blob import ExpectedSize
 from mirror.upstream.registry import Registry
 
@@ -145,7 +145,7 @@ class Blobs:
                 authorized = True
             answer: BlobAnswer | None = None
             choice = self._hit_join_or_start(source, client, authorized=authorized)
-            if isinstance(choice, HeldBlob):
+            if isinstance(choice, CachedBlob):
                 answer = await self._serve_held(source, choice, _CHECK_TIMEOUT_S if is_client else None)
             elif choice is not None:
                 download, outcome = choice
@@ -158,7 +158,7 @@ class Blobs:
 
     def _hit_join_or_start(
         self, source: _UpstreamSource, client: ClientCounts | None, *, authorized: bool
-    ) -> HeldBlob | tuple[Download, Outcome] | None:
+    ) -> CachedBlob | tuple[Download, Outcome] | None:
         """Open the held blob, or join its download, or start one; None if the client has reached its limit of downloads.
 
         Not a coroutine: no other request runs between the look into the store and the start, so a blob has one download.
@@ -187,7 +187,7 @@ class Blobs:
 
     # ---- held
 
-    async def _serve_held(self, source: _UpstreamSource, held: HeldBlob, timeout: float | None) -> BlobAnswer | None:
+    async def _serve_held(self, source: _UpstreamSource, held: CachedBlob, timeout: float | None) -> BlobAnswer | None:
         """Answer with a held blob, or past the store if its check takes too long; None if it is damaged."""
         context, digest = self._context, source.digest
         try:
@@ -203,7 +203,7 @@ class Blobs:
         context.usage.note_blob(digest, context.clock())
         return BlobAnswer(digest, held.size, HeldBody(held, context.store.threads.serve), Outcome.HIT)
 
-    async def _is_intact(self, repository: Repository, digest: Digest, held: HeldBlob, timeout: float | None) -> bool:
+    async def _is_intact(self, repository: Repository, digest: Digest, held: CachedBlob, timeout: float | None) -> bool:
         """Whether a held blob has the size that upstream reported, or else matches its digest.
 
         Raises:

@@ -25,8 +25,10 @@ class Catalog:
         return found
 
     def _look_up(self) -> list[str]:
-        found = (r for r, tag in self._index.repositories() if self._pull_policy.may_list(r, tag) or self._may_list_another(r))
+        found = (
+            r for r, tag in self._index.tags.repositories() if self._pull_policy.may_list(r, tag) or self._may_list_another(r)
+        )
         return sorted(r.path if r.registry == self._default_registry else str(r) for r in found)
 
     def _may_list_another(self, repository: Repository) -> bool:
-        return any(self._pull_policy.may_list(repository, tag) for tag in self._index.tag_names(repository))
+        return any(self._pull_policy.may_list(repository, tag) for tag in self._index.tags.names(repository))

@@ -17,8 +17,9 @@ from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.names import Reference, Repository
 from mirror.errors import AccessDenied, NotFound, StorageError, UpstreamRefusal
 from mirror.storage.images import MANIFEST_LIMIT
-from mirror.storage.index import Held
-from mirror.storage.parts import Kind, parts_of
+from mirror.storage.manifests import ManifestRecord
+from mirror.storage.parts import parts_of
+from mirror.storage.rows import Kind
 from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
@@ -83,7 +84,7 @@ class CachedContent:
     async def store(self, repository: Repository, manifest: Manifest) -> bool:
         """Store a manifest that upstream has just given; False if the store cannot take it."""
         context = self._context
-        held, parts = Held(manifest.media_type, len(manifest.raw)), parts_of(manifest)
+        held, parts = ManifestRecord(manifest.media_type, len(manifest.raw)), parts_of(manifest)
         # Before the bytes: a concurrent purge keeps what a recorded manifest needs.
         context.access.record_grant("manifest", repository, manifest.digest, held.size)
         context.access.record_manifest(repository, manifest.digest, held, parts)
@@ -113,15 +114,15 @@ class CachedContent:
         if not context.access.holds(repository, digest):
             serve, media_type = context.store.threads.serve, manifest.media_type
             parsed = await on_bytes(size, serve, parse_manifest, manifest.raw, media_type, digest)
-            context.access.record_manifest(repository, digest, Held(media_type, size), parts_of(parsed))
+            context.access.record_manifest(repository, digest, ManifestRecord(media_type, size), parts_of(parsed))
 
     # ---- negative cache
 
     def raise_if_negative(self, kind: Kind, repository: Repository, reference: Reference) -> None:
         """Raise NotFound or AccessDenied if upstream has refused a reference within `not_found_ttl`."""
         index = self._context.store.index
-        if index.absent(kind, repository, reference):
-            if index.denied(kind, repository, reference):
+        if index.negative.is_absent(kind, repository, reference):
+            if index.negative.is_denied(kind, repository, reference):
                 raise AccessDenied(f"upstream has lately said that it does not grant {repository} {reference}")
             raise NotFound(f"upstream has lately said that it does not have {repository} {reference}")
 
@@ -132,4 +133,4 @@ class CachedContent:
             context.access.revoke_grant(kind, repository, reference)
         seconds = context.policies.general.not_found_ttl
         denied = isinstance(error, AccessDenied)
-        await context.note(partial(context.store.index.put_absent, kind, repository, reference, seconds, denied=denied), None)
+        await context.note(partial(context.store.index.negative.put, kind, repository, reference, seconds, denied=denied), None)

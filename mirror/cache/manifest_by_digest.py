@@ -132,7 +132,9 @@ class ManifestByDigest:
 
         def write() -> bool:
             denied = isinstance(error, AccessDenied)
-            is_latest = context.store.index.note_refusal(repository, tag, asked, context.clock(), delete=delete, denied=denied)
+            is_latest = context.store.index.tags.note_refusal(
+                repository, tag, asked, context.clock(), delete=delete, denied=denied
+            )
             if is_latest and delete:
                 context.store.generation.change()
             if is_latest and isinstance(error, NotFound):

@@ -65,7 +65,7 @@ class ManifestByTag:
     async def get(self, repository: Repository, tag: Tag, *, head: bool) -> tuple[ManifestAnswer, float]:
         """The manifest that a tag names, and when that expires; raises like `Manifests.get`."""
         context, ttl = self._context, self._context.policies.for_tag(repository, tag).ttl
-        record = context.store.index.tag(repository, tag)
+        record = context.store.index.tags.get(repository, tag)
         request = _Request(repository, tag, record, head)
         if record is not None and isinstance(decide(record, context.clock(), ttl), Fresh):
             return await self._serve_fresh(request, record), record.checked + ttl

@@ -84,7 +84,7 @@ class PullPolicy:
         policy = self._policies.get(repository.registry)
         if policy is None or _refused_by_name(policy, repository, tag) is not None:
             return False
-        record = self._context.store.index.tag(repository, tag) if self._denied else None
+        record = self._context.store.index.tags.get(repository, tag) if self._denied else None
         return record is None or record.digest not in self._denied
 
     def filter_tags(self, repository: Repository, tags: list[str]) -> list[str]:
@@ -93,7 +93,7 @@ class PullPolicy:
         if policy is None or not self._names_matter(policy, repository):
             return tags
         index = self._context.store.index
-        denied = {tag for digest in self._denied for tag in index.tags_naming(repository, digest)}
+        denied = {tag for digest in self._denied for tag in index.tags.naming(repository, digest)}
         return [
             text
             for text in tags
@@ -134,7 +134,7 @@ class _RuleSearch:
         rule = self.denied.get(digest) or self.policy.refuses_repository(self.repository.path)
         if rule is not None:
             return rule
-        tags = self.context.store.index.tags_naming(self.repository, digest)
+        tags = self.context.store.index.tags.naming(self.repository, digest)
         rule = self.policy.refuses_digest(self.repository.path, tags)
         if (tags and rule is None) or depth >= _MAX_DEPTH:
             return rule

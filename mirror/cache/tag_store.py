@@ -41,7 +41,7 @@ class TagStore:
 
     def get(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """The record of a tag, or None."""
-        return self._context.store.index.tag(repository, tag)
+        return self._context.store.index.tags.get(repository, tag)
 
     def now(self) -> float:
         """The present time on the clock of the records, in seconds since the epoch."""
@@ -65,8 +65,8 @@ class TagStore:
         loop = asyncio.get_running_loop()
 
         def write() -> TagRecord | None:
-            before, after = context.store.index.note_check(repository, tag, found, now)
-            context.store.index.attachments.forget_absent(repository, tag)
+            before, after = context.store.index.tags.note_check(repository, tag, found, now)
+            context.store.index.attachments.delete_absent(repository, tag)
             if before is not None and after is not None and before.digest != after.digest:
                 # After the write: a cache that is emptied earlier would read the old record again.
                 context.store.generation.change()

@@ -60,7 +60,7 @@ class Usage:
             for digest in (noted.digest, *attached(index, repository, noted.digest)):
                 latest[digest] = max(noted.when, latest.get(digest, 0.0))
             if isinstance(reference, Tag):
-                index.note_pull(repository, reference, noted.when, noted.times)
+                index.tags.note_pull(repository, reference, noted.when, noted.times)
         for digest, when in list(blobs.items()):
             files.touch(digest, when)
         for digest, when in latest.items():

@@ -16,7 +16,7 @@ from mirror.download.services import DownloadServices
 from mirror.download.source import Source
 from mirror.download.verifier import rehash, verify
 from mirror.errors import DigestMismatch, FlushFailed, MirrorError, StorageError
-from mirror.storage.blobs import BlobFiles, HeldBlob
+from mirror.storage.blobs import BlobFiles, CachedBlob
 
 # How often a follower looks at the map that another process writes, in seconds.
 _FOLLOW_INTERVAL = 0.03
@@ -64,7 +64,7 @@ class Ingest:
         self.signal = Signal()
         self.partial: Partial | None = None
         self.coordinator: FetchCoordinator | None = None
-        self.held: HeldBlob | None = None
+        self.held: CachedBlob | None = None
         self.lost = False
         self.fetched = True
         self._digest = digest
@@ -98,7 +98,7 @@ class Ingest:
             if keep and self.held is None and self.partial.size is not None:
                 # Without a descriptor left for that, who has not begun to read gets an error.
                 with contextlib.suppress(OSError):
-                    self.held = HeldBlob(self.partial.reader(), self.partial.size)
+                    self.held = CachedBlob(self.partial.reader(), self.partial.size)
             self.partial.abandon()
         if not keep and self.held is not None:
             self.held.close()
@@ -159,7 +159,7 @@ class Ingest:
         size = self._services.files.size_if_same(self._digest, partial.descriptor)
         if size is not None:
             # The map was opened too late: it is not the one that belonged to these bytes.
-            self.held = HeldBlob(partial.reader(), size)
+            self.held = CachedBlob(partial.reader(), size)
             return self._end_as_follower()
         if fate is Fate.NO_ROOM:
             raise StorageError(f"another worker had no room for {self._digest}", "full")

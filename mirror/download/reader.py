@@ -15,7 +15,7 @@ from mirror.core.urgency import Urgency
 from mirror.download.download import Download
 from mirror.download.passthrough_stream import PassthroughStream
 from mirror.errors import DigestMismatch, StorageError, UpstreamProtocolError, UpstreamTimeout
-from mirror.storage.blobs import HeldBlob
+from mirror.storage.blobs import CachedBlob
 
 # No span is longer, so that a reader's progress can be seen and cancelled.
 _SPAN = 64 << 20
@@ -86,7 +86,7 @@ class HeldBody:
 
     bypassed = False
 
-    def __init__(self, blob: HeldBlob, threads: Executor) -> None:
+    def __init__(self, blob: CachedBlob, threads: Executor) -> None:
         self._blob = blob
         self.threads = threads
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mirror.core.digest import Digest
 from mirror.core.eviction import Evictable, Partials, Plan, Shortage, plan
 from mirror.maintenance import store_scan
-from mirror.storage.blobs import BlobFiles, HeldFile
+from mirror.storage.blobs import BlobFiles, CachedFile
 from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import Account, on_disk
@@ -74,7 +74,7 @@ class Eviction:
         self._files = files
         self._generation = generation
         self._clock = clock
-        self._oldest: Iterator[HeldFile] = iter(())
+        self._oldest: Iterator[CachedFile] = iter(())
         self._found: _Found | None = None
         self._found_at = float("-inf")
         self._seen = self._skipped = 0
@@ -142,7 +142,7 @@ class Eviction:
     def _over(self, deadline: float) -> bool:
         return self._stopping.is_set() or time.monotonic() >= deadline
 
-    def _candidates(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[HeldFile]:
+    def _candidates(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[CachedFile]:
         """Blobs to remove, oldest first; as long as there are any and time is left."""
         if self._clock() - self._found_at < _GOOD_FOR:
             yield from self._unchanged(pinned, deadline, last_resort=last_resort)
@@ -164,7 +164,7 @@ class Eviction:
         self._found, self._found_at = _Found(found, mark), self._clock()
         return True
 
-    def _unchanged(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[HeldFile]:
+    def _unchanged(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[CachedFile]:
         """Those found by the last survey that have not been used since."""
         while not self._over(deadline) and (file := next(self._oldest, None)) is not None:
             self._seen += 1

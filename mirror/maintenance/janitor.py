@@ -256,7 +256,7 @@ class Janitor:
         known = ReadCheck(self._index)
         pinned = [
             (repository, record.digest)
-            for repository, tag, record in self._index.tags()
+            for repository, tag, record in self._index.tags.matching()
             if policies.is_pinned(repository, tag) or f"{repository}:{tag}" in kept
         ]
         roots = [digest for repository, root in pinned for digest in (root, *attached(self._index, repository, root))]

@@ -33,8 +33,8 @@ _ABANDONED = 86400.0
 _TEMPORARY = 3600.0
 _FORGOTTEN = 86400.0
 _SET_ASIDE = 7 * 86400.0
-# Seconds between two looks at a few hundred rows of the index: requests come first.
-_BREATH = 0.005
+# The pause after a few hundred rows of the index: requests come first.
+_BREATH_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +89,22 @@ class Leftovers:
                 shutil.rmtree(path, ignore_errors=True)
         self._forget(now)
         # Rules about digests, and rights, go by what manifests name.
-        record_parts(self._files, self._index, lambda: self._stopping.wait(_BREATH))
+        record_parts(self._files, self._index, self._pause)
         log.info("leftovers_cleared", seconds=round(time.monotonic() - began, 3))
 
     def _forget(self, now: float) -> None:
         """Forget what is known about content that is gone."""
-        tags = self._index.drop_tags(self._is_around, now - _FORGOTTEN)
-        manifests = self._index.drop_manifests(self._is_around)
-        self._index.attachments.drop(self._is_held, now - _FORGOTTEN)
-        self._index.parts.drop(self._is_around, lambda: self._stopping.wait(_BREATH))
-        grants = self._index.drop_grants(self._is_around, lambda: self._stopping.wait(_BREATH))
+        tags = self._index.tags.drop(self._is_around, now - _FORGOTTEN, self._pause)
+        manifests = self._index.drop_manifests(self._is_around, self._pause)
+        self._index.attachments.drop(self._is_held, now - _FORGOTTEN, self._pause)
+        self._index.parts.drop(self._is_around, self._pause)
+        grants = self._index.grants.drop(self._is_around, self._pause)
         if tags or manifests or grants:
             log.info("rows_dropped", tags=tags, manifests=manifests, grants=grants)
+
+    def _pause(self) -> bool:
+        """Yield to requests between two looks at the index; True once this is to stop."""
+        return self._stopping.wait(_BREATH_S)
 
     def partials(self) -> Iterator[PartialFile]:
         """Every blob in the making."""
@@ -154,7 +158,7 @@ class Leftovers:
 
     def _is_held(self, repository: Repository, digest: Digest) -> bool:
         """Whether a repository holds a manifest. That another one does is no reason to keep what clients' questions left here."""
-        return self._is_around(digest) and self._index.manifest(repository, digest) is not None
+        return self._is_around(digest) and self._index.manifests.get(repository, digest) is not None
 
     def _is_around(self, digest: Digest) -> bool:
         return self._files.size(digest) is not None or Path(self._layout.partial(digest)).exists()

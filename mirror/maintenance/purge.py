@@ -21,7 +21,7 @@ from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
 from mirror.storage.images import Reach, reach, record_parts
 from mirror.storage.index import Index, ReadCheck
-from mirror.storage.parts import Kind
+from mirror.storage.rows import Kind
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Purge:
         reliable, began = ReadCheck(self._index), time.time()
         self._index.label()
         before = float("inf") if order.pulled_before is None else order.pulled_before
-        going = [entry for entry in self._index.tags(order.pattern) if entry[2].pulled < before]
+        going = [entry for entry in self._index.tags.matching(order.pattern) if entry[2].pulled < before]
         if order.soft:
             return self._expire(going, dry_run=order.dry_run)
         record_parts(self._files, self._index)
@@ -122,9 +122,11 @@ class Purge:
         candidates: set[_Row] = set()
         for repository, digests in _by_repository(going).items():
             reached = reach(self._files, digests).manifests
-            candidates |= {(repository, digest) for digest in reached if self._index.manifest(repository, digest) is not None}
+            candidates |= {
+                (repository, digest) for digest in reached if self._index.manifests.get(repository, digest) is not None
+            }
         if order.pattern.tag is None:
-            rows = self._index.manifests(order.pattern.only_repository())
+            rows = self._index.manifests.rows(order.pattern.only_repository())
             candidates |= {row for row in rows if order.pattern.matches(row[0], None, row[1]) and self._is_old(order, row[1])}
         return {row for row in candidates if not self._is_tagged(*row, leaving)}
 
@@ -132,13 +134,13 @@ class Purge:
         """The signature tags of manifests that go, beside those that go anyway."""
         known = {(repository, tag) for repository, tag, _ in going}
         names = ((repository, tag) for repository, digest in rows for tag in signature_tags(digest))
-        return [(*name, record) for name in names if name not in known and (record := self._index.tag(*name)) is not None]
+        return [(*name, record) for name in names if name not in known and (record := self._index.tags.get(*name)) is not None]
 
     def _referrers(self, rows: Iterable[_Row], going: Sequence[_Entry]) -> set[_Row]:
         """The manifests about manifests that go, unless a tag leads to them."""
         leaving = _Leaving({(repository, tag) for repository, tag, _ in going})
         found = {(name, about) for name, digest in rows for about in self._index.attachments.referrers(name, digest)}
-        return {row for row in found if self._index.manifest(*row) is not None and not self._is_tagged(*row, leaving)}
+        return {row for row in found if self._index.manifests.get(*row) is not None and not self._is_tagged(*row, leaving)}
 
     def _is_old(self, order: Order, digest: Digest) -> bool:
         return order.pulled_before is None or (self._files.used(digest) or 0.0) < order.pulled_before
@@ -155,7 +157,7 @@ class Purge:
         if not dry_run:
             now = time.time()
             for repository, tag, _ in going:
-                self._index.expire_tag(repository, tag, now)
+                self._index.tags.expire(repository, tag, now)
             self._generation.change()
         return Purged(len(going), 0, 0, 0)
 
@@ -163,22 +165,22 @@ class Purge:
 
     def _is_tagged(self, repository: Repository, digest: Digest, leaving: _Leaving, depth: int = 0) -> bool:
         """Whether a tag of the repository leads to a manifest."""
-        if any((repository, tag) not in leaving.tags for tag in self._index.tags_naming(repository, digest)):
+        if any((repository, tag) not in leaving.tags for tag in self._index.tags.naming(repository, digest)):
             return True
         parents = self._index.parts.naming("manifest", repository, digest) if depth < _MAX_DEPTH else ()
         return any(self._is_tagged(repository, parent, leaving, depth + 1) for parent in parents)
 
     def _is_needed(self, digest: Digest, leaving: _Leaving, depth: int = 0) -> bool:
         """Whether a tag names a manifest or a blob, a repository holds it as a manifest, or anything that is needed needs it."""
-        if any(name not in leaving.tags for name in self._index.tags_naming_anywhere(digest)):
+        if any(name not in leaving.tags for name in self._index.tags.naming_anywhere(digest)):
             return True
-        if any((repository, digest) not in leaving.rows for repository in self._index.holders(digest)):
+        if any((repository, digest) not in leaving.rows for repository in self._index.manifests.holders(digest)):
             return True
         if depth == _MAX_DEPTH:
             return False
         seen = set(leaving.manifests)
         for kind in _KINDS:
-            for _, parent in self._index.parts.each_naming(kind, digest):
+            for _, parent in self._index.parts.naming_anywhere(kind, digest):
                 if parent not in seen and self._is_needed(parent, leaving, depth + 1):
                     return True
                 seen.add(parent)
@@ -188,18 +190,18 @@ class Purge:
 
     def _forget(self, order: Order, going: Sequence[_Entry], rows: Iterable[_Row], began: float) -> int:
         """Forget names, before files go: whoever looks now asks upstream rather than for a file that is about to vanish."""
-        forgotten = sum(self._index.forget_tag(*entry) for entry in going)
+        forgotten = sum(self._index.tags.delete_unchanged(*entry) for entry in going)
         for row in rows:
             self._index.change(partial(self._release, *row, began))
             self._index.attachments.delete(*row)
-        self._index.forget_absent(order.pattern)
+        self._index.negative.delete_matching(order.pattern)
         self._generation.change()
         return forgotten
 
     def _release(self, repository: Repository, digest: Digest, began: float) -> None:
         # It may have arrived again meanwhile, or a tag that leads to it.
-        if not self._index.is_newer(repository, digest, began) and not self._is_tagged(repository, digest, _NOTHING):
-            self._index.release_manifest(repository, digest)
+        if not self._index.manifests.is_newer(repository, digest, began) and not self._is_tagged(repository, digest, _NOTHING):
+            self._index.manifests.delete(repository, digest)
 
     def _remove(self, digests: Iterable[Digest], reliable: ReadCheck) -> list[int]:
         """Remove what nothing needs; returns the bytes of each file that went."""

@@ -13,7 +13,7 @@ import structlog
 
 from mirror.core.digest import Digest
 from mirror.maintenance import scan_process
-from mirror.storage.blobs import HeldFile
+from mirror.storage.blobs import CachedFile
 from mirror.storage.layout import Layout
 
 log = structlog.get_logger(__name__)
@@ -38,13 +38,13 @@ class StoreScan:
     blobs: int
     _oldest: bytes
 
-    def oldest(self) -> Iterator[HeldFile]:
+    def oldest(self) -> Iterator[CachedFile]:
         """The blobs that were used least recently, in the order in which they should go."""
         at = scan_process.HEADER.size
         while at < len(self._oldest):
             used, size, length = scan_process.RECORD.unpack_from(self._oldest, at)
             at += scan_process.RECORD.size + length
-            yield HeldFile(Digest.parse(f"{_ALGORITHMS[length]}:{self._oldest[at - length : at].hex()}"), size, used)
+            yield CachedFile(Digest.parse(f"{_ALGORITHMS[length]}:{self._oldest[at - length : at].hex()}"), size, used)
 
 
 def take(

@@ -123,7 +123,7 @@ class AdminOperations:
     def pushed(self, repository: Repository, tag: Tag) -> bool:
         """Have a tag looked at that upstream says was pushed; False if it is not held here and not configured."""
         configured = any(wanted.repository == repository and wanted.may_mean(tag) for wanted in self._graph().config.wanted())
-        if not configured and self._store.index.tag(repository, tag) is None:
+        if not configured and self._store.index.tags.get(repository, tag) is None:
             return False
         orders = by_webhook(f"{repository}:{tag}", _LOOK_AGAIN)
         return all(self._order(order) is not None for order in orders)

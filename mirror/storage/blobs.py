@@ -31,7 +31,7 @@ _WRONG_CLOCK = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
-class HeldBlob:
+class CachedBlob:
     """An open blob file. Close it when done; until then it can be read whatever happens to its name.
 
     Attributes:
@@ -48,7 +48,7 @@ class HeldBlob:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldFile:
+class CachedFile:
     """A held blob as the file system lists it.
 
     Attributes:
@@ -68,7 +68,7 @@ class BlobFiles:
         self.quota = quota
         self._layout = layout
 
-    def open(self, digest: Digest) -> HeldBlob | None:
+    def open(self, digest: Digest) -> CachedBlob | None:
         """Open a held blob, or None.
 
         Raises:
@@ -84,7 +84,7 @@ class BlobFiles:
         if not stat.S_ISREG(state.st_mode):
             os.close(descriptor)
             return None
-        return HeldBlob(FileIO(descriptor), state.st_size)
+        return CachedBlob(FileIO(descriptor), state.st_size)
 
     def size(self, digest: Digest) -> int | None:
         """Bytes of a held blob, or None."""
@@ -179,7 +179,7 @@ class BlobFiles:
         with contextlib.suppress(OSError):
             os.utime(self._layout.blob(digest), (when, when))
 
-    def walk(self, shard: str = "*") -> Iterator[HeldFile]:
+    def walk(self, shard: str = "*") -> Iterator[CachedFile]:
         """Every held blob, in no order; or those of one shard, the first two digits of the encoded digest.
 
         Blobs that come or go meanwhile may or may not be there.
@@ -252,7 +252,7 @@ def _names(directory: str) -> list[str]:
         return []
 
 
-def _files(directory: str, algorithm: str) -> Iterator[HeldFile]:
+def _files(directory: str, algorithm: str) -> Iterator[CachedFile]:
     try:
         entries = os.scandir(directory)
     except OSError:
@@ -262,7 +262,7 @@ def _files(directory: str, algorithm: str) -> Iterator[HeldFile]:
             with contextlib.suppress(OSError, InvalidDigest):
                 state = entry.stat(follow_symlinks=False)
                 if stat.S_ISREG(state.st_mode):
-                    yield HeldFile(Digest.parse(f"{algorithm}:{entry.name}"), state.st_size, state.st_mtime)
+                    yield CachedFile(Digest.parse(f"{algorithm}:{entry.name}"), state.st_size, state.st_mtime)
 
 
 def _flush_directory(path: str) -> None:

@@ -100,8 +100,8 @@ def record_parts(files: BlobFiles, index: Index, pause: Callable[[], bool] = lam
     """
     if index.parts.is_complete:
         return
-    rows = set(index.manifests())
-    rows |= {(repository, record.digest) for repository, _, record in index.tags()}
+    rows = set(index.manifests.rows())
+    rows |= {(repository, record.digest) for repository, _, record in index.tags.matching()}
     for repository, digest in rows:
         if pause():
             return
@@ -120,7 +120,7 @@ def _record(files: BlobFiles, index: Index, repository: Repository, digest: Dige
 
 def attached(index: Index, repository: Repository, digest: Digest) -> set[Digest]:
     """The manifests about a manifest that are known in its repository: by its signature tags, and as its referrers."""
-    records = (index.tag(repository, tag) for tag in signature_tags(digest))
+    records = (index.tags.get(repository, tag) for tag in signature_tags(digest))
     return {record.digest for record in records if record is not None} | index.attachments.referrers(repository, digest)
 
 
@@ -135,12 +135,12 @@ def images(files: BlobFiles, index: Index, pattern: ImagePattern | None = None) 
     all_tags = pattern if pattern is None or pattern.tag is not None else replace(pattern, digest=None)
     tagged: dict[Repository, set[Digest]] = {}
     found = []
-    for repository, tag, record in index.tags(all_tags):
+    for repository, tag, record in index.tags.matching(all_tags):
         reached = reach(files, [record.digest])
         tagged.setdefault(repository, set()).update(reached.manifests)
         if _matches(pattern, repository, tag, record.digest) and files.size(record.digest) is not None:
             found.append(_image(files, repository, tag, record.digest, record.pulled, reached))
-    for repository, digest in index.manifests(None if pattern is None else pattern.only_repository()):
+    for repository, digest in index.manifests.rows(None if pattern is None else pattern.only_repository()):
         untagged = _matches(pattern, repository, None, digest) and digest not in tagged.get(repository, ())
         if untagged and files.size(digest) is not None:
             used = files.used(digest) or 0.0

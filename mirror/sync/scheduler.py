@@ -195,8 +195,8 @@ class SyncScheduler:
 
     def _held(self) -> list[CachedTag]:
         return [
-            CachedTag(repository, tag, record, self._index.pulls(repository, tag))
-            for repository, tag, record in self._index.tags()
+            CachedTag(repository, tag, record, self._index.tags.pulls(repository, tag))
+            for repository, tag, record in self._index.tags.matching()
         ]
 
     async def _note_schedule(self, schedule: Schedule) -> None:

@@ -75,11 +75,11 @@ def known(mirror, image, tag, *, repository=APP, pulled=0.0, pulls=1):
     """Put a tag into the index as if it had been pulled some seconds ago, and so often; of its content nothing is held."""
     now = time.time()
     record = TagRecord(Digest.parse(image.digest), image.media_type, len(image.raw), now - 3600, now - 3600, now - pulled)
-    mirror.store.index.put_tag(*tag_name(tag, repository), record)
-    mirror.store.index.note_pull(*tag_name(tag, repository), now - pulled, pulls)
+    mirror.store.index.tags.put(*tag_name(tag, repository), record)
+    mirror.store.index.tags.note_pull(*tag_name(tag, repository), now - pulled, pulls)
 
 
 def named(mirror, tag, repository=APP):
     """The digest that a tag names here."""
-    record = mirror.store.index.tag(*tag_name(tag, repository))
+    record = mirror.store.index.tags.get(*tag_name(tag, repository))
     return None if record is None else str(record.digest)

@@ -370,16 +370,16 @@ async def test_rows_of_evicted_content_go(hub, bounded):
     await pull(mirror, image, "1")
     store, leftovers = mirror.store, janitor(mirror)._leftovers
     leftovers.clear()
-    assert len(list(store.index.manifests())) == 1
+    assert len(list(store.index.manifests.rows())) == 1
     # Of each part: that the repository was given it, and that the registry has given it to anybody.
-    await eventually(lambda: len(list(store.index._grants.keys())) == 6, "the grants in the index")
+    await eventually(lambda: len(list(store.index.tables["grants"].keys())) == 6, "the grants in the index")
     for digest in contents(image):
         store.files.delete(next(file.digest for file in store.files.walk() if str(file.digest) == digest))
     leftovers.clear()
-    assert list(store.index.manifests()) == list(store.index._grants.keys()) == []
-    assert len(list(store.index.tags())) == 1
+    assert list(store.index.manifests.rows()) == list(store.index.tables["grants"].keys()) == []
+    assert len(list(store.index.tags.matching())) == 1
     leftovers._forget(time.time() + 90_000)
-    assert list(store.index._tags.keys()) == []
+    assert list(store.index.tables["tags"].keys()) == []
     mirror.store.generation.change()
     assert await pull(mirror, image, "1") == ["MISS"] * 3
     assert await pull(mirror, image, "1") == ["HIT"] * 3

@@ -261,10 +261,14 @@ async def test_catalog_is_walked_once_for_all(hub, mirror, all_in, monkeypatch):
     class Held:
         """The index, as long as a walk over it takes."""
 
+        @property
+        def tags(self):
+            return self
+
         def repositories(self):
             walks.append(1)
             hold.wait(10)
-            return mirror.store.index.repositories()
+            return mirror.store.index.tags.repositories()
 
     monkeypatch.setattr(mirror.mirror._graph.api._catalog, "_index", Held())
     asking = [asyncio.create_task(mirror.get("/v2/_catalog")) for _ in range(10)]

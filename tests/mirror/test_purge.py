@@ -183,21 +183,21 @@ async def test_index(hub, mirror, operator):
     before = disk(mirror)
     assert await operator.purge("app:1") == counts(1, 3, 3, before)
     assert disk(mirror) == 0
-    assert list(mirror.store.index.manifests()) == list(mirror.store.index.tags()) == []
+    assert list(mirror.store.index.manifests.rows()) == list(mirror.store.index.tags.matching()) == []
 
 
 async def test_age(hub, mirror, operator):
     """With an age, only what nobody has pulled for so long goes; the last pull counts, wherever it was noted."""
     for tag in ("old", "young", "noted"):
         await pulled(hub, mirror, tag)
-    index, (repository, *_) = mirror.store.index, next(iter(mirror.store.index.tags()))
+    index, (repository, *_) = mirror.store.index, next(iter(mirror.store.index.tags.matching()))
     mirror.mirror._usage.write(mirror.store.files, index)
-    for repository, tag, record in list(index.tags()):
+    for repository, tag, record in list(index.tags.matching()):
         if str(tag) != "young":
-            index.delete_tag(repository, tag)
-            index.put_tag(repository, tag, type(record)(record.digest, record.media_type, record.size, 1.0, 1.0, 1.0))
+            index.tags.delete(repository, tag)
+            index.tags.put(repository, tag, type(record)(record.digest, record.media_type, record.size, 1.0, 1.0, 1.0))
             if str(tag) == "noted":
-                index.note_pull(repository, tag, time.time() - 3600)
+                index.tags.note_pull(repository, tag, time.time() - 3600)
     assert (await operator.purge("app", older_than="1d"))["tags"] == 1
     assert sorted(entry["tag"] for entry in await operator.images()) == ["noted", "young"]
     assert (await operator.purge("app", older_than="30m"))["tags"] == 1

@@ -172,7 +172,7 @@ async def test_lost_index_gives_no_rights(hub, private_hub, both):
     await both.get(blob(ONE, digest))
     await both.idle()
     index = both.store.index
-    for table in (index._tags, index._manifests, index._grants, index._absent, index.parts._table):
+    for table in index.tables.values():
         table.delete_many(list(table.keys()))
     both.store.generation.change()
     private_hub.reset_counters()

@@ -79,7 +79,7 @@ async def test_no_signature_in_an_outage(hub, mirror, clock):
     sign(hub, APP, image.digest)
     assert (await mirror.get(f"/v2/{APP}/manifests/{tag}")).status == 200
     name, digest = Repository.parse("docker.io", APP), Digest.parse(image.digest)
-    assert mirror.store.index.attachments._table.keys_from(f"absent|{name}|{digest}|") == []
+    assert mirror.store.index.tables["attachments"].keys_from(f"absent|{name}|{digest}|") == []
 
 
 @pytest.mark.parametrize("referrers", [True, False])
@@ -179,8 +179,8 @@ async def test_rows_about_what_is_gone_go(hub, mirror):
     image = hub.add_image(APP, "1")
     await mirror.get(f"/v2/{APP}/manifests/1")
     await mirror.get(f"/v2/{APP}/referrers/{image.digest}")
-    attachments = mirror.store.index.attachments
-    await eventually(lambda: list(attachments._table.keys()), "the list in the index")
+    attachments, table = mirror.store.index.attachments, mirror.store.index.tables["attachments"]
+    await eventually(lambda: list(table.keys()), "the list in the index")
     mirror.store.files.delete(Digest.parse(image.digest))
 
     def is_held(repository, digest):
@@ -188,7 +188,7 @@ async def test_rows_about_what_is_gone_go(hub, mirror):
 
     assert attachments.drop(is_held, time.time() - 86400) == 0
     assert attachments.drop(is_held, time.time() + 1) == 1
-    assert list(attachments._table.keys()) == []
+    assert list(table.keys()) == []
 
 
 async def test_rows_about_what_others_hold_go(hub, mirror):
@@ -201,8 +201,8 @@ async def test_rows_about_what_others_hold_go(hub, mirror):
         hub.add_image(name, "1", layers=[name.encode()])
         assert (await mirror.get(f"/v2/{name}/manifests/{tag}")).status == 404
         await mirror.get(f"/v2/{name}/referrers/{image.digest}")
-    attachments = mirror.store.index.attachments
-    await eventually(lambda: len(list(attachments._table.keys())) == 2 * len(names), "the rows in the index")
+    table = mirror.store.index.tables["attachments"]
+    await eventually(lambda: len(list(table.keys())) == 2 * len(names), "the rows in the index")
     leftovers = Leftovers(mirror.store.layout, mirror.store.files, mirror.store.index, lambda: time.time() + 2 * 86400)
     leftovers.clear()
-    assert {key.split("|")[1] for key in attachments._table.keys()} == {f"docker.io/{APP}"}  # noqa: SIM118 - no mapping
+    assert {key.split("|")[1] for key in table.keys()} == {f"docker.io/{APP}"}  # noqa: SIM118 - no mapping

@@ -90,7 +90,7 @@ async def test_moved_tag_is_fetched_behind(hub, mirror, clock):
     answer, seconds = await timed(mirror.get(TAG))
     assert (answer.cache, answer.body) == ("STALE", old.raw)
     assert seconds < IN_TIME
-    assert str(mirror.store.index.tag(*tag_name("1")).digest) == old.digest
+    assert str(mirror.store.index.tags.get(*tag_name("1")).digest) == old.digest
     end(held, entry)
     answer = await eventually(lambda: mirror.get(TAG), holds=lambda answer: answer.cache == "HIT")
     assert answer.body == new.raw

@@ -67,13 +67,13 @@ async def test_flushes_keep_nobody_waiting(hub, mirror, disk, monkeypatch):
 
 async def test_notes_keep_nobody_waiting(hub, mirror, monkeypatch):
     """An index that takes long to write delays no answer."""
-    go, real = threading.Event(), type(mirror.store.index).grant
+    go, real = threading.Event(), type(mirror.store.index.grants).put
 
     def slow(*args):
         assert go.wait(LIMIT)
         real(*args)
 
-    monkeypatch.setattr(type(mirror.store.index), "grant", slow)
+    monkeypatch.setattr(type(mirror.store.index.grants), "put", slow)
     try:
         image = hub.add_image(APP, "1", layers=[b"layer"])
         async with asyncio.timeout(SOON):

@@ -28,11 +28,11 @@ async def held(hub, mirror, tag="1", **image):
 async def test_unchanged_costs_a_head(hub, mirror, orders):
     """A tag that has not moved costs one HEAD, and is fresh afterwards."""
     image = await held(hub, mirror)
-    before = mirror.store.index.tag(*tag_name("1"))
+    before = mirror.store.index.tags.get(*tag_name("1"))
     done = await orders.sync("app:1")
     assert (done["result"], done["tags"], done["bytes_fetched"]) == ("completed", {"unchanged": 1}, 0)
     assert [seen.method for seen in hub.find(kind="manifest", status=200)] == ["HEAD"]
-    after = mirror.store.index.tag(*tag_name("1"))
+    after = mirror.store.index.tags.get(*tag_name("1"))
     assert after.checked > before.checked
     assert (after.pulled, after.changed, str(after.digest)) == (before.pulled, before.changed, image.digest)
 
@@ -100,7 +100,7 @@ async def test_switch_comes_last(hub, mirror, orders):
     gate = hub.gate(Rule(kind="cdn", times=None), after=1000)
     order = await orders.give("sync", images=["app:1"])
     await asyncio.wait_for(gate.reached.wait(), 10)
-    assert str(mirror.store.index.tag(*tag_name("1")).digest) == old.digest
+    assert str(mirror.store.index.tags.get(*tag_name("1")).digest) == old.digest
     assert (await mirror.get(f"/v2/{APP}/manifests/1")).body == old.raw
     running = await orders.until(lambda state: state["running"] and state["running"][0]["images"])
     assert running["running"][0]["images"][0]["image"] == "docker.io/library/app:1"
@@ -117,7 +117,7 @@ async def test_failed_fetch_keeps_the_old(hub, mirror, orders):
     done = await orders.sync("app:1")
     assert (done["result"], done["tags"]) == ("failed", {"failed": 1})
     assert list(done["problems"]) == ["docker.io/library/app:1"]
-    assert str(mirror.store.index.tag(*tag_name("1")).digest) == old.digest
+    assert str(mirror.store.index.tags.get(*tag_name("1")).digest) == old.digest
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -129,7 +129,7 @@ async def test_gone_upstream(hub, mirror, orders, keep):
     hub.delete_tag(APP, "1")
     done = await orders.sync("app:1")
     assert (done["result"], done["tags"]) == ("completed", {"gone": 1})
-    assert (mirror.store.index.tag(*tag_name("1")) is not None) == keep
+    assert (mirror.store.index.tags.get(*tag_name("1")) is not None) == keep
     assert (await mirror.get(f"/v2/{APP}/manifests/1")).status == (200 if keep else 404)
 
 

@@ -191,8 +191,8 @@ async def test_clock_that_was_set_back(hub, mirror, orders):
     ahead = 365 * 86400.0
     image = hub.add_image(APP, "1")
     known(mirror, image, "1", pulled=-ahead)
-    record = mirror.store.index.tag(*tag_name("1"))
-    mirror.store.index.put_tag(*tag_name("1"), replace(record, checked=time.time() + ahead))
+    record = mirror.store.index.tags.get(*tag_name("1"))
+    mirror.store.index.tags.put(*tag_name("1"), replace(record, checked=time.time() + ahead))
     row = {"round": time.time() + ahead, "began": time.time() + ahead, "next": time.time() + 2 * ahead}
     fingerprint = mirror.mirror._graph.sync_services.planner.fingerprint
     mirror.store.jobs.put_state("schedule", {**row, "unfinished": True, "fingerprint": fingerprint})
@@ -546,8 +546,8 @@ async def test_registry_that_is_gone(hub, mirror, orders):
     known(mirror, image, "1")
     from mirror.core.names import Repository, Tag
 
-    held = record.tag(Repository.parse("docker.io", APP), Tag("1"))
-    record.put_tag(Repository.parse("quay.io", APP), Tag("1"), held)
+    held = record.tags.get(Repository.parse("docker.io", APP), Tag("1"))
+    record.tags.put(Repository.parse("quay.io", APP), Tag("1"), held)
     await mirror.reload(sync={"interval": "1h"})
     state = await orders.until(lasted)
     assert (lasted(state), state["last"]["schedule"]["total"]) == ("completed", 1)

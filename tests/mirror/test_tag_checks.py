@@ -26,7 +26,7 @@ async def workers(hub, tmp_path):
 
 def recorded(mirror):
     """The digest that the store's index has for the tag, or None."""
-    record = mirror.store.index.tag(Repository.parse("docker.io", APP), Tag.parse("1"))
+    record = mirror.store.index.tags.get(Repository.parse("docker.io", APP), Tag.parse("1"))
     return None if record is None else str(record.digest)
 
 

@@ -314,7 +314,7 @@ async def test_usage(hub, mirror):
     written.manifest(repository, tag, digest, when)
     written.write(store.files, store.index)
     assert {round(file.used - when, 3) for file in store.files.walk()} == {0.0, 0.02}
-    ((_, _, record),) = store.index.tags()
+    ((_, _, record),) = store.index.tags.matching()
     assert record.pulled == when
     written.blob(layer, when + 10)
     written.manifest(repository, tag, digest, when + 5)
@@ -333,5 +333,5 @@ def test_usage_of_what_is_gone(files, tmp_path):
     written.manifest(Repository.parse("docker.io", APP), digest, digest, 5.0)
     written.blob(digest, 5.0)
     written.write(files, index)
-    assert list(files.walk()) == list(index.tags()) == []
+    assert list(files.walk()) == list(index.tags.matching()) == []
     index.close()

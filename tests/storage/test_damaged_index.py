@@ -146,7 +146,7 @@ def test_store_on_a_full_disk(small_disk):
     config = Storage(path=small_disk.path / "store", min_free="0")
     store, content = Store(config), b"held"
     store.files.put(Digest.of(content), content)
-    store.index.grant("blob", "docker.io", Digest.of(content), 4)
+    store.index.grants.put("blob", "docker.io", Digest.of(content), 4)
     store.close()
     filled = Filled(small_disk.path)
     store = Store(config)
@@ -155,7 +155,7 @@ def test_store_on_a_full_disk(small_disk):
     store.close()
     filled.free()
     store = Store(config)
-    assert store.index.granted("blob", "docker.io", Digest.of(content)) == 4
+    assert store.index.grants.get("blob", "docker.io", Digest.of(content)) == 4
     store.close()
 
 

@@ -67,10 +67,10 @@ def test_dropping_grants_pauses_and_can_be_left(tmp_path):
     index = Index(str(tmp_path / "index"))
     try:
         for number in range(600):
-            index.grant("blob", "docker.io", Digest.of(b"%d" % number), number)
+            index.grants.put("blob", "docker.io", Digest.of(b"%d" % number), number)
         answers = iter([False, True])
-        dropped = index.drop_grants(lambda digest: False, lambda: next(answers))
+        dropped = index.grants.drop(lambda digest: False, lambda: next(answers))
         assert 0 < dropped < 600
-        assert index.drop_grants(lambda digest: False) == 600 - dropped
+        assert index.grants.drop(lambda digest: False) == 600 - dropped
     finally:
         index.close()

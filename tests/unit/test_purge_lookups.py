@@ -14,8 +14,9 @@ from mirror.maintenance.purge import Order, Purge
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
 from mirror.storage.images import images
-from mirror.storage.index import Held, Index
+from mirror.storage.index import Index
 from mirror.storage.layout import Layout
+from mirror.storage.manifests import ManifestRecord
 from mirror.storage.parts import parts_of
 from mirror.storage.space_quota import SpaceQuota
 
@@ -60,7 +61,7 @@ class World:
         return self._put(repository, tag, {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}, INDEX)
 
     def name(self, repository, tag, digest, checked=1.0):
-        self.index.put_tag(repo(repository), Tag.parse(tag), TagRecord(digest, MANIFEST, 1, checked, 1.0, 1.0))
+        self.index.tags.put(repo(repository), Tag.parse(tag), TagRecord(digest, MANIFEST, 1, checked, 1.0, 1.0))
 
     def purge(self, pattern, **order):
         return Purge(self.files, self.index, self.generation).carry_out(Order(ImagePattern.parse(pattern), **order))
@@ -81,7 +82,7 @@ class World:
         digest, name = Digest.of(raw), repo(repository)
         if parts:
             self.index.parts.put(name, digest, parts_of(parse_manifest(raw, media_type, digest)))
-        self.index.put_manifest(name, digest, Held(media_type, len(raw)))
+        self.index.manifests.put(name, digest, ManifestRecord(media_type, len(raw)))
         self.files.put(digest, raw)
         if tag is not None:
             self.name(repository, tag, digest)
@@ -157,17 +158,17 @@ def test_tag_that_moves_meanwhile(world):
     """What a tag is found to name while it is purged is not what was to go, and stays."""
     world.add("team/app", "1", b"old")
     moved = []
-    forget = world.index.forget_tag
+    forget = world.index.tags.delete_unchanged
 
     def moving(*entry):
         moved.append(world.add("team/app", "1", b"new"))
         world.name("team/app", "1", moved[0], checked=2.0)
         return forget(*entry)
 
-    world.index.forget_tag = moving
+    world.index.tags.delete_unchanged = moving
     purged = world.purge("team/app:1")
     assert purged.tags == 0
-    assert world.index.tag(repo("team/app"), Tag.parse("1")).digest == moved[0]
+    assert world.index.tags.get(repo("team/app"), Tag.parse("1")).digest == moved[0]
     assert world.holds(b"new")
     assert not world.holds(b"old")
 
@@ -175,19 +176,19 @@ def test_tag_that_moves_meanwhile(world):
 def test_same_image_that_arrives_again_meanwhile(world):
     """An image that is pulled again while it is purged, and is held under the same names as before, stays."""
     digest = world.add("team/app", "1", b"layer")
-    forget = world.index.forget_tag
+    forget = world.index.tags.delete_unchanged
 
     def pulled_again(*entry):
         forgotten = forget(*entry)
-        world.index.put_manifest(repo("team/app"), digest, Held(MANIFEST, 1))
+        world.index.manifests.put(repo("team/app"), digest, ManifestRecord(MANIFEST, 1))
         return forgotten
 
-    world.index.forget_tag = pulled_again
+    world.index.tags.delete_unchanged = pulled_again
     purged = world.purge("team/app")
     assert (purged.tags, purged.manifests, purged.blobs) == (1, 0, 0)
     assert world.holds(digest)
     assert world.holds(b"layer")
-    world.index.forget_tag = forget
+    world.index.tags.delete_unchanged = forget
     assert world.purge("team/app").manifests == 1
     assert not world.holds(b"layer")
 
@@ -210,7 +211,7 @@ def test_deep_index_in_its_repository(world):
     child = world.add("team/app", "amd64", b"layer")
     world.add_index("team/app", "1", child)
     assert world.purge("team/app:amd64").manifests == 0
-    assert world.index.manifest(repo("team/app"), child) is not None
+    assert world.index.manifests.get(repo("team/app"), child) is not None
 
 
 def test_store_of_an_earlier_version(world, tmp_path):

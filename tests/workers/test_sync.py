@@ -64,7 +64,7 @@ def known(store, hub, count):
     for number in range(count):
         image = hub.add_image(APP, f"{number}", layers=[b"%d" % number])
         record = TagRecord(Digest.parse(image.digest), image.media_type, len(image.raw), 1.0, 1.0, 4e9)
-        index.put_tag(Repository.parse("docker.io", APP), Tag(f"{number}"), record)
+        index.tags.put(Repository.parse("docker.io", APP), Tag(f"{number}"), record)
     index.close()
 
 

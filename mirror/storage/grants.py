@@ -1,0 +1,53 @@
+"""Grants: which digests upstream gave to which repository, and to any repository of a registry.
+
+KIND|SCOPE|DIGEST    bytes, -1 if upstream did not state them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from mirror.core.digest import Digest
+from mirror.storage.rows import Kind, delete_if, parse_digest, paused
+from mirror.storage.table import Table
+
+
+class Grants:
+    """The table of grants. Reads cost microseconds; writes and walks belong in a thread."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def get(self, kind: Kind, scope: str, digest: Digest) -> int | None:
+        """Return the size in bytes of what upstream granted, -1 if it did not state one; None if no grant is known.
+
+        Args:
+            scope: a repository; or a registry, for a grant to any of its repositories.
+        """
+        value = self._table.get(f"{kind}|{scope}|{digest}")
+        return value if isinstance(value, int) else None
+
+    def put(self, kind: Kind, scope: str, digest: Digest, size: int) -> None:
+        """Record that upstream granted a digest within `scope`; `size` in bytes, -1 if it did not state one."""
+        self._table.set(f"{kind}|{scope}|{digest}", size)
+
+    def delete(self, kind: Kind, scope: str, digest: Digest) -> None:
+        """Delete a grant."""
+        self._table.delete(f"{kind}|{scope}|{digest}")
+
+    def drop(self, is_present: Callable[[Digest], bool], pause: Callable[[], bool] = lambda: False) -> int:
+        """Delete grants of content that is gone; returns how many. The next pull records them again.
+
+        Args:
+            pause: called after every few hundred rows; True ends the pass.
+        """
+
+        def is_stale(key: str) -> bool:
+            digest = parse_digest(key.rpartition("|")[2])
+            return digest is None or not is_present(digest)
+
+        return sum(
+            delete_if(self._table.change, partial(is_stale, key), partial(self._table.delete, key))
+            for key in paused(self._table.keys(), pause)
+        )
