@@ -23,7 +23,7 @@ from mirror.download.download import Download
 from mirror.download.downloads import Downloads
 from mirror.download.reader import Body, HeldBody, StreamingBody
 from mirror.download.source import BlobStream
-from mirror.errors import UpstreamRefusal
+from mirror.errors import StorageError, UpstreamRefusal
 from mirror.storage.blobs import CachedBlob
 from mirror.upstream.blob import ExpectedSize
 from mirror.upstream.registry import Registry
@@ -90,6 +90,25 @@ class Blobs:
             TooManyDownloads: it is not held, and the client has reached its limit of downloads.
         """
         return await self._answer(repository, digest, Urgency.CLIENT)
+
+    def granted_size(self, repository: Repository, digest: Digest) -> int | None:
+        """The size of a blob that is known to be granted to a repository; None if no grant is known."""
+        grant = self._content.grant("blob", repository, digest)
+        return None if grant is None else grant.size
+
+    def open_hit(self, digest: Digest, size: int) -> CachedBlob | None:
+        """Open a granted blob without waiting; None unless it is held with its granted size."""
+        try:
+            held = self._context.store.files.open(digest)
+        except StorageError:
+            return None
+        if held is None:
+            return None
+        if held.size != size:
+            held.close()
+            return None
+        self._context.usage.note_blob(digest, self._context.clock())
+        return held
 
     async def head(self, repository: Repository, digest: Digest) -> tuple[int, Outcome]:
         """The size in bytes; starts no download of a blob of which nothing has arrived. Raises like `get`."""

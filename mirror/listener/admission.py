@@ -14,7 +14,8 @@ from mirror.core.hosts import HostNames
 from mirror.listener import oci_errors
 from mirror.listener.basic_auth import BasicAuthenticator, TooManyChecks
 from mirror.listener.connections import Admission, Bounds, ConnectionLimiter, Peer, Refusal
-from mirror.listener.server import Respond
+from mirror.listener.inline import InlineRequest
+from mirror.listener.responses import Respond
 from mirror.metrics import Metrics
 from mirror.throttled_log import ThrottledLog
 from mirror.tracing import RequestIds
@@ -47,6 +48,7 @@ class Way:
         webhook: answers what is sent to webhooks; it looks at their credentials itself.
         respond: words why a request does not pass.
         any_host: beginnings of paths that may be asked for whatever the address is called by.
+        find_inline: returns the request that has a head, if it was answered before.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Way:
     webhook: Handler
     respond: Respond
     any_host: tuple[str, ...] = (WEBHOOK_PREFIX,)
+    find_inline: Callable[[bytes], InlineRequest | None] = lambda _: None
 
 
 class AdmissionMiddleware:
@@ -69,6 +72,7 @@ class AdmissionMiddleware:
         self.in_progress = 0
         self._most_requests = 0
         self._handler = way.handler
+        self._find_inline = way.find_inline
         self._metrics = metrics
         self._misdirected = Refusal("host", oci_errors.misdirected(f"{way.name}.hosts"))
         self._hosts: HostNames | None = None
@@ -132,6 +136,22 @@ class AdmissionMiddleware:
             peer.counts.requests.leave()
             if not peer.connections:
                 self.limiter.forget(peer)
+
+    def respond_inline(self, admission: Admission, head: bytes) -> bytes | None:
+        """Return the whole response to a request that was answered before, or None if it has to take the usual way.
+
+        It takes that also to be refused. Nothing is counted as under way, because the response is there on return.
+        """
+        request, source = self._find_inline(head), admission.source
+        if request is None or request.host not in self._names or (admission.refusal or source.refusal) is not None:
+            return None
+        # Requests with credentials are not among those.
+        if self._passwords is not None and not self._anonymous:
+            return None
+        most = self._most_requests
+        if most and admission.peer.counts.requests.total >= most:
+            return None
+        return request.respond(source.address)
 
     def _is_called_right(self, request: web.BaseRequest) -> bool:
         name = request.headers.get("Host")

@@ -51,7 +51,7 @@ class Listener:
             relieve: ends idle connections, of this and other addresses, when there are no descriptors for new ones.
             settings: further ones of the HTTP server.
         """
-        self._server = Server(self._admission.handle, self._admission.limiter, self._admission.way.respond, **settings)
+        self._server = Server(self._admission, **settings)
         self._acceptor = Acceptor(sock, self._server.connection, relieve)
         self._acceptor.use(self._context)
         self._acceptor.start()

@@ -11,9 +11,11 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from http import HTTPStatus
+from typing import NamedTuple
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.helpers import rfc822_formatted_time
 
 from mirror.aio import on_descriptor
 from mirror.download.reader import Body, Span
@@ -29,6 +31,10 @@ _BROUGHT_IN = 4 << 20
 API_VERSION = {"Server": "registry-mirror", "Docker-Distribution-Api-Version": "registry/2.0"}
 
 
+Respond = Callable[[Problem, str], web.StreamResponse]
+"""Builds an error response in the form of an address, from the problem and the request's identifier."""
+
+
 def head(status: int, headers: Mapping[str, str]) -> bytes:
     """Status line and headers of an HTTP/1.1 response, without the empty line that ends them."""
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
@@ -36,25 +42,47 @@ def head(status: int, headers: Mapping[str, str]) -> bytes:
     return ("\r\n".join(lines) + "\r\n").encode("latin-1", "replace")
 
 
+class Rendered(NamedTuple):
+    """A response but for the headers that each response has of its own.
+
+    Attributes:
+        head: see the function of this name.
+    """
+
+    status: int
+    head: bytes
+    body: bytes
+
+    def whole(self, request_id: str, end: bytes = b"\r\n\r\n") -> bytes:
+        """All bytes of the response.
+
+        Args:
+            end: ends its headers.
+        """
+        own = f"Date: {rfc822_formatted_time()}\r\nX-Request-Id: {request_id}".encode()
+        return b"".join((self.head, own, end, self.body))
+
+
 class ReadyResponse(web.StreamResponse):
-    """An answer whose head is rendered and whose whole body is at hand."""
+    """A response whose head is rendered and whose body is at hand, or is sent by somebody else after `prepare`."""
 
     def __init__(self, status: int, rendered: bytes, body: bytes, request_id: str) -> None:
         super().__init__(status=status)
-        self._rendered = rendered
-        self._bytes = body
+        self._rendered = Rendered(status, rendered, body)
         self._request_id = request_id
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Write the whole answer at once."""
+        """Write what is at hand, once."""
+        if self._req is not None:
+            return None
         alive = request.keep_alive and self._keep_alive is not False
         if not alive:
             self.force_close()
         end = b"\r\n\r\n" if alive else b"\r\nConnection: close\r\n\r\n"
-        body = b"" if request.method == "HEAD" else self._bytes
+        rendered = self._rendered._replace(body=b"") if request.method == "HEAD" else self._rendered
         self._keep_alive = alive
         self._req = request
-        await request.writer.write(b"".join((self._rendered, b"X-Request-Id: ", self._request_id.encode(), end, body)))
+        await request.writer.write(rendered.whole(self._request_id, end))
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:

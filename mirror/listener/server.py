@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
-from aiohttp import http_exceptions, web
+from aiohttp import EMPTY_PAYLOAD, http_exceptions, web
 
 from mirror.listener import oci_errors
-from mirror.listener.connections import Admission, ConnectionLimiter
-from mirror.listener.oci_errors import Problem
+from mirror.listener.admission import AdmissionMiddleware
+from mirror.listener.connections import Admission
 from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
@@ -22,20 +22,18 @@ _REFUSED_FOR = 5.0
 # A request's headers have to be there within this time after the connection or the last answer, in seconds.
 _HEADERS = 30.0
 
-Respond = Callable[[Problem, str], web.StreamResponse]
-"""An error answer in the manner of an address, given the problem and the request's name."""
-
 
 class Server(web.Server):
     """Knows who is connected, and answers malformed requests as everything else: with one line in the log, and without
     a word of what was sent.
     """
 
-    def __init__(self, handler: Any, limiter: ConnectionLimiter, respond: Respond, **settings: Any) -> None:
-        super().__init__(handler, **settings, access_log=None, keepalive_timeout=_HEADERS, auto_decompress=False)
-        self.respond = respond
+    def __init__(self, admission: AdmissionMiddleware, **settings: Any) -> None:
+        super().__init__(admission.handle, **settings, access_log=None, keepalive_timeout=_HEADERS, auto_decompress=False)
+        self.respond = admission.way.respond
+        self.respond_inline = admission.respond_inline
         self.log = ThrottledLog(log)
-        self._limiter = limiter
+        self._limiter = admission.limiter
 
     def connection(self, address: str) -> Connection | None:
         """What serves a new connection from an address; None if that is to be ended without a word."""
@@ -51,10 +49,11 @@ class Connection(web.RequestHandler):
 
     Attributes:
         admission: what was decided about it when it was accepted.
+        head: the bytes of the request being handled, if all of them came in one piece; see `mirror.listener.inline`.
         on_lost: called when the client leaves; see `while_connected`.
     """
 
-    __slots__ = ("_end", "_left", "_server", "admission", "on_lost")
+    __slots__ = ("_at_boundary", "_end", "_left", "_server", "admission", "head", "on_lost")
 
     def __init__(self, server: Server, admission: Admission, left: Callable[[Admission], None], **settings: Any) -> None:
         super().__init__(server, **settings)
@@ -62,6 +61,9 @@ class Connection(web.RequestHandler):
         self._server = server
         self._left: Callable[[Admission], None] | None = left
         self._end: asyncio.TimerHandle | None = None
+        # The parser waits for the first byte of a request.
+        self._at_boundary = True
+        self.head: bytes | None = None
         self.on_lost: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -69,6 +71,29 @@ class Connection(web.RequestHandler):
         super().connection_made(transport)
         if self.admission.refusal is not None:
             self._end = self._loop.call_later(_REFUSED_FOR, self.force_close)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer a request that was answered before; have everything else parsed and handled."""
+        waiter, transport = self._waiter, self.transport
+        idle = waiter is not None and not waiter.done()
+        whole = idle and self._at_boundary
+        if whole and transport is not None and not (self._paused or self._close or self._force_close):
+            response = self._server.respond_inline(self.admission, data)
+            if response is not None:
+                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+                transport.write(response)
+                return
+        count = self._request_count
+        super().data_received(data)
+        # Exactly one request without a body, of which nothing is left over in the parser.
+        self._at_boundary = (
+            idle
+            and self._request_count == count + 1
+            and data.endswith(b"\r\n\r\n")
+            and self._messages[-1][1] is EMPTY_PAYLOAD
+            and not self._upgraded
+        )
+        self.head = data if whole and self._at_boundary else None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the client's place to another."""

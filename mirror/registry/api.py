@@ -9,13 +9,13 @@ import asyncio
 import json
 import time
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 from aiohttp import web
 
-from mirror.cache.answers import ManifestAnswer
 from mirror.cache.blobs import Blobs
 from mirror.cache.catalog import Catalog
 from mirror.cache.listings import Listings
@@ -26,15 +26,19 @@ from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
 from mirror.core.redaction import without_secret
-from mirror.core.staleness import said
 from mirror.errors import MirrorError, PolicyDenied, TooManyDownloads, UpstreamTimeout
 from mirror.listener import oci_errors
+from mirror.listener.inline import InlineRequest, InlineRequests
 from mirror.listener.paging import page, page_link, page_size
-from mirror.listener.responses import ReadyResponse, head, problem_response
+from mirror.listener.responses import ReadyResponse, Rendered, head, problem_response
 from mirror.listener.server import while_connected
 from mirror.maintenance.recheck import Recheck
 from mirror.metrics import Metrics
-from mirror.registry.blob_response import send_blob
+from mirror.registry.admitted_routes import AdmittedRoute, AdmittedRoutes
+from mirror.registry.blob_response import described, not_modified, send_blob
+from mirror.registry.hits import Hits
+from mirror.registry.manifest_response import ManifestResponses, warning
+from mirror.registry.query import Query
 from mirror.registry.request_metrics import RequestMetrics
 from mirror.registry.routing import Route, Router
 from mirror.throttled_log import ThrottledLog
@@ -45,11 +49,6 @@ log = structlog.get_logger(__name__)
 # Clients give up after 30 s, and want to turn elsewhere before. Seconds.
 _PATIENCE = 25.0
 T = TypeVar("T")
-_NO_ROUTE: tuple[Route | None, bool] = (None, False)
-_MAX_ROUTES = 8192
-# Longer targets are understood anew each time: their length is the client's to choose.
-_LONGEST_ROUTE = 512
-_MAX_HEADS = 4096
 _PING = head(200, {"Content-Type": "application/json", "Content-Length": "2"})
 
 
@@ -70,42 +69,40 @@ async def _bounded(work: Coroutine[Any, Any, T], request: web.BaseRequest | None
         raise UpstreamTimeout(f"upstream did not answer all that had to be asked within {_PATIENCE:g} s") from error
 
 
-def _warning(reason: str | None) -> dict[str, str]:
-    """The header that says why an answer is stale (RFC 7234 section 5.5.1), if it is."""
-    return {} if reason is None else {"Warning": f'110 - "{said(reason)}"'}
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What the API answers from."""
+
+    pull_policy: PullPolicy
+    manifests: Manifests
+    blobs: Blobs
+    listings: Listings
+    catalog: Catalog
 
 
 class RegistryApi:
     """Answers requests of container clients. Rebuilt when the configuration changes."""
 
     def __init__(
-        self,
-        router: Router,
-        pull_policy: PullPolicy,
-        manifests: Manifests,
-        blobs: Blobs,
-        listings: Listings,
-        catalog: Catalog,
-        metrics: Metrics,
-        recheck: Recheck,
-        via_chain: ViaChain | None = None,
+        self, router: Router, cache: Cache, metrics: Metrics, recheck: Recheck, via_chain: ViaChain | None = None
     ) -> None:
+        self._router = router
+        self._cache = cache
         self._recheck = recheck
         self._via_chain = via_chain
-        self._router = router
-        self._pull_policy = pull_policy
-        self._manifests = manifests
-        self._blobs = blobs
-        self._listings = listings
-        self._catalog = catalog
         self._request_metrics = RequestMetrics(metrics)
         self._denied = metrics.refused.labels("policy")
         self._too_many = metrics.refused.labels("downloads")
         self._ids = RequestIds()
-        # With whether they may be answered for as long as nothing is configured anew.
-        self._routes: dict[str, tuple[Route, bool]] = {}
-        self._heads: dict[tuple[Digest, str], bytes] = {}
+        self._admitted = AdmittedRoutes(cache.pull_policy)
+        self._manifest_responses = ManifestResponses(self._request_metrics)
+        self._hits = Hits(cache.manifests, cache.blobs, recheck, self._manifest_responses, self._request_metrics)
+        self._inline = InlineRequests()
         self._log = ThrottledLog(log)
+
+    def find_inline(self, request_head: bytes) -> InlineRequest | None:
+        """Return the request that has these bytes if it was a hit before; see `mirror.listener.inline`."""
+        return self._inline.find(request_head)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; never raises but for a client that has gone."""
@@ -113,40 +110,40 @@ class RegistryApi:
         name = self._ids.name(request.headers.get("X-Request-Id"))
         if request.method not in ("GET", "HEAD"):
             return problem_response(oci_errors.write_refused(request.method), name)
-        route, constant = self._routes.get(request.raw_path, _NO_ROUTE)
-        if route is not None and not constant and not self._pull_policy.is_cached(route.repository, route.reference):
-            route = None
-        if route is not None and route.kind == "manifest":
-            assert route.repository is not None
-            assert route.reference is not None
-            answer = self._manifests.cached(route.repository, route.reference)
-            if answer is not None:
-                return self._manifest(request, route.repository, answer, name, started)
-        request_id.set(name)
-        structlog.contextvars.bind_contextvars(request=name)
+        admitted, route = self._admitted.find(request.raw_path), None
         try:
+            if admitted is not None:
+                route = admitted.route
+                hit = self._hit(request, admitted, started)
+                if hit is not None:
+                    return ReadyResponse(*hit, name)
+            request_id.set(name)
+            structlog.contextvars.bind_contextvars(request=name)
             if self._via_chain is not None:
                 self._via_chain.enter(request.headers.getall("Via", ()))
             if route is None:
                 route = self._router.route(request.raw_path)
                 if route is None:
                     return problem_response(oci_errors.not_found(request.raw_path), name)
-                await self._admit(route, request.raw_path)
+                await self._admitted.admit(route, request.raw_path)
             return await self._answer(request, route, name, started)
         except Exception as error:  # noqa: BLE001 - the last one to turn it into an answer
             return self._failed(request, route, error, name, started)
 
-    async def _admit(self, route: Route, target: str) -> None:
-        """Have the policy look at a route; later requests for the same target find it admitted, as long as that holds."""
-        if route.repository is not None:
-            await self._pull_policy.check(route.repository, route.reference)
-        if len(target) <= _LONGEST_ROUTE:
-            if len(self._routes) >= _MAX_ROUTES:
-                self._routes.clear()
-            self._routes[target] = (
-                route,
-                route.repository is None or self._pull_policy.is_constant(route.repository, route.reference),
-            )
+    def _hit(self, request: web.BaseRequest, admitted: AdmittedRoute, started: float) -> Rendered | None:
+        query = Query.of(request)
+        hit = self._hits.respond(admitted.route, query, request.remote or "", started)
+        if hit is not None:
+            self._inline.add(request, partial(self._respond_inline, admitted, query))
+        return hit
+
+    def _respond_inline(self, admitted: AdmittedRoute, query: Query, client: str) -> bytes | None:
+        """The response to a request that was a hit before, if it still is one."""
+        started = time.perf_counter()
+        if not self._admitted.holds(admitted):
+            return None
+        hit = self._hits.respond(admitted.route, query, client, started)
+        return None if hit is None else hit.whole(self._ids.name(None))
 
     async def _answer(self, request: web.BaseRequest, route: Route, name: str, started: float) -> web.StreamResponse:
         if route.kind == "ping":
@@ -159,55 +156,12 @@ class RegistryApi:
             return await self._tags(repository, route, name, started)
         if route.kind == "manifest":
             assert route.reference is not None
-            answer = await _bounded(self._manifests.get(repository, route.reference, head=request.method == "HEAD"))
-            return self._manifest(request, repository, answer, name, started)
+            answer = await _bounded(self._cache.manifests.get(repository, route.reference, head=request.method == "HEAD"))
+            return ReadyResponse(*self._manifest_responses.render(repository, answer, Query.of(request), started), name)
         assert isinstance(route.reference, Digest)
         if route.kind == "referrers":
             return await self._referrers(repository, route.reference, route, name, started)
         return await self._blob(request, repository, route.reference, name, started)
-
-    # ---- manifests
-
-    def _manifest(
-        self,
-        request: web.BaseRequest,
-        repository: Repository,
-        answer: ManifestAnswer,
-        name: str,
-        started: float,
-    ) -> web.StreamResponse:
-        if "If-None-Match" in request.headers and etag_matches(request.headers["If-None-Match"], answer.digest):
-            rendered = head(304, {"ETag": f'"{answer.digest}"', "X-Cache": answer.outcome})
-            self._request_metrics.count("manifest", repository, answer.outcome, 304, 0, started)
-            return ReadyResponse(304, rendered, b"", name)
-        rendered = self._manifest_head(answer)
-        body = answer.raw or b""
-        sent = 0 if request.method == "HEAD" else len(body)
-        self._request_metrics.count("manifest", repository, answer.outcome, 200, sent, started)
-        return ReadyResponse(200, rendered, body, name)
-
-    def _manifest_head(self, answer: ManifestAnswer) -> bytes:
-        if answer.outcome is not Outcome.HIT:
-            return self._rendered_head(answer)
-        # Not the answer itself: as a key it would keep its bytes in memory.
-        key = answer.digest, answer.media_type
-        rendered = self._heads.get(key)
-        if rendered is None:
-            if len(self._heads) >= _MAX_HEADS:
-                self._heads.clear()
-            rendered = self._heads[key] = self._rendered_head(answer)
-        return rendered
-
-    @staticmethod
-    def _rendered_head(answer: ManifestAnswer) -> bytes:
-        headers = {
-            "Content-Type": answer.media_type,
-            "Content-Length": str(answer.size),
-            "Docker-Content-Digest": str(answer.digest),
-            "ETag": f'"{answer.digest}"',
-            "X-Cache": answer.outcome,
-        }
-        return head(200, {**headers, **_warning(answer.reason)})
 
     # ---- blobs
 
@@ -216,22 +170,14 @@ class RegistryApi:
     ) -> web.StreamResponse:
         if etag_matches(request.headers.get("If-None-Match"), digest):
             # The client has it, but whether it is still granted is upstream's to say.
-            _, outcome = await _bounded(self._blobs.head(repository, digest))
+            _, outcome = await _bounded(self._cache.blobs.head(repository, digest))
             self._request_metrics.count("blob", repository, outcome, 304, 0, started)
-            return ReadyResponse(304, head(304, {"ETag": f'"{digest}"', "X-Cache": outcome}), b"", name)
+            return ReadyResponse(304, not_modified(digest, outcome), b"", name)
         if request.method == "HEAD":
-            size, outcome = await _bounded(self._blobs.head(repository, digest))
-            headers = {
-                "Content-Type": "application/octet-stream",
-                "Content-Length": str(size),
-                "Docker-Content-Digest": str(digest),
-                "ETag": f'"{digest}"',
-                "Accept-Ranges": "bytes",
-                "X-Cache": outcome,
-            }
+            size, outcome = await _bounded(self._cache.blobs.head(repository, digest))
             self._request_metrics.count("blob", repository, outcome, 200, 0, started)
-            return ReadyResponse(200, head(200, headers), b"", name)
-        answer, client = await _bounded(self._blobs.get(repository, digest), request), request.remote or ""
+            return ReadyResponse(200, described(digest, size, outcome), b"", name)
+        answer, client = await _bounded(self._cache.blobs.get(repository, digest), request), request.remote or ""
         if answer.outcome is Outcome.HIT and "Range" not in request.headers:
             self._recheck.begins(digest, client)
 
@@ -251,19 +197,19 @@ class RegistryApi:
     async def _tags(self, repository: Repository, route: Route, name: str, started: float) -> web.StreamResponse:
         # Upstream would refuse it, too; but that would look like upstream being out of order.
         page_size(route.parameter("n"))
-        answer = await _bounded(self._listings.tags(repository, route.path, dict(route.query)))
+        answer = await _bounded(self._cache.listings.tags(repository, route.path, dict(route.query)))
         self._request_metrics.count("tags", repository, answer.outcome, 200, len(answer.body), started)
-        return self._list(answer.body, {**answer.headers, **_warning(answer.reason)}, answer.outcome, name)
+        return self._list(answer.body, {**answer.headers, **warning(answer.reason)}, answer.outcome, name)
 
     async def _referrers(
         self, repository: Repository, digest: Digest, route: Route, name: str, started: float
     ) -> web.StreamResponse:
-        answer = await _bounded(self._listings.referrers(repository, digest, route.path, dict(route.query)))
+        answer = await _bounded(self._cache.listings.referrers(repository, digest, route.path, dict(route.query)))
         self._request_metrics.count("referrers", repository, answer.outcome, 200, len(answer.body), started)
-        return self._list(answer.body, {**answer.headers, **_warning(answer.reason)}, answer.outcome, name)
+        return self._list(answer.body, {**answer.headers, **warning(answer.reason)}, answer.outcome, name)
 
     async def _repositories(self, route: Route, name: str) -> web.StreamResponse:
-        found = await self._catalog.repositories()
+        found = await self._cache.catalog.repositories()
         names, more = page(found, route.parameter("n"), route.parameter("last"))
         headers = {"Content-Type": "application/json"}
         if more:

@@ -5,20 +5,85 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Final
 
 from aiohttp import web
 
 from mirror.cache.blobs import BlobAnswer
+from mirror.core.digest import Digest
 from mirror.core.errors import RangeNotSatisfiable
 from mirror.core.outcome import Outcome
-from mirror.core.ranges import ByteRange, Full, content_range, if_range_matches, parse_range
+from mirror.core.ranges import ByteRange, Full, content_range
 from mirror.errors import MirrorError
 from mirror.listener import oci_errors
-from mirror.listener.responses import API_VERSION, problem_response, send_spans
+from mirror.listener.responses import ReadyResponse, Rendered, head, problem_response, send_spans
 from mirror.listener.server import while_connected
+from mirror.registry.query import Query
+from mirror.storage.page_cache import read_resident
 from mirror.throttled_log import ThrottledLog
 
-_TYPE = "application/octet-stream"
+_TYPE: Final = "application/octet-stream"
+# Longer bodies are sent from their files: copying them costs more than the machinery of that.
+_MAX_COPIED_BYTES: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPlan:
+    """A response from a held blob, but for its bytes.
+
+    Attributes:
+        part: what its body has of the blob; None for no body.
+    """
+
+    status: int
+    head: bytes
+    part: ByteRange | None
+
+    def render(self, descriptor: int) -> Rendered | None:
+        """Read the body from the open blob; None if that has to wait for the disk."""
+        if self.part is None:
+            return Rendered(self.status, self.head, b"")
+        body = read_resident(descriptor, self.part.start, self.part.stop)
+        return None if body is None else Rendered(self.status, self.head, body)
+
+
+def plan_held(digest: Digest, size: int, query: Query) -> HeldPlan | None:
+    """The response to a query of a held blob, if it has a short body of one part, or none; else None."""
+    if query.is_satisfied_by(digest):
+        return HeldPlan(304, not_modified(digest, Outcome.HIT), None)
+    if query.is_head:
+        return HeldPlan(200, described(digest, size, Outcome.HIT), None)
+    try:
+        wanted = query.ranges(digest, size)
+    except RangeNotSatisfiable:
+        return None
+    if not isinstance(wanted, Full) and len(wanted) > 1:
+        return None
+    parts = _Parts(size, wanted)
+    if not 0 < parts.length <= _MAX_COPIED_BYTES:
+        return None
+    return HeldPlan(parts.status, _head(digest, parts, Outcome.HIT), parts.first)
+
+
+def not_modified(digest: Digest, outcome: Outcome) -> bytes:
+    """The head of a 304."""
+    return head(304, {"ETag": f'"{digest}"', "X-Cache": outcome})
+
+
+def described(digest: Digest, size: int, outcome: Outcome) -> bytes:
+    """The head of a response to HEAD."""
+    return head(
+        200,
+        {
+            "Content-Type": _TYPE,
+            "Content-Length": str(size),
+            "Docker-Content-Digest": str(digest),
+            "ETag": f'"{digest}"',
+            "Accept-Ranges": "bytes",
+            "X-Cache": outcome,
+        },
+    )
 
 
 async def send_blob(
@@ -40,14 +105,14 @@ async def send_blob(
         MirrorError: the first byte could not be had; nothing has been sent.
     """
     try:
-        wanted = _wanted(request, answer)
+        wanted = Query.of(request).ranges(answer.digest, answer.size)
     except RangeNotSatisfiable:
         ended(answer.outcome, 416, 0)
         return problem_response(oci_errors.range_refused(answer.size), request_id)
     parts = _Parts(answer.size, wanted)
     async with _while_wanted(request, answer):
         await answer.body.ready(parts.first.start, parts.first.stop)
-    response = _head(answer, parts, request_id)
+    response = ReadyResponse(parts.status, _head(answer.digest, parts, _outcome(answer)), b"", request_id)
     await response.prepare(request)
     begun(_outcome(answer))
     sent = await _send(request, response, answer, parts, log)
@@ -69,7 +134,7 @@ async def _send(
         async with _while_wanted(request, answer):
             for preamble, part in parts.pieces():
                 if preamble:
-                    await response.write(preamble)
+                    await request.writer.write(preamble)
                 if part is not None:
                     await send_spans(request, answer.body, part.start, part.stop, went)
     except Exception as error:  # noqa: BLE001 - an error answer would be taken for a part of the body
@@ -84,32 +149,24 @@ def _while_wanted(request: web.BaseRequest, answer: BlobAnswer) -> AbstractAsync
     return nullcontext() if answer.outcome is Outcome.HIT else while_connected(request)
 
 
-def _head(answer: BlobAnswer, parts: _Parts, request_id: str) -> web.StreamResponse:
-    headers = {
-        **API_VERSION,
-        **parts.headers,
-        "Docker-Content-Digest": str(answer.digest),
-        "ETag": f'"{answer.digest}"',
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "max-age=31536000",
-        "X-Cache": _outcome(answer),
-        "X-Request-Id": request_id,
-    }
-    response = web.StreamResponse(status=parts.status, headers=headers)
-    response.content_length = parts.length
-    return response
+def _head(digest: Digest, parts: _Parts, outcome: Outcome) -> bytes:
+    return head(
+        parts.status,
+        {
+            **parts.headers,
+            "Content-Length": str(parts.length),
+            "Docker-Content-Digest": str(digest),
+            "ETag": f'"{digest}"',
+            "Accept-Ranges": "bytes",
+            "Cache-Control": "max-age=31536000",
+            "X-Cache": outcome,
+        },
+    )
 
 
 def _outcome(answer: BlobAnswer) -> Outcome:
     """What it has come to by now: a body may leave the store in the middle."""
     return Outcome.BYPASS if answer.body.bypassed else answer.outcome
-
-
-def _wanted(request: web.BaseRequest, answer: BlobAnswer) -> Full | tuple[ByteRange, ...]:
-    condition = request.headers.get("If-Range")
-    if condition is not None and not if_range_matches(condition, f'"{answer.digest}"'):
-        return Full()
-    return parse_range(request.headers.get("Range"), answer.size)
 
 
 def _tell(log: ThrottledLog, answer: BlobAnswer, sent: int, error: Exception) -> None:

@@ -31,7 +31,7 @@ from mirror.core.names import PathPattern, canonical_registry
 from mirror.core.policy import Policy
 from mirror.errors import CredentialsRefused
 from mirror.metrics import Metrics
-from mirror.registry.api import RegistryApi
+from mirror.registry.api import Cache, RegistryApi
 from mirror.registry.routing import Router
 from mirror.service.services import Services
 from mirror.sync.attachments import AttachmentSyncer
@@ -140,9 +140,8 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     manifests = Manifests(context, by_digest, ManifestByTag(context, content, by_digest, tag_store, pull_policy), prefetch)
     default = canonical_registry(config.default_registry)
     router, catalog = Router(registries, default), Catalog(store.index, pull_policy, default)
-    api = RegistryApi(
-        router, pull_policy, manifests, blobs, listings, catalog, metrics, services.recheck, services.group.via_chain
-    )
+    pulls = Cache(pull_policy, manifests, blobs, listings, catalog)
+    api = RegistryApi(router, pulls, metrics, services.recheck, services.group.via_chain)
     token = config.admin.token_file.read_text().strip() if config.admin.token_file else None
     attachments = AttachmentSyncer(pull_policy, by_digest, tag_store, blobs, listings)
     syncer = ImageSyncer(context, by_digest, tag_store, blobs, pull_policy, attachments, config.sync.reserve)

@@ -19,6 +19,7 @@ from mirror.config.model import Config, load
 from mirror.core.names import Repository, Tag
 from mirror.errors import ConfigurationError
 from mirror.listener.admission import Way
+from mirror.listener.inline import InlineRequest
 from mirror.listener.registry_listener import RegistryListener
 from mirror.listener.responses import problem_response
 from mirror.service import logs
@@ -60,7 +61,7 @@ class Mirror:
         self._services.configure(config)
         self._current = Current(build(config, self._services))
         hooks = PushWebhook(lambda: self._current.graph.config.sync.webhook_secret_file, self._pushed, self._metrics)
-        way = Way("access", self._handle, hooks.at_registry, problem_response)
+        way = Way("access", self._handle, hooks.at_registry, problem_response, find_inline=self._find_inline)
         self._registry_listener = RegistryListener(config, way, self._metrics, self._group.counts)
         self._operations = AdminOperations(
             store,
@@ -142,6 +143,9 @@ class Mirror:
             return await graph.api.handle(request)
         finally:
             graph.in_use.release()
+
+    def _find_inline(self, head: bytes) -> InlineRequest | None:
+        return self._current.graph.api.find_inline(head)
 
     def _relieve(self) -> None:
         for listener in (self._registry_listener.listener, self._admin.listener):

@@ -34,6 +34,18 @@ def resident_until(descriptor: int, start: int, stop: int) -> int:
     return stop
 
 
+def read_resident(descriptor: int, start: int, stop: int) -> bytes | None:
+    """The bytes from `start` to `stop` if they can be had without waiting for the disk, else None."""
+    data = bytearray(stop - start)
+    try:
+        count = os.preadv(descriptor, [data], start, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            return None
+        count = os.preadv(descriptor, [data], start)
+    return bytes(data) if count == len(data) else None
+
+
 def bring_in(descriptor: int, start: int, stop: int, ahead: int) -> None:
     """Have bytes read from the disk, and those up to `ahead` begun with. Blocks."""
     with contextlib.suppress(OSError):

@@ -267,7 +267,7 @@ async def test_manifest_goes_before_its_layers(hub, mirror):
     janitor(mirror)._usage.write(mirror.store.files, mirror.store.index)
     used = {digest: mirror.blob_path(digest).stat().st_mtime for digest in contents(image)}
     for child in image.children.values():
-        assert used[image.digest] < used[child.digest] < used[child.config.digest] <= time.time() + 3 * usage._AFTER
+        assert used[image.digest] < used[child.digest] < used[child.config.digest] <= time.time() + 3 * usage._PART_DELAY_S
         assert used[child.digest] < used[child.layers[0].digest]
 
 

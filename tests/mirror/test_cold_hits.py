@@ -9,7 +9,7 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.core.manifest import parse_manifest
-from tests.support.names import APP, MIB, blob_path, content, manifest_path
+from tests.support.names import APP, KIB, MIB, blob_path, content, manifest_path
 from tests.support.waiting import NotInTime, eventually
 
 DATA = content(9 * MIB)
@@ -75,9 +75,10 @@ async def test_only_what_is_asked_for_is_brought_in(hub, mirror, brought):
     await mirror.get(path)
     await mirror.idle()
     await forget(mirror.blob_path(digest))
-    answer = await mirror.get(path, headers={"Range": f"bytes={8 * MIB}-{8 * MIB + 99}"})
-    assert answer.body == DATA[8 * MIB : 8 * MIB + 100]
-    assert [part[:2] for part in brought] == [(8 * MIB, 8 * MIB + 100)]
+    stop = 8 * MIB + 100 * KIB
+    answer = await mirror.get(path, headers={"Range": f"bytes={8 * MIB}-{stop - 1}"})
+    assert answer.body == DATA[8 * MIB : stop]
+    assert [part[:2] for part in brought] == [(8 * MIB, stop)]
 
 
 def manifest(hub, padding):

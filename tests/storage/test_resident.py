@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from mirror.storage.page_cache import resident_until
+from mirror.storage.page_cache import read_resident, resident_until
 from tests.support.names import KIB, MIB
 
 PIECE = 512 * KIB
@@ -52,3 +52,32 @@ def test_file_system_that_cannot_tell(kernel):
     """Then all is taken to be there: nothing is better than before, and nothing worse."""
     kernel.error = errno.EOPNOTSUPP
     assert resident_until(0, 0, MIB) == MIB
+
+
+def test_read_without_waiting(tmp_path):
+    """Bytes that are in memory are read; of a file that has become too short, nothing is."""
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    with open(path, "rb") as file:
+        assert read_resident(file.fileno(), 2, 6) == b"2345"
+        assert read_resident(file.fileno(), 8, 12) is None
+
+
+def test_read_that_has_to_wait(kernel):
+    """It is left to a thread."""
+    assert read_resident(0, 0, 10) is None
+
+
+def test_read_where_the_file_system_cannot_tell(monkeypatch, tmp_path):
+    """The bytes are read like any others."""
+    path, real = tmp_path / "file", os.preadv
+    path.write_bytes(b"0123456789")
+
+    def preadv(descriptor, buffers, position, flags=0):
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, "no flags here")
+        return real(descriptor, buffers, position)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with open(path, "rb") as file:
+        assert read_resident(file.fileno(), 2, 6) == b"2345"

@@ -1,0 +1,62 @@
+"""Responses from manifests."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mirror.cache.answers import ManifestAnswer
+from mirror.core.digest import Digest
+from mirror.core.names import Repository
+from mirror.core.outcome import Outcome
+from mirror.core.staleness import said
+from mirror.listener.responses import Rendered, head
+from mirror.registry.query import Query
+from mirror.registry.request_metrics import RequestMetrics
+
+_MAX_HEADS: Final = 4096
+
+
+def warning(reason: str | None) -> dict[str, str]:
+    """The header that gives the reason of a stale answer (RFC 7234 section 5.5.1), if it is stale."""
+    return {} if reason is None else {"Warning": f'110 - "{said(reason)}"'}
+
+
+class ManifestResponses:
+    """Renders and counts responses. The heads of hits are rendered once."""
+
+    def __init__(self, request_metrics: RequestMetrics) -> None:
+        self._request_metrics = request_metrics
+        self._heads: dict[tuple[Digest, str], bytes] = {}
+
+    def render(self, repository: Repository, answer: ManifestAnswer, query: Query, started: float) -> Rendered:
+        """The response to a GET or HEAD; `started` is of `time.perf_counter`."""
+        outcome = answer.outcome
+        if query.is_satisfied_by(answer.digest):
+            self._request_metrics.count("manifest", repository, outcome, 304, 0, started)
+            return Rendered(304, head(304, {"ETag": f'"{answer.digest}"', "X-Cache": outcome}), b"")
+        body = b"" if query.is_head else answer.raw or b""
+        self._request_metrics.count("manifest", repository, outcome, 200, len(body), started)
+        return Rendered(200, self._head(answer), body)
+
+    def _head(self, answer: ManifestAnswer) -> bytes:
+        if answer.outcome is not Outcome.HIT:
+            return _rendered_head(answer)
+        # Not the answer itself: as a key it would keep its bytes in memory.
+        key = answer.digest, answer.media_type
+        rendered = self._heads.get(key)
+        if rendered is None:
+            if len(self._heads) >= _MAX_HEADS:
+                self._heads.clear()
+            rendered = self._heads[key] = _rendered_head(answer)
+        return rendered
+
+
+def _rendered_head(answer: ManifestAnswer) -> bytes:
+    headers = {
+        "Content-Type": answer.media_type,
+        "Content-Length": str(answer.size),
+        "Docker-Content-Digest": str(answer.digest),
+        "ETag": f'"{answer.digest}"',
+        "X-Cache": answer.outcome,
+    }
+    return head(200, {**headers, **warning(answer.reason)})
