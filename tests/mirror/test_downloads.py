@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tests.mirror.transfers import Transfer, raw, raw_head
+from tests.mirrors import MirrorUnderTest
 from tests.support.names import MIB
 
 SIZE = 3 * MIB + 4321
@@ -15,21 +16,24 @@ def blob(hub, mirror):
     return Transfer(hub, mirror, SIZE)
 
 
-async def test_fifty_clients_over_time_cost_one_download(blob, mirror):
+async def test_fifty_clients_over_time_cost_one_download(hub, tmp_path):
     """All who come while a blob arrives get their first byte at once, the right body, and upstream sends it once."""
-    gate, first = await blob.started(MIB)
-    others = [await blob.client() for _ in range(49)]
-    assert not gate.event.is_set()
-    assert first.cache == "MISS"
-    assert {client.cache for client in others} == {"JOINED"}
-    assert await mirror.metric("download_readers") == 50
-    gate.release()
-    for client in (first, *others):
-        assert await client.whole() == blob.data
-    (request,) = blob.fetched()
-    assert request.body_bytes_sent == SIZE
-    assert await blob.held()
-    assert (await blob.get()).cache == "HIT"
+    # Upstream is held for as long as it takes fifty clients to come.
+    async with MirrorUnderTest(hub, tmp_path / "store", downloads={"stall_timeout": "30s"}) as mirror:
+        blob = Transfer(hub, mirror, SIZE)
+        gate, first = await blob.started(MIB)
+        others = [await blob.client() for _ in range(49)]
+        assert not gate.event.is_set()
+        assert first.cache == "MISS"
+        assert {client.cache for client in others} == {"JOINED"}
+        assert await mirror.metric("download_readers") == 50
+        gate.release()
+        for client in (first, *others):
+            assert await client.whole() == blob.data
+        (request,) = blob.fetched()
+        assert request.body_bytes_sent == SIZE
+        assert await blob.held()
+        assert (await blob.get()).cache == "HIT"
 
 
 async def test_clients_before_the_first_answer_share_it(blob, hub):
