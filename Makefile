@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test e2e e2e-full soak bench check lock clean
+.PHONY: run test e2e e2e-full soak bench check rooms lock clean
 
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
@@ -52,6 +52,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.support.rooms --check
+
+# Brings the picture in ARCHITECTURE.md up to date with the imports.
+rooms: $(VENV)/.dev
+	$(BIN)/python -m tests.support.rooms
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

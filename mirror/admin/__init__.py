@@ -1,1 +1,1 @@
-"""The admin address: API, readiness, webhooks."""
+"""The admin address: API, health, metrics, webhooks."""

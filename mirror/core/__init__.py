@@ -1,1 +1,1 @@
-"""Pure rules of the mirror: values, grammars, decisions. No event loop, no network, no files, no clock."""
+"""Pure rules: values, grammars, decisions. No event loop, no network, no files, no clock."""

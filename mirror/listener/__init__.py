@@ -1,1 +1,1 @@
-"""Listening: accepting connections within bounds."""
+"""A hardened HTTP server for both addresses: sockets, TLS, limits, authentication, error answers."""

@@ -1,1 +1,1 @@
-"""What happens to the store beside pulls."""
+"""Work on the store beside pulls: eviction, scrub, purge, deletion of leftovers."""
