@@ -87,7 +87,7 @@ class AccessIndex:
     def size_named(self, repository: Repository, digest: Digest) -> int | None:
         """The bytes of a blob according to a recorded manifest of this repository; None if none names it."""
         size = self._unwritten.get(("named", "blob", repository, digest))
-        return size if isinstance(size, int) else self._index.parts.size_named("blob", repository, digest)
+        return size if isinstance(size, int) else self._index.size_named("blob", repository, digest)
 
     def media_type(self, repository: Repository, digest: Digest) -> str | None:
         """The media type that upstream gave for a manifest of a repository, or None."""
@@ -164,7 +164,7 @@ class AccessIndex:
             return None
         size = self._unwritten.get(("named", kind, repository, digest))
         if size is None:
-            size = self._index.parts.size_named(kind, repository, digest)
+            size = self._index.size_named(kind, repository, digest)
         if size is None and kind == "manifest" and (held := self._index.manifests.get(repository, digest)) is not None:
             size = held.size
         return Grant(size, direct=False) if isinstance(size, int) else None

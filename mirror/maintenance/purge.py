@@ -7,7 +7,7 @@ takes away, however much the store holds. Blocks for that long; belongs in a thr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import partial
@@ -191,17 +191,27 @@ class Purge:
     def _forget(self, order: Order, going: Sequence[_Entry], rows: Iterable[_Row], began: float) -> int:
         """Forget names, before files go: whoever looks now asks upstream rather than for a file that is about to vanish."""
         forgotten = sum(self._index.tags.delete_unchanged(*entry) for entry in going)
+        released = [row for row in rows if self._index.change(partial(self._release, *row, began))]
+        for part in {part for row in released for part in self._parts(*row)}:
+            self._index.change(partial(self._index.release_part, *part))
         for row in rows:
-            self._index.change(partial(self._release, *row, began))
             self._index.attachments.delete(*row)
         self._index.negative.delete_matching(order.pattern)
         self._generation.change()
         return forgotten
 
-    def _release(self, repository: Repository, digest: Digest, began: float) -> None:
-        # It may have arrived again meanwhile, or a tag that leads to it.
-        if not self._index.manifests.is_newer(repository, digest, began) and not self._is_tagged(repository, digest, _NOTHING):
-            self._index.manifests.delete(repository, digest)
+    def _release(self, repository: Repository, digest: Digest, began: float) -> bool:
+        """Delete the record that a repository holds a manifest, unless it or a tag that leads to it has arrived again."""
+        if self._index.manifests.is_newer(repository, digest, began) or self._is_tagged(repository, digest, _NOTHING):
+            return False
+        self._index.manifests.delete(repository, digest)
+        return True
+
+    def _parts(self, repository: Repository, manifest: Digest) -> Iterator[tuple[Kind, Repository, Digest]]:
+        """Yield a manifest and what it names."""
+        yield "manifest", repository, manifest
+        for part in self._index.parts.of(repository, manifest) or ():
+            yield part.kind, repository, part.digest
 
     def _remove(self, digests: Iterable[Digest], reliable: ReadCheck) -> list[int]:
         """Remove what nothing needs; returns the bytes of each file that went."""

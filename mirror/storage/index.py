@@ -79,6 +79,24 @@ class Index:
         self.parts.delete(repository, digest)
         self.manifests.delete(repository, digest)
 
+    def has_manifest(self, repository: Repository, digest: Digest) -> bool:
+        """Whether a repository holds a manifest, or one of its tags names it."""
+        return self.manifests.get(repository, digest) is not None or bool(self.tags.naming(repository, digest))
+
+    def size_named(self, kind: Kind, repository: Repository, part: Digest) -> int | None:
+        """Return the bytes that a manifest of a repository states for a part; None if none that the repository has names it.
+
+        The parts of a manifest that was purged there stay recorded as long as another repository needs it, and grant nothing.
+        """
+        sizes = self.parts.sizes_named(kind, repository, part)
+        return next((size for manifest, size in sizes if self.has_manifest(repository, manifest)), None)
+
+    def release_part(self, kind: Kind, repository: Repository, digest: Digest) -> None:
+        """Delete the grant of a digest to a repository unless the repository has it as a manifest or a part of one."""
+        is_held = kind == "manifest" and self.has_manifest(repository, digest)
+        if not is_held and self.size_named(kind, repository, digest) is None:
+            self.grants.delete(kind, str(repository), digest)
+
     def revoke(self, kind: Kind, repository: Repository, digest: Digest) -> None:
         """Delete the grant of a digest to a repository, and the record that the repository holds it."""
         self.grants.delete(kind, str(repository), digest)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Final
 
 from mirror.core.digest import Digest
@@ -95,11 +96,14 @@ class Parts:
             if repository is not None:
                 self.delete(repository, manifest)
 
-    def size_named(self, kind: Kind, repository: Repository, part: Digest) -> int | None:
-        """Return the bytes that a manifest of this repository states for a part; None if none names it."""
-        for _, size in self._table.items_from(f"named|{kind}|{part}|{repository}|", 1):
-            return size if isinstance(size, int) else None
-        return None
+    def sizes_named(self, kind: Kind, repository: Repository, part: Digest) -> Iterator[tuple[Digest, int]]:
+        """Yield the manifests of a repository that name a part, each with the bytes that it states for it."""
+        prefix = f"named|{kind}|{part}|{repository}|"
+        # The first one is nearly always enough.
+        for key, size in chain(self._table.items_from(prefix, 1), self._table.items(prefix)):
+            manifest = parse_digest(key.rpartition("|")[2])
+            if manifest is not None and isinstance(size, int):
+                yield manifest, size
 
     def naming(self, kind: Kind, repository: Repository, part: Digest) -> list[Digest]:
         """Return the manifests of a repository that name a part."""

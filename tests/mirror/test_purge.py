@@ -166,6 +166,36 @@ async def test_same_manifest_in_two_repositories(hub, mirror, operator):
     assert [entry["name"] for entry in await operator.images()] == ["docker.io/library/other:1"]
 
 
+@pytest.mark.parametrize("shared", ["layer", "image"])
+async def test_purged_image_grants_nothing(hub, mirror, operator, shared):
+    """What another repository still needs is not served through the purged one unless upstream grants it there again."""
+    image = await pulled(hub, mirror, "1", layers=[b"shared"])
+    contents = [f"blobs/{image.layers[0].digest}"]
+    if shared == "image":
+        hub.add_manifest("library/other", image.raw, image.media_type, "1")
+        contents += [f"blobs/{image.config.digest}", f"manifests/{image.digest}"]
+        await mirror.get("/v2/library/other/manifests/1")
+    else:
+        await pulled(hub, mirror, "1", "library/other", layers=[b"shared", b"own"])
+    await operator.purge("app:1")
+    del hub.repositories[APP]
+    for content in contents:
+        answer = await mirror.get(f"/v2/library/other/{content}")
+        assert (answer.status, answer.cache) == (200, "HIT")
+        assert (await mirror.get(f"/v2/{APP}/{content}")).status == 404
+
+
+async def test_purge_keeps_the_grants_of_other_images(hub, mirror, operator):
+    """What another image of the same repository names is served there as before, also while upstream is unavailable."""
+    first = await pulled(hub, mirror, "1", layers=[b"base", b"own"])
+    await pulled(hub, mirror, "2", layers=[b"base"])
+    await pulled(hub, mirror, "3", "library/other", layers=[b"own"])
+    await operator.purge("app:1")
+    await hub.stop()
+    assert (await mirror.get(f"/v2/{APP}/blobs/{first.layers[0].digest}")).cache == "HIT"
+    assert (await mirror.get(f"/v2/{APP}/blobs/{first.layers[1].digest}")).status == 503
+
+
 async def test_glob(hub, mirror, operator):
     """A glob takes what it matches and nothing else."""
     for tag in ("1.0", "1.1", "2.0"):

@@ -38,7 +38,7 @@ def test_both_ways_and_over_a_restart(index, tmp_path):
         assert found.of(ONE, IMAGE) == parts
         assert found.naming("blob", ONE, LAYER) == [IMAGE]
         assert found.naming("manifest", ONE, IMAGE) == [INDEX]
-        assert found.size_named("blob", ONE, LAYER) == 5
+        assert dict(found.sizes_named("blob", ONE, LAYER)) == {IMAGE: 5}
         assert set(found.naming_anywhere("blob", LAYER)) == {(ONE, IMAGE), (LONGER, IMAGE), (PORT, IMAGE)}
         assert set(found.manifests()) == {(ONE, IMAGE), (ONE, INDEX), (LONGER, IMAGE), (PORT, IMAGE)}
     again.close()
@@ -49,7 +49,7 @@ def test_nothing_is_named_elsewhere(index):
     index.parts.put(LONGER, IMAGE, (Part("blob", LAYER, 5),))
     for kind, repository in (("blob", ONE), ("blob", OTHER), ("manifest", LONGER)):
         assert index.parts.naming(kind, repository, LAYER) == []
-        assert index.parts.size_named(kind, repository, LAYER) is None
+        assert list(index.parts.sizes_named(kind, repository, LAYER)) == []
     assert index.parts.of(ONE, IMAGE) is None
 
 
