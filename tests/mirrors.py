@@ -34,10 +34,6 @@ class Opened(Mirror):
         return self._services.janitor
 
     @property
-    def _keeper(self) -> Any:
-        return self._services.sync_scheduler
-
-    @property
     def _notifier(self) -> Any:
         return self._services.notifier
 

@@ -1,62 +1,38 @@
-"""The admin address: health and metrics for machines, and what operators do to the store."""
+"""The handlers of the admin address: health, metrics, images, purges, downloads."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from aiohttp import web
 
 from mirror.admin.json_body import json_body, read_body
+from mirror.admin.operations import AdminOperations
 from mirror.admin.push_webhook import PushWebhook
-from mirror.admin.sync_api import SyncApi, SyncOperations
+from mirror.admin.sync_api import SyncApi
+from mirror.admin.sync_operations import SyncOperations
 from mirror.core.errors import InvalidInput
-from mirror.core.names import ImagePattern
 from mirror.core.units import parse_duration
 from mirror.listener.admission import WEBHOOK_PREFIX
 from mirror.listener.paging import page
-from mirror.maintenance.purge import Order, Purged
+from mirror.maintenance.purge import Order
 from mirror.storage.images import Image
 
 log = structlog.get_logger(__name__)
 
-# What machines ask for that know neither the token nor the mirror's name.
+# Paths that need no token and accept any Host: load balancers and Prometheus know neither.
 OPEN = ("/healthz", "/readyz", "/metrics")
 _PURGE_KEYS = {"match": str, "older_than": str, "soft": bool, "dry_run": bool}
 
 
-@dataclass(frozen=True)
-class Readiness:
-    """Whether requests should be sent here.
-
-    Attributes:
-        ready: False while the store cannot be written, an upstream refuses the configured account, or the mirror is stopping.
-        details: for people: why, and what does not make a mirror unready: the state of upstreams, and of files that it follows.
-    """
-
-    ready: bool
-    details: dict[str, object]
-
-
-class Operations(SyncOperations, Protocol):
-    """What the admin address can have done. Everything blocks for a while and is called in a thread."""
-
-    def readiness(self) -> Readiness: ...
-    def metrics(self) -> bytes: ...
-    def downloads(self) -> list[dict[str, Any]]: ...
-    def images(self, pattern: ImagePattern | None) -> list[Image]: ...
-    def purge(self, order: Order) -> Purged: ...
-    def now(self) -> float: ...
-    def pattern(self, text: str) -> ImagePattern: ...
-
-
-def admin_application(operations: Operations, hooks: PushWebhook) -> web.Application:
-    """The application of the admin address, for whom `AdminGuard` lets through."""
+def admin_application(operations: AdminOperations, sync: SyncOperations, webhook: PushWebhook) -> web.Application:
+    """Return the application of the admin address. It does not authenticate: `AdminGuard` does."""
     api = _Api(operations)
     application = web.Application()
     application.router.add_get("/healthz", api.healthz)
@@ -66,13 +42,13 @@ def admin_application(operations: Operations, hooks: PushWebhook) -> web.Applica
     application.router.add_delete("/api/v1/images/{name:.+}", api.delete)
     application.router.add_post("/api/v1/purge", api.purge)
     application.router.add_get("/api/v1/downloads", api.downloads)
-    SyncApi(operations).add_to(application)
-    application.router.add_route("*", WEBHOOK_PREFIX + "{secret:.*}", hooks.at_admin)
+    SyncApi(sync).add_to(application)
+    application.router.add_route("*", WEBHOOK_PREFIX + "{secret:.*}", webhook.at_admin)
     return application
 
 
 class _Api:
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: AdminOperations) -> None:
         self._operations = operations
 
     async def healthz(self, _: web.Request) -> web.Response:
@@ -92,26 +68,24 @@ class _Api:
 
     async def images(self, request: web.Request) -> web.Response:
         match = request.query.get("match")
-        with _naming("match"):
+        with _named("match"):
             pattern = self._operations.pattern(match) if match else None
         found = {_name(image): image for image in await asyncio.to_thread(self._operations.images, pattern)}
         names, more = page(sorted(found), request.query.get("n"), request.query.get("last"))
         return web.json_response({"images": [_describe(found[name]) for name in names], "next": names[-1] if more else None})
 
     async def delete(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        return await self._purge(request, Order(self._operations.pattern(name)))
+        return await self._purge(request, Order(self._operations.pattern(request.match_info["name"])))
 
     async def purge(self, request: web.Request) -> web.Response:
-        wanted = json_body(await read_body(request), _PURGE_KEYS, required="match")
+        body = json_body(await read_body(request), _PURGE_KEYS, required="match")
         before = None
-        with _naming("older_than"):
-            if "older_than" in wanted:
-                before = self._operations.now() - parse_duration(wanted["older_than"])
-        with _naming("match"):
-            pattern = self._operations.pattern(wanted["match"])
-        order = Order(pattern, before, wanted.get("soft", False), wanted.get("dry_run", False))
-        return await self._purge(request, order)
+        with _named("older_than"):
+            if "older_than" in body:
+                before = time.time() - parse_duration(body["older_than"])
+        with _named("match"):
+            pattern = self._operations.pattern(body["match"])
+        return await self._purge(request, Order(pattern, before, body.get("soft", False), body.get("dry_run", False)))
 
     async def _purge(self, request: web.Request, order: Order) -> web.Response:
         purged = await asyncio.to_thread(self._operations.purge, order)
@@ -130,8 +104,8 @@ class _Api:
 
 
 @contextlib.contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Name the key of an order whose value cannot be understood."""
+def _named(key: str) -> Iterator[None]:
+    """Answer 400 with the key's name if its value is invalid."""
     try:
         yield
     except InvalidInput as error:

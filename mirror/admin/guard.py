@@ -1,4 +1,4 @@
-"""Who may use the admin address: decided before a body is read, or even asked for."""
+"""Authorizes requests to the admin address, before a body is read."""
 
 from __future__ import annotations
 
@@ -21,30 +21,28 @@ from mirror.throttled_log import ThrottledLog
 log = structlog.get_logger(__name__)
 
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
-# A browser says with each request how far its page's origin is from ours; "none" is its user (Fetch Metadata, section 2.3).
+# Sec-Fetch-Site of a page of this address, and of the browser's user (Fetch Metadata, section 2.3).
 _OWN_SITES = frozenset({"same-origin", "none"})
 
 
 class AdminGuard:
-    """Lets requests through to `handler`, and puts every error into the address's form: `{"error": "…"}`.
+    """Passes authorized requests to `handler`, and answers every error as `{"error": "…"}`.
 
-    Without a token, which only an address on loopback may have, nothing is changed by what a web page can send: a form's POST
-    has another content type, a script's would be asked about beforehand (Fetch, CORS preflight), and both name their origin.
+    An address on loopback may have no token. Then no web page can change anything: a form's POST has another content type, a
+    script's needs a preflight (Fetch, CORS preflight), and both send their origin.
 
-    Args:
-        router: knows what there is.
-        token: called for the token that is wanted, if any.
+    Attributes:
+        token: required of each request; None for an address without one.
     """
 
     def __init__(
         self,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
         router: AbstractRouter,
-        token: Callable[[], str | None],
     ) -> None:
+        self.token: str | None = None
         self._handler = handler
         self._router = router
-        self._token = token
         self._log = ThrottledLog(log)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -64,19 +62,18 @@ class AdminGuard:
         return response
 
     async def _admit(self, request: web.Request) -> None:
-        """Raises web.HTTPException if a request may not pass."""
+        """Raise web.HTTPException for an unauthorized request."""
         if request.path in OPEN and request.method in _SAFE_METHODS:
             return
-        token = self._token()
-        if token is not None:
-            if not _is_bearer(request.headers.get("Authorization", ""), token):
+        if self.token is not None:
+            if not _is_bearer(request.headers.get("Authorization", ""), self.token):
                 self._refused(request, "no token, or a wrong one")
                 raise web.HTTPUnauthorized(text="a token is wanted", headers={"WWW-Authenticate": "Bearer"})
         elif request.method not in _SAFE_METHODS and await self._is_operation(request):
             self._admit_change(request)
 
     async def _is_operation(self, request: web.Request) -> bool:
-        """Whether there is something to be done by that path and method, by who is not Docker Hub."""
+        """Whether the path and method name an operation of the API. Webhooks have a secret of their own."""
         return not request.raw_path.startswith(WEBHOOK_PREFIX) and (await self._router.resolve(request)).http_exception is None
 
     def _admit_change(self, request: web.Request) -> None:
@@ -94,18 +91,18 @@ class AdminGuard:
 
 
 def error_response(status: int, message: str | None, headers: dict[str, str] | None = None) -> web.StreamResponse:
-    """An error in the manner of the admin address."""
+    """Return an error in the admin address's format."""
     return web.json_response({"error": message}, status=status, headers={"Server": "registry-mirror", **(headers or {})})
 
 
 def respond(problem: Problem, _: str) -> web.StreamResponse:
-    """A problem in the manner of the admin address."""
+    """Return a problem in the admin address's format."""
     return error_response(problem.status, f"{problem.message}: {problem.detail}", problem.headers)
 
 
 def _is_bearer(header: str, token: str) -> bool:
     scheme, _, given = header.partition(" ")
-    # The scheme's name is the same in any case (RFC 9110 section 11.1).
+    # The scheme is case-insensitive (RFC 9110 section 11.1).
     right = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
     return right and scheme.lower() == "bearer"
 
@@ -115,9 +112,9 @@ def _content_type(request: web.Request) -> str:
 
 
 def _is_own_origin(request: web.Request) -> bool:
-    """Whether a request comes from a page of this address itself, or from no page at all."""
+    """Whether a request comes from a page of this address, or from no page."""
     if request.headers.get("Sec-Fetch-Site", "none").lower() not in _OWN_SITES:
         return False
     origin = request.headers.get("Origin")
-    # Without the scheme, which a proxy in front may have changed.
+    # The scheme is not compared: a reverse proxy may have changed it.
     return origin is None or origin.lower().partition("://")[2] == request.headers.get("Host", "").lower() != ""

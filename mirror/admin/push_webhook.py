@@ -1,21 +1,22 @@
-"""What Docker Hub sends when somebody has pushed: taken from whoever knows the secret in its path, and believed in nothing more.
+"""Docker Hub's push webhook: authenticated by the secret in its path.
 
-It only ever makes the mirror look at an image sooner: nothing in it is fetched, followed or stored.
+Its content is not trusted: a push only makes the mirror check an image sooner.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import structlog
 from aiohttp import web
 
 from mirror.admin.json_body import read_body
+from mirror.admin.sync_operations import SyncOperations
 from mirror.config.sections import MIN_WEBHOOK_SECRET
 from mirror.core.errors import InvalidInput
 from mirror.core.names import DOCKER_HUB, Repository, Tag
@@ -30,22 +31,14 @@ from mirror.tracing import RequestIds
 log = structlog.get_logger(__name__)
 
 
-class Pushed(Protocol):
-    """Called with each tag that Docker Hub says was pushed."""
-
-    async def __call__(self, repository: Repository, tag: Tag) -> bool:
-        """Whether the image is one of this mirror's, and will be looked at; False if the push is ignored."""
-        ...
-
-
 class InvalidPush(InvalidInput):
-    """Not what Docker Hub sends."""
+    """A payload that is not Docker Hub's."""
 
     what = "push"
 
 
 def parse_push(body: bytes) -> tuple[Repository, Tag]:
-    """What was pushed, by a payload of Docker Hub's. Raises InvalidInput."""
+    """Return the repository and tag of Docker Hub's payload. Raises InvalidInput."""
     try:
         payload = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -64,22 +57,21 @@ def _member(payload: Any, *keys: str) -> str:
 
 
 class PushWebhook:
-    """Takes webhooks at both addresses.
+    """Handles webhooks at both addresses.
 
-    Args:
-        secret_file: called for the file that holds the secret; None while webhooks are not wanted. The file is read at each use.
-        pushed: told of each push that is taken.
+    Attributes:
+        secret_file: holds the secret and is read at each use; None refuses every webhook.
     """
 
-    def __init__(self, secret_file: Callable[[], Path | None], pushed: Pushed, metrics: Metrics) -> None:
-        self._secret_file = secret_file
-        self._pushed = pushed
+    def __init__(self, operations: SyncOperations, metrics: Metrics) -> None:
+        self.secret_file: Path | None = None
+        self._operations = operations
         self._refused = metrics.refused.labels("webhook")
         self._ids = RequestIds()
         self._log = ThrottledLog(log)
 
     async def at_registry(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The answer in the manner of the registry address."""
+        """Answer in the registry address's format."""
         name = self._ids.name(request.headers.get("X-Request-Id"))
         try:
             body = json.dumps({"accepted": await self._take(request)}).encode()
@@ -90,14 +82,14 @@ class PushWebhook:
         return ReadyResponse(202, rendered, body, name)
 
     async def at_admin(self, request: web.Request) -> web.Response:
-        """The answer in the manner of the admin address."""
+        """Answer in the admin address's format."""
         return web.json_response({"accepted": await self._take(request)}, status=202)
 
     async def _take(self, request: web.BaseRequest) -> bool:
-        """Check a request and pass on what it says; whether that is of use.
+        """Authenticate a push and add its jobs; False if the mirror ignores the image or takes no more jobs.
 
         Raises:
-            web.HTTPException: it is refused.
+            web.HTTPException: the request is refused.
         """
         given = unquote_to_bytes(request.raw_path.removeprefix(WEBHOOK_PREFIX).partition("?")[0])
         await self._check(given, request.remote)
@@ -109,14 +101,13 @@ class PushWebhook:
         except InvalidInput as error:
             log.info("audit", action="webhook", client=request.remote, refused=str(error))
             raise web.HTTPBadRequest(text=str(error)) from error
-        accepted = await self._pushed(repository, tag)
+        accepted = await asyncio.to_thread(self._operations.pushed, repository, tag)
         log.info("audit", action="webhook", image=f"{repository}:{tag}", accepted=accepted, client=request.remote)
         return accepted
 
     async def _check(self, given: bytes, client: str | None) -> None:
-        """Answer a wrong secret as if there were nothing here."""
-        path = self._secret_file()
-        secret = None if path is None else await self._secret(path)
+        """Raise 404 for a wrong secret, so that a guess learns nothing."""
+        secret = None if self.secret_file is None else await self._secret(self.secret_file)
         if secret is not None:
             if hmac.compare_digest(given, secret):
                 return
@@ -125,7 +116,7 @@ class PushWebhook:
         raise web.HTTPNotFound(text="there is nothing of this kind here")
 
     async def _secret(self, path: Path) -> bytes | None:
-        """The current secret; None (logged) if the file cannot be read, or holds what could be guessed."""
+        """Return the current secret; None (logged) if the file is unreadable or the secret too short."""
         try:
             secret = await read_secret(path)
         except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from mirror.config.model import Config
 from mirror.core.names import PathPattern, Repository, Tag
 
 
@@ -50,6 +51,20 @@ class TagPolicies:
     general: TagPolicy = TagPolicy()
     rules: Mapping[str, tuple[TagRule, ...]] = field(default_factory=dict)
     keep_deleted: frozenset[str] = frozenset()
+
+    @classmethod
+    def configured(cls, config: Config) -> TagPolicies:
+        """The policies of a configuration."""
+        tags, entries = config.tags, config.registries.items()
+        rules = {
+            name: tuple(TagRule(PathPattern.parse(rule.match, name), rule.ttl, rule.pin) for rule in entry.tags)
+            for name, entry in entries
+        }
+        return cls(
+            TagPolicy(tags.ttl, tags.stale_if_error, tags.not_found_ttl, tags.revalidate_timeout),
+            rules,
+            frozenset(name for name, entry in entries if entry.keep_deleted),
+        )
 
     def for_tag(self, repository: Repository, tag: Tag) -> TagPolicy:
         """The policy for a tag."""

@@ -97,7 +97,7 @@ class Config(BaseSettings):
         problems = []
         for place, entry in enumerate(self.sync.images):
             try:
-                registry = entry.wanted(self.default_registry).repository.registry
+                registry = entry.selector(self.default_registry).repository.registry
             except InvalidInput as error:
                 problems.append(f"sync.images.{place}: {error}")
             else:
@@ -106,9 +106,9 @@ class Config(BaseSettings):
         if problems:
             raise ConfigurationError(problems)
 
-    def wanted(self) -> tuple[ImageSelector, ...]:
-        """The images that are to be kept, in the order of `sync.images`."""
-        return tuple(entry.wanted(self.default_registry) for entry in self.sync.images)
+    def selectors(self) -> tuple[ImageSelector, ...]:
+        """Return the images that are kept, in the order of `sync.images`."""
+        return tuple(entry.selector(self.default_registry) for entry in self.sync.images)
 
 
 def find(named: Path | None) -> Path | None:

@@ -179,11 +179,11 @@ class ImageConfig(Section):
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
-        self.wanted(DOCKER_HUB)
+        self.selector(DOCKER_HUB)
         return self
 
-    def wanted(self, default_registry: str) -> ImageSelector:
-        """What is meant, given the registry that names without one belong to. Raises InvalidInput."""
+    def selector(self, default_registry: str) -> ImageSelector:
+        """Return the selector; a name without a registry belongs to the default one. Raises InvalidInput."""
         return ImageSelector.parse(self.image, default_registry, self.versions, self.newest, self.platforms)
 
 

@@ -29,12 +29,11 @@ from mirror.maintenance.eviction import Eviction
 from mirror.maintenance.leftovers import Leftovers
 from mirror.maintenance.scrub import Scrub
 from mirror.metrics import Metrics
-from mirror.storage.blobs import BlobFiles
 from mirror.storage.images import attached, reach
-from mirror.storage.index import Index, ReadCheck
-from mirror.storage.layout import Layout
+from mirror.storage.index import ReadCheck
 from mirror.storage.leader_lock import LeaderLock
 from mirror.storage.space_quota import Fit, on_disk
+from mirror.storage.store import Store
 from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
@@ -55,33 +54,21 @@ _PATIENCE = 5.0
 class Janitor:
     """Cleans up one store.
 
-    Args:
-        policies: called for the policies of the day, which tell what is pinned.
-        kept: called for the names of the images that the configuration keeps here, which are pinned, too.
+    Attributes:
+        policies: decide which tags are pinned. So are the images that the configuration keeps here.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        files: BlobFiles,
-        index: Index,
-        eviction: Eviction,
-        scrub: Scrub,
-        usage: Usage,
-        metrics: Metrics,
-        policies: Callable[[], TagPolicies],
-        kept: Callable[[], frozenset[str]],
-    ) -> None:
-        self._layout = layout
-        self._files = files
-        self._index = index
-        self._eviction = eviction
+    def __init__(self, store: Store, scrub: Scrub, usage: Usage, metrics: Metrics, policies: TagPolicies) -> None:
+        self.policies = policies
+        self._layout = store.layout
+        self._files = store.files
+        self._index = store.index
+        self._jobs = store.jobs
+        self._eviction = Eviction(store.layout, store.files, store.generation)
         self._scrub = scrub
         self._usage = usage
         self._metrics = metrics
-        self._policies = policies
-        self._kept = kept
-        self._leftovers = Leftovers(layout, files, index)
+        self._leftovers = Leftovers(store.layout, store.files, store.index)
         # One for each kind of work that may be under way: none of them waits behind another's long walk.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
         self._stopping = threading.Event()
@@ -250,7 +237,7 @@ class Janitor:
         return removed, plan.unreachable
 
     def _pinned(self) -> frozenset[Digest]:
-        policies, kept = self._policies(), self._kept()
+        policies, kept = self.policies, self._jobs.kept_images()
         if not kept and not any(rule.pin for rules in policies.rules.values() for rule in rules):
             return frozenset()
         known = ReadCheck(self._index)

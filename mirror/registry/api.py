@@ -9,18 +9,13 @@ import asyncio
 import json
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 from aiohttp import web
 
-from mirror.cache.blobs import Blobs
-from mirror.cache.catalog import Catalog
-from mirror.cache.listings import Listings
-from mirror.cache.manifests import Manifests
-from mirror.cache.pull_policy import PullPolicy
+from mirror.cache.cache import Cache
 from mirror.core.conditions import etag_matches
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
@@ -33,7 +28,6 @@ from mirror.listener.paging import page, page_link, page_size
 from mirror.listener.responses import ReadyResponse, Rendered, head, problem_response
 from mirror.listener.server import while_connected
 from mirror.maintenance.recheck import Recheck
-from mirror.metrics import Metrics
 from mirror.registry.admitted_routes import AdmittedRoute, AdmittedRoutes
 from mirror.registry.blob_response import described, not_modified, send_blob
 from mirror.registry.hits import Hits
@@ -69,23 +63,11 @@ async def _bounded(work: Coroutine[Any, Any, T], request: web.BaseRequest | None
         raise UpstreamTimeout(f"upstream did not answer all that had to be asked within {_PATIENCE:g} s") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """What the API answers from."""
-
-    pull_policy: PullPolicy
-    manifests: Manifests
-    blobs: Blobs
-    listings: Listings
-    catalog: Catalog
-
-
 class RegistryApi:
     """Answers requests of container clients. Rebuilt when the configuration changes."""
 
-    def __init__(
-        self, router: Router, cache: Cache, metrics: Metrics, recheck: Recheck, via_chain: ViaChain | None = None
-    ) -> None:
+    def __init__(self, router: Router, cache: Cache, recheck: Recheck, via_chain: ViaChain | None = None) -> None:
+        metrics = cache.context.metrics
         self._router = router
         self._cache = cache
         self._recheck = recheck

@@ -1,4 +1,4 @@
-"""The graph in use: a reload replaces it, and the old one is closed when its last user has let it go."""
+"""The graph in use: a reload replaces it, and the old graph is closed when its last user has released it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from mirror.service.graph import Graph
 
 log = structlog.get_logger(__name__)
 
-# Longer than a large download or an order takes; who still uses an old graph then would never let it go.
+# Longer than a large download or a sync job: a graph that is still in use after that was never released.
 _MAX_RETIRED_S = 86400.0
 
 
 class Current:
-    """Holds the current graph, and those that it has replaced as long as they are used.
+    """Holds the current graph, and replaced graphs as long as they are in use.
 
-    Whoever looks something up takes `graph` and does not keep it across an await. Whoever works with it is counted as one of
-    `Graph.in_use`: requests, downloads and their readers, images being brought in sync, prefetches, and questions to upstream.
+    A caller reads `graph` anew after each await. Work that needs one graph throughout is counted in its `Graph.in_use`: requests,
+    downloads and their readers, image syncs, prefetches, and upstream requests.
 
     Attributes:
         graph: the current one.
-        retired: old ones that are still open.
+        retired: replaced graphs that are still open.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -31,8 +31,7 @@ class Current:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def replace(self, graph: Graph) -> None:
-        """Start a graph and put it in the place of the current one, which begins nothing more by itself."""
-        await graph.start()
+        """Make a started graph the current one, at once; retire the old one, which starts no work of its own any more."""
         old, self.graph = self.graph, graph
         self.retired.add(old)
         task = asyncio.get_running_loop().create_task(self._retire(old))
@@ -41,7 +40,7 @@ class Current:
         await old.rest()
 
     async def close(self) -> None:
-        """Close all of them, used or not."""
+        """Close all graphs, in use or not."""
         for task in self._closing:
             task.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)

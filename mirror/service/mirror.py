@@ -1,4 +1,4 @@
-"""One process of the mirror, from its first socket to its last byte."""
+"""One process of the mirror: starts, reloads and stops what serves."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import structlog
 from aiohttp import web
 
 from mirror.admin.api import admin_application
-from mirror.admin.listener import Admin
+from mirror.admin.listener import AdminListener, read_token
+from mirror.admin.operations import AdminOperations
 from mirror.admin.push_webhook import PushWebhook
+from mirror.admin.sync_operations import SyncOperations
+from mirror.admin.worker_stats import WorkerStats
 from mirror.config.model import Config, load
-from mirror.core.names import Repository, Tag
 from mirror.errors import ConfigurationError
 from mirror.listener.admission import Way
 from mirror.listener.inline import InlineRequest
@@ -24,56 +26,48 @@ from mirror.listener.registry_listener import RegistryListener
 from mirror.listener.responses import problem_response
 from mirror.service import logs
 from mirror.service.current import Current
-from mirror.service.graph import build
-from mirror.service.operations import AdminOperations
+from mirror.service.graph import Graph, build
 from mirror.service.services import Services, WorkerGroup
-from mirror.service.worker_stats import WorkerStats
 from mirror.storage.store import Store
+from mirror.sync.scheduler import SyncScheduler
 
 log = structlog.get_logger(__name__)
 
-# How long running responses may go on after SIGTERM, in seconds.
-DRAIN = 30.0
-# How old what other processes say of themselves may be, in seconds.
-_PUT_UP = 1.0
+# How long running responses may take after SIGTERM.
+DRAIN_S = 30.0
+# How often a process publishes its metrics for the others.
+_PUBLISH_INTERVAL_S = 1.0
 
 
 class Mirror:
-    """A mirror that serves; made of services that stay and a graph that a reload replaces.
+    """A mirror that serves: services that a reload keeps, and the graph that it replaces.
 
     Args:
-        path: where the configuration came from, for reloads.
-        group: the processes that this one is one of.
+        path: the configuration file, for reloads.
+        group: the processes that this one belongs to.
     """
 
     def __init__(self, config: Config, path: Path | None, store: Store, group: WorkerGroup | None = None) -> None:
+        group = group or WorkerGroup()
         self._path = path
-        self._store = store
-        self._group = group or WorkerGroup()
-        self._services = Services(
-            config, store, self._group, lambda: self._current.graph.policies, lambda: self._current.graph.sync_services
-        )
-        self._metrics = self._services.metrics
+        self._services = Services(config, store, group)
+        metrics, downloads = self._services.metrics, self._services.downloads
+        graph = build(config, self._services)
+        self._current = Current(graph)
+        self._sync_scheduler = SyncScheduler(store, metrics, graph.sync_services)
+        self._sync_operations = SyncOperations(store)
+        self._webhook = PushWebhook(self._sync_operations, metrics)
+        way = Way("access", self._handle, self._webhook.at_registry, problem_response, find_inline=self._find_inline)
+        self._registry_listener = RegistryListener(config, way, metrics, group.counts)
+        worker_stats = WorkerStats(metrics, group.worker_stats)
+        self._operations = AdminOperations(store, downloads, metrics, worker_stats, self._registry_listener)
+        application = admin_application(self._operations, self._sync_operations, self._webhook)
+        self._admin_listener = AdminListener(application, metrics, group.counts)
+        self._configure(graph)
         self._started = time.time()
-        self._draining = self._hurried = False
+        self._skip_drain = False
         self._background: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
-        self._services.configure(config)
-        self._current = Current(build(config, self._services))
-        hooks = PushWebhook(lambda: self._current.graph.config.sync.webhook_secret_file, self._pushed, self._metrics)
-        way = Way("access", self._handle, hooks.at_registry, problem_response, find_inline=self._find_inline)
-        self._registry_listener = RegistryListener(config, way, self._metrics, self._group.counts)
-        self._operations = AdminOperations(
-            store,
-            self._services.downloads,
-            self._metrics,
-            WorkerStats(self._metrics, self._group.worker_stats),
-            lambda: self._current.graph,
-            lambda: self._draining,
-            lambda: self._registry_listener.problems,
-        )
-        application = admin_application(self._operations, hooks)
-        self._admin = Admin(application, lambda: self._current.graph.admin_token, self._metrics, self._group.counts)
 
     async def serve(
         self,
@@ -82,44 +76,62 @@ class Mirror:
         stop: asyncio.Event,
         ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """Answer requests until `stop` is set, then drain and let go of everything."""
+        """Serve until `stop` is set; then drain, and release everything.
+
+        Raises:
+            ConfigurationError: a file has become unusable since the configuration was checked.
+        """
+        services = self._services
         await self._current.graph.start()
-        janitor = self._spawn(self._services.janitor.run())
-        self._spawn(self._put_up())
-        sync_scheduler = self._spawn(self._services.sync_scheduler.run())
-        self._spawn(self._services.notifier.run())
-        self._spawn(self._services.recheck.run())
+        janitor = self._spawn(services.janitor.run())
+        self._spawn(self._publish())
+        sync_scheduler = self._spawn(self._sync_scheduler.run())
+        self._spawn(services.notifier.run())
+        self._spawn(services.recheck.run())
         await self._registry_listener.open(registry_socket, self._relieve)
         self._spawn(self._registry_listener.watch())
-        await self._admin.open(self._current.graph.config, admin_socket, self._relieve)
+        await self._admin_listener.open(self._current.graph.config, admin_socket, self._relieve)
         self._announce()
         ready()
         await stop.wait()
-        # Nothing is begun any more that nobody waits for; the next start goes on with it.
+        # A sync job continues after the next start.
         sync_scheduler.cancel()
         await self._drain()
-        await self._admin.close()
+        await self._admin_listener.close()
         await self._close(janitor)
 
     async def reload(self) -> None:
-        """Read the configuration again; a wrong one is refused and the old one stays."""
-        # One after the other: what was read last is to count in the end.
+        """Read the configuration again. An invalid one is refused (logged), and nothing changes."""
+        # In order: the configuration that was read last stays in use.
         async with self._reloading:
             try:
                 config = await asyncio.to_thread(load, self._path)
+                token = await read_token(config.admin)
                 graph = build(config, self._services, self._current.graph)
                 await self._registry_listener.configure(config)
             except (ConfigurationError, OSError) as error:
                 log.error("configuration_refused", problems=str(error).splitlines())
                 return
+            await graph.start()
             fixed = _changed_but_fixed(self._current.graph.config, config)
             logs.configure(config.log)
-            self._services.configure(config)
-            self._admin.configure(config)
+            self._admin_listener.configure(config, token)
+            self._configure(graph)
             await self._current.replace(graph)
         log.info("configuration_reloaded", needs_restart=fixed)
 
-    # ---- life
+    def skip_drain(self) -> None:
+        """Do not wait for running responses: the second request to stop."""
+        self._skip_drain = True
+
+    def _configure(self, graph: Graph) -> None:
+        """Give a graph's parts to what outlives it."""
+        config = graph.config
+        self._services.configure(config)
+        self._sync_scheduler.configure(graph.sync_services)
+        self._sync_operations.configure(config)
+        self._operations.configure(config, graph.registries)
+        self._webhook.secret_file = config.sync.webhook_secret_file
 
     def _announce(self) -> None:
         config = self._current.graph.config
@@ -127,17 +139,13 @@ class Mirror:
             "serving",
             registry=f"{'http' if config.tls.certificate is None else 'https'}://{config.listen}",
             admin=f"http://{config.admin.listen}",
-            store=self._store.layout.root,
+            store=self._services.store.layout.root,
             registries=sorted(config.registries),
         )
 
-    def skip_drain(self) -> None:
-        """Do not wait for running responses any more; for whoever asks a second time to stop."""
-        self._hurried = True
-
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         graph = self._current.graph
-        # Not a context manager: every hit comes by here.
+        # Not a context manager: this is on the path of every hit.
         graph.in_use.acquire()
         try:
             return await graph.api.handle(request)
@@ -148,25 +156,22 @@ class Mirror:
         return self._current.graph.api.find_inline(head)
 
     def _relieve(self) -> None:
-        for listener in (self._registry_listener.listener, self._admin.listener):
+        for listener in (self._registry_listener.listener, self._admin_listener.listener):
             listener.end_idle()
 
-    async def _pushed(self, repository: Repository, tag: Tag) -> bool:
-        return await asyncio.to_thread(self._operations.pushed, repository, tag)
-
-    async def _put_up(self) -> None:
-        while self._group.size > 1:
+    async def _publish(self) -> None:
+        while self._services.group.size > 1:
             await asyncio.to_thread(self._operations.publish)
-            await asyncio.sleep(_PUT_UP)
+            await asyncio.sleep(_PUBLISH_INTERVAL_S)
 
     async def _drain(self) -> None:
-        self._draining = True
+        self._operations.draining = True
         self._registry_listener.listener.close()
         self._current.graph.stop_background()
-        log.info("draining", requests=self._registry_listener.in_progress, at_most_seconds=DRAIN)
+        log.info("draining", requests=self._registry_listener.in_progress, at_most_seconds=DRAIN_S)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + DRAIN
-        while self._registry_listener.in_progress and loop.time() < deadline and not self._hurried:  # noqa: ASYNC110 - a signal per request would cost more
+        deadline = loop.time() + DRAIN_S
+        while self._registry_listener.in_progress and loop.time() < deadline and not self._skip_drain:  # noqa: ASYNC110 - a signal per request would cost more
             await asyncio.sleep(0.05)
         if self._registry_listener.in_progress:
             log.warning("drain_ended", requests_cut=self._registry_listener.in_progress)
@@ -194,7 +199,7 @@ class Mirror:
 
 
 def _changed_but_fixed(old: Config, new: Config) -> list[str]:
-    """Keys that have changed but count only after a restart."""
+    """Return the keys that have changed, but take effect only after a restart."""
     keys = {
         "listen": old.listen != new.listen,
         "workers": old.workers != new.workers,

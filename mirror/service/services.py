@@ -1,4 +1,4 @@
-"""What outlives a reload: the store, and everything that works on it for whichever graph is current."""
+"""What outlives a reload: the store, the metrics, the downloads, and the background work on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prometheus_client import Counter
+
 from mirror.cache.access_index import AccessIndex
+from mirror.cache.context import CacheServices
 from mirror.cache.prefetch import share
 from mirror.cache.tag_policy import TagPolicies
 from mirror.cache.usage import Usage
@@ -16,7 +19,6 @@ from mirror.core.counts import CountTable
 from mirror.download.downloads import Downloads
 from mirror.download.services import DownloadServices, Policy
 from mirror.download.shares import Shares
-from mirror.maintenance.eviction import Eviction
 from mirror.maintenance.janitor import Janitor
 from mirror.maintenance.recheck import Recheck
 from mirror.maintenance.repeats import Repeats
@@ -24,7 +26,6 @@ from mirror.maintenance.scrub import Scrub
 from mirror.metrics import Metrics
 from mirror.storage.store import Store
 from mirror.sync.notifier import Notifier
-from mirror.sync.scheduler import SyncScheduler, SyncServices
 from mirror.tracing import ViaChain
 from mirror.upstream.connections import Connections
 from mirror.upstream.webhook import Webhook
@@ -32,14 +33,14 @@ from mirror.upstream.webhook import Webhook
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """The processes that are one mirror.
+    """The processes that form one mirror.
 
     Attributes:
-        size: how many share the ports and the store.
-        board: directory in which they tell each other what they have counted; None if there is only this one.
-        trail: what all of them are known by to other mirrors.
-        repeats: which client has lately been given which blob; made before the processes are forked.
-        counts: what all of them have under way together, seen from this one.
+        size: how many processes share the ports and the store.
+        worker_stats: directory in which each process publishes its metrics; None if there is only one process.
+        via_chain: identifies this mirror to other mirrors.
+        repeats: the blobs that clients have lately fetched; made before the fork, in shared memory.
+        counts: connections, requests and downloads of all processes; this process's own view.
     """
 
     size: int = 1
@@ -50,75 +51,49 @@ class WorkerGroup:
 
 
 class Services:
-    """The parts of one process that a reload leaves alone.
+    """The parts of one process that a reload keeps. `configure` must be called before they are used."""
 
-    Args:
-        policies: returns the current rules for tags.
-        means: returns what syncing works with currently.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        store: Store,
-        group: WorkerGroup,
-        policies: Callable[[], TagPolicies],
-        sync_services: Callable[[], SyncServices],
-    ) -> None:
+    def __init__(self, config: Config, store: Store, group: WorkerGroup) -> None:
         self.store = store
         self.group = group
-        self.metrics = Metrics()
-        self.usage = Usage()
-        self.access = AccessIndex(store.index, store.generation, store.threads.note)
-        self.sync_scheduler = SyncScheduler(store.layout, store.index, store.jobs, self.metrics, sync_services)
-        scrub = self._build_scrub(config)
+        self.metrics = metrics = Metrics()
+        usage = Usage()
+        interval = config.storage.scrub_interval
+        scrub = Scrub(store.layout, store.files, store.generation, interval, _increment(metrics.scrubbed_blobs))
         self.recheck = Recheck(scrub, group.repeats)
-        self.janitor = self._build_janitor(scrub, policies)
+        self.janitor = Janitor(store, scrub, usage, metrics, TagPolicies.configured(config))
+        access = AccessIndex(store.index, store.generation, store.threads.note)
+        self.cache = CacheServices(store, access, usage, metrics, self.janitor.make_room)
         self.connections = Connections(group.counts)
-        shares = Shares(group.counts)
-        self.downloads = Downloads(self._services(config), shares, lambda result: self.metrics.downloads.labels(result).inc())
-        self.metrics.downloads_in_progress.set_function(lambda: len(self.downloads))
-        self.metrics.download_readers.set_function(lambda: self.downloads.readers)
-        self.notifier = Notifier(store.files, store.threads.write, lambda result: self.metrics.notifications.labels(result).inc())
+        self.downloads = downloads = self._build_downloads(config)
+        metrics.downloads_in_progress.set_function(lambda: len(downloads))
+        metrics.download_readers.set_function(lambda: downloads.readers)
+        self.notifier = Notifier(store.files, store.threads.write, _increment(metrics.notifications))
 
     def configure(self, config: Config) -> None:
-        """Do as a configuration says from now on."""
+        """Use a configuration from now on."""
         connections, notify = config.downloads.max_upstream_connections, config.sync.notify
         self.connections.configure(connections, share(connections))
         self.downloads.shares.configure(connections, config.limits.downloads_per_address)
         self.notifier.configure(None if notify.url is None else Webhook(notify.url, notify.secret_file))
+        self.janitor.policies = TagPolicies.configured(config)
 
-    def _build_scrub(self, config: Config) -> Scrub:
-        store = self.store
-        return Scrub(
-            store.layout,
-            store.files,
-            store.generation,
-            config.storage.scrub_interval,
-            lambda result: self.metrics.scrubbed_blobs.labels(result).inc(),
-        )
-
-    def _build_janitor(self, scrub: Scrub, policies: Callable[[], TagPolicies]) -> Janitor:
-        store = self.store
-        eviction = Eviction(store.layout, store.files, store.generation)
-        return Janitor(
-            store.layout,
-            store.files,
-            store.index,
-            eviction,
-            scrub,
-            self.usage,
-            self.metrics,
-            policies,
-            self.sync_scheduler.kept,
-        )
-
-    def _services(self, config: Config) -> DownloadServices:
-        return DownloadServices(
+    def _build_downloads(self, config: Config) -> Downloads:
+        services = DownloadServices(
             self.store.layout,
             self.store.files,
             self.store.threads,
             Policy(fetchers=config.downloads.connections_per_blob),
-            lambda reason: self.metrics.download_resumes.labels(reason).inc(),
+            _increment(self.metrics.download_resumes),
             self.janitor.make_room,
         )
+        return Downloads(services, Shares(self.group.counts), _increment(self.metrics.downloads))
+
+
+def _increment(counter: Counter) -> Callable[[str], None]:
+    """Return a function that increments a counter's child by its only label."""
+
+    def increment(label: str) -> None:
+        counter.labels(label).inc()
+
+    return increment

@@ -106,5 +106,14 @@ class JobStore:
         state = self._table.get(f"state|{name}")
         return state if isinstance(state, kind) else kind()
 
+    def kept(self) -> dict[str, list[str]]:
+        """The images that each configured entry stood for last, by the entry's text."""
+        rows = self.state("kept", dict)
+        return {entry: [str(name) for name in names] for entry, names in rows.items() if isinstance(names, list)}
+
+    def kept_images(self) -> frozenset[str]:
+        """The images of all configured entries. Costs one read."""
+        return frozenset(name for names in self.kept().values() for name in names)
+
     def _rows(self, prefix: str) -> Iterator[tuple[str, Any]]:
         return ((key.removeprefix(prefix), row) for key, row in self._table.items_from(prefix))

@@ -1,8 +1,8 @@
-"""Keeps what is held in sync with upstream, and brings what is wanted before a client asks.
+"""Keeps cached images in sync with upstream, and fetches images before a client pulls them.
 
-order       what has been asked for: by the schedule, an operator or a webhook
-plan        which images that means
-bringer     one image: asked for, fetched, and only then switched
-run         one order from its first image to its last, within the budget
-keeper      carries orders out, in one process of a store
+job             what is to be synced: by the schedule, an operator or a webhook
+plan            the images that a job means
+image_syncer    one image: checked, fetched, and then the tag switched
+run             one job from its first image to its last
+scheduler       carries jobs out, in one process of a store
 """

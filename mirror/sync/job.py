@@ -1,4 +1,4 @@
-"""Orders: what is to be brought in sync, on whose word."""
+"""Sync jobs: what is to be brought in sync, and who asked for it. The API and the store call them orders."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# `schedule` is the resync by itself, `sync` looks at what is held, `warm` brings what may not be.
+# `schedule` is the regular resync, `sync` checks what is cached or configured, `warm` fetches any image.
 Kind = Literal["schedule", "sync", "warm"]
 
 _KINDS: dict[str, Kind] = {"schedule": "schedule", "sync": "sync", "warm": "warm"}
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class SyncJob:
     """What is to be done. Times are seconds since the epoch.
 
     Attributes:
-        name: unique; a later order of the same name replaces an earlier one.
-        images: for `sync` patterns, none for everything that a scheduled run would look at; for `warm` names, with globs in tags.
-        platforms: for `warm`; none for what the configuration says.
-        asked: when it was given. What was checked since needs no other check.
-        after: not to be begun before.
-        by: who gave it: `schedule`, `operator` or `webhook`.
+        name: unique; a later job of the same name replaces an earlier one.
+        images: for `sync` patterns, none for everything that a scheduled run checks; for `warm` names, with globs in tags.
+        platforms: for `warm`; none for the configured ones.
+        asked: when it was created. A tag that was checked later is not checked again.
+        after: it does not start earlier.
+        by: `schedule`, `operator` or `webhook`.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Order:
     by: str
 
     def row(self) -> dict[str, Any]:
-        """For the ledger."""
+        """Return its row in the job store."""
         return {
             "kind": self.kind,
             "images": list(self.images),
@@ -46,12 +46,12 @@ class Order:
         }
 
     def is_due(self, now: float) -> bool:
-        """Whether it may begin; one from the future was given before the clock was set back."""
+        """Whether it may start. A job from the future is due: the clock was set back after it was created."""
         return not self.asked <= now < self.after
 
     @classmethod
-    def read(cls, name: str, row: dict[str, Any]) -> Order | None:
-        """From the ledger; None for what is no order."""
+    def read(cls, name: str, row: dict[str, Any]) -> SyncJob | None:
+        """Parse a row of the job store; None for an invalid one."""
         try:
             images, platforms = (tuple(str(entry) for entry in row[key]) for key in ("images", "platforms"))
             return cls(name, _KINDS[row["kind"]], images, platforms, float(row["asked"]), float(row["after"]), str(row["by"]))
@@ -59,20 +59,20 @@ class Order:
             return None
 
 
-def by_operator(kind: Kind, images: tuple[str, ...], platforms: tuple[str, ...] = ()) -> Order:
-    """An order to be carried out at once."""
+def by_operator(kind: Kind, images: tuple[str, ...], platforms: tuple[str, ...] = ()) -> SyncJob:
+    """Return a job that is due at once."""
     now = time.time()
-    return Order(f"{time.time_ns()}-{os.urandom(4).hex()}", kind, images, platforms, now, now, "operator")
+    return SyncJob(f"{time.time_ns()}-{os.urandom(4).hex()}", kind, images, platforms, now, now, "operator")
 
 
-def by_webhook(image: str, pause: float) -> tuple[Order, Order]:
-    """To look at an image at once, and once more after `pause` seconds: upstream tells of a push before all of it answers so.
+def by_webhook(image: str, pause: float) -> tuple[SyncJob, SyncJob]:
+    """Return a job that checks an image now, and one that checks it again after `pause` seconds.
 
-    However often upstream tells, one order of each stands.
+    Their names depend on the image alone, so that many pushes of it leave one job of each.
     """
     now = time.time()
     first, again = (
-        Order(f"webhook-{word}-{image}", "sync", (image,), (), now, now + wait, "webhook")
+        SyncJob(f"webhook-{word}-{image}", "sync", (image,), (), now, now + wait, "webhook")
         for word, wait in (("now", 0.0), ("again", pause))
     )
     return first, again

@@ -1,11 +1,13 @@
-"""Which images an order means: configured ones, with their globs asked of upstream, and held ones by how much they are pulled."""
+"""Plans a job: which images it means. Globs of configured images are matched with upstream's tags."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
+from mirror.config.model import Config
 from mirror.core.errors import InvalidInput
 from mirror.core.freshness import TagRecord
 from mirror.core.image_selector import ImageSelector
@@ -13,15 +15,15 @@ from mirror.core.names import ImagePattern, Repository, Tag
 from mirror.core.platform import Platform
 from mirror.core.popularity import Pulls
 from mirror.errors import MirrorError, UpstreamRateLimited
-from mirror.sync.image_syncer import Target
-from mirror.sync.job import Order
+from mirror.sync.image_syncer import ImageSyncer, Target
+from mirror.sync.job import SyncJob
 
-ListTags = Callable[[Repository], Awaitable[list[str]]]
+ListTags: TypeAlias = Callable[[Repository], Awaitable[list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
 class CachedTag:
-    """A tag of which something is known here."""
+    """A tag that the index has a record of."""
 
     repository: Repository
     tag: Tag
@@ -31,13 +33,13 @@ class CachedTag:
 
 @dataclass
 class Plan:
-    """What is to be done.
+    """What a job is to do.
 
     Attributes:
-        targets: by name; what is asked for most comes first.
-        problems: by what was asked for, why nothing is done about it.
-        limited: whether upstream, or the budget, left something for the next run.
-        kept: the tags that each configured image stands for now, by its text; they are evicted last.
+        targets: by name, the most pulled first.
+        problems: by what the job names, why nothing is done about it.
+        limited: a pull limit leaves a part of the job for the next run.
+        kept: the images that each configured entry stands for now, by the entry's text; they are evicted last.
     """
 
     targets: dict[str, Target] = field(default_factory=dict)
@@ -46,17 +48,17 @@ class Plan:
     limited: bool = False
 
     def refuse(self, text: str, cause: Exception) -> None:
-        """Nothing is done about what was asked for."""
+        """Record why nothing is done about a part of the job."""
         self.problems[text] = str(cause)
         self.limited = self.limited or isinstance(cause, UpstreamRateLimited)
 
     def include(self, other: Plan) -> None:
-        """Plan what another plan has, too."""
+        """Add the targets of another plan."""
         for target in other.targets.values():
             self.add(target)
 
     def add(self, target: Target) -> None:
-        """Plan an image; one that is planned already is wanted for all platforms that were named."""
+        """Add an image. One that is planned already gets the platforms of both."""
         known = self.targets.get(str(target), target)
         platforms = tuple(dict.fromkeys((*known.platforms, *target.platforms)))
         self.targets[str(target)] = replace(known, platforms=platforms, fetch=known.fetch or target.fetch)
@@ -65,81 +67,67 @@ class Plan:
 class Planner:
     """Makes plans.
 
-    Attributes:
-        fingerprint: changes when other images are configured.
-
     Args:
-        wanted: the configured images.
-        platforms: for configured images that name none.
-        active_within: seconds; a tag that nobody has pulled for longer is left alone.
-        list_tags: asks upstream for all tags of a repository.
-        may_pull: whether clients may; what they may not is left alone.
-        default_registry: for names without one.
+        syncer: lists upstream's tags, and knows which tags may be pulled.
+
+    Attributes:
+        fingerprint: differs if other images are configured.
     """
 
-    def __init__(
-        self,
-        wanted: tuple[ImageSelector, ...],
-        platforms: tuple[Platform, ...],
-        active_within: float,
-        list_tags: ListTags,
-        may_pull: Callable[[Repository, Tag], bool],
-        default_registry: str,
-    ) -> None:
-        self._wanted = wanted
-        self._platforms = platforms
-        self._active_within = active_within
-        self._list_tags = list_tags
-        self._may_pull = may_pull
-        self._default_registry = default_registry
-        self.fingerprint = repr((wanted, platforms))
+    def __init__(self, config: Config, syncer: ImageSyncer) -> None:
+        self._selectors = config.selectors()
+        self._platforms = config.sync.platforms
+        self._active_within = config.sync.active_within
+        self._default_registry = config.default_registry
+        self._syncer = syncer
+        self.fingerprint = repr((self._selectors, self._platforms))
 
     @property
-    def wants_images(self) -> bool:
-        """Whether any are configured."""
-        return bool(self._wanted)
+    def has_images(self) -> bool:
+        """Whether any image is configured."""
+        return bool(self._selectors)
 
     async def plan(
         self,
-        order: Order,
-        held: Iterable[CachedTag],
+        job: SyncJob,
+        cached: Iterable[CachedTag],
         kept: dict[str, list[str]],
         now: float,
         done: Callable[[Target], bool] = lambda _: False,
     ) -> Plan:
-        """What an order means.
+        """Return the plan of a job.
 
         Args:
-            kept: what configured images stood for last; still so where upstream cannot be asked.
-            done: whether a configured image needs no look in a round that is gone on with.
+            kept: what configured entries stood for last; unchanged where upstream cannot be asked.
+            done: whether a configured image was synced in an earlier part of the same round.
         """
-        plan, ask = Plan(), _once(self._list_tags)
-        if order.kind == "warm":
-            for name in order.images:
-                await self._warm(name, order.platforms, ask, plan)
+        plan, list_tags = Plan(), _once(self._syncer.tags)
+        if job.kind == "warm":
+            for name in job.images:
+                await self._warm(name, job.platforms, list_tags, plan)
             return plan
-        # Of a hundred thousand tags each step takes a good part of a second: none is done where requests are answered.
-        pulled = await asyncio.to_thread(self._to_look_at, held)
-        if order.kind == "schedule" or not order.images:
-            await self._configured(self._wanted, kept, ask, plan)
+        # With a hundred thousand tags each step takes a good part of a second: none runs on the event loop.
+        pulled = await asyncio.to_thread(self._pullable, cached)
+        if job.kind == "schedule" or not job.images:
+            await self._configured(self._selectors, kept, list_tags, plan)
             plan.targets = {name: target for name, target in plan.targets.items() if not done(target)}
             active = (entry for entry in pulled.values() if now - entry.record.pulled <= self._active_within)
-            due = (entry for entry in active if not order.asked <= entry.record.checked <= now)
-            await asyncio.to_thread(_resync, due, plan)
+            due = (entry for entry in active if not job.asked <= entry.record.checked <= now)
+            await asyncio.to_thread(_add_cached, due, plan)
         else:
-            for text in order.images:
-                await self._matching(text, pulled.values(), kept, ask, plan)
+            for text in job.images:
+                await self._matching(text, pulled.values(), kept, list_tags, plan)
         plan.targets = await asyncio.to_thread(_most_pulled_first, plan.targets, pulled, now)
         return plan
 
-    def _to_look_at(self, held: Iterable[CachedTag]) -> dict[tuple[Repository, Tag], CachedTag]:
-        return {(entry.repository, entry.tag): entry for entry in held if self._may_pull(entry.repository, entry.tag)}
+    def _pullable(self, cached: Iterable[CachedTag]) -> dict[tuple[Repository, Tag], CachedTag]:
+        return {(entry.repository, entry.tag): entry for entry in cached if self._syncer.may_pull(entry.repository, entry.tag)}
 
-    async def _warm(self, name: str, platforms: tuple[str, ...], ask: ListTags, plan: Plan) -> None:
+    async def _warm(self, name: str, platforms: tuple[str, ...], list_tags: ListTags, plan: Plan) -> None:
         try:
-            named = tuple(map(Platform.parse, platforms)) or self._platforms
-            wanted = ImageSelector.parse(name, default_registry=self._default_registry, platforms=named)
-            targets = await _resolved(wanted, named, ask)
+            chosen = tuple(map(Platform.parse, platforms)) or self._platforms
+            selector = ImageSelector.parse(name, default_registry=self._default_registry, platforms=chosen)
+            targets = await _targets(selector, chosen, list_tags)
         except (InvalidInput, MirrorError) as error:
             plan.refuse(name, error)
             return
@@ -148,11 +136,13 @@ class Planner:
         if not targets:
             plan.problems[name] = "upstream has no such tag"
 
-    async def _configured(self, wanted: Iterable[ImageSelector], kept: dict[str, list[str]], ask: ListTags, plan: Plan) -> None:
-        for entry in wanted:
-            name = _text(entry)
+    async def _configured(
+        self, selectors: Iterable[ImageSelector], kept: dict[str, list[str]], list_tags: ListTags, plan: Plan
+    ) -> None:
+        for selector in selectors:
+            name = _text(selector)
             try:
-                targets = await _resolved(entry, entry.platforms or self._platforms, ask)
+                targets = await _targets(selector, selector.platforms or self._platforms, list_tags)
             except MirrorError as error:
                 plan.refuse(name, error)
                 plan.kept[name] = kept.get(name, [])
@@ -162,45 +152,44 @@ class Planner:
                 plan.add(target)
 
     async def _matching(
-        self, text: str, held: Collection[CachedTag], kept: dict[str, list[str]], ask: ListTags, plan: Plan
+        self, text: str, cached: Collection[CachedTag], kept: dict[str, list[str]], list_tags: ListTags, plan: Plan
     ) -> None:
-        """What is held or configured of what an operator has named."""
+        """Add the cached and configured images that match an operator's pattern."""
         try:
             pattern = ImagePattern.parse(text, self._default_registry)
         except InvalidInput as error:
             plan.refuse(text, error)
             return
-        meant = Plan()
-        await asyncio.to_thread(_resync, _matching(pattern, held), meant)
+        matching = Plan()
+        await asyncio.to_thread(_add_cached, _filtered(pattern, cached), matching)
         configured = Plan()
-        await self._configured(
-            (entry for entry in self._wanted if pattern.matches_repository(entry.repository)), kept, ask, configured
-        )
+        selectors = (entry for entry in self._selectors if pattern.matches_repository(entry.repository))
+        await self._configured(selectors, kept, list_tags, configured)
         for target in configured.targets.values():
             if _covers(pattern, target):
-                meant.add(target)
+                matching.add(target)
         plan.kept.update(configured.kept)
         plan.problems.update(configured.problems)
         plan.limited = plan.limited or configured.limited
-        await asyncio.to_thread(plan.include, meant)
-        if not meant.targets and not configured.problems:
+        await asyncio.to_thread(plan.include, matching)
+        if not matching.targets and not configured.problems:
             plan.problems[text] = "nothing of that name is held here, and nothing is configured; `warm` would bring it"
 
 
-async def _resolved(wanted: ImageSelector, platforms: tuple[Platform, ...], ask: ListTags) -> list[Target]:
-    repository = wanted.repository
-    if wanted.reference is not None:
-        return [Target(repository, wanted.reference, platforms, fetch=True)]
-    # Of a hundred thousand tags, that takes a while.
-    tags = await asyncio.to_thread(wanted.select, await ask(repository))
+async def _targets(selector: ImageSelector, platforms: tuple[Platform, ...], list_tags: ListTags) -> list[Target]:
+    repository = selector.repository
+    if selector.reference is not None:
+        return [Target(repository, selector.reference, platforms, fetch=True)]
+    # A hundred thousand tags take a while.
+    tags = await asyncio.to_thread(selector.select, await list_tags(repository))
     return [Target(repository, tag, platforms, fetch=True) for tag in tags]
 
 
 def _once(list_tags: ListTags) -> ListTags:
-    """Asks for the tags of each repository once, whatever comes of it."""
+    """Return a function that lists the tags of each repository once, and repeats the tags or the error."""
     found: dict[Repository, list[str] | MirrorError] = {}
 
-    async def ask(repository: Repository) -> list[str]:
+    async def listed(repository: Repository) -> list[str]:
         if repository not in found:
             try:
                 found[repository] = await list_tags(repository)
@@ -211,21 +200,21 @@ def _once(list_tags: ListTags) -> ListTags:
             raise answer
         return answer
 
-    return ask
+    return listed
 
 
-def _matching(pattern: ImagePattern, held: Iterable[CachedTag]) -> Iterator[CachedTag]:
-    return (entry for entry in held if pattern.matches(entry.repository, entry.tag, entry.record.digest))
+def _filtered(pattern: ImagePattern, cached: Iterable[CachedTag]) -> Iterator[CachedTag]:
+    return (entry for entry in cached if pattern.matches(entry.repository, entry.tag, entry.record.digest))
 
 
-def _text(entry: ImageSelector) -> str:
-    """An entry in words that no other one has."""
-    choice = f" {entry.versions}" if entry.versions is not None else ""
-    return f"{entry}{choice}" + (f" newest {entry.newest}" if entry.newest is not None else "")
+def _text(selector: ImageSelector) -> str:
+    """Return a text that is different for each selector."""
+    choice = f" {selector.versions}" if selector.versions is not None else ""
+    return f"{selector}{choice}" + (f" newest {selector.newest}" if selector.newest is not None else "")
 
 
-def _resync(held: Iterable[CachedTag], plan: Plan) -> None:
-    for entry in held:
+def _add_cached(cached: Iterable[CachedTag], plan: Plan) -> None:
+    for entry in cached:
         plan.add(Target(entry.repository, entry.tag))
 
 
@@ -236,12 +225,12 @@ def _covers(pattern: ImagePattern, target: Target) -> bool:
 
 
 def _most_pulled_first(
-    targets: dict[str, Target], held: dict[tuple[Repository, Tag], CachedTag], now: float
+    targets: dict[str, Target], cached: dict[tuple[Repository, Tag], CachedTag], now: float
 ) -> dict[str, Target]:
-    return dict(sorted(targets.items(), key=lambda item: -_weight(held, item[1], now)))
+    return dict(sorted(targets.items(), key=lambda item: -_weight(cached, item[1], now)))
 
 
-def _weight(held: dict[tuple[Repository, Tag], CachedTag], target: Target, now: float) -> float:
+def _weight(cached: dict[tuple[Repository, Tag], CachedTag], target: Target, now: float) -> float:
     reference = target.reference
-    entry = held.get((target.repository, reference)) if isinstance(reference, Tag) else None
+    entry = cached.get((target.repository, reference)) if isinstance(reference, Tag) else None
     return entry.pulls.at(now) if entry is not None else 0.0

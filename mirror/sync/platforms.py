@@ -1,4 +1,4 @@
-"""For which platforms an image was pulled, as what is held of it tells."""
+"""The platforms for which an image was pulled, derived from its cached content."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mirror.core.platform import Platform
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.images import held_manifest, is_complete
 
-# An image's config is some kilobytes; a larger one is not looked into.
-_CONFIG_LIMIT = 1 << 20
+# An image's config is some kilobytes; a larger one is not read.
+_MAX_CONFIG_BYTES = 1 << 20
 
 
 def held_platforms(files: BlobFiles, digest: Digest) -> tuple[Platform, ...]:
-    """The platforms of which everything is held. Blocks for as long as reading the held manifests takes."""
+    """Return the platforms that are cached completely. Blocks while it reads the manifests."""
     manifest = held_manifest(files, digest)
     if manifest is None:
         return ()
@@ -29,8 +29,8 @@ def held_platforms(files: BlobFiles, digest: Digest) -> tuple[Platform, ...]:
 
 
 def own_platform(files: BlobFiles, manifest: Manifest) -> Platform | None:
-    """What the config of an image says (OCI image-spec, config.md)."""
-    raw = files.read(manifest.config.digest, _CONFIG_LIMIT) if manifest.config is not None else None
+    """Return the platform in an image's config (OCI image-spec, config.md); None if it is not cached or invalid."""
+    raw = files.read(manifest.config.digest, _MAX_CONFIG_BYTES) if manifest.config is not None else None
     try:
         config = json.loads(raw or b"")
         parts = [config["os"], config["architecture"], *filter(None, [config.get("variant")])]

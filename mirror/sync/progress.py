@@ -1,4 +1,4 @@
-"""How far one image has come, for those who watch."""
+"""The progress of one image's sync."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mirror.core.manifest import Descriptor
 
 
 class Progress:
-    """The bytes of one image.
+    """Counts the bytes of one image.
 
     Attributes:
-        fetched: bytes that had to be fetched and are there.
-        held: bytes that were there already.
+        fetched: bytes that were fetched from upstream.
+        held: bytes that were in the store already.
 
     Args:
-        received: bytes that have arrived of a blob that is under way.
+        received: returns the bytes that have arrived of a blob that is being downloaded.
     """
 
     def __init__(self, image: str, received: Callable[[Digest], int]) -> None:
@@ -28,12 +28,12 @@ class Progress:
         self._missing: dict[Digest, int] = {}
 
     def expect(self, descriptors: list[Descriptor]) -> None:
-        """These are looked at next."""
+        """Count these blobs as part of the image."""
         for descriptor in descriptors:
             self._missing[descriptor.digest] = descriptor.size
 
     def have(self, digest: Digest, size: int, fetched: int) -> None:
-        """One is there; `fetched` bytes of it had to travel."""
+        """Count a blob or manifest as stored; `fetched` bytes of it came from upstream."""
         self._missing.pop(digest, None)
         if fetched:
             self.fetched += fetched
@@ -41,7 +41,7 @@ class Progress:
             self.held += size
 
     def snapshot(self) -> dict[str, Any]:
-        """For the ledger."""
+        """Return its row in the job store."""
         under_way = sum(min(size, self._received(digest)) for digest, size in self._missing.items())
         done = self.fetched + self.held + under_way
         return {"image": self.image, "bytes": done, "size": max(done, self.fetched + self.held + sum(self._missing.values()))}

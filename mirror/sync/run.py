@@ -1,4 +1,4 @@
-"""Carries one order out, from its first image to its last: a few at once, within the budget and within a bounded time."""
+"""Carries one job out, from its first image to its last: a few at a time, within the pull limits and a bounded time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -18,36 +18,36 @@ from mirror.errors import UpstreamRateLimited
 from mirror.metrics import Metrics
 from mirror.storage.job_store import JobStore
 from mirror.sync.image_syncer import ImageSyncer, SyncResult, Target
-from mirror.sync.job import Order
+from mirror.sync.job import SyncJob
 from mirror.sync.plan import Plan
 from mirror.sync.progress import Progress
 
 log = structlog.get_logger(__name__)
 
-# Images that are checked or fetched side by side, of one registry and of all.
-_OF_REGISTRY = 4
-_AT_ONCE = 8
-_HEAD_START = 1.0
-# An image that is not there by then counts as failed; its downloads go on, and the next run finds what they brought. Seconds.
-_LONGEST_IMAGE = 3600.0
+# Images that are synced at a time, of one registry and of all.
+_MAX_IMAGES_PER_REGISTRY = 4
+_MAX_IMAGES = 8
+_HEAD_START_S = 1.0
+# An image that takes longer has failed; its downloads continue, and the next run finds their content.
+_IMAGE_TIMEOUT_S = 3600.0
 _MAX_PROBLEMS = 100
+_MAX_RECENT = 50
 _SETTLED = frozenset({"unchanged", "moved", "gone"})
-_RECENT = 50
 
 
 @dataclass
 class Summary:
-    """What came of an order. Times are seconds since the epoch.
+    """The state of a job. Times are seconds since the epoch.
 
     Attributes:
-        result: `running`, `completed`; `limited` if images were left for the next run; `failed` if some could not be brought in
-            step; `timeout` if the run had to be ended.
-        total: images that were meant.
-        tags: how many came out how.
-        bytes_fetched: had to travel.
-        bytes_held: were here already.
-        problems: by image, why it is not in sync; the first of them.
-        recent: what came of the images that were looked at last.
+        result: `running`, `completed`; `limited` if images are left for the next run; `failed` if some could not be synced;
+            `timeout` if the run took too long.
+        total: images of the job.
+        tags: images by status.
+        bytes_fetched: fetched from upstream.
+        bytes_held: in the store already.
+        problems: by image, why it is not in sync; at most a hundred.
+        recent: the results of the last images.
     """
 
     name: str
@@ -61,48 +61,49 @@ class Summary:
     bytes_fetched: int = 0
     bytes_held: int = 0
     problems: dict[str, str] = field(default_factory=dict)
-    recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_MAX_RECENT))
 
     def row(self) -> dict[str, Any]:
-        """For the ledger."""
+        """Return its row in the job store."""
         return {**asdict(self), "tags": dict(self.tags), "recent": list(self.recent)}
 
 
 class Run:
-    """One order being carried out.
+    """One job that is being carried out.
 
-    Args:
-        bringer: called for the one of the day: the configuration may change meanwhile.
+    Attributes:
+        summary: its state.
+        syncer: syncs the images that are left; a reload replaces it.
     """
 
-    def __init__(self, order: Order, syncer: Callable[[], ImageSyncer], jobs: JobStore, metrics: Metrics) -> None:
-        self.summary = Summary(order.name, order.kind, order.by, time.time())
-        self._syncer = syncer
+    def __init__(self, job: SyncJob, syncer: ImageSyncer, jobs: JobStore, metrics: Metrics) -> None:
+        self.summary = Summary(job.name, job.kind, job.by, time.time())
+        self.syncer = syncer
         self._jobs = jobs
         self._metrics = metrics
-        # Its own: whatever another run waits for, this one goes on.
-        self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._under_way: dict[str, Progress] = {}
-        # Registries that are not asked any more in this run, and why.
-        self._left: dict[str, str] = {}
+        # Its own: no other run holds it up.
+        self._slots = asyncio.Semaphore(_MAX_IMAGES)
+        self._running: dict[str, Progress] = {}
+        # Registries that this run does not ask any more, with the reason.
+        self._skipped: dict[str, str] = {}
 
     def snapshot(self) -> dict[str, Any]:
-        """How far it is."""
-        return {**self.summary.row(), "images": [progress.snapshot() for progress in self._under_way.values()]}
+        """Return its state and the progress of its images."""
+        return {**self.summary.row(), "images": [progress.snapshot() for progress in self._running.values()]}
 
-    async def carry_out(self, planned: Awaitable[Plan], bound: float) -> Summary:
-        """Bring what is planned, within `bound` seconds."""
+    async def carry_out(self, planned: Awaitable[Plan], timeout: float) -> Summary:
+        """Sync the images of a plan within `timeout` seconds. A failure is a part of the summary."""
         summary = self.summary
         try:
-            async with asyncio.timeout(bound):
+            async with asyncio.timeout(timeout):
                 plan = await planned
                 summary.total, summary.problems = len(plan.targets), dict(islice(plan.problems.items(), _MAX_PROBLEMS))
                 await together(self._registry(targets) for targets in _by_registry(plan.targets.values()))
-            summary.result = self._verdict(plan)
+            summary.result = self._result(plan)
         except TimeoutError:
             summary.result = "timeout"
         except Exception as error:
-            # An order that fails so would fail again: it has come to its end.
+            # It would fail again: the job is not repeated.
             log.exception("sync_bug", order=summary.name)
             summary.result = "failed"
             summary.problems["internal error"] = str(error)
@@ -125,86 +126,84 @@ class Run:
             seconds=round((summary.ended or summary.began) - summary.began, 1),
         )
 
-    def _verdict(self, plan: Plan) -> str:
-        """What the run as a whole came to. An image without a result was given up by a configuration that is no more."""
+    def _result(self, plan: Plan) -> str:
+        # An image without a result lost its configuration during the run.
         if self.summary.tags["skipped"] or plan.limited:
             return "limited"
         counted = self.summary.tags.total() == self.summary.total
         return "completed" if counted and not self.summary.problems else "failed"
 
     async def _registry(self, targets: list[Target]) -> None:
-        """The images of one registry: the first with a head start, in which it finds out whether it can be asked at all."""
-        waiting, known = iter(targets), asyncio.Event()
+        """Sync the images of one registry. The first has a head start, which shows whether the registry answers."""
+        waiting, answered = iter(targets), asyncio.Event()
 
         async def first() -> None:
             await self._image(next(waiting))
-            known.set()
+            answered.set()
             await others()
 
         async def after_first() -> None:
-            # Fetching may take long; nothing is to wait for that.
+            # The first image may take long to fetch.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(known.wait(), _HEAD_START)
+                await asyncio.wait_for(answered.wait(), _HEAD_START_S)
             await others()
 
         async def others() -> None:
             for target in waiting:
                 await self._image(target)
 
-        await together([first(), *(after_first() for _ in range(_OF_REGISTRY - 1))])
+        await together([first(), *(after_first() for _ in range(_MAX_IMAGES_PER_REGISTRY - 1))])
 
     async def _image(self, target: Target) -> None:
         async with self._slots:
-            syncer = self._syncer()
+            syncer = self.syncer
             progress = syncer.progress(target)
-            self._under_way[str(target)] = progress
+            self._running[str(target)] = progress
             try:
                 with syncer.held():
-                    brought = await self._bounded(syncer, target, progress)
+                    synced = await self._bounded(syncer, target, progress)
             finally:
-                del self._under_way[str(target)]
+                del self._running[str(target)]
         summary = self.summary
-        summary.tags[brought.word] += 1
+        summary.tags[synced.status] += 1
         summary.bytes_fetched += progress.fetched
         summary.bytes_held += progress.held
-        self._metrics.sync_tags.labels(brought.word).inc()
-        if _is_problem(target, brought) and len(summary.problems) < _MAX_PROBLEMS:
-            summary.problems[str(target)] = brought.cause or brought.word
-        result = _result(target, brought, progress)
+        self._metrics.sync_tags.labels(synced.status).inc()
+        if _is_problem(target, synced) and len(summary.problems) < _MAX_PROBLEMS:
+            summary.problems[str(target)] = synced.cause or synced.status
+        result = _row(target, synced, progress)
         summary.recent.append({"image": str(target), **result})
-        if brought.word != "skipped":
+        if synced.status != "skipped":
             await asyncio.to_thread(self._jobs.put_result, str(target), result)
 
     async def _bounded(self, syncer: ImageSyncer, target: Target, progress: Progress) -> SyncResult:
         registry = target.repository.registry
-        if registry in self._left:
-            return SyncResult("skipped", cause=self._left[registry])
+        if registry in self._skipped:
+            return SyncResult("skipped", cause=self._skipped[registry])
         try:
-            async with asyncio.timeout(_LONGEST_IMAGE):
-                brought = await syncer.bring(target, progress)
+            async with asyncio.timeout(_IMAGE_TIMEOUT_S):
+                synced = await syncer.sync(target, progress)
         except UpstreamRateLimited as error:
-            self._leave(registry, str(error))
+            self._skip(registry, str(error))
             return SyncResult("skipped", cause=str(error))
         except TimeoutError:
-            return SyncResult("failed", cause=f"not there within {_LONGEST_IMAGE:.0f} s; what has been begun goes on")
-        if _is_problem(target, brought):
-            log.warning("sync_failed", image=str(target), cause=brought.cause)
-        if brought.word == "failed" and not syncer.may_ask(registry):
-            self._leave(registry, brought.cause or brought.word)
-        return brought
+            return SyncResult("failed", cause=f"not there within {_IMAGE_TIMEOUT_S:.0f} s; what has been begun goes on")
+        if _is_problem(target, synced):
+            log.warning("sync_failed", image=str(target), cause=synced.cause)
+        if synced.status == "failed" and not syncer.may_ask(registry):
+            self._skip(registry, synced.cause or synced.status)
+        return synced
 
-    def _leave(self, registry: str, why: str) -> None:
-        if registry not in self._left:
-            self._left[registry] = why
-            log.warning("sync_left", registry=registry, cause=why, rest=self._rest())
-
-    def _rest(self) -> str:
-        return "comes in the next run" if self.summary.kind == "schedule" else "has to be ordered again"
+    def _skip(self, registry: str, cause: str) -> None:
+        if registry not in self._skipped:
+            self._skipped[registry] = cause
+            rest = "comes in the next run" if self.summary.kind == "schedule" else "has to be ordered again"
+            log.warning("sync_left", registry=registry, cause=cause, rest=rest)
 
 
-def _is_problem(target: Target, brought: SyncResult) -> bool:
-    """Whether an image is not what it should be. That a tag has been deleted is an answer, but not where the image is wanted."""
-    return brought.word in ("failed", "skipped") or (brought.word == "gone" and target.fetch)
+def _is_problem(target: Target, synced: SyncResult) -> bool:
+    """Whether an image is not in sync. A deleted tag is a problem only if the image is configured or was asked for."""
+    return synced.status in ("failed", "skipped") or (synced.status == "gone" and target.fetch)
 
 
 def _by_registry(targets: Iterable[Target]) -> list[list[Target]]:
@@ -214,13 +213,13 @@ def _by_registry(targets: Iterable[Target]) -> list[list[Target]]:
     return list(found.values())
 
 
-def _result(target: Target, brought: SyncResult, progress: Progress) -> dict[str, Any]:
+def _row(target: Target, synced: SyncResult, progress: Progress) -> dict[str, Any]:
     return {
         "platforms": [str(platform) for platform in target.platforms],
-        "result": brought.word,
-        "old": str(brought.old) if brought.old else None,
-        "digest": str(brought.new) if brought.new else None,
-        "cause": brought.cause,
+        "result": synced.status,
+        "old": str(synced.old) if synced.old else None,
+        "digest": str(synced.new) if synced.new else None,
+        "cause": synced.cause,
         "bytes_fetched": progress.fetched,
         "bytes_held": progress.held,
         "time": time.time(),
@@ -228,9 +227,9 @@ def _result(target: Target, brought: SyncResult, progress: Progress) -> dict[str
 
 
 def is_settled(target: Target, result: Any, since: float) -> bool:
-    """Whether a result, as it is in the ledger, says that an image was brought in sync since then, for all its platforms."""
+    """Whether a row of the job store shows that an image was synced since a time, for all its platforms."""
     try:
-        asked, wanted = set(result["platforms"]), {str(platform) for platform in target.platforms}
-        return since <= result["time"] <= time.time() and result["result"] in _SETTLED and wanted <= asked
+        synced, needed = set(result["platforms"]), {str(platform) for platform in target.platforms}
+        return since <= result["time"] <= time.time() and result["result"] in _SETTLED and needed <= synced
     except (KeyError, TypeError):
         return False

@@ -1,4 +1,4 @@
-"""Carries out orders, by itself every interval and whenever somebody asks; in one process of a store, whatever their number."""
+"""Carries sync jobs out: the scheduled one at its interval, the others when they are due; in one process of a store."""
 
 from __future__ import annotations
 
@@ -6,38 +6,36 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from mirror.aio import together
 from mirror.metrics import Metrics
-from mirror.storage.index import Index
-from mirror.storage.job_store import JobStore
-from mirror.storage.layout import Layout
 from mirror.storage.leader_lock import LeaderLock
+from mirror.storage.store import Store
 from mirror.sync.image_syncer import ImageSyncer
-from mirror.sync.job import Kind, Order
+from mirror.sync.job import Kind, SyncJob
 from mirror.sync.plan import CachedTag, Plan, Planner
 from mirror.sync.run import Run, Summary, is_settled
 from mirror.sync.schedule import Schedule, after, round_to_run
 
-# How often it is looked whether there is something to do, and told how far it is. Seconds.
-_LOOK = 0.25
-_ELECT = 2.0
-# An order that stands although it was carried out is not carried out again before this.
-_STUCK_S = 60.0
-# A scheduled run makes way for the next one, but not before this. An order may bring many images. Seconds.
-_LONGEST_SCHEDULED = 3600.0
-_LONGEST_ORDER = 86400.0
+# How often due jobs are looked for, and the progress of runs is written.
+_POLL_INTERVAL_S = 0.25
+_ELECTION_INTERVAL_S = 2.0
+# A finished job that cannot be removed from the store is repeated no sooner.
+_REPEAT_PAUSE_S = 60.0
+# A scheduled run ends when the next one is due, but not earlier than this. Other jobs may have many images.
+_MAX_SCHEDULED_S = 3600.0
+_MAX_JOB_S = 86400.0
 
 
 @dataclass(frozen=True)
 class SyncServices:
-    """What runs work with; another one when the configuration changes.
+    """What runs work with; a reload replaces it.
 
     Attributes:
-        interval: seconds between scheduled runs, 0 for none but when other images are configured.
+        interval: seconds between scheduled runs; 0 for a run only when other images are configured.
     """
 
     syncer: ImageSyncer
@@ -46,163 +44,165 @@ class SyncServices:
 
 
 class SyncScheduler:
-    """Keeps one store in sync.
+    """Keeps one store in sync. Outlives reloads."""
 
-    Args:
-        means: called for those of the day.
-    """
-
-    def __init__(
-        self, layout: Layout, index: Index, jobs: JobStore, metrics: Metrics, sync_services: Callable[[], SyncServices]
-    ) -> None:
-        self._layout = layout
-        self._index = index
-        self._jobs = jobs
+    def __init__(self, store: Store, metrics: Metrics, services: SyncServices) -> None:
+        self._lock_file = store.layout.sync_lock
+        self._index = store.index
+        self._jobs = store.jobs
         self._metrics = metrics
-        self._sync_services = sync_services
+        self._services = services
         self._runs: dict[Kind, Run] = {}
-        # Nobody else notes anything meanwhile, and the ledger may be one that cannot be written.
-        self._noted: Schedule | None = None
+        # Kept beside the job store, which may not be writable. No other process writes it meanwhile.
+        self._written: Schedule | None = None
 
-    def kept(self) -> frozenset[str]:
-        """Names of the images that the configuration keeps here, as they were found last. Costs one read."""
-        return frozenset(name for names in self._kept().values() for name in names)
-
-    def _kept(self) -> dict[str, list[str]]:
-        rows = self._jobs.state("kept", dict)
-        return {entry: [str(name) for name in names] for entry, names in rows.items() if isinstance(names, list)}
+    def configure(self, services: SyncServices) -> None:
+        """Use other services from now on, also for the images that are left of running jobs."""
+        self._services = services
+        for run in self._runs.values():
+            run.syncer = services.syncer
 
     async def run(self) -> None:
-        """Work until cancelled. What is under way then is taken up again after the next start."""
-        with contextlib.closing(LeaderLock(self._layout.sync_lock)) as election:
+        """Work until cancelled. Unfinished jobs continue after the next start."""
+        with contextlib.closing(LeaderLock(self._lock_file)) as election:
             while not election.won():  # noqa: ASYNC110 - the kernel has no event for a lock
-                await asyncio.sleep(_ELECT)
+                await asyncio.sleep(_ELECTION_INTERVAL_S)
             self._metrics.sync_last_success.set(self._jobs.state("succeeded", float))
-            # A long order of one kind keeps none of another kind waiting: a push that is told of is looked at meanwhile.
-            await together([self._lane("schedule"), self._lane("sync"), self._lane("warm"), self._tell()])
+            # One lane for each kind: a pushed image is checked while a long job of another kind runs.
+            await together([self._lane("schedule"), self._lane("sync"), self._lane("warm"), self._write_progress()])
 
     async def _lane(self, kind: Kind) -> None:
-        look = self._scheduled if kind == "schedule" else lambda: self._waiting(kind)
-        last: Order | None = None
+        last: SyncJob | None = None
         while True:
-            # A thousand orders take some milliseconds to be read.
-            order = await asyncio.to_thread(look)
-            if order is None:
-                await asyncio.sleep(_LOOK)
+            # A thousand jobs take some milliseconds to read.
+            job = await asyncio.to_thread(self._next, kind)
+            if job is None:
+                await asyncio.sleep(_POLL_INTERVAL_S)
                 continue
-            if order == last and kind != "schedule":
-                # It could not be removed: the ledger cannot be written.
-                await asyncio.sleep(_STUCK_S)
-            last = order
-            await self._carry_out(order)
+            if job == last and kind != "schedule":
+                # It could not be removed: the job store is not writable.
+                await asyncio.sleep(_REPEAT_PAUSE_S)
+            last = job
+            await self._carry_out(job)
 
-    async def _tell(self) -> None:
-        """Write down how far the runs are, for the other processes."""
-        told: list[dict[str, Any]] | None = None
+    async def _write_progress(self) -> None:
+        """Write the progress of the runs for the other processes."""
+        written: list[dict[str, Any]] | None = None
         while True:
             running = [run.snapshot() for run in self._runs.values()]
-            if running != told:
-                told = running
+            if running != written:
+                written = running
                 await asyncio.to_thread(self._jobs.put_state, "running", running)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
-    # ---- what is next
+    # ---- the next job
 
-    def _waiting(self, kind: Kind) -> Order | None:
-        """The order of a kind that has waited longest and may begin."""
-        orders = (Order.read(name, row) for name, row in self._jobs.orders())
-        due = [order for order in orders if order is not None and order.kind == kind and order.is_due(time.time())]
-        for order in sorted(due, key=lambda order: order.asked):
-            row = self._jobs.order(order.name)
+    def _next(self, kind: Kind) -> SyncJob | None:
+        return self._scheduled() if kind == "schedule" else self._waiting(kind)
+
+    def _waiting(self, kind: Kind) -> SyncJob | None:
+        """Return the due job of a kind that has waited longest."""
+        jobs = (SyncJob.read(name, row) for name, row in self._jobs.orders())
+        due = [job for job in jobs if job is not None and job.kind == kind and job.is_due(time.time())]
+        for job in sorted(due, key=lambda job: job.asked):
+            row = self._jobs.order(job.name)
             if row is not None:
-                return Order.read(order.name, row)
-            # A part of it has been lost, or somebody has just removed it: it must not stand in the way of others.
-            self._jobs.drop_order(order.name)
+                return SyncJob.read(job.name, row)
+            # A part of it is lost, or it has just been removed: it must not block the others.
+            self._jobs.drop_order(job.name)
         return None
 
-    def _scheduled(self) -> Order | None:
-        """The resync, if it is time for it; one that did not come to its end is gone on with."""
-        sync_services, now = self._sync_services(), time.time()
-        images = sync_services.planner.wants_images or bool(self._jobs.state("kept", dict))
-        began = round_to_run(self._schedule(), sync_services.planner.fingerprint, sync_services.interval, now, images=images)
-        return None if began is None else Order("schedule", "schedule", (), (), began, now, "schedule")
+    def _scheduled(self) -> SyncJob | None:
+        """Return the scheduled job if it is due; an unfinished round is continued."""
+        services, now = self._services, time.time()
+        images = services.planner.has_images or bool(self._jobs.state("kept", dict))
+        began = round_to_run(self._schedule(), services.planner.fingerprint, services.interval, now, images=images)
+        return None if began is None else SyncJob("schedule", "schedule", (), (), began, now, "schedule")
 
     def _schedule(self) -> Schedule | None:
-        return self._noted or Schedule.read(self._jobs.state("schedule", dict))
+        return self._written or Schedule.read(self._jobs.state("schedule", dict))
 
     # ---- carrying out
 
-    async def _carry_out(self, order: Order) -> None:
-        sync_services, began = self._sync_services(), time.time()
-        run = Run(order, lambda: self._sync_services().syncer, self._jobs, self._metrics)
-        self._runs[order.kind] = run
-        # Until it is planned: each image is then brought with what is current by then.
+    async def _carry_out(self, job: SyncJob) -> None:
+        services = self._services
+        run = Run(job, services.syncer, self._jobs, self._metrics)
+        self._runs[job.kind] = run
+        # The plan is made with one configuration; each image is then synced with the current one.
         planning = contextlib.ExitStack()
-        planning.enter_context(sync_services.syncer.held())
+        planning.enter_context(services.syncer.held())
         try:
-            if order.kind == "schedule":
-                await self._note_schedule(Schedule(order.asked, began, began, True, sync_services.planner.fingerprint))
-            carried_out = run.carry_out(self._planned(order, sync_services, planning), self._bound(order, sync_services))
-            summary = await (self._unless_others(carried_out, sync_services) if order.kind == "schedule" else carried_out)
-            if summary is None:
-                return
-            if order.kind == "schedule":
-                unfinished = summary.result in ("limited", "timeout")
-                following = after(began, sync_services.interval, random.random())  # noqa: S311 - no secret
-                await self._note_schedule(Schedule(order.asked, began, following, unfinished, sync_services.planner.fingerprint))
-            await asyncio.to_thread(self._note_end, order, summary)
+            if job.kind == "schedule":
+                summary = await self._run_scheduled(job, run, services, planning)
+            else:
+                summary = await run.carry_out(self._plan(job, services, planning), _MAX_JOB_S)
+            if summary is not None:
+                await asyncio.to_thread(self._write_end, job, summary)
         finally:
             planning.close()
-            del self._runs[order.kind]
+            del self._runs[job.kind]
 
-    async def _unless_others(self, work: Coroutine[Any, Any, Summary], sync_services: SyncServices) -> Summary | None:
-        """What comes of a scheduled run, or None if other images are configured meanwhile: then its round begins anew with them.
+    async def _run_scheduled(
+        self, job: SyncJob, run: Run, services: SyncServices, planning: contextlib.ExitStack
+    ) -> Summary | None:
+        """Return the summary of a scheduled run; None if other images were configured meanwhile."""
+        began, fingerprint = time.time(), services.planner.fingerprint
+        await self._write_schedule(Schedule(job.asked, began, began, True, fingerprint))
+        carried_out = run.carry_out(self._plan(job, services, planning), max(_MAX_SCHEDULED_S, services.interval))
+        summary = await self._while_unchanged(carried_out, fingerprint)
+        if summary is not None:
+            following = after(began, services.interval, random.random())  # noqa: S311 - no secret
+            unfinished = summary.result in ("limited", "timeout")
+            await self._write_schedule(Schedule(job.asked, began, following, unfinished, fingerprint))
+        return summary
 
-        What has been begun to be downloaded goes on.
+    async def _while_unchanged(self, work: Coroutine[Any, Any, Summary], fingerprint: str) -> Summary | None:
+        """Return the result of a run; cancel it and return None if other images are configured: their round starts anew.
+
+        Downloads that have begun continue.
         """
         running = asyncio.get_running_loop().create_task(work)
         try:
             while not running.done():
-                await asyncio.wait([running], timeout=_LOOK)
-                if not running.done() and self._sync_services().planner.fingerprint != sync_services.planner.fingerprint:
+                await asyncio.wait([running], timeout=_POLL_INTERVAL_S)
+                if not running.done() and self._services.planner.fingerprint != fingerprint:
                     return None
             return running.result()
         finally:
             running.cancel()
             await asyncio.wait([running])
 
-    def _note_end(self, order: Order, summary: Summary) -> None:
-        if order.kind == "schedule" and summary.result == "completed":
+    def _write_end(self, job: SyncJob, summary: Summary) -> None:
+        if job.kind == "schedule" and summary.result == "completed":
             self._metrics.sync_last_success.set(summary.ended or 0.0)
             self._jobs.put_state("succeeded", summary.ended)
-        self._jobs.put_state(f"last {order.kind}", summary.row())
-        self._jobs.put_done(order.name, summary.row())
-        self._jobs.remove_order(order.name, order.row())
+        self._jobs.put_state(f"last {job.kind}", summary.row())
+        self._jobs.put_done(job.name, summary.row())
+        self._jobs.remove_order(job.name, job.row())
 
-    async def _planned(self, order: Order, sync_services: SyncServices, planning: contextlib.ExitStack) -> Plan:
-        held = await asyncio.to_thread(self._held)
-        kept = self._kept()
-        results = await asyncio.to_thread(lambda: dict(self._jobs.results()))
+    async def _plan(self, job: SyncJob, services: SyncServices, planning: contextlib.ExitStack) -> Plan:
+        cached = await asyncio.to_thread(self._cached_tags)
+        kept = self._jobs.kept()
+        results = await asyncio.to_thread(self._results)
         with planning:
-            plan = await sync_services.planner.plan(
-                order, held, kept, time.time(), lambda target: is_settled(target, results.get(str(target)), order.asked)
+            plan = await services.planner.plan(
+                job, cached, kept, time.time(), lambda target: is_settled(target, results.get(str(target)), job.asked)
             )
-        # Before anything is fetched: what is to stay must not be evicted by what comes after it.
-        now_kept = plan.kept if order.kind == "schedule" else {**kept, **plan.kept}
+        # Written before anything is fetched: the new content must not evict what is kept.
+        now_kept = plan.kept if job.kind == "schedule" else {**kept, **plan.kept}
         if now_kept != kept:
             await asyncio.to_thread(self._jobs.put_state, "kept", now_kept)
         return plan
 
-    def _held(self) -> list[CachedTag]:
+    def _cached_tags(self) -> list[CachedTag]:
         return [
             CachedTag(repository, tag, record, self._index.tags.pulls(repository, tag))
             for repository, tag, record in self._index.tags.matching()
         ]
 
-    async def _note_schedule(self, schedule: Schedule) -> None:
-        self._noted = schedule
-        await asyncio.to_thread(self._jobs.put_state, "schedule", schedule.row())
+    def _results(self) -> dict[str, dict[str, Any]]:
+        return dict(self._jobs.results())
 
-    @staticmethod
-    def _bound(order: Order, sync_services: SyncServices) -> float:
-        return max(_LONGEST_SCHEDULED, sync_services.interval) if order.kind == "schedule" else _LONGEST_ORDER
+    async def _write_schedule(self, schedule: Schedule) -> None:
+        self._written = schedule
+        await asyncio.to_thread(self._jobs.put_state, "schedule", schedule.row())

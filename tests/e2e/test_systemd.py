@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.service.mirror import DRAIN
+from mirror.service.mirror import DRAIN_S
 from tests.e2e.harness.process import find_command
 
 pytestmark = pytest.mark.e2e
@@ -47,7 +47,7 @@ def test_systemd_waits_longer_than_the_mirror_drains():
     """The unit leaves the mirror more time to stop than its drain may take."""
     limit = next(line for line in UNIT.read_text().splitlines() if line.startswith("TimeoutStopSec="))
 
-    assert int(limit.partition("=")[2]) > DRAIN
+    assert int(limit.partition("=")[2]) > DRAIN_S
 
 
 def test_systemd_tells_only_the_first_process_to_stop():

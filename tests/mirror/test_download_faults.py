@@ -182,7 +182,7 @@ async def test_page_instead_of_a_blob(hub, mirror):
 @pytest.mark.parametrize("stays", [True, False], ids=["client stays", "client has left"])
 async def test_restart_in_the_middle(hub, tmp_path, monkeypatch, stays):
     """A mirror that is stopped in mid-blob ends its clients orderly, and goes on from there after its start."""
-    monkeypatch.setattr("mirror.service.mirror.DRAIN", 0.1)
+    monkeypatch.setattr("mirror.service.mirror.DRAIN_S", 0.1)
     mirror = MirrorUnderTest(hub, tmp_path / "other", downloads={"stall_timeout": "20s"})
     async with contextlib.AsyncExitStack() as stack:
         async with mirror:

@@ -21,8 +21,8 @@ LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(scheduler, "_LOOK", 0.02)
-    monkeypatch.setattr(run, "_HEAD_START", 0.1)
+    monkeypatch.setattr(scheduler, "_POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(run, "_HEAD_START_S", 0.1)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def configure(mirror, orders):
 def kept(mirror, repository=APP):
     """The tags that are kept of a repository."""
     prefix = f"docker.io/{repository}:"
-    return sorted(name.removeprefix(prefix) for name in mirror.mirror._keeper.kept() if name.startswith(prefix))
+    return sorted(name.removeprefix(prefix) for name in mirror.store.jobs.kept_images() if name.startswith(prefix))
 
 
 def held(mirror, hub):
@@ -361,7 +361,7 @@ async def test_stays_under_pressure(hub, tmp_path, blobs_only):
         await through(0)
         assert mirror.holds(image.layers[0].digest)
         await mirror.reload(sync={"interval": "1h", "images": []})
-        await eventually(lambda: not mirror.mirror._keeper.kept(), "no pins")
+        await eventually(lambda: not mirror.store.jobs.kept_images(), "no pins")
         await through(10)
         assert not mirror.holds(image.layers[0].digest)
 

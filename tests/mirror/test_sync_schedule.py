@@ -25,8 +25,8 @@ HEADS = Rule(kind="manifest", method="HEAD", times=None)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(scheduler, "_LOOK", 0.02)
-    monkeypatch.setattr(run, "_HEAD_START", 0.1)
+    monkeypatch.setattr(scheduler, "_POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(run, "_HEAD_START_S", 0.1)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ async def test_a_thousand_tags(hub, mirror, orders):
 
 async def test_most_pulled_first(hub, mirror, orders, monkeypatch):
     """What is pulled most is looked at first, and pulls of long ago count less."""
-    monkeypatch.setattr(run, "_OF_REGISTRY", 1)
+    monkeypatch.setattr(run, "_MAX_IMAGES_PER_REGISTRY", 1)
     image = hub.add_image(APP, "x")
     wanted = {"often": (10, 0), "sometimes": (5, 0), "once": (1, 0), "often-last-month": (12, 30 * 86400)}
     for tag, (pulls, ago) in sorted(wanted.items()):
@@ -346,7 +346,7 @@ async def test_many_large_orders(hub, mirror, orders, log):
 
 async def test_a_run_that_hangs(hub, mirror, orders, monkeypatch, log):
     """A run that does not come to its end is ended, and the next one goes on with its round."""
-    monkeypatch.setattr(scheduler, "_LONGEST_SCHEDULED", 0.5)
+    monkeypatch.setattr(scheduler, "_MAX_SCHEDULED_S", 0.5)
     tags(hub, mirror, 8)
     fault = NoHeaders()
     hub.script(Rule(kind="manifest", method="HEAD", reference="3"), fault)
@@ -360,7 +360,7 @@ async def test_a_run_that_hangs(hub, mirror, orders, monkeypatch, log):
 
 async def test_an_image_that_hangs(hub, mirror, orders, monkeypatch):
     """An image that does not come to its end fails by itself, and its order goes on."""
-    monkeypatch.setattr(run, "_LONGEST_IMAGE", 2.0)
+    monkeypatch.setattr(run, "_IMAGE_TIMEOUT_S", 2.0)
     for tag in ("1", "2"):
         hub.add_image(APP, tag, layers=[tag.encode() * 50_000])
     gate = hub.gate(Rule(kind="cdn"), after=1000)
@@ -371,7 +371,7 @@ async def test_an_image_that_hangs(hub, mirror, orders, monkeypatch):
 
 async def test_a_list_that_hangs(hub, mirror, orders, monkeypatch):
     """The bound counts for the plan, too."""
-    monkeypatch.setattr(scheduler, "_LONGEST_ORDER", 0.5)
+    monkeypatch.setattr(scheduler, "_MAX_JOB_S", 0.5)
     hub.add_image(APP, "1")
     fault = NoHeaders()
     hub.script(Rule(kind="tags"), fault)
@@ -414,9 +414,9 @@ async def test_images_without_an_interval(hub, mirror, orders):
     await mirror.reload(sync={"interval": "0", "images": ["app:1"]})
     await eventually(lambda: named(mirror, "1"), "the image")
     await orders.until(lasted)
-    assert mirror.mirror._keeper.kept() == {f"docker.io/{APP}:1"}
+    assert mirror.store.jobs.kept_images() == {f"docker.io/{APP}:1"}
     await mirror.reload(sync={"interval": "0", "images": []})
-    await eventually(lambda: not mirror.mirror._keeper.kept(), "no pins")
+    await eventually(lambda: not mirror.store.jobs.kept_images(), "no pins")
 
 
 async def test_lanes(hub, mirror, orders):
@@ -450,7 +450,7 @@ async def test_lost_ledger(hub, tmp_path):
     async with MirrorUnderTest(hub, store, **settings) as mirror:
         state = await Orders(mirror).until(lasted)
         assert lasted(state) == "completed"
-        assert mirror.mirror._keeper.kept() == {f"docker.io/{APP}:1"}
+        assert mirror.store.jobs.kept_images() == {f"docker.io/{APP}:1"}
 
 
 GARBAGE = ["7", '"text"', "[]", "[1, null]", "{}", '{"x": 1}', '{"docker.io/a:1": 7}', "null", "not json", "1e999", "true"]

@@ -75,7 +75,7 @@ async def untouched(hub, mirror):
 @pytest.mark.parametrize("address", ADDRESSES)
 async def test_a_push_is_looked_at(hub, mirror, monkeypatch, address):
     """An image that is held has its new content complete before anybody pulls it; a second look stands for later."""
-    monkeypatch.setattr("mirror.service.operations._LOOK_AGAIN", 3600.0)
+    monkeypatch.setattr("mirror.admin.sync_operations._RECHECK_AFTER_S", 3600.0)
     hub.add_image(APP, "1", layers=[b"old"])
     await pull(mirror, APP, "1")
     new = hub.add_image(APP, "1", layers=[b"new"])
@@ -94,7 +94,7 @@ async def test_a_push_is_looked_at(hub, mirror, monkeypatch, address):
 
 async def test_many_pushes_are_one_look(hub, mirror, monkeypatch):
     """However often Docker Hub tells, the same image does not wait twice."""
-    monkeypatch.setattr("mirror.service.operations._LOOK_AGAIN", 3600.0)
+    monkeypatch.setattr("mirror.admin.sync_operations._RECHECK_AFTER_S", 3600.0)
     hub.add_image(APP, "1")
     await mirror.get(f"/v2/{APP}/manifests/1")
     for _ in range(5):

@@ -271,7 +271,7 @@ def test_images_to_keep():
     )
     assert (config.sync.interval, config.sync.active_within, config.sync.reserve) == (0, DAY, 0)
     assert config.sync.platforms == (Platform("linux", "arm64", "v8"), Platform("linux", "amd64"))
-    assert config.wanted() == (
+    assert config.selectors() == (
         ImageSelector.parse("quay.io/owner/app:latest"),
         ImageSelector.parse("nginx:1.27.*"),
         ImageSelector.parse("nginx", versions=VersionRange.parse(">=1.25 <2"), newest=3, platforms=[Platform("linux", "arm64")]),
@@ -282,7 +282,10 @@ def test_images_to_keep():
 def test_images_to_keep_in_the_environment(monkeypatch):
     """A list in the environment is read like the file's."""
     monkeypatch.setenv("MIRROR__SYNC__IMAGES", "[nginx, {image: 'redis:*', newest: 2}]")
-    assert [str(wanted) for wanted in load(None).wanted()] == ["docker.io/library/nginx:latest", "docker.io/library/redis:*"]
+    assert [str(selector) for selector in load(None).selectors()] == [
+        "docker.io/library/nginx:latest",
+        "docker.io/library/redis:*",
+    ]
 
 
 def test_an_image_that_is_written_as_a_key():

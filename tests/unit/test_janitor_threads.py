@@ -9,26 +9,29 @@ import pytest
 
 from mirror.cache.tag_policy import TagPolicies, TagPolicy
 from mirror.cache.usage import Usage
+from mirror.config.sections import Storage
 from mirror.core.digest import Digest
 from mirror.maintenance import store_scan
-from mirror.maintenance.eviction import Eviction
 from mirror.maintenance.janitor import Janitor
 from mirror.maintenance.scrub import Scrub
 from mirror.metrics import Metrics
-from mirror.storage.blobs import BlobFiles
-from mirror.storage.generation import Generation
-from mirror.storage.index import Index
 from mirror.storage.layout import Layout
-from mirror.storage.space_quota import Fit, SpaceQuota
+from mirror.storage.space_quota import Fit
+from mirror.storage.store import Store
 from tests.support.names import MIB
 from tests.support.waiting import LIMIT
 
 
 @pytest.fixture
-def files(tmp_path):
-    layout = Layout(str(tmp_path / "store"))
-    layout.prepare()
-    files = BlobFiles(layout, SpaceQuota(layout, 0, 0))
+def store(tmp_path):
+    store = Store(Storage(path=tmp_path / "store", max_size=0, min_free=0))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def files(store):
+    files = store.files
     for number in range(4):
         files.put(Digest.of(content(number)), content(number))
         files.touch(Digest.of(content(number)), 1000.0 + number)
@@ -46,16 +49,11 @@ def usage():
 
 
 @pytest.fixture
-def janitor(tmp_path, files, usage):
-    layout = Layout(str(tmp_path / "store"))
-    generation, index = Generation(f"{layout.root}/generation"), Index(layout.index)
+def janitor(store, files, usage):
     files.quota.max_size, _ = files.quota.figures()
     policies = TagPolicies(TagPolicy(60.0, 60.0, 60.0), {})
-    scrub = Scrub(layout, files, generation, 0, lambda result: None)
-    eviction = Eviction(layout, files, generation)
-    yield Janitor(layout, files, index, eviction, scrub, usage, Metrics(), lambda: policies, frozenset)
-    index.close()
-    generation.close()
+    scrub = Scrub(store.layout, files, store.generation, 0, lambda result: None)
+    return Janitor(store, scrub, usage, Metrics(), policies)
 
 
 @pytest.fixture

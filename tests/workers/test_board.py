@@ -7,14 +7,14 @@ import threading
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from mirror.admin.worker_stats import WorkerStats
 from mirror.metrics import Metrics
-from mirror.service.worker_stats import WorkerStats
 
 OTHER = """
 import sys
 from pathlib import Path
 from mirror.metrics import Metrics
-from mirror.service.worker_stats import WorkerStats
+from mirror.admin.worker_stats import WorkerStats
 metrics = Metrics()
 metrics.downloads.labels("failed").inc(5)
 metrics.request_duration.labels("blob", "HIT").observe(0.2)

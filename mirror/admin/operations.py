@@ -1,0 +1,144 @@
+"""The operations of the admin address on the store, the downloads, and the state of this mirror."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mirror.admin.worker_stats import Problems, WorkerStats
+from mirror.config.model import Config
+from mirror.core.names import ImagePattern
+from mirror.download.downloads import Downloads
+from mirror.listener.registry_listener import RegistryListener
+from mirror.maintenance.purge import Order, Purge, Purged
+from mirror.metrics import Metrics
+from mirror.storage.images import Image, images
+from mirror.storage.store import Store
+from mirror.upstream.login import Login
+from mirror.upstream.registry import Registry
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether requests should be sent here.
+
+    Attributes:
+        ready: False while the store cannot be written, an upstream refuses the configured account, or the mirror is stopping.
+        details: the reason, and what does not make a mirror unready: the state of upstreams and of files that are reread.
+    """
+
+    ready: bool
+    details: dict[str, object]
+
+
+class AdminOperations:
+    """Outlives reloads. Each method but `configure` blocks on files: call it in a thread.
+
+    Args:
+        listener: of the registry address, which knows the files that it cannot use.
+
+    Attributes:
+        draining: the mirror is stopping.
+    """
+
+    def __init__(
+        self, store: Store, downloads: Downloads, metrics: Metrics, worker_stats: WorkerStats, listener: RegistryListener
+    ) -> None:
+        self.draining = False
+        self._store = store
+        self._downloads = downloads
+        self._metrics = metrics
+        self._worker_stats = worker_stats
+        self._listener = listener
+        self._accounts: set[str] = set()
+
+    def configure(self, config: Config, registries: Mapping[str, Registry]) -> None:
+        """Use a configuration and its registries from now on."""
+        self._config = config
+        self._registries = registries
+
+    def readiness(self) -> Readiness:
+        """Ready if the store is writable, the mirror is not draining, and upstreams accept the accounts that pulls depend on."""
+        writable, draining = self._store.is_writable(), self.draining
+        upstreams = {
+            f"{name} {upstream.name}": upstream.state
+            for name, registry in self._registries.items()
+            for upstream in registry.upstreams
+        }
+        problems = self._worker_stats.problems(self._own_problems())
+        entries = self._config.registries
+        blocked = any(name in entries and not entries[name].anonymous_fallback for name in problems["credentials"])
+        details = {"draining": draining, "store_writable": writable, **problems, "upstreams": upstreams}
+        return Readiness(writable and not draining and not blocked, details)
+
+    def metrics(self) -> bytes:
+        """Return the metrics of all processes in Prometheus's text format."""
+        used, blobs = self._store.quota.figures()
+        self._metrics.storage_bytes.set(used)
+        self._metrics.storage_blobs.set(blobs)
+        self._metrics.storage_limit_bytes.set(self._store.quota.max_size)
+        self.publish()
+        return self._worker_stats.metrics()
+
+    def publish(self) -> None:
+        """Write this process's figures for the other processes."""
+        self._update_credentials_metric()
+        self._worker_stats.publish(self._own_downloads(), self._own_problems())
+
+    def downloads(self) -> list[dict[str, Any]]:
+        """Return the downloads of all processes."""
+        return self._worker_stats.downloads(self._own_downloads())
+
+    def images(self, pattern: ImagePattern | None) -> list[Image]:
+        """Return the cached images that match a pattern; None matches all."""
+        return images(self._store.files, self._store.index, pattern)
+
+    def purge(self, order: Order) -> Purged:
+        """Remove images from the store."""
+        purged = Purge(self._store.files, self._store.index, self._store.generation).carry_out(order)
+        if not order.dry_run:
+            self._metrics.purged_bytes.inc(purged.size)
+        return purged
+
+    def pattern(self, text: str) -> ImagePattern:
+        """Parse a pattern; names without a registry belong to the default one. Raises InvalidInput."""
+        return ImagePattern.parse(text, self._config.default_registry)
+
+    def _update_credentials_metric(self) -> None:
+        gauge, refused = self._metrics.upstream_credentials_ok, self._own_problems()["credentials"]
+        accounts = {name for name, entry in self._config.registries.items() if entry.username is not None}
+        # A reload may have removed an account, and two threads may remove its gauge at the same time.
+        for name in self._accounts - accounts:
+            with contextlib.suppress(KeyError):
+                gauge.remove(name)
+        self._accounts = accounts
+        for name in accounts:
+            gauge.labels(name).set(0 if name in refused else 1)
+
+    def _own_problems(self) -> Problems:
+        credentials = {}
+        for name, registry in self._registries.items():
+            found = [
+                f"{upstream.name}: {_login_problem(upstream.login)}" for upstream in registry.upstreams if upstream.login.problem
+            ]
+            if found:
+                credentials[name] = "; ".join(found)
+        return {"credentials": credentials, "files": self._listener.problems}
+
+    def _own_downloads(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "digest": str(download.digest),
+                "state": download.state.name,
+                "bytes": download.received,
+                "size": download.size,
+                "readers": download.readers,
+            }
+            for download in self._downloads
+        ]
+
+
+def _login_problem(login: Login) -> str:
+    return f"{login.problem}{'; pulls go on without the account' if login.anonymous_fallback else ''}"

@@ -1,0 +1,93 @@
+"""The operations of the admin address on sync jobs: jobs wait in the store, and the process that syncs carries them out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from mirror.config.model import Config
+from mirror.core.errors import InvalidRegistry
+from mirror.core.image_selector import ImageSelector
+from mirror.core.names import ImagePattern, Repository, Tag
+from mirror.storage.store import Store
+from mirror.sync.job import SyncJob, by_operator, by_webhook
+
+log = structlog.get_logger(__name__)
+
+# Jobs that may wait; each is a row of the job store.
+_MAX_JOBS = 1000
+# Docker Hub sends the webhook of a push before all of its servers answer with the new digest.
+_RECHECK_AFTER_S = 15.0
+
+
+class SyncOperations:
+    """Outlives reloads. Each method but `configure` blocks on the index: call it in a thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._index = store.index
+        self._jobs = store.jobs
+
+    def configure(self, config: Config) -> None:
+        """Use a configuration from now on."""
+        self._config = config
+
+    def sync(self, images: list[str]) -> str | None:
+        """Add a job that checks cached and configured images now, all of them if none are named.
+
+        Returns the job's name; None (logged) if too many jobs wait or the index cannot be written.
+
+        Raises:
+            InvalidInput: one of the names.
+        """
+        for text in images:
+            ImagePattern.parse(text, self._config.default_registry)
+        return self._add(by_operator("sync", tuple(images)))
+
+    def warm(self, images: list[str], platforms: list[str]) -> str | None:
+        """Add a job that fetches images. Returns and raises like `sync`."""
+        registries = self._config.registries
+        for text in images:
+            registry = ImageSelector.parse(text, self._config.default_registry).repository.registry
+            if registry not in registries:
+                raise InvalidRegistry(registry, f"not mirrored here; there are {', '.join(sorted(registries))}")
+        return self._add(by_operator("warm", tuple(images), tuple(platforms)))
+
+    def pushed(self, repository: Repository, tag: Tag) -> bool:
+        """Add jobs that check a tag after a push; False if they were not added, or the tag is neither cached nor configured."""
+        configured = any(image.repository == repository and image.may_mean(tag) for image in self._config.selectors())
+        if not configured and self._index.tags.get(repository, tag) is None:
+            return False
+        return all(self._add(job) is not None for job in by_webhook(f"{repository}:{tag}", _RECHECK_AFTER_S))
+
+    def state(self) -> dict[str, Any]:
+        """Return the running and waiting jobs, the last finished ones, and the time of the next scheduled run."""
+        running = [run for run in self._jobs.state("running", list) if isinstance(run, dict) and "name" in run]
+        started = {run["name"] for run in running}
+        jobs = ((SyncJob.read(name, row), row.get("more", 0)) for name, row in self._jobs.orders() if name not in started)
+        return {
+            "running": running,
+            "waiting": [{"name": job.name, **job.row(), "more": more} for job, more in jobs if job is not None],
+            "last": {kind: self._jobs.state(f"last {kind}", dict) or None for kind in ("schedule", "sync", "warm")},
+            "next": self._jobs.state("schedule", dict).get("next") if self._config.sync.interval else None,
+        }
+
+    def job(self, name: str) -> dict[str, Any] | None:
+        """Return the state of a job; None if there is none of that name."""
+        state = self.state()
+        found = self._jobs.done(name)
+        if found is None:
+            found = next((run for run in state["running"] if run["name"] == name), None)
+        if found is None:
+            found = next(({**job, "result": "waiting"} for job in state["waiting"] if job["name"] == name), None)
+        return found
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Return the last result of each image, by name."""
+        return dict(self._jobs.results())
+
+    def _add(self, job: SyncJob) -> str | None:
+        if self._jobs.waiting() >= _MAX_JOBS or not self._jobs.put_order(job.name, job.row()):
+            log.warning("order_refused", order=job.name, most=_MAX_JOBS)
+            return None
+        return job.name

@@ -1,0 +1,54 @@
+"""The cache as one thing: the parts that answer pulls, wired together. Rebuilt when the configuration changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mirror.cache.blobs import Blobs
+from mirror.cache.catalog import Catalog
+from mirror.cache.content import CachedContent
+from mirror.cache.context import Context
+from mirror.cache.listings import Listings
+from mirror.cache.manifest_by_digest import ManifestByDigest
+from mirror.cache.manifest_by_tag import ManifestByTag
+from mirror.cache.manifests import Manifests
+from mirror.cache.prefetch import Prefetch, share
+from mirror.cache.pull_policy import PullPolicy
+from mirror.cache.tag_store import Move, TagStore
+from mirror.config.model import Config
+from mirror.core.counts import Count
+from mirror.core.policy import Policy
+from mirror.download.downloads import Downloads
+
+
+class Cache:
+    """Answers pulls from the store, and from upstream what the store lacks.
+
+    Args:
+        prefetching: the prefetches of all processes that are running.
+        moved: called with each tag that has moved; must not block.
+    """
+
+    def __init__(
+        self, config: Config, context: Context, downloads: Downloads, prefetching: Count, moved: Callable[[Move], None]
+    ) -> None:
+        rules = {name: Policy.parse(entry.allow, entry.deny, name) for name, entry in config.registries.items()}
+        prefetches = share(config.downloads.max_upstream_connections) if config.downloads.prefetch else 0
+        content = CachedContent(context)
+        self.context = context
+        self.pull_policy = PullPolicy(context, rules)
+        self.catalog = Catalog(context.store.index, self.pull_policy, config.default_registry)
+        self.listings = Listings(context, self.pull_policy)
+        self.tag_store = TagStore(context, moved)
+        self.blobs = Blobs(context, content, downloads, self.pull_policy)
+        self.prefetch = Prefetch(context, self.blobs, downloads, prefetches, prefetching)
+        self.by_digest = ManifestByDigest(context, content, self.prefetch)
+        by_tag = ManifestByTag(context, content, self.by_digest, self.tag_store, self.pull_policy)
+        self.manifests = Manifests(context, self.by_digest, by_tag, self.prefetch)
+
+    async def close(self) -> None:
+        """Cancel all upstream requests that the cache has begun."""
+        await self.prefetch.close()
+        await self.manifests.close()
+        await self.blobs.close()
+        await self.listings.close()
