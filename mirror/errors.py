@@ -6,6 +6,7 @@ Foreign exceptions (aiohttp, OSError, sqlite3) stop at the adapter that met them
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Self
 
 
@@ -31,8 +32,6 @@ class UpstreamError(MirrorError):
     Attributes:
         reason: one bounded word for logs and metrics.
         retry_after: seconds after which upstream wants to be asked again, if it said so.
-        elsewhere: it happened at a host that upstream had redirected to.
-        at_token_host: it happened where upstream gets its tokens.
         another: another upstream of the list may well do better.
         transient: the same request may well be answered the next time.
         asked: upstream was asked, and this is not the memory of an earlier failure.
@@ -40,8 +39,6 @@ class UpstreamError(MirrorError):
 
     reason = "error"
     asked = True
-    elsewhere = False
-    at_token_host = False
     another = False
     transient = False
 
@@ -51,9 +48,23 @@ class UpstreamError(MirrorError):
 
     def again(self, prefix: str, retry_after: float) -> Self:
         """The same failure for somebody for whom upstream was not asked anew."""
-        copy = type(self)(f"{prefix}: {self}", retry_after=retry_after)
-        copy.asked = False
-        return copy
+        other = type(self)(f"{prefix}: {self}", retry_after=retry_after)
+        other.asked = False
+        return other
+
+    def delayed(self, retry_after: float) -> Self:
+        """The same failure with another `retry_after`."""
+        return self._with(retry_after=retry_after)
+
+    def with_alternative(self) -> Self:
+        """The same failure where another upstream may do better."""
+        return self._with(another=True)
+
+    def _with(self, **changes: object) -> Self:
+        other = copy(self)
+        other.__dict__.update(changes)
+        other.__cause__ = self
+        return other
 
     def bare(self) -> Self:
         """The same failure without traceback and cause, to be kept."""
@@ -65,6 +76,12 @@ class UpstreamUnreachable(UpstreamError):
 
     reason = "connect"
     transient = True
+
+
+class UpstreamConnectTimeout(UpstreamUnreachable):
+    """No connection within the time limit. As long again would be longer than clients wait."""
+
+    transient = False
 
 
 class UpstreamTimeout(UpstreamError):

@@ -26,7 +26,7 @@ from mirror.sync.image_syncer import ImageSyncer
 from mirror.sync.plan import Planner
 from mirror.sync.scheduler import SyncServices
 from mirror.upstream.health import Health
-from mirror.upstream.http import Http, Limits
+from mirror.upstream.http import Endpoint, Http, Limits
 from mirror.upstream.login import Credentials, Login
 from mirror.upstream.registry import Registry
 from mirror.upstream.tokens import Tokens
@@ -111,9 +111,10 @@ def _registry(name: str, config: RegistryConfig, http: Http, metrics: Metrics, h
     upstreams = []
     for text in config.upstreams:
         url, login = URL(text), Login(_credentials(config), anonymous_fallback=config.anonymous_fallback)
-        tokens = Tokens(http, url, config.token_hosts, login, tls=tls, proxy=config.proxy)
-        health = healths.get(_account(name, text, config))
-        upstreams.append(Upstream(name, url, http, tokens, metrics, tls=tls, proxy=config.proxy, health=health))
+        endpoint = Endpoint(url, tls, config.proxy)
+        tokens = Tokens(http, endpoint, config.token_hosts, login)
+        health = healths.get(_account(name, text, config)) or Health(name, url.authority, metrics)
+        upstreams.append(Upstream(endpoint, http, tokens, health, metrics))
     return Registry(name, upstreams, private=config.username is not None)
 
 

@@ -15,6 +15,7 @@ from yarl import URL
 
 from mirror.errors import (
     UpstreamBusy,
+    UpstreamConnectTimeout,
     UpstreamDisconnected,
     UpstreamProtocolError,
     UpstreamTimeout,
@@ -56,6 +57,20 @@ class Limits:
     def hedge_after(self) -> float:
         """`hedge`, but soon enough for the second request to be answered before the first has come to its limit."""
         return min(self.hedge, (self.connect + self.headers) / 4)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """How a host is reached.
+
+    Attributes:
+        url: base URL, without `/v2`.
+        proxy: URL of a proxy, if there is one.
+    """
+
+    url: URL
+    tls: ssl.SSLContext | bool = True
+    proxy: str | None = None
 
 
 class _Response(aiohttp.ClientResponse):
@@ -225,10 +240,7 @@ def translated(url: URL) -> Iterator[None]:
     try:
         yield
     except aiohttp.ConnectionTimeoutError as error:
-        late = UpstreamUnreachable(f"cannot connect to {host} in time")
-        # As long again would be longer than clients should wait.
-        late.transient = False
-        raise late from error
+        raise UpstreamConnectTimeout(f"cannot connect to {host} in time") from error
     except TimeoutError as error:
         raise UpstreamTimeout(f"{host} did not answer in time") from error
     except (

@@ -53,7 +53,7 @@ class Prober:
                 await self._probe()
             except UpstreamError as error:
                 health.probed(error)
-                self._guard.still(error, health.clock())
+                self._guard.probe_failed(error, health.clock())
             else:
                 health.probed(None)
                 breaker.released(Admission.TRIAL)

@@ -18,20 +18,21 @@ from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.media import ALL_MANIFEST_TYPES, UPSTREAM_ACCEPT, strip_parameters
 from mirror.core.names import Reference
 from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamProtocolError
-from mirror.upstream.attempt import Work, answer
+from mirror.upstream.attempt import Attempt
 from mirror.upstream.blob import ExpectedSize, UpstreamBlob
 from mirror.upstream.connections import withdrawable
+from mirror.upstream.exchange import Exchange, UpstreamRequest
 from mirror.upstream.http import read_bounded
-from mirror.upstream.upstream import Upstream, UpstreamRequest
+from mirror.upstream.upstream import Upstream, Work
 
 T = TypeVar("T")
 
 MANIFEST_LIMIT = 4 << 20
 _LIST_LIMIT = 8 << 20
-# Everything but blobs has to be there by then: clients give up after 30 s, and want an answer before.
-_PATIENCE = 20.0
-# Before the one upstream that could be asked is asked once more: longer than a restart of what stands in front of it may take.
-_PAUSE = 0.25
+# Until the outcome of a request: clients give up after 30 s.
+_TIMEOUT_S = 20.0
+# Before the one upstream that could be asked is asked once more: a restart of what stands in front of it may take as long.
+_RETRY_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -83,62 +84,62 @@ class Registry:
             UpstreamError, UpstreamRefusal: see those.
         """
         expected = reference if isinstance(reference, Digest) else None
-        ask = UpstreamRequest("manifest", repository, f"manifests/{reference}", headers={"Accept": UPSTREAM_ACCEPT})
+        request = UpstreamRequest("manifest", repository, f"manifests/{reference}", headers={"Accept": UPSTREAM_ACCEPT})
 
-        async def get(upstream: Upstream, ask: UpstreamRequest, _: contextlib.AsyncExitStack) -> Manifest:
-            async with upstream.request(ask) as response:
-                raw = await read_bounded(response, MANIFEST_LIMIT)
-                upstream.received(len(raw))
-                wanted = expected or _digest(response)
-                try:
-                    return await on_bytes(len(raw), None, parse_manifest, raw, response.headers.get("Content-Type"), wanted)
-                except errors.DigestMismatch as error:
-                    raise DigestMismatch(f"{upstream.name}, manifest {reference}: {error}") from error
-                except InvalidInput as error:
-                    raise UpstreamProtocolError(f"{upstream.name}, manifest {reference}: {error}") from error
+        async def get(exchange: Exchange) -> Manifest:
+            response = await exchange.response()
+            raw = await read_bounded(response, MANIFEST_LIMIT)
+            exchange.received(len(raw))
+            digest = expected or _digest(response)
+            try:
+                return await on_bytes(len(raw), None, parse_manifest, raw, response.headers.get("Content-Type"), digest)
+            except errors.DigestMismatch as error:
+                raise DigestMismatch(f"{exchange.name}, manifest {reference}: {error}") from error
+            except InvalidInput as error:
+                raise UpstreamProtocolError(f"{exchange.name}, manifest {reference}: {error}") from error
 
-        return await self._first(ask, get)
+        return await self._value(request, get)
 
     async def head_manifest(self, repository: str, reference: Reference) -> ManifestHead:
         """Ask for a manifest's headers: Docker Hub does not count that as a pull. Raises like `manifest`."""
-        ask = UpstreamRequest("manifest", repository, f"manifests/{reference}", "HEAD", {"Accept": UPSTREAM_ACCEPT})
+        request = UpstreamRequest("manifest", repository, f"manifests/{reference}", "HEAD", {"Accept": UPSTREAM_ACCEPT})
 
-        async def head(upstream: Upstream, ask: UpstreamRequest, _: contextlib.AsyncExitStack) -> ManifestHead:
-            async with upstream.request(ask) as response:
-                media_type = strip_parameters(response.headers.get("Content-Type", ""))
-                # Another type would reach the client, which could be a browser.
-                known = media_type if media_type in ALL_MANIFEST_TYPES else None
-                return ManifestHead(_digest(response), known, _length(response))
+        async def head(exchange: Exchange) -> ManifestHead:
+            response = await exchange.response()
+            media_type = strip_parameters(response.headers.get("Content-Type", ""))
+            # Another type would reach the client, which could be a browser.
+            known = media_type if media_type in ALL_MANIFEST_TYPES else None
+            return ManifestHead(_digest(response), known, _length(response))
 
         try:
-            return await self._first(ask, head)
+            return await self._value(request, head)
         except MethodRefused:
             return ManifestHead(None, None, None)
 
     async def head_blob(self, repository: str, digest: Digest) -> int | None:
         """Ask whether upstream grants a blob, and for its size in bytes, which upstream may not tell."""
-        ask = UpstreamRequest("blob", repository, f"blobs/{digest}", "HEAD")
+        request = UpstreamRequest("blob", repository, f"blobs/{digest}", "HEAD")
 
-        async def head(upstream: Upstream, ask: UpstreamRequest, _: contextlib.AsyncExitStack) -> int | None:
-            async with upstream.request(ask) as response:
-                if response.content_type == "text/html":
-                    raise UpstreamProtocolError(f"{response.url.host} answers with a page where {digest} was asked for")
-                return _length(response)
+        async def head(exchange: Exchange) -> int | None:
+            response = await exchange.response()
+            if response.content_type == "text/html":
+                raise UpstreamProtocolError(f"{response.url.host} answers with a page where {digest} was asked for")
+            return _length(response)
 
-        return await self._first(ask, head)
+        return await self._value(request, head)
 
     async def listing(self, kind: str, repository: str, rest: str, query: str) -> Listing:
         """Fetch a list of tags or of referrers as it is; `query` is encoded, and goes upstream as it is."""
-        ask = UpstreamRequest(kind, repository, rest, headers={"Accept": "application/json, */*"}, query=query)
+        request = UpstreamRequest(kind, repository, rest, headers={"Accept": "application/json, */*"}, query=query)
 
-        async def get(upstream: Upstream, ask: UpstreamRequest, _: contextlib.AsyncExitStack) -> Listing:
-            async with upstream.request(ask) as response:
-                body = await read_bounded(response, _LIST_LIMIT)
-                upstream.received(len(body))
-                links = tuple(response.headers.getall("Link", []))
-                return Listing(body, links, response.headers.get("OCI-Filters-Applied"))
+        async def get(exchange: Exchange) -> Listing:
+            response = await exchange.response()
+            body = await read_bounded(response, _LIST_LIMIT)
+            exchange.received(len(body))
+            links = tuple(response.headers.getall("Link", []))
+            return Listing(body, links, response.headers.get("OCI-Filters-Applied"))
 
-        return await self._first(ask, get)
+        return await self._value(request, get)
 
     @contextlib.asynccontextmanager
     async def blob(
@@ -156,37 +157,38 @@ class Registry:
         headers = {}
         if start or stop is not None:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        ask = UpstreamRequest("blob", repository, f"blobs/{digest}", headers=headers)
+        request = UpstreamRequest("blob", repository, f"blobs/{digest}", headers=headers)
 
-        async def opened(
-            upstream: Upstream, ask: UpstreamRequest, open_: contextlib.AsyncExitStack
-        ) -> tuple[Upstream, UpstreamBlob]:
-            response = await open_.enter_async_context(upstream.request(ask))
-            body = upstream.body(response)
+        async def open_blob(exchange: Exchange) -> UpstreamBlob:
+            response = await exchange.response()
+            body = exchange.body(response)
             # Before what may refuse the response: from here on it is received into a buffer, also while the connection ends.
-            open_.callback(body.close)
-            blob = UpstreamBlob(response, body, digest, start, upstream.received)
+            exchange.resources.callback(body.close)
+            blob = UpstreamBlob(response, body, digest, start, exchange.received)
             if size is not None and not size.accepts(blob.size):
                 raise UpstreamProtocolError(
                     f"{response.url.host} sends {blob.size} bytes for {digest}; its manifest says otherwise"
                 )
-            return upstream, blob
+            return blob
 
-        async with withdrawable(), contextlib.AsyncExitStack() as stack:
-            upstream, blob = await self._first(ask, opened, stack)
-            # Around the response, whose errors become ours only where it ends.
-            with self._body_of(upstream):
-                async with stack.pop_all():
+        async with withdrawable():
+            deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
+            upstream, attempt = (await self._attempts(request, open_blob, deadline))[-1]
+            blob = attempt.value()
+            # Around the response, whose end is where the client's exceptions are translated.
+            with self._noted_body(upstream):
+                async with attempt.resources:
                     yield blob
 
     @contextlib.contextmanager
-    def _body_of(self, upstream: Upstream) -> Iterator[None]:
-        """Note how a blob's body ends; whoever gets its failure learns whether another upstream may do better."""
+    def _noted_body(self, upstream: Upstream) -> Iterator[None]:
+        """Note how the body of a blob ends; its error tells whether another upstream may do better."""
         try:
             yield
         except UpstreamError as error:
             upstream.health.body_ended(error)
-            error.another = any(other.health.is_sound for other in self.upstreams if other is not upstream)
+            if any(other.health.is_sound for other in self.upstreams if other is not upstream):
+                raise error.with_alternative() from error
             raise
         upstream.health.body_ended(None)
 
@@ -220,63 +222,62 @@ class Registry:
         for upstream in self.upstreams:
             await upstream.close()
 
-    async def _first(self, ask: UpstreamRequest, work: Work[T], keep: contextlib.AsyncExitStack | None = None) -> T:
-        """The result of the first upstream that is not out of order; the last one's failure if all are.
+    async def _value(self, request: UpstreamRequest, work: Work[T]) -> T:
+        """The result of a request after which nothing stays open.
 
-        One that is known to be out of order costs no time. Each of the others has its share of the time that clients have. Where
-        only one could be asked, and its next answer may well be another, it is asked once more; but for blobs, which are asked
-        for again by who reads them.
-
-        Args:
-            keep: holds the connection and its slot beyond the result.
+        If only one upstream could be asked, and its next response may well be another, it is asked once more.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _PATIENCE
-        upstreams, asked = self._in_order(ask), list[tuple[Upstream, UpstreamError]]()
-        failure: UpstreamError | None = None
+        deadline = loop.time() + _TIMEOUT_S
+        attempts = await self._attempts(request, work, deadline)
+        attempt = attempts[-1][1]
+        asked = [(upstream, error) for upstream, each in attempts if (error := _failure(each)) is not None and error.asked]
+        in_time = deadline - loop.time() > 2 * _RETRY_PAUSE_S
+        if len(asked) == 1 and not _is_over(attempt) and in_time and _may_retry(request, *asked[0]):
+            await asyncio.sleep(_RETRY_PAUSE_S)
+            again = await asked[0][0].attempt(request, work, deadline - loop.time())
+            error = _failure(again)
+            attempt = again if error is None or error.asked else attempt
+        async with attempt.resources:
+            return attempt.value()
+
+    async def _attempts(self, request: UpstreamRequest, work: Work[T], deadline: float) -> list[tuple[Upstream, Attempt[T]]]:
+        """Ask the upstreams in order until one answers; the last attempt is the outcome.
+
+        An upstream that is known to be out of order costs no time. Each of the others gets a share of the time that clients wait.
+        """
+        loop, upstreams = asyncio.get_running_loop(), self._in_order(request)
+        attempts: list[tuple[Upstream, Attempt[T]]] = []
         for number, upstream in enumerate(upstreams):
             share = (deadline - loop.time()) / (len(upstreams) - number)
-            try:
-                return await _closed(*await answer(upstream, ask, work, share), keep)
-            except UpstreamBusy:
-                # The others would want one of the same connections.
-                raise
-            except UpstreamError as error:
-                failure = error
-                if error.asked:
-                    asked.append((upstream, error))
-        assert failure is not None
-        in_time = deadline - loop.time() > 2 * _PAUSE
-        if keep is None and len(asked) == 1 and in_time and _may_retry(ask, *asked[0]):
-            await asyncio.sleep(_PAUSE)
-            try:
-                return await _closed(*await answer(asked[0][0], ask, work, deadline - loop.time()), keep)
-            except UpstreamError as error:
-                failure = error if error.asked else failure
-        raise failure
+            attempts.append((upstream, await upstream.attempt(request, work, share)))
+            if _is_over(attempts[-1][1]):
+                break
+        return attempts
 
-    def _in_order(self, ask: UpstreamRequest) -> list[Upstream]:
-        """The upstreams as configured; for blobs, those whose bodies have broken lately come last."""
-        if ask.kind != "blob":
-            return self.upstreams
-        return self._blob_order()
+    def _in_order(self, request: UpstreamRequest) -> list[Upstream]:
+        """The upstreams as configured; for blobs, those whose bodies broke lately come last."""
+        return self._blob_order() if request.kind == "blob" else self.upstreams
 
     def _blob_order(self) -> list[Upstream]:
         return sorted(self.upstreams, key=lambda upstream: upstream.health.doubted_until)
 
 
-async def _closed(result: T, stack: contextlib.AsyncExitStack, keep: contextlib.AsyncExitStack | None) -> T:
-    """The result, with what is open for it handed over to `keep`, or closed."""
-    async with stack:
-        if keep is not None:
-            keep.push_async_exit(stack.pop_all())
-    return result
+def _is_over(attempt: Attempt[T]) -> bool:
+    """Whether no other upstream is asked: this one has answered, or all connections, which all upstreams share, are in use."""
+    return attempt.is_answer or isinstance(attempt.error, UpstreamBusy)
 
 
-def _may_retry(ask: UpstreamRequest, upstream: Upstream, error: UpstreamError) -> bool:
-    """Whether to ask once more after a failure: not if that may cost a second pull where few are left."""
+def _failure(attempt: Attempt[T]) -> UpstreamError | None:
+    return attempt.error if isinstance(attempt.error, UpstreamError) else None
+
+
+def _may_retry(request: UpstreamRequest, upstream: Upstream, error: UpstreamError) -> bool:
+    """Whether to ask once more after an error: not if that may cost a second pull where few are left."""
     health = upstream.health
-    uncounted = isinstance(error, UpstreamFailing) or health.pull_quota.allows_second(ask.kind, ask.method, health.clock())
+    uncounted = isinstance(error, UpstreamFailing) or health.pull_quota.allows_second(
+        request.kind, request.method, health.clock()
+    )
     return error.transient and uncounted
 
 

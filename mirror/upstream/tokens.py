@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,12 +20,15 @@ from mirror.core.challenge import Challenge, realm_allowed
 from mirror.errors import (
     AccessDenied,
     CredentialsRefused,
+    UpstreamError,
     UpstreamFailing,
     UpstreamProtocolError,
     UpstreamRateLimited,
+    UpstreamRefusal,
 )
+from mirror.upstream.attempt import Attempt, Place
 from mirror.upstream.hedge import hedged
-from mirror.upstream.http import Http, read_bounded, translated
+from mirror.upstream.http import Endpoint, Http, read_bounded, translated
 from mirror.upstream.login import Credentials, Login
 
 _TOKEN_LIMIT = 1 << 20
@@ -43,27 +45,22 @@ class Tokens:
         login: the credentials, if there are any.
 
     Args:
-        upstream: base URL; tells which realms are its own.
+        endpoint: the upstream's own; token hosts are reached in the same way.
         token_hosts: further hosts that may be asked for tokens, and get the credentials.
     """
 
     def __init__(
         self,
         http: Http,
-        upstream: URL,
+        endpoint: Endpoint,
         token_hosts: frozenset[str],
         login: Login,
-        *,
-        tls: ssl.SSLContext | bool = True,
-        proxy: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._http = http
-        self._upstream = upstream
+        self._endpoint = endpoint
         self._token_hosts = token_hosts
         self.login = login
-        self._tls = tls
-        self._proxy = proxy
         self._clock = clock
         self._tokens: BoundedCache[str, str] = BoundedCache(_MAX_SCOPES)
         # The credentials that the registry itself was last shown, by what it was sent.
@@ -110,14 +107,14 @@ class Tokens:
         if status == 401:
             self._tokens.pop(scope)
             self.login.refused(credentials)
-            raise _refusal(self._upstream)
+            raise _refusal(self._endpoint.url)
         self.login.accepted(credentials)
 
     async def _fetch(self, challenge: Challenge, scope: str, public: bool) -> str:
         realm = challenge.params.get("realm", "")
-        if not realm_allowed(realm, str(self._upstream), self._token_hosts):
+        if not realm_allowed(realm, str(self._endpoint.url), self._token_hosts):
             raise UpstreamProtocolError(
-                f"{self._upstream.host} names a token host that is neither its own nor in token_hosts: "
+                f"{self._endpoint.url.host} names a token host that is neither its own nor in token_hosts: "
                 f"{URL(realm).host if realm else 'none'}"
             )
         query = {"service": challenge.params["service"]} if "service" in challenge.params else {}
@@ -130,13 +127,13 @@ class Tokens:
     async def _hedged(self, url: URL, guarded: bool) -> tuple[str, float]:
         """A token, asked for once more if no answer comes; but credentials that may be wrong are shown once at a time."""
 
-        async def attempt(_: bool) -> tuple[str, float]:
-            return await self._asked(url, guarded)
+        async def send(_: bool) -> Attempt[tuple[str, float]]:
+            try:
+                return Attempt(Place.TOKEN_HOST, await self._asked(url, guarded))
+            except (UpstreamError, UpstreamRefusal) as error:
+                return Attempt(Place.TOKEN_HOST, error=error)
 
-        async def discard(_: tuple[str, float]) -> None:
-            """It is as good as the other one, and holds nothing."""
-
-        return await hedged(attempt, self._http.limits.hedge_after, lambda: self.login.is_settled, discard)
+        return (await hedged(send, self._http.limits.hedge_after, lambda: self.login.is_settled)).value()
 
     async def _asked(self, url: URL, guarded: bool) -> tuple[str, float]:
         try:
@@ -168,7 +165,9 @@ class Tokens:
 
     async def _sent(self, url: URL, credentials: Credentials | None, guarded: bool) -> tuple[int, bytes]:
         headers = {"Authorization": credentials.basic()} if credentials else {}
-        async with self._http.request("GET", url, headers, tls=self._tls, proxy=self._proxy, guarded=guarded) as response:
+        endpoint = self._endpoint
+        sent = self._http.request("GET", url, headers, tls=endpoint.tls, proxy=endpoint.proxy, guarded=guarded)
+        async with sent as response:
             return response.status, await read_bounded(response, _TOKEN_LIMIT)
 
     def _check(self, status: int, url: URL, credentials: Credentials | None) -> None:

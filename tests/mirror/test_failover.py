@@ -288,7 +288,7 @@ async def test_storm_on_one_bad_tag(hub, mirror):
 
 async def test_silent_cdn_is_not_held_against_its_upstream(hub, second, both, monkeypatch):
     """An upstream whose share of the time is used up by where it redirects to is in order itself."""
-    monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 0.6)
+    monkeypatch.setattr("mirror.upstream.registry._TIMEOUT_S", 0.6)
     data, path = same_blob(hub, second)
     held = NoHeaders()
     hub.script(Rule(host="cdn", times=None), held)
@@ -320,7 +320,7 @@ async def test_no_is_an_answer(hub, mirror):
 
 async def test_time_that_runs_out_counts(hub, mirror, clock, monkeypatch):
     """An attempt that is ended because clients would not wait longer counts against upstream."""
-    monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 0.3)
+    monkeypatch.setattr("mirror.upstream.registry._TIMEOUT_S", 0.3)
     hub.add_image(APP, "1")
     hub.script(Rule(kind="manifest", times=None, challenge=True), NoHeaders())
     for seconds in (6, 0):

@@ -219,13 +219,13 @@ def test_time_limits_of_clients():
     from mirror.upstream.http import Limits
 
     assert Limits().connect + Limits().headers < 25
-    assert registry._PATIENCE < 25
+    assert registry._TIMEOUT_S < 25
     assert Policy().first_byte < 25
 
 
 async def test_patience_has_an_end(hub, mirror, monkeypatch):
     """Many slow steps, each within its own limit, do not add up for ever."""
-    monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 0.5)
+    monkeypatch.setattr("mirror.upstream.registry._TIMEOUT_S", 0.5)
     hub.auth = "none"
     hub.add_image(APP, "1")
     hub.script(Rule(kind="manifest", times=None), Delay(0.2), RedirectLoop())
@@ -266,7 +266,7 @@ async def test_no_connection_free(hub, tmp_path):
 @pytest.mark.parametrize("upstreams", [1, 2])
 async def test_no_connection_free_is_no_fault_of_upstream(hub, tmp_path, monkeypatch, upstreams):
     """Who waits in vain for a connection is told so; the upstream, which answers all others, does not count as out of order."""
-    monkeypatch.setattr("mirror.upstream.registry._PATIENCE", 0.3)
+    monkeypatch.setattr("mirror.upstream.registry._TIMEOUT_S", 0.3)
     entry = {"upstreams": [hub.url, hub.url.replace("127.0.0.1", "localhost")][:upstreams], "token_hosts": [hub.token_host]}
     settings = {
         "registries": {"docker.io": entry},

@@ -1,10 +1,12 @@
 """A second try beside the first: who answers first is taken, and nothing that the other one held is left behind."""
 
 import asyncio
+import contextlib
 
 import pytest
 
-from mirror.errors import NotFound, UpstreamBusy, UpstreamDisconnected, UpstreamTimeout
+from mirror.errors import NotFound, UpstreamBusy, UpstreamDisconnected, UpstreamError, UpstreamRefusal, UpstreamTimeout
+from mirror.upstream.attempt import Attempt, Place
 from mirror.upstream.hedge import hedged
 
 SOON, NEVER = 0.01, 60.0
@@ -20,10 +22,17 @@ class Attempts:
     async def attempt(self, second):
         self.begun.append(second)
         try:
-            return await self.ends[second]
+            return self.answered(await self.ends[second])
         except asyncio.CancelledError:
             self.cancelled.append(second)
             raise
+        except (UpstreamError, UpstreamRefusal) as error:
+            return Attempt(Place.REGISTRY, error=error)
+
+    def answered(self, result):
+        resources = contextlib.AsyncExitStack()
+        resources.push_async_callback(self.discard, result)
+        return Attempt(Place.REGISTRY, result, resources=resources)
 
     async def discard(self, result):
         self.discarded.append(result)
@@ -31,7 +40,10 @@ class Attempts:
     def run(self, after=SOON, allowed=True):
         loop = asyncio.get_running_loop()
         self.ends = [loop.create_future(), loop.create_future()]
-        return asyncio.create_task(hedged(self.attempt, after, lambda: allowed, self.discard))
+        return asyncio.create_task(self._value(after, allowed))
+
+    async def _value(self, after, allowed):
+        return (await hedged(self.attempt, after, lambda: allowed)).value()
 
     async def both(self):
         async with asyncio.timeout(5):
@@ -138,7 +150,7 @@ class SlowToGiveUp(Attempts):
         except asyncio.CancelledError:
             self.ending.set()
             await self.may_end.wait()
-            return second
+            return self.answered(second)
 
 
 @pytest.mark.parametrize("answered", [False, True])

@@ -9,6 +9,7 @@ from yarl import URL
 
 from mirror.core.digest import Digest
 from mirror.errors import UpstreamProtocolError
+from mirror.upstream.attempt import Attempt, Place
 from mirror.upstream.registry import Registry
 
 
@@ -25,22 +26,24 @@ class Upstream:
     """Answers every request with one head."""
 
     name = "upstream.test"
-    hedge_after = 10.0
 
     def __init__(self, status, headers):
         self.opened = Body()
-        self.health = SimpleNamespace(doubted_until=0.0, attempt=lambda *_: contextlib.nullcontext())
+        self.health = SimpleNamespace(doubted_until=0.0)
+        self.resources = contextlib.AsyncExitStack()
         self._response = SimpleNamespace(
             url=URL("https://upstream.test/"), status=status, headers=CIMultiDict(headers), content_length=10
         )
 
-    @contextlib.asynccontextmanager
-    async def slot(self, _):
-        yield
+    async def attempt(self, request, work, seconds):
+        try:
+            async with self.resources:
+                await work(self)
+        except UpstreamProtocolError as error:
+            return Attempt(Place.REGISTRY, error=error)
 
-    @contextlib.asynccontextmanager
-    async def request(self, _):
-        yield self._response
+    async def response(self):
+        return self._response
 
     def body(self, _):
         return self.opened

@@ -1,0 +1,244 @@
+"""One request on its way: sent with a token, redirected, and answered."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import aiohttp
+from yarl import URL
+
+from mirror.core.challenge import parse_challenges, pull_scope
+from mirror.core.ratelimit import parse_rate_limit
+from mirror.core.retry import parse_retry_after
+from mirror.errors import (
+    AccessDenied,
+    MethodRefused,
+    NotFound,
+    UpstreamError,
+    UpstreamFailing,
+    UpstreamProtocolError,
+    UpstreamRateLimited,
+    UpstreamSizeChanged,
+)
+from mirror.metrics import Metrics
+from mirror.tracing import request_id, via
+from mirror.upstream import redirects
+from mirror.upstream.attempt import Place
+from mirror.upstream.health import Health
+from mirror.upstream.http import Endpoint, Http, drain, peer
+from mirror.upstream.receiver import Body
+from mirror.upstream.tokens import Tokens
+
+# Answers of a redirect's target that say nothing about the registry: most likely the signed URL has expired.
+_TARGET_REFUSALS = frozenset({400, 401, 403, 404, 410})
+
+
+class RedirectRefused(UpstreamError):
+    """The host that upstream redirects to refuses."""
+
+    reason = "redirect"
+
+
+@dataclass(frozen=True)
+class UpstreamRequest:
+    """A request to a registry.
+
+    Attributes:
+        kind: for metrics and limits: manifest, blob, tags or referrers.
+        repository: path of the repository, without the registry.
+        rest: what follows the repository in the URL's path, for example `manifests/latest`.
+        query: of the URL, encoded.
+    """
+
+    kind: str
+    repository: str
+    rest: str
+    method: str = "GET"
+    headers: dict[str, str] = field(default_factory=dict)
+    query: str = ""
+
+    def url(self, base: URL) -> URL:
+        """Where it is sent."""
+        url = base.joinpath("v2", *self.repository.split("/"), *self.rest.split("/"))
+        return URL(f"{url}?{self.query}", encoded=True) if self.query else url
+
+
+@dataclass
+class Route:
+    """The way to one upstream, and what is known of it.
+
+    Attributes:
+        is_public: whether its own host is on the Internet, by the address that was connected to.
+    """
+
+    endpoint: Endpoint
+    http: Http
+    tokens: Tokens
+    health: Health
+    metrics: Metrics
+    is_public: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_public = not redirects.is_inside(self.endpoint.url.host or "")
+
+    @property
+    def name(self) -> str:
+        """Host and port."""
+        return self.endpoint.url.authority
+
+
+class Exchange:
+    """Sends one request and classifies the response.
+
+    Attributes:
+        place: the host that the request is with.
+        resources: holds the connections until it is closed.
+    """
+
+    def __init__(self, route: Route, request: UpstreamRequest, resources: contextlib.AsyncExitStack) -> None:
+        self.place = Place.REGISTRY
+        self.resources = resources
+        self._route = route
+        self._request = request
+
+    @property
+    def name(self) -> str:
+        """Host and port of the upstream."""
+        return self._route.name
+
+    async def response(self) -> aiohttp.ClientResponse:
+        """The successful response, wherever redirects lead; its connection is one of the resources.
+
+        Raises:
+            UpstreamError: an outage, or a response that breaks the protocol.
+            UpstreamRefusal: upstream does not have it or does not grant it.
+        """
+        began = time.monotonic()
+        with self._counted(began):
+            response = await self._followed(await self.authorized())
+        self._count(str(response.status), began)
+        self._raise_for(response)
+        return response
+
+    async def authorized(self) -> aiohttp.ClientResponse:
+        """The registry's response, redirects included, with a token if it requires one."""
+        route, scope = self._route, pull_scope(self._request.repository)
+        authorization = route.tokens.cached(scope)
+        response = await self._send(authorization)
+        self._note_address(response)
+        if response.status == 401:
+            challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
+            await drain(response)
+            with self._at_token_host():
+                answer = await route.tokens.answer(challenges, scope, authorization, public=route.is_public)
+            if answer is not None:
+                response = await self._send(answer)
+                route.tokens.answered(scope, answer, response.status)
+        route.health.limits(
+            parse_rate_limit(response.headers.get("ratelimit-limit")),
+            parse_rate_limit(response.headers.get("ratelimit-remaining")),
+        )
+        return response
+
+    def body(self, response: aiohttp.ClientResponse) -> Body:
+        """The body of a response, to be received in large steps."""
+        return self._route.http.body(response)
+
+    def received(self, count: int) -> None:
+        """Count bytes of bodies."""
+        route = self._route
+        route.metrics.upstream_bytes.labels(route.health.registry, route.name).inc(count)
+
+    @contextlib.contextmanager
+    def _at_token_host(self) -> Iterator[None]:
+        """What fails inside fails at the token host."""
+        self.place = Place.TOKEN_HOST
+        with self._route.health.token():
+            yield
+        self.place = Place.REGISTRY
+
+    def _note_address(self, response: aiohttp.ClientResponse) -> None:
+        """Learn whether upstream is on the Internet; a proxy's address tells nothing about that."""
+        if self._route.endpoint.proxy is None and (address := peer(response)) is not None:
+            self._route.is_public = not redirects.is_inside(address)
+
+    async def _send(self, authorization: str | None) -> aiohttp.ClientResponse:
+        endpoint, request = self._route.endpoint, self._request
+        headers = dict(request.headers)
+        if name := request_id.get():
+            headers["X-Request-Id"] = name
+        if hops := via.get():
+            headers["Via"] = hops
+        if authorization is not None:
+            headers["Authorization"] = authorization
+        url = request.url(endpoint.url)
+        sent = self._route.http.request(request.method, url, headers, tls=endpoint.tls, proxy=endpoint.proxy)
+        return await self.resources.enter_async_context(sent)
+
+    async def _followed(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
+        """Follow redirects: without Authorization, and only to where upstream may lead."""
+        route, hops = self._route, 0
+        while response.status in redirects.STATUSES:
+            hops += 1
+            if hops > redirects.MAX_HOPS:
+                raise UpstreamProtocolError(f"{route.name} redirects more than {redirects.MAX_HOPS} times")
+            location = response.headers.get("Location")
+            url = redirects.target(response.url, location, route.endpoint.url, public=route.is_public)
+            await drain(response)
+            response = await self._redirected(url)
+        if hops and response.status in _TARGET_REFUSALS:
+            raise RedirectRefused(f"{response.url.host}, to which {route.name} redirects, answers {response.status}")
+        return response
+
+    async def _redirected(self, url: URL) -> aiohttp.ClientResponse:
+        route = self._route
+        home = url.origin() == route.endpoint.url.origin()
+        self.place = Place.REGISTRY if home else Place.REDIRECT_TARGET
+        # Only Via: a loop may lead through a redirect, but the id of a request is not for another host.
+        hops = {"Via": way} if (way := via.get()) else {}
+        request = route.http.request(
+            self._request.method,
+            url,
+            {**self._request.headers, **hops},
+            tls=route.endpoint.tls if home else True,
+            proxy=route.endpoint.proxy,
+            guarded=route.is_public and not home,
+        )
+        return await self.resources.enter_async_context(request)
+
+    def _raise_for(self, response: aiohttp.ClientResponse) -> None:
+        status, request, name = response.status, self._request, self._route.name
+        what = f"{request.method} {self._route.health.registry}/{request.repository} {request.rest}"
+        if status in (200, 206):
+            return
+        if status == 416:
+            raise UpstreamSizeChanged(f"upstream {name} answers 416, it has no bytes there: {what}")
+        if status == 404:
+            raise NotFound(f"upstream {name} does not have it: {what}")
+        if status in (401, 403):
+            raise AccessDenied(f"upstream {name} does not grant it ({status}): {what}")
+        if status == 429:
+            wait = parse_retry_after(response.headers.get("Retry-After", ""), datetime.now(UTC))
+            raise UpstreamRateLimited(f"upstream {name} limits the rate of pulls (429): {what}", retry_after=wait)
+        if status >= 500:
+            raise UpstreamFailing(f"upstream {name} answers {status}: {what}")
+        if request.method == "HEAD" and status in (400, 405):
+            raise MethodRefused(f"upstream {name} does not answer HEAD ({status}): {what}")
+        raise UpstreamProtocolError(f"upstream {name} answers {status}: {what}")
+
+    @contextlib.contextmanager
+    def _counted(self, began: float) -> Iterator[None]:
+        try:
+            yield
+        except UpstreamError as error:
+            self._count(error.reason, began)
+            raise
+
+    def _count(self, status: str, began: float) -> None:
+        route, kind = self._route, self._request.kind
+        route.metrics.upstream_requests.labels(route.health.registry, route.name, kind, status).inc()
+        route.metrics.upstream_duration.labels(route.health.registry, route.name, kind).observe(time.monotonic() - began)
