@@ -12,7 +12,7 @@ from mirror.cache.listings import Listings
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
 from mirror.cache.manifests import Manifests
-from mirror.cache.prefetch import Prefetch, share
+from mirror.cache.prefetch import Prefetch, max_prefetches
 from mirror.cache.pull_policy import PullPolicy
 from mirror.cache.tag_store import Move, TagStore
 from mirror.config.model import Config
@@ -25,21 +25,21 @@ class Cache:
     """Answers pulls from the store, and from upstream what the store lacks.
 
     Args:
-        prefetching: the prefetches of all processes that are running.
-        moved: called with each tag that has moved; must not block.
+        prefetching: counts the running prefetches of all processes.
+        on_move: called on the event loop for each tag that has moved.
     """
 
     def __init__(
-        self, config: Config, context: Context, downloads: Downloads, prefetching: Count, moved: Callable[[Move], None]
+        self, config: Config, context: Context, downloads: Downloads, prefetching: Count, on_move: Callable[[Move], None]
     ) -> None:
         rules = {name: Policy.parse(entry.allow, entry.deny, name) for name, entry in config.registries.items()}
-        prefetches = share(config.downloads.max_upstream_connections) if config.downloads.prefetch else 0
+        prefetches = max_prefetches(config.downloads.max_upstream_connections) if config.downloads.prefetch else 0
         content = CachedContent(context)
         self.context = context
         self.pull_policy = PullPolicy(context, rules)
         self.catalog = Catalog(context.store.index, self.pull_policy, config.default_registry)
         self.listings = Listings(context, self.pull_policy)
-        self.tag_store = TagStore(context, moved)
+        self.tag_store = TagStore(context, on_move)
         self.blobs = Blobs(context, content, downloads, self.pull_policy)
         self.prefetch = Prefetch(context, self.blobs, downloads, prefetches, prefetching)
         self.by_digest = ManifestByDigest(context, content, self.prefetch)
@@ -47,7 +47,7 @@ class Cache:
         self.manifests = Manifests(context, self.by_digest, by_tag, self.prefetch)
 
     async def close(self) -> None:
-        """Cancel all upstream requests that the cache has begun."""
+        """Cancel the requests to upstream."""
         await self.prefetch.close()
         await self.manifests.close()
         await self.blobs.close()

@@ -42,8 +42,8 @@ _MAX_PENDING = 1000
 _POLL_INTERVAL_S = 0.1
 
 
-def share(connections: int) -> int:
-    """The connections to upstreams that prefetch may use of all; at least one stays for clients."""
+def max_prefetches(connections: int) -> int:
+    """The number of connections to upstreams that prefetch may use; at least one stays for clients."""
     return max(0, min(max(1, connections // 4), connections - 1))
 
 

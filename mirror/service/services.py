@@ -11,7 +11,7 @@ from prometheus_client import Counter
 
 from mirror.cache.access_index import AccessIndex
 from mirror.cache.context import CacheServices
-from mirror.cache.prefetch import share
+from mirror.cache.prefetch import max_prefetches
 from mirror.cache.tag_policy import TagPolicies
 from mirror.cache.usage import Usage
 from mirror.config.model import Config
@@ -73,7 +73,7 @@ class Services:
     def configure(self, config: Config) -> None:
         """Use a configuration from now on."""
         connections, notify = config.downloads.max_upstream_connections, config.sync.notify
-        self.connections.configure(connections, share(connections))
+        self.connections.configure(connections, max_prefetches(connections))
         self.downloads.shares.configure(connections, config.limits.downloads_per_address)
         self.notifier.configure(None if notify.url is None else Webhook(notify.url, notify.secret_file))
         self.janitor.policies = TagPolicies.configured(config)

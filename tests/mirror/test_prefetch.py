@@ -9,7 +9,7 @@ import signal
 import aiohttp
 import pytest
 
-from mirror.cache.prefetch import share
+from mirror.cache.prefetch import max_prefetches
 from mirror.core.digest import Digest
 from tests.fakehub import OCI_MANIFEST, Corrupt, HeadWithoutLength, Rule, Status
 from tests.mirror.test_commands import command
@@ -241,7 +241,7 @@ async def test_option(hub, start):
 @pytest.mark.parametrize(("connections", "prefetching"), [(1, 0), (2, 1), (3, 1), (7, 1), (8, 2), (64, 16), (10_000, 2500)])
 def test_share(connections, prefetching):
     """A quarter, at least one, and never the last connection."""
-    assert share(connections) == prefetching
+    assert max_prefetches(connections) == prefetching
 
 
 async def test_clients_find_connections(hub, start, monkeypatch):
