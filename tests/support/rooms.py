@@ -1,9 +1,11 @@
 """Draws the packages of the mirror from their imports.
 
-`python -m tests.support.rooms` updates the picture in ARCHITECTURE.md; with `--check` it fails if the picture is not current.
+`python -m tests.support.rooms` updates the picture in ARCHITECTURE.md. With `--check` it fails if the picture is not current, or
+if the document names a file that does not exist.
 """
 
 import ast
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -40,6 +42,12 @@ def document():
     before, _, rest = DOCUMENT.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     return before + BEGIN + "\n" + picture() + "\n" + END + after
+
+
+def missing():
+    """The files that ARCHITECTURE.md names and that do not exist."""
+    named = set(re.findall(r"`([\w/]+\.py)`", DOCUMENT.read_text()))
+    return sorted(name for name in named if not any((ROOT / folder / name).exists() for folder in ("mirror", "tests", ".")))
 
 
 def _targets(file):
@@ -82,6 +90,9 @@ def _cell(name, direct, width):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--check"]:
-        sys.exit(None if document() == DOCUMENT.read_text() else "ARCHITECTURE.md: `make rooms` updates the picture")
-    DOCUMENT.write_text(document())
+    if sys.argv[1:] != ["--check"]:
+        DOCUMENT.write_text(document())
+    elif document() != DOCUMENT.read_text():
+        sys.exit("ARCHITECTURE.md: `make rooms` updates the picture")
+    elif missing():
+        sys.exit(f"ARCHITECTURE.md names files that do not exist: {', '.join(missing())}")

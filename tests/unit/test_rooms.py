@@ -7,6 +7,10 @@ def test_picture_is_current():
     assert rooms.document() == rooms.DOCUMENT.read_text(), "`make rooms` updates the picture"
 
 
+def test_named_files_exist():
+    assert rooms.missing() == []
+
+
 def test_picture_shows_every_package():
     assert all(f" {name} " in rooms.picture() for name in rooms.packages())
 
