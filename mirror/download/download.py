@@ -19,7 +19,7 @@ from mirror.download.services import DownloadServices, Policy
 from mirror.download.shares import Share
 from mirror.download.source import Source
 from mirror.errors import DigestMismatch, DownloadAbandoned, MirrorError, UpstreamTimeout
-from mirror.storage.range_lock import reopened
+from mirror.storage.coordination import reopened
 
 __all__ = ["Download", "State"]
 

@@ -97,7 +97,7 @@ class Ingest:
         if self.partial is not None:
             if keep and self.held is None and self.partial.size is not None:
                 # Without a descriptor left for that, who has not begun to read gets an error.
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(StorageError):
                     self.held = CachedBlob(self.partial.reader(), self.partial.size)
             self.partial.abandon()
         if not keep and self.held is not None:

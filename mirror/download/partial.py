@@ -14,9 +14,9 @@ from mirror.aio import Shared
 from mirror.core.digest import Digest
 from mirror.download.chunk_map import CHUNK, ChunkMap, Fate
 from mirror.errors import StorageError
+from mirror.storage.coordination import RangeLock, reopened
 from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
-from mirror.storage.range_lock import Lock, reopened
 from mirror.storage.space_quota import SpaceQuota
 
 __all__ = ["CHUNK", "Partial"]
@@ -48,7 +48,7 @@ class Partial:
         with storage_errors(f"opening the partial file of {digest}"), contextlib.ExitStack() as opened:
             self._data = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             opened.callback(os.close, self._data)
-            self._lock = opened.enter_context(contextlib.closing(Lock(self._data)))
+            self._lock = opened.enter_context(contextlib.closing(RangeLock(self._data)))
             self.map = opened.enter_context(contextlib.closing(ChunkMap(self._map_path)))
             self.shared = Shared(opened.pop_all().close)
 
@@ -60,13 +60,13 @@ class Partial:
 
     def try_acquire_driver(self) -> bool:
         """Try to become the one who completes this blob."""
-        return self._lock.take(_DRIVER, 1)
+        return self._lock.try_acquire(_DRIVER, 1)
 
     def want(self, wanted: bool) -> None:
         """Let whoever drives this blob know whether clients read it here."""
         if wanted and not self._wants:
             # It fails only while the driver looks; then the next call does it.
-            self._wants = self._lock.share(_WANTED, 1)
+            self._wants = self._lock.try_share(_WANTED, 1)
         elif self._wants and not wanted:
             self._lock.release(_WANTED, 1)
             self._wants = False
@@ -75,19 +75,19 @@ class Partial:
         """Whether clients of other processes read it."""
         if self.is_closed:
             return False
-        alone = self._lock.take(_WANTED, 1)
+        alone = self._lock.try_acquire(_WANTED, 1)
         if alone:
             self._lock.release(_WANTED, 1)
         return not alone
 
-    def locks(self) -> Lock:
+    def locks(self) -> RangeLock:
         """A new holder of chunk locks; close it when done."""
         with storage_errors(f"opening the partial file of {self.digest}"):
-            return Lock(self._data)
+            return RangeLock(self._data)
 
-    def claim(self, lock: Lock, index: int) -> bool:
+    def claim(self, lock: RangeLock, index: int) -> bool:
         """Try to become the one who writes into a chunk; after True, `arrived_in_chunk` is what everybody has written."""
-        if not lock.take(index * CHUNK, CHUNK):
+        if not lock.try_acquire(index * CHUNK, CHUNK):
             return False
         self.map.reread(index)
         return True

@@ -66,7 +66,7 @@ class RangeFetcher:
         async with self._source.open(self.position, stop) as stream:
             if self._partial.size is None:
                 # Claimed before anybody can see that there is a chunk: another process's reader would fill it as well.
-                if self._lock.take(0, CHUNK):
+                if self._lock.try_acquire(0, CHUNK):
                     self._chunk = 0
                 await self._stored(stream.size, self._partial.begin, stream.size)
                 self._progress(None)

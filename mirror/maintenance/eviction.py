@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from mirror.core.digest import Digest
 from mirror.core.eviction import Evictable, Partials, Plan, Shortage, plan
 from mirror.maintenance import store_scan
 from mirror.storage.blobs import BlobFiles, CachedFile
+from mirror.storage.coordination import FileLock, wait_in_thread
 from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import Account, on_disk
@@ -175,21 +174,6 @@ class Eviction:
 
     @contextlib.contextmanager
     def _lock(self, deadline: float, enough: Callable[[], bool]) -> Iterator[bool]:
-        descriptor = os.open(self._layout.eviction_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            while not _flock(descriptor):
-                if self._over(deadline) or enough():
-                    yield False
-                    return
-                time.sleep(0.02)
-            yield True
-        finally:
-            os.close(descriptor)
-
-
-def _flock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        with contextlib.closing(FileLock(self._layout.eviction_lock)) as lock:
+            timeout = deadline - time.monotonic()
+            yield wait_in_thread(lock.try_acquire, timeout, lambda: self._stopping.is_set() or enough())

@@ -29,9 +29,10 @@ from mirror.maintenance.eviction import Eviction
 from mirror.maintenance.leftovers import Leftovers
 from mirror.maintenance.scrub import Scrub
 from mirror.metrics import Metrics
+from mirror.storage.coordination import LeaderLock
+from mirror.storage.errors import storage_errors
 from mirror.storage.images import attached, reach
 from mirror.storage.index import ReadCheck
-from mirror.storage.leader_lock import LeaderLock
 from mirror.storage.space_quota import Fit, on_disk
 from mirror.storage.store import Store
 from mirror.throttled_log import ThrottledLog
@@ -101,9 +102,8 @@ class Janitor:
             await asyncio.to_thread(self._threads.shutdown)
 
     async def _when_elected(self) -> None:
-        with contextlib.closing(LeaderLock(self._layout.janitor_lock)) as election:
-            while not election.won():  # noqa: ASYNC110 - the kernel has no event for a lock
-                await asyncio.sleep(_TICK)
+        with contextlib.closing(LeaderLock(self._layout.janitor_lock)) as leader:
+            await leader.elected()
             await asyncio.gather(self._clean_up(), self._scrub_on())
 
     async def _write_usage(self) -> None:
@@ -191,6 +191,10 @@ class Janitor:
         self._unreachable = unreachable
 
     def _make_room(self, size: int, deadline: float) -> None:
+        with storage_errors("making room"):
+            self._evict_for(size, deadline)
+
+    def _evict_for(self, size: int, deadline: float) -> None:
         quota = self._files.quota
 
         def enough() -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import time
 from collections.abc import Iterator
+from functools import partial
 
 from mirror.core.counts import CountTable
-from mirror.storage.range_lock import Lock
+from mirror.storage.coordination import RangeLock, wait_in_thread
 
-# Taking a row takes some microseconds; who holds the lock for longer has been stopped.
-_TRIES, _PAUSE_S = 50, 0.0001
+# A process holds the lock for some microseconds; one that holds it for longer has been stopped.
+_LOCK_TIMEOUT_S = 0.005
 
 
 class SharedCounts:
@@ -31,7 +31,7 @@ class SharedCounts:
     def table(self, slot: int) -> CountTable:
         """The counts as one process sees them; to be called in that process."""
         # Of an open file description of its own: else the lock would be one of all processes.
-        lock = Lock(self._file)
+        lock = RangeLock(self._file)
         return CountTable(self._memory, self._slots, slot, lambda: _exclusive(lock))
 
     def clear(self, slot: int) -> None:
@@ -40,16 +40,10 @@ class SharedCounts:
 
 
 @contextlib.contextmanager
-def _exclusive(lock: Lock) -> Iterator[bool]:
-    for attempt in range(_TRIES):
-        if lock.take(0, 1):
-            break
-        if attempt:
-            time.sleep(_PAUSE_S)
-    else:
-        yield False
-        return
+def _exclusive(lock: RangeLock) -> Iterator[bool]:
+    acquired = wait_in_thread(partial(lock.try_acquire, 0, 1), _LOCK_TIMEOUT_S)
     try:
-        yield True
+        yield acquired
     finally:
-        lock.release(0, 1)
+        if acquired:
+            lock.release(0, 1)

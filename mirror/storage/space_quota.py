@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import fcntl
 import os
 import struct
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from mirror.core.eviction import Goal, Shortage
 from mirror.errors import StorageError
+from mirror.storage.coordination import FileLock, wait_in_thread
 from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
 
@@ -29,7 +28,6 @@ _NUMBERS = struct.Struct("=QQQQ")
 _CHECKSUM = struct.Struct("=I")
 # Whoever has the account longer than this hangs; a blob that is to be stored meanwhile goes past the store.
 _LOCK_TIMEOUT_S = 2.0
-_MAX_PAUSE_S = 0.02
 _READ_TRIES = 5
 _BLOCK = 4096
 
@@ -203,7 +201,8 @@ class SpaceQuota:
 
     def free(self) -> int:
         """Bytes that the file system has left for us, without those that blobs in the making will still write."""
-        state = os.statvfs(self._root)
+        with storage_errors("looking at the free space"):
+            state = os.statvfs(self._root)
         return state.f_bavail * state.f_frsize - self._promised()
 
     @property
@@ -224,28 +223,10 @@ class SpaceQuota:
 
     @contextlib.contextmanager
     def _account(self) -> Iterator[int]:
-        with storage_errors("keeping the account of the store"):
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                _lock(descriptor)
-                yield descriptor
-            finally:
-                os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
-    """Wait for the lock of the account; raises StorageError if it does not become free in time."""
-    deadline, pause = time.monotonic() + _LOCK_TIMEOUT_S, 0.0005
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StorageError("another process holds the account of the store, and hangs", "busy") from None
-            time.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_S)
-        else:
-            return
+        with storage_errors("keeping the account of the store"), contextlib.closing(FileLock(self._path)) as lock:
+            if not wait_in_thread(lock.try_acquire, _LOCK_TIMEOUT_S):
+                raise StorageError("another process holds the account of the store, and hangs", "busy")
+            yield lock.descriptor
 
 
 def _read(descriptor: int) -> Account | None:

@@ -9,10 +9,10 @@ import uuid
 from mirror.config.sections import Storage
 from mirror.errors import ConfigurationError
 from mirror.storage.blobs import BlobFiles
+from mirror.storage.coordination import KeyedLock
 from mirror.storage.generation import Generation
 from mirror.storage.index import Index
 from mirror.storage.job_store import JobStore
-from mirror.storage.keyed_lock import KeyedLock
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import SpaceQuota
 from mirror.storage.threads import ThreadPools

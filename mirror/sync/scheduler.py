@@ -12,7 +12,7 @@ from typing import Any
 
 from mirror.aio import together
 from mirror.metrics import Metrics
-from mirror.storage.leader_lock import LeaderLock
+from mirror.storage.coordination import LeaderLock
 from mirror.storage.store import Store
 from mirror.sync.image_syncer import ImageSyncer
 from mirror.sync.job import Kind, SyncJob
@@ -22,7 +22,6 @@ from mirror.sync.schedule import Schedule, after, round_to_run
 
 # How often due jobs are looked for, and the progress of runs is written.
 _POLL_INTERVAL_S = 0.25
-_ELECTION_INTERVAL_S = 2.0
 # A finished job that cannot be removed from the store is repeated no sooner.
 _REPEAT_PAUSE_S = 60.0
 # A scheduled run ends when the next one is due, but not earlier than this. Other jobs may have many images.
@@ -64,9 +63,8 @@ class SyncScheduler:
 
     async def run(self) -> None:
         """Work until cancelled. Unfinished jobs continue after the next start."""
-        with contextlib.closing(LeaderLock(self._lock_file)) as election:
-            while not election.won():  # noqa: ASYNC110 - the kernel has no event for a lock
-                await asyncio.sleep(_ELECTION_INTERVAL_S)
+        with contextlib.closing(LeaderLock(self._lock_file)) as leader:
+            await leader.elected()
             self._metrics.sync_last_success.set(self._jobs.state("succeeded", float))
             # One lane for each kind: a pushed image is checked while a long job of another kind runs.
             await together([self._lane("schedule"), self._lane("sync"), self._lane("warm"), self._write_progress()])

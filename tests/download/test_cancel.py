@@ -84,14 +84,14 @@ async def test_stopped_while_the_partial_is_being_opened(world, monkeypatch):
     from mirror.download import partial
 
     begun, go = threading.Event(), threading.Event()
-    real = partial.Lock
+    real = partial.RangeLock
 
     def slow(descriptor):
         begun.set()
         go.wait(LIMIT)
         return real(descriptor)
 
-    monkeypatch.setattr(partial, "Lock", slow)
+    monkeypatch.setattr(partial, "RangeLock", slow)
     worker = world.worker()
     reader = world.pull(worker, ScriptedSource(DATA))
     assert await asyncio.to_thread(begun.wait, LIMIT)

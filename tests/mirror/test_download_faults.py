@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 
 import aiohttp
 import pytest
@@ -221,3 +223,19 @@ async def test_no_byte_at_all_is_an_error_answer(hub, blob):
     assert answer.status == 503
     assert answer.code() == "UNAVAILABLE"
     assert blob.mirror.partials() == []
+
+
+async def test_no_descriptor_for_a_reader(blob, mirror, monkeypatch):
+    """A reader for which no descriptor is left gets the whole blob past the store."""
+    real = os.open
+
+    def open_without_readers(path, flags, *args, **kwargs):
+        if str(path).startswith("/proc/self/fd/") and flags & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", open_without_readers)
+    answer = await blob.get()
+    assert (answer.status, answer.body) == (200, blob.data)
+    monkeypatch.undo()
+    assert await blob.held()

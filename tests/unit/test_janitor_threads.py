@@ -1,9 +1,11 @@
 """The janitor's long walks are in nobody's way: not of a request that needs room, and not of the end of the process."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from mirror.cache.tag_policy import TagPolicies, TagPolicy
 from mirror.cache.usage import Usage
 from mirror.config.sections import Storage
 from mirror.core.digest import Digest
+from mirror.errors import StorageError
 from mirror.maintenance import store_scan
 from mirror.maintenance.janitor import Janitor
 from mirror.maintenance.scrub import Scrub
@@ -90,6 +93,25 @@ async def test_who_waits_in_line_for_room_waits_no_longer(janitor, tmp_path, mon
             await asyncio.gather(*(janitor.make_room(1) for _ in range(10)))
     finally:
         os.close(descriptor)
+
+
+async def test_lock_that_cannot_be_opened(janitor, files, tmp_path):
+    """Without the lock of evictions nothing is evicted, and whoever needs room goes on without it."""
+    Path(Layout(str(tmp_path / "store")).eviction_lock).mkdir()
+    await janitor.make_room(1)
+    assert files.quota.fits(1) is Fit.NO_SPACE
+
+
+async def test_disk_that_cannot_be_measured(janitor, monkeypatch):
+    """A failure of the file system while room is made is one of the store, which sends the blob past it."""
+
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "statvfs", broken)
+        with pytest.raises(StorageError, match="Input/output error"):
+            await janitor.make_room(1)
 
 
 async def test_room_is_made_during_a_count(janitor, files, long_count):
