@@ -258,7 +258,7 @@ async def test_limit_is_kept(hub, start):
     hub.latency = 0.01
     answers = await asyncio.gather(*(mirror.get(blob_path(blob)) for blob in found))
     assert [answer.sha256 for answer in answers] == [blob.digest for blob in found]
-    assert mirror.mirror._group.counts.count(1).total == 0
+    assert mirror.mirror._services.group.counts.count(1).total == 0
 
 
 async def test_limit_after_a_reload(hub, start):

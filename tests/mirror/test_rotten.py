@@ -21,7 +21,7 @@ class Now:
 
     def __init__(self, mirror):
         self.now = 1000.0
-        mirror.mirror._group.repeats._clock = lambda: self.now
+        mirror.mirror._services.group.repeats._clock = lambda: self.now
 
     def advance(self, seconds):
         self.now += seconds
@@ -150,6 +150,6 @@ async def test_stop_in_the_middle_of_a_check(hub, tmp_path, monkeypatch):
         for _ in range(2):
             await fetch(mirror, added.digest)
         await eventually(lambda: not mirror.mirror._services.recheck._waiting, "the check begins")
-        scrubbed = mirror.mirror._metrics.scrubbed_blobs
+        scrubbed = mirror.mirror._services.metrics.scrubbed_blobs
     assert [scrubbed.labels(result)._value.get() for result in ("ok", "wrong")] == [0, 0]
     assert mirror.holds(added.digest)
