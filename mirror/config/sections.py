@@ -35,6 +35,8 @@ from mirror.core.platform import Platform
 
 # The secret is all that a webhook has to show.
 MIN_WEBHOOK_SECRET = 16
+# So that each of the usual number of connections gets a turn within a few seconds.
+MIN_RATE = 256 << 10
 
 
 class Tls(Section):
@@ -160,6 +162,14 @@ class DownloadsConfig(Section):
     connect_timeout: Annotated[Duration, Field(gt=0, le=10)] = 5.0
     stall_timeout: Annotated[Duration, Field(gt=0, le=600)] = 15.0
     prefetch: bool = True
+    max_rate: Size = 0
+
+    @field_validator("max_rate")
+    @classmethod
+    def _fast_enough(cls, rate: int) -> int:
+        if 0 < rate < MIN_RATE:
+            raise ValueError(f"is less than {MIN_RATE >> 10}KiB a second, with which downloads would seem to hang; 0 is no limit")
+        return rate
 
 
 class Log(Section):

@@ -64,6 +64,7 @@ _ROWS: Final = _ROWS_OF_BUCKET * _BUCKETS
 # Cells of one slot: the totals first.
 _TOTALS: Final = 16
 _SLOT: Final = _TOTALS + _ROWS * len(Field)
+_WIDE_CELL: Final = 8
 
 
 class Count:
@@ -130,6 +131,9 @@ class CountTable:
         slots: most processes at a time.
         own: the slot of this one.
         exclusive: keeps the other processes from taking rows; its value says whether that could be had.
+
+    Attributes:
+        received: bytes that each slot has received from upstreams. They only grow: whoever takes a slot over counts on.
     """
 
     def __init__(
@@ -142,14 +146,16 @@ class CountTable:
         self.slots = slots
         self.own = own
         self._keys = memory[: _ROWS * _KEY]
-        self._cells = memory[_ROWS * _KEY :].cast("I")
+        end = _ROWS * _KEY + slots * _SLOT * _CELL
+        self._cells = memory[_ROWS * _KEY : end].cast("I")
+        self.received = memory[end : end + slots * _WIDE_CELL].cast("Q")
         self._exclusive = exclusive
         self._clients: dict[bytes, ClientCounts] = {}
 
     @staticmethod
     def size(slots: int) -> int:
         """Bytes that are needed; what is never used of them costs nothing where memory is given by the page."""
-        return _ROWS * _KEY + slots * _SLOT * _CELL
+        return _ROWS * _KEY + slots * (_SLOT * _CELL + _WIDE_CELL)
 
     @classmethod
     def private(cls) -> CountTable:

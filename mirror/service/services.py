@@ -73,7 +73,7 @@ class Services:
     def configure(self, config: Config) -> None:
         """Use a configuration from now on."""
         connections, notify = config.downloads.max_upstream_connections, config.sync.notify
-        self.connections.configure(connections, max_prefetches(connections))
+        self.connections.configure(connections, max_prefetches(connections), config.downloads.max_rate)
         self.downloads.shares.configure(connections, config.limits.downloads_per_address)
         self.notifier.configure(None if notify.url is None else Webhook(notify.url, notify.secret_file))
         self.janitor.policies = TagPolicies.configured(config)

@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 
 from mirror import demand
+from mirror.core.byte_rate import ByteRate
 from mirror.core.counts import CountTable, Total
 from mirror.core.urgency import Holder, Standing, Urgency, Waiter, first, precedes, to_yield
 from mirror.errors import ConnectionWithdrawn, UpstreamBusy
 from mirror.upstream.buffers import BufferPool
+from mirror.upstream.intake import Intake
 
 _LOOK_S = 0.05
 
@@ -78,11 +80,11 @@ class Connections:
     """The queue of one process, and what it knows of the others'. Outlives reloads.
 
     Attributes:
-        buffers: what all connections of this process receive the bytes of blobs into.
+        intake: what all connections of this process receive the bytes of blobs with.
     """
 
     def __init__(self, table: CountTable, clock: Callable[[], float] = time.monotonic) -> None:
-        self.buffers = BufferPool()
+        self.intake = Intake(BufferPool(), ByteRate(table))
         self._clock = clock
         self._limit, self._most_prefetching = 1, 0
         self._alone = table.slots == 1
@@ -103,9 +105,10 @@ class Connections:
         self._holding: list[Lease] = []
         self._next_look: asyncio.TimerHandle | None = None
 
-    def configure(self, limit: int, most_prefetching: int) -> None:
-        """Change how many there are, and how many of them at most are given for prefetching."""
+    def configure(self, limit: int, most_prefetching: int, max_rate: int = 0) -> None:
+        """Change how many there are, how many of them at most are given for prefetching, and their bytes a second; 0: any."""
         self._limit, self._most_prefetching = limit, most_prefetching
+        self.intake.rate.limit = max_rate
 
     @contextlib.asynccontextmanager
     async def lease(self, timeout: float) -> AsyncIterator[Lease]:

@@ -138,7 +138,7 @@ class Http:
 
     def body(self, response: aiohttp.ClientResponse) -> Body:
         """The body of a response of this client, to be received in large steps."""
-        return open_body(response, self._connections.buffers, self.limits.stall)
+        return open_body(response, self._connections.intake, self.limits.stall)
 
     async def close(self) -> None:
         """Close all connections; whoever still reads a blob gets ConnectionWithdrawn."""

@@ -15,7 +15,7 @@ from typing import Protocol
 import aiohttp
 
 from mirror.errors import UpstreamTimeout
-from mirror.upstream.buffers import BufferPool
+from mirror.upstream.intake import Intake, Throttle
 
 # A step is handed out when it has this many bytes, or when its first byte is this old: a slow upstream's bytes are passed on
 # as they come, a fast one's in large steps.
@@ -48,17 +48,17 @@ class Body(Protocol):
         ...
 
 
-def open_body(response: aiohttp.ClientResponse, pool: BufferPool, stall: float) -> Body:
+def open_body(response: aiohttp.ClientResponse, intake: Intake, stall: float) -> Body:
     """The body of a response whose head has been read.
 
     Args:
         stall: seconds without a byte after which it is taken to hang.
     """
     if response.content_length is None or response.connection is None:
-        return ParsedBody(response, stall)
+        return ParsedBody(response, intake, stall)
     begun = _received(response)
     left = response.content_length - len(begun)
-    return BodyReceiver(response, pool, begun, left, stall) if left else ParsedBody(response, stall, begun)
+    return BodyReceiver(response, intake, begun, left, stall) if left else ParsedBody(response, intake, stall, begun)
 
 
 class ParsedBody:
@@ -68,21 +68,27 @@ class ParsedBody:
         begun: its beginning, if that has been taken from the response.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, stall: float, begun: bytes = b"") -> None:
+    def __init__(self, response: aiohttp.ClientResponse, intake: Intake, stall: float, begun: bytes = b"") -> None:
         self._response = response
+        self._rate = intake.rate
         self._stall = stall
         self._begun = begun
+        self._delay = 0.0
 
     async def step(self) -> memoryview:
         """See `Body`."""
         begun, self._begun = self._begun, b""
         if begun:
             return memoryview(begun)
+        # The client stops receiving by itself while nobody reads.
+        await asyncio.sleep(self._delay)
         try:
             async with _unless_silent(self._response, self._stall):
-                return memoryview(await self._response.content.readany())
+                piece = await self._response.content.readany()
         except aiohttp.ClientError as error:
             raise BodyEnded from error
+        self._delay = self._rate.spend(len(piece), asyncio.get_running_loop().time())
+        return memoryview(piece)
 
     def close(self) -> None:
         """The response gives its connection back by itself."""
@@ -96,7 +102,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
         left: bytes that are still to come, at least one.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, pool: BufferPool, begun: bytes, left: int, stall: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, intake: Intake, begun: bytes, left: int, stall: float) -> None:
         connection = response.connection
         assert connection is not None
         assert connection.transport is not None
@@ -105,7 +111,8 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._response = response
         self._transport = connection.transport
         self._handler = connection.protocol
-        self._pool = pool
+        self._pool = intake.buffers
+        self._throttle = Throttle(intake.rate, self._resume)
         self._begun = begun
         self._left = left
         self._stall = stall
@@ -123,6 +130,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
         # Whoever reads an earlier response of the same connection late makes the client resume reading: it must not reach it now.
         self._handler.transport = None
         self._transport.set_protocol(self)
+        self._throttle.spend(len(begun))
         self._resume()
 
     async def step(self) -> memoryview:
@@ -149,6 +157,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
     def close(self) -> None:
         """See `Body`."""
         self._stop_timer()
+        self._throttle.cancel()
         if not self._finished:
             # Also if every byte has come: the client, from which the transport is kept, could not close it.
             self._end()
@@ -164,10 +173,12 @@ class BodyReceiver(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go. One more than the body has: who sends it is not to be trusted with another request."""
+        # After the peer's end asyncio reads once from TLS, and drops what the buffer does not take.
+        may_end = self._is_last and sizehint > 0
         if self._buffer is None:
-            # After the peer's end asyncio reads once from TLS, and drops what the buffer does not take.
-            self._buffer = self._pool.lend(sizehint + _RECORD if self._is_last and sizehint > 0 else 0)
-        return memoryview(self._buffer)[self._filled : self._filled + self._left + 1]
+            self._buffer = self._pool.lend(sizehint + _RECORD if may_end else 0)
+        room = self._left + 1
+        return memoryview(self._buffer)[self._filled : self._filled + (room if may_end else self._throttle.room(room))]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes have come."""
@@ -175,8 +186,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
             self._excess, nbytes = True, self._left
         self._filled += nbytes
         self._left -= nbytes
-        assert self._buffer is not None
-        if not self._left or self._filled == len(self._buffer):
+        if not self._throttle.spend(nbytes) or self._is_full:
             self._paused = True
             self._transport.pause_reading()
         if self._is_due():
@@ -198,7 +208,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
 
     async def _wait(self) -> None:
         try:
-            async with _unless_silent(self._response, self._stall):
+            async with _unless_silent(self._response, self._stall + self._throttle.remaining):
                 while not self._is_due():
                     if self._lost:
                         raise BodyEnded
@@ -212,7 +222,12 @@ class BodyReceiver(asyncio.BufferedProtocol):
             return not self._left
         if self._first or self._ripe or self._lost or not self._left or self._filled >= _ENOUGH:
             return True
-        return self._buffer is not None and self._filled == len(self._buffer)
+        return self._is_full
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether nothing more can be received before a step is taken."""
+        return not self._left or (self._buffer is not None and self._filled == len(self._buffer))
 
     def _ripen(self) -> None:
         self._ripe = True
@@ -233,7 +248,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
             self._handed = None
 
     def _resume(self) -> None:
-        if self._paused and not self._lost:
+        if self._paused and not (self._lost or self._is_full or self._throttle.is_closed):
             self._paused = False
             self._transport.resume_reading()
 
@@ -243,6 +258,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
             self._end()
             return
         self._finished = True
+        self._throttle.cancel()
         self._transport.set_protocol(self._handler)
         self._handler.transport = self._transport
         self._response.content.feed_eof()

@@ -63,7 +63,7 @@ def test_defaults():
     assert (config.tags.ttl, config.tags.stale_if_error, config.tags.not_found_ttl) == (60, 30 * DAY, 30)
     downloads = config.downloads
     assert (downloads.connections_per_blob, downloads.max_upstream_connections) == (4, 64)
-    assert (downloads.connect_timeout, downloads.stall_timeout, downloads.prefetch) == (5, 15, True)
+    assert (downloads.connect_timeout, downloads.stall_timeout, downloads.prefetch, downloads.max_rate) == (5, 15, True, 0)
     sync = config.sync
     assert (sync.interval, sync.active_within, sync.reserve) == (3600, 7 * DAY, 20)
     assert (sync.images, sync.platforms, sync.webhook_secret_file) == ((), (Platform("linux", "amd64"),), None)
@@ -110,6 +110,7 @@ def test_every_key(tmp_path):
               connect_timeout: 500ms
               stall_timeout: 1m
               prefetch: false
+              max_rate: 12MiB
             log: {{format: json, level: debug}}
             """
         )
@@ -128,7 +129,12 @@ def test_every_key(tmp_path):
     assert (config.tags.ttl, config.tags.stale_if_error, config.tags.not_found_ttl) == (300, 5400, 0)
     downloads = config.downloads
     assert (downloads.connections_per_blob, downloads.max_upstream_connections) == (1, 5)
-    assert (downloads.connect_timeout, downloads.stall_timeout, downloads.prefetch) == (0.5, 60, False)
+    assert (downloads.connect_timeout, downloads.stall_timeout, downloads.prefetch, downloads.max_rate) == (
+        0.5,
+        60,
+        False,
+        12 << 20,
+    )
     assert (config.log.format, config.log.level) == ("json", "debug")
 
 
@@ -162,6 +168,8 @@ MISTAKES = [
     ("downloads: {max_upstream_connections: 0}", "downloads.max_upstream_connections: "),
     ("downloads: {connect_timeout: 0}", "downloads.connect_timeout: "),
     ("downloads: {connect_timeout: 11s}", "downloads.connect_timeout: "),
+    ("downloads: {max_rate: 255KiB}", "downloads.max_rate: is less than 256KiB a second"),
+    ("downloads: {max_rate: -1}", "downloads.max_rate: "),
     ("downloads: {stall_timeout: 1h}", "downloads.stall_timeout: "),
     ("log: {format: xml}", "log.format: "),
     ("log: {level: loud}", "log.level: "),

@@ -8,8 +8,11 @@ import ssl
 import aiohttp
 import pytest
 
+from mirror.core.byte_rate import BURST_S, ByteRate
+from mirror.core.counts import CountTable
 from mirror.errors import UpstreamTimeout
 from mirror.upstream.buffers import LARGEST, SMALLEST, BufferPool
+from mirror.upstream.intake import Intake
 from mirror.upstream.receiver import BodyEnded, open_body
 from tests.certificates import Authority
 
@@ -72,9 +75,15 @@ def pool():
     return BufferPool()
 
 
-async def opened(session, peer, pool, *, tls=None, stall=LIMIT):
+def byte_rate(limit=0):
+    rate = ByteRate(CountTable.private())
+    rate.limit = limit
+    return rate
+
+
+async def opened(session, peer, pool, *, tls=None, stall=LIMIT, rate=None):
     response = await session.get(f"http{'s' if tls else ''}://localhost:{peer.port}/", ssl=tls or True)
-    return open_body(response, pool, stall)
+    return open_body(response, Intake(pool, rate or byte_rate()), stall)
 
 
 async def whole(session, peer, pool, **options):
@@ -206,7 +215,7 @@ async def test_a_body_of_unknown_length_that_is_cut(session, pool):
     """That is told like any other end: who reads past the store goes on from there."""
     async with Peer(sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n", None)) as peer:
         response = await session.get(f"http://localhost:{peer.port}/")
-        body = open_body(response, pool, LIMIT)
+        body = open_body(response, Intake(pool, byte_rate()), LIMIT)
         assert bytes(await body.step()) == b"one"
         with pytest.raises(BodyEnded):
             await body.step()
@@ -225,6 +234,68 @@ async def test_a_taker_that_is_slow(session, pool):
             found += step
         body.close()
     assert bytes(found) == LARGE
+
+
+async def test_a_body_keeps_to_the_rate(session, pool, transport):
+    """It takes as long as the rate says, and every byte arrives in its place."""
+    server, client = transport
+    loop, rate, wanted = asyncio.get_running_loop(), byte_rate(4_000_000), LARGE[:1_500_000]
+    async with Peer(sends(head(len(wanted)), wanted), server) as peer:
+        for _ in range(2):
+            began = loop.time()
+            assert await whole(session, peer, pool, tls=client, rate=rate) == wanted
+            assert loop.time() - began > len(wanted) / rate.limit - BURST_S - rate.quantum / rate.limit
+        assert peer.connections == 1
+    assert pool.lent == 0
+
+
+async def test_a_body_of_unknown_length_keeps_to_the_rate(session, pool):
+    """The client's own way of receiving is slowed down, too."""
+    loop, rate, wanted = asyncio.get_running_loop(), byte_rate(4_000_000), LARGE[:1_500_000]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (100_000, wanted[at : at + 100_000]) for at in range(0, len(wanted), 100_000))
+    async with Peer(sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")) as peer:
+        began = loop.time()
+        assert await whole(session, peer, pool, rate=rate) == wanted
+        assert loop.time() - began > (len(wanted) - 200_000) / rate.limit - BURST_S
+
+
+async def test_nothing_is_received_while_the_rate_is_used_up(session, pool):
+    """What is not received yet waits in upstream's own buffers."""
+    rate, gate = byte_rate(256 << 10), asyncio.Event()
+
+    async def script(writer):
+        writer.write(head(len(LARGE)) + LARGE[:1])
+        await gate.wait()
+        writer.write(LARGE[1:])
+
+    async with Peer(script) as peer:
+        body = await opened(session, peer, pool, rate=rate)
+        assert len(await body.step()) == 1
+        # As if others had received for a minute in advance.
+        rate.spend(60 * rate.limit, asyncio.get_running_loop().time())
+        gate.set()
+        async with asyncio.timeout(LIMIT):
+            while not body._paused:
+                await asyncio.sleep(0)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        received = body._filled
+        body.close()
+    assert 0 < received <= rate.quantum
+    assert pool.lent == 0
+
+
+async def test_waiting_for_the_rate_is_no_silence(session, pool):
+    """Upstream is not blamed for what the mirror does not receive."""
+    rate, stall = byte_rate(256 << 10), 0.1
+    async with Peer(sends(head(40_000), LARGE[:40_000])) as peer:
+        body = await opened(session, peer, pool, rate=rate, stall=stall)
+        rate.spend(int(3 * stall * rate.limit), asyncio.get_running_loop().time())
+        found = bytearray()
+        while step := await body.step():
+            found += step
+        body.close()
+    assert bytes(found) == LARGE[:40_000]
 
 
 async def test_a_late_reader_of_the_response_before(session, pool, caplog):
