@@ -270,7 +270,7 @@ async def test_catalog_is_walked_once_for_all(hub, mirror, all_in, monkeypatch):
             hold.wait(10)
             return mirror.store.index.tags.repositories()
 
-    monkeypatch.setattr(mirror.mirror._graph.api._catalog, "_index", Held())
+    monkeypatch.setattr(mirror.mirror._graph.cache.catalog, "_index", Held())
     asking = [asyncio.create_task(mirror.get("/v2/_catalog")) for _ in range(10)]
     await all_in(10)
     hold.set()
