@@ -1,13 +1,14 @@
-"""The board: where the processes of one mirror put up what each has counted, so that any of them can answer for all.
+"""Statistics of the processes of one mirror: each publishes its own in a file, so that any of them can report all.
 
-Each process rewrites its own sheet every second and whenever it is asked. The sheet of a process that has died stays: what it
-counted has happened.
+Each process rewrites its sheet every second and for each request for metrics. What a process has counted stays counted after its
+end: its sheet is folded into the sheet of all that have ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 import time
@@ -25,6 +26,8 @@ from mirror.metrics import Across, Metrics
 
 # What operators have to see to: of each kind, what it is about, and what is the matter, in words.
 Problems: TypeAlias = dict[str, dict[str, str]]
+# The sum of the sheets of processes that have ended; the names of those among them whose files may still exist.
+_ENDED, _CONTAINS = "ended.json", "contains"
 # The name of a sample and its labels.
 _Key: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -47,12 +50,9 @@ class WorkerStats:
         """Write the own sheet. Blocks for a moment."""
         if self._own is None:
             return
-        new = self._own.with_suffix(".new")
         with self._writing, contextlib.suppress(OSError):
             metrics = generate_latest(self._metrics.registry).decode()
-            sheet = {"metrics": metrics, "heard": self._metrics.heard, "downloads": downloads, "problems": problems}
-            new.write_text(json.dumps(sheet))
-            new.replace(self._own)
+            _write(self._own, {"metrics": metrics, "heard": self._metrics.heard, "downloads": downloads, "problems": problems})
 
     def metrics(self) -> bytes:
         """The metrics of all processes as one, in Prometheus's text format; put up the own ones first. Blocks for a moment.
@@ -61,7 +61,7 @@ class WorkerStats:
         """
         counted = [
             _Counted(list(text_string_to_metric_families(sheet["metrics"])), sheet["heard"], alive, path == self._own)
-            for path, sheet, alive in self._sheets()
+            for path, sheet, alive in _sheets(self._directory)
         ]
         if not counted:
             return generate_latest(self._metrics.registry)
@@ -82,14 +82,47 @@ class WorkerStats:
         return found
 
     def _others(self) -> Iterable[dict[str, Any]]:
-        return (sheet for path, sheet, alive in self._sheets() if alive and path != self._own)
+        return (sheet for path, sheet, alive in _sheets(self._directory) if alive and path != self._own)
 
-    def _sheets(self) -> list[tuple[Path, dict[str, Any], bool]]:
-        found = []
-        for path in sorted(self._directory.glob("*.json")) if self._directory is not None else ():
+
+def fold_ended(directory: Path) -> None:
+    """Add the sheets of processes that have ended to one sheet. Not for two processes at a time.
+
+    Another process may be reading the previous sum, so the sheets that went into this one are removed by the next call.
+    """
+    ended = {path.name: sheet for path, sheet, alive in _sheets(directory) if not alive}
+    added = sorted(ended.keys() - {_ENDED})
+    if not added:
+        return
+    total = CollectorRegistry()
+    families = [list(text_string_to_metric_families(sheet["metrics"])) for sheet in ended.values()]
+    total.register(_Together([_Counted(one, {}, alive=False, own=False) for one in families], {}))
+    metrics = generate_latest(total).decode()
+    with contextlib.suppress(OSError):
+        _write(directory / _ENDED, {"metrics": metrics, "heard": {}, "downloads": [], "problems": {}, _CONTAINS: added})
+        for name in ended.get(_ENDED, {}).get(_CONTAINS, ()):
+            (directory / name).unlink(missing_ok=True)
+
+
+def _write(path: Path, sheet: dict[str, Any]) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(sheet))
+    new.replace(path)
+
+
+def _sheets(directory: Path | None) -> list[tuple[Path, dict[str, Any], bool]]:
+    """Return each sheet with its path, and whether its process is alive."""
+    if directory is None:
+        return []
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        found.append((directory / _ENDED, json.loads((directory / _ENDED).read_text()), False))
+    contained = [name for _, sheet, _ in found for name in sheet[_CONTAINS]]
+    for path in sorted(directory.glob("*-*.json")):
+        if path.name not in contained:
             with contextlib.suppress(OSError, ValueError):
                 found.append((path, json.loads(path.read_text()), _is_alive(int(path.stem.partition("-")[0]))))
-        return found
+    return found
 
 
 @dataclass(frozen=True)
@@ -148,8 +181,14 @@ class _Together:
 
 def _value(across: Across, found: list[tuple[_Counted, Sample]]) -> float:
     if across is Across.SUM:
-        return sum(sample.value for _, sample in found)
+        return _sum([sample.value for _, sample in found])
     return max(found, key=lambda entry: entry[0].rank(across, entry[1]))[1].value
+
+
+def _sum(values: list[float]) -> float:
+    """Add up, rounding up: whatever the order and the parts of a sum, the total of a counter never decreases."""
+    total = math.fsum(values)
+    return total if math.fsum([*values, -total]) <= 0 else math.nextafter(total, math.inf)
 
 
 def _is_alive(pid: int) -> bool:

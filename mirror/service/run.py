@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mirror.admin.worker_stats import fold_ended
 from mirror.config.model import Config, find, load
 from mirror.errors import ConfigurationError
 from mirror.listener.sockets import listen
@@ -70,7 +71,11 @@ def run(named: Path | None) -> None:
         def work(worker: Worker) -> None:
             _serve_here(_of_the_day(setting, worker, shared), worker)
 
-        Supervisor(workers, work, config, lambda: load(path), shared.clear).run()
+        def ended(slot: int) -> None:
+            shared.clear(slot)
+            fold_ended(worker_stats)
+
+        Supervisor(workers, work, config, lambda: load(path), ended).run()
 
 
 def _directory_for_figures(stack: ExitStack) -> Path:

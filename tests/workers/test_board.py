@@ -3,11 +3,12 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mirror.admin.worker_stats import WorkerStats
+from mirror.admin.worker_stats import WorkerStats, fold_ended
 from mirror.metrics import Metrics
 
 OTHER = """
@@ -123,6 +124,40 @@ def test_dead_process(tmp_path, metrics, other):
     assert found["download_readers",] == 4
     assert found["upstream_ratelimit_remaining", "docker.io"] == 7
     assert board.downloads([]) == []
+
+
+def test_many_dead_processes(tmp_path, metrics):
+    """However many processes have ended, what they counted takes a few files, and the sum never changes while they are folded."""
+    board = WorkerStats(metrics, tmp_path)
+    for ended in range(1, 7):
+        subprocess.run([sys.executable, "-c", OTHER, tmp_path], input=b"", check=True, capture_output=True)
+        board.publish([], {})
+        before = samples(board.metrics())
+        fold_ended(tmp_path)
+        after = samples(board.metrics())
+        assert after == pytest.approx(before)
+        # Prometheus takes any decrease for a restart, and counts everything again.
+        assert all(after[name] >= before[name] for name in before)
+        assert before["downloads_total", "failed"] == 2 + 5 * ended
+        assert before["request_duration_seconds_count", "blob", "HIT"] == 1 + ended
+        assert before["download_readers",] == 4
+    assert len(list(tmp_path.iterdir())) <= 3
+
+
+def test_sheets_that_are_folded_while_they_are_read(tmp_path, metrics, monkeypatch):
+    """A process that has read the sum before a fold and the sheets after it counts everything once."""
+    board = WorkerStats(metrics, tmp_path)
+    subprocess.run([sys.executable, "-c", OTHER, tmp_path], input=b"", check=True, capture_output=True)
+    board.publish([], {})
+    glob = Path.glob
+
+    def folded(self, pattern):
+        monkeypatch.setattr(Path, "glob", glob)
+        fold_ended(tmp_path)
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", folded)
+    assert samples(board.metrics())["downloads_total", "failed"] == 7
 
 
 def test_what_was_told_survives(tmp_path, metrics):
