@@ -218,7 +218,7 @@ class Download:
             self._fail(DownloadAbandoned(f"internal error: {error}"))
         finally:
             self._ended = True
-            await self._ingest.close(keep=self._verified and self.readers > 0)
+            await self._ingest.close(keep=self._verified and not self._ingest.lost and self.readers > 0)
 
     def abandon(self) -> None:
         """Let the readers know that nothing more will come."""

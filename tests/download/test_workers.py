@@ -12,13 +12,14 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.download.chunk_map import Fate
+from mirror.download.download import State
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.reader import StreamingBody
 from mirror.errors import NotFound, StorageError
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK, open_partial
 from tests.support.names import content
-from tests.support.waiting import LIMIT
+from tests.support.waiting import LIMIT, eventually
 
 DATA = content(4 * CHUNK + 12_345)
 DIGEST = Digest.of(DATA)
@@ -305,8 +306,12 @@ async def test_purged_between_size_and_first_byte(world, first):
     assert read == DATA
 
 
-async def test_flush_that_fails_at_the_other_worker(world, first, second, monkeypatch):
-    """A follower's readers leave bytes that the other worker's disk has failed to take, and are given upstream's."""
+@pytest.mark.parametrize("verified", [False, True], ids=["still arriving", "verified"])
+async def test_flush_that_fails(world, first, second, monkeypatch, verified):
+    """Readers leave bytes that the disk has failed to take, those of a follower as those of the driver, and are given upstream's.
+
+    A follower may or may not have seen before that the blob was verified.
+    """
     begun, go = threading.Event(), threading.Event()
     fsync = os.fsync
 
@@ -318,28 +323,50 @@ async def test_flush_that_fails_at_the_other_worker(world, first, second, monkey
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", broken)
+    if not verified:
+        monkeypatch.setattr("mirror.download.ingest._FOLLOW_INTERVAL", 0.5)
     gate = first.gate(MIDDLE)
     driver, follower = world.worker(), world.worker()
     one = world.pull(driver, first)
     await gate.reached.wait()
-    body = StreamingBody(follower.start(DIGEST, second))
-    await body.sized()
-    spans = body.spans(0, len(DATA))
-    read = await anext(spans)
+    slow = SlowReader(driver.find(DIGEST))
+    late = SlowReader(follower.start(DIGEST, second))
+    for reader in (slow, late):
+        await reader.first()
     gate.release()
     assert await one.whole() == DATA
     assert await asyncio.to_thread(begun.wait, LIMIT)
+    if verified:
+        await eventually(lambda: follower.find(DIGEST).state is State.VERIFIED)
     go.set()
     await world.ended(2)
     assert second.opens == []
-    data = bytearray(os.pread(read.file.fileno(), read.count, read.start))
-    async for block in spans:
-        assert isinstance(block, bytes)
-        data += block
-    await body.close()
-    assert data == DATA
-    assert second.opens == [(read.count, None)]
+    for reader in (slow, late):
+        assert await reader.rest() == DATA
+    assert first.opens == [(0, None), (slow.read.count, None)]
+    assert second.opens == [(late.read.count, None)]
     assert world.partials() == []
+
+
+class SlowReader:
+    """Takes one span of a download, and the rest when it is told to, which has to come past the store."""
+
+    def __init__(self, download):
+        self._body = StreamingBody(download)
+
+    async def first(self):
+        await self._body.sized()
+        self._spans = self._body.spans(0, len(DATA))
+        self.read = await anext(self._spans)
+
+    async def rest(self):
+        """All bytes, the first ones too."""
+        data = bytearray(os.pread(self.read.file.fileno(), self.read.count, self.read.start))
+        async for block in self._spans:
+            assert isinstance(block, bytes)
+            data += block
+        await self._body.close()
+        return bytes(data)
 
 
 KILLED = """
