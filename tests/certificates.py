@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+from tests.support.waiting import LIMIT
+
 _KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
 
 
@@ -36,4 +38,4 @@ class Authority:
 
 def openssl(*arguments: object) -> None:
     """Run the command; it has to succeed."""
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=20)
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=LIMIT)

@@ -13,6 +13,7 @@ from tests.fakehub.plugin import hub
 from tests.mirrors import MirrorUnderTest
 from tests.support.launcher import close_launcher
 from tests.support.ports import close_ports
+from tests.support.unhurried import move_limits
 
 __all__ = ["hub"]
 
@@ -21,9 +22,10 @@ _ROOM = 4 << 30
 
 
 def pytest_configure():
-    """Have the tests' directories in memory where there is room: thousands of new stores wait for no disk then."""
+    """Move the mirror's short time limits, and put directories into memory if there is room: new stores wait for no disk then."""
     if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= _ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    move_limits()
 
 
 def pytest_unconfigure():

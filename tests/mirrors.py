@@ -61,7 +61,7 @@ class MirrorUnderTest:
             "admin": {"listen": "127.0.0.1:0"},
             "storage": {"path": str(self.store_path), "min_free": "0"},
             "registries": {"docker.io": {"upstreams": [self.hub.url], "token_hosts": [self.hub.token_host]}},
-            "downloads": {"stall_timeout": "2s", "connect_timeout": "2s", "prefetch": False},
+            "downloads": {"stall_timeout": "90s", "connect_timeout": "10s", "prefetch": False},
             "sync": {"interval": "0"},
             "log": {"level": "warning"},
         }
@@ -83,7 +83,7 @@ class MirrorUnderTest:
     async def __aexit__(self, *_: object) -> None:
         await self.session.close()
         self._stop.set()
-        await asyncio.wait_for(self._task, 40)
+        await asyncio.wait_for(self._task, LIMIT)
         self.store.close()
 
     def url(self, path: str) -> str:

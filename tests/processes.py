@@ -17,7 +17,10 @@ class Process:
 
     Attributes:
         log: what it has written to standard error, complete once it has ended.
+        unhurried: whether its short time limits are moved far away.
     """
+
+    unhurried = True
 
     def __init__(self, *arguments, directory, environment=None):
         self._arguments = arguments
@@ -27,7 +30,13 @@ class Process:
         self._lines = asyncio.Event()
 
     async def __aenter__(self):
-        self.process = await start_mirror(*self._arguments, directory=self._directory, environment=self._environment, silent=True)
+        self.process = await start_mirror(
+            *self._arguments,
+            directory=self._directory,
+            environment=self._environment,
+            silent=True,
+            unhurried=self.unhurried,
+        )
         self._reading = asyncio.create_task(self._read())
         return self
 

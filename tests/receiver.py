@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Self
 
+from tests.support.waiting import LIMIT
+
 
 @dataclass
 class Received:
@@ -43,7 +45,7 @@ class Receiver:
 
     async def got(self, count: int) -> list[Received]:
         """Wait until so many requests have come."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT):
             while len(self.received) < count:
                 self._came.clear()
                 await self._came.wait()

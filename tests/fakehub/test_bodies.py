@@ -5,6 +5,8 @@ import asyncio
 import aiohttp
 import pytest
 
+from tests.support.waiting import LIMIT
+
 from . import (
     Chunked,
     Corrupt,
@@ -76,7 +78,7 @@ async def test_cut_is_a_fin_and_reset_is_a_reset(hub: FakeHub, blob_client: Blob
 async def test_gates_hold_the_body_exactly(hub: FakeHub, blob_client: BlobClient) -> None:
     """A gate lets through so many bytes, then more step by step."""
     gate = hub.gate(BLOB, after=10)
-    async with asyncio.timeout(10), blob_client.ask() as answer:
+    async with asyncio.timeout(LIMIT), blob_client.ask() as answer:
         await gate.reached.wait()
         assert await answer.content.readexactly(10) == DATA[:10]
         assert hub.find(host="cdn")[0].body_bytes_sent == 10
@@ -92,7 +94,7 @@ async def test_gates_hold_the_body_exactly(hub: FakeHub, blob_client: BlobClient
 async def test_two_gates_hold_one_body(hub: FakeHub, blob_client: BlobClient) -> None:
     """Two gates stop one body at both places."""
     first, second = hub.gate(Rule(kind="cdn"), after=0), hub.gate(Rule(kind="cdn"), after=5)
-    async with asyncio.timeout(10), blob_client.ask() as answer:
+    async with asyncio.timeout(LIMIT), blob_client.ask() as answer:
         await first.reached.wait()
         assert not second.reached.is_set()
         first.release()
@@ -105,7 +107,7 @@ async def test_stalls_end_with_the_client_or_the_hub(hub: FakeHub, blob_client: 
     """A stalled body is dropped when its client leaves, and when the hub stops."""
     stall = Stall(after=5)
     hub.script(BLOB, stall)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         async with blob_client.ask() as answer:
             await stall.reached.wait()
             assert await answer.content.readexactly(5) == DATA[:5]

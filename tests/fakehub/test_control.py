@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 from .bodies import digest_of
 
@@ -38,7 +38,7 @@ async def remote() -> AsyncIterator[Remote]:
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             where = json.loads(await process.stdout.readline())
         async with aiohttp.ClientSession(requote_redirect_url=False) as session:
             yield Remote(session, where)

@@ -5,6 +5,8 @@ import asyncio
 import aiohttp
 import pytest
 
+from tests.support.waiting import LIMIT
+
 from . import (
     AbuseLimited,
     BadContentRange,
@@ -73,7 +75,7 @@ async def test_no_answer(hub: FakeHub, blob_client: BlobClient, reset: bool) -> 
     hub.script(Rule(kind="cdn"), Delay(0.05))
     hub.script(Rule(kind="cdn"), Disconnect(reset))
     asking = asyncio.create_task(blob_client.read())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         await silent.reached.wait()
     assert not asking.done()
     silent.release()

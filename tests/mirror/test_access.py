@@ -13,7 +13,7 @@ from mirror.errors import ConfigurationError
 from tests.fakehub import Rule
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import ABSENT
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 from tests.wire import Wire, ask, request
 
 PING = request("/v2/")
@@ -343,7 +343,7 @@ async def test_guessing_does_not_stop_others(hub, tmp_path, htpasswd, monkeypatc
     access = {"htpasswd_file": htpasswd, "anonymous": False}
     async with MirrorUnderTest(hub, tmp_path / "store", access=access) as mirror:
         assert (await mirror.get("/v2/", headers=ALICE)).status == 200
-        monkeypatch.setattr(bcrypt, "checkpw", lambda *given: go_on.wait(10) and real(*given))
+        monkeypatch.setattr(bcrypt, "checkpw", lambda *given: go_on.wait(LIMIT) and real(*given))
         guesses = [
             asyncio.create_task(mirror.get("/v2/", headers={"Authorization": basic("alice", f"guess {n}")})) for n in range(12)
         ]

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakehub import NoHeaders, RateLimited, Rule, Status
 from tests.support.names import APP, TAG
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 from tests.wire import ask, request
 
 # design: Interfaces, Metrics; those that this version has.
@@ -103,7 +103,7 @@ async def test_draining(hub, mirror):
     held = NoHeaders()
     hub.script(Rule(kind="manifest"), held)
     pulling = asyncio.create_task(mirror.get(TAG))
-    await asyncio.wait_for(held.reached.wait(), 10)
+    await asyncio.wait_for(held.reached.wait(), LIMIT)
     mirror._stop.set()
     await eventually(lambda: admin(mirror, "/readyz"), holds=lambda answer: answer[0] == 503)
     held.release()
@@ -182,7 +182,7 @@ async def test_downloads_in_progress(hub, mirror):
     blob = hub.add_synthetic_blob(APP, 500_000)
     gate = hub.gate(Rule(kind="blob", host="cdn"), after=200_000)
     pulling = [asyncio.create_task(mirror.get(f"/v2/{APP}/blobs/{blob.digest}")) for _ in range(3)]
-    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     await eventually(lambda: mirror.metric("download_readers"), holds=lambda seen: seen >= 3)
     assert await mirror.metric("downloads_in_progress") == 1
     gate.release()

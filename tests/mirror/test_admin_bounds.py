@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.mirrors import MirrorUnderTest
+from tests.support.waiting import LIMIT
 from tests.wire import Wire, ask, request
 
 KEPT = b"GET /healthz HTTP/1.1\r\nHost: mirror\r\n\r\n"
@@ -63,7 +64,7 @@ async def test_requests_of_one_address(hub, tmp_path):
     limits = {"requests_per_address": 1}
     async with MirrorUnderTest(hub, tmp_path / "store", limits=limits) as mirror, Wire(mirror.admin_port) as wire:
         await wire.send(order(["Content-Length: 20"]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT):
             while (await ask(mirror.admin_port, request("/healthz"))).status != 429:
                 await asyncio.sleep(0.01)
 
@@ -106,7 +107,7 @@ async def test_who_has_the_token_is_asked_for_the_body(secured):
     """With the token a client that waits to be asked is."""
     async with Wire(secured.admin_port) as wire:
         await wire.send(order([f"Content-Length: {len(PURGE)}", "Expect: 100-continue", "Authorization: Bearer s3cret"]))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT):
             assert await wire.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         await wire.send(PURGE.encode())
         assert (await wire.reply()).status == 200

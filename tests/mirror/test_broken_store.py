@@ -8,6 +8,7 @@ import pytest
 
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG, blob_path
+from tests.support.waiting import LIMIT, SOON
 
 
 @pytest.fixture
@@ -20,14 +21,15 @@ def held_account(mirror):
     os.close(descriptor)
 
 
-async def test_pulls_go_on_while_the_account_is_held(hub, mirror, held_account):
+async def test_pulls_go_on_while_the_account_is_held(hub, mirror, held_account, monkeypatch):
     """Who hangs with the account in hand costs others a moment: what is new goes past the store, and the metrics are there."""
     image = hub.add_image(APP, "1", layers=[os.urandom(200_000)])
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(LIMIT):
         assert (await mirror.get(TAG)).body == image.raw
         answer = await mirror.get(blob_path(image.layers[0]))
         assert (answer.status, answer.sha256) == (200, image.layers[0].digest)
-    async with asyncio.timeout(2):
+    monkeypatch.setattr("mirror.storage.space_quota._LOCK_TIMEOUT_S", LIMIT)
+    async with asyncio.timeout(SOON):
         assert await mirror.metric("storage_limit_bytes") > 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from mirror.core.digest import Digest
 from mirror.core.manifest import parse_manifest
 from tests.support.names import APP, KIB, MIB, blob_path, content, manifest_path
-from tests.support.waiting import NotInTime, eventually
+from tests.support.waiting import LIMIT, SOON, NotInTime, eventually
 
 DATA = content(9 * MIB)
 
@@ -30,10 +30,10 @@ async def forget(path):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         # Not by a look of our own, which would make the kernel begin to read ahead.
         command = ["fincore", "--bytes", "--noheadings", "--output", "RES", path]
-        return not int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout)
+        return not int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT).stdout)
 
     try:
-        await eventually(dropped, limit=3.0)
+        await eventually(dropped, limit=SOON)
     except NotInTime:
         pytest.skip("this file system has no page cache of its own")
 

@@ -10,7 +10,7 @@ from tests.clock import Clock
 from tests.fakehub import Fault, NoHeaders, Rule, Status
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 PASSWORD = "correct-horse-battery"
 
@@ -162,7 +162,7 @@ async def test_many_at_once_do_not_lock_the_account(hub, settled):
         held = NoHeaders()
         hub.script(Rule(kind="token"), held)
         asking = [asyncio.create_task(mirror.get(f"/v2/library/app{number}/manifests/1")) for number in range(30)]
-        await asyncio.wait_for(held.reached.wait(), 10)
+        await asyncio.wait_for(held.reached.wait(), LIMIT)
         await hub.wait_for(30, kind="manifest", status=401)
         held.release()
         assert {answer.status for answer in await asyncio.gather(*asking)} == {503}
@@ -192,10 +192,10 @@ async def test_right_password_is_awaited_only_once(hub, settled):
         hub.script(Rule(kind="token"), held)
         hub.script(Rule(kind="token", times=None), AllTogether(9))
         asking = [asyncio.create_task(mirror.get(f"/v2/library/app{number}/manifests/1")) for number in range(10)]
-        await asyncio.wait_for(held.reached.wait(), 10)
+        await asyncio.wait_for(held.reached.wait(), LIMIT)
         await hub.wait_for(10, kind="manifest", status=401)
         held.release()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT):
             assert {answer.status for answer in await asyncio.gather(*asking)} == {200}
 
 

@@ -9,9 +9,8 @@ import socket
 import pytest
 
 from tests.processes import Served
+from tests.support.waiting import LIMIT
 from tests.wire import ask, request
-
-LIMIT = 20.0
 
 
 def descriptors(pid):
@@ -29,7 +28,7 @@ def silent(port, count):
     """So many connections that ask nothing."""
     with contextlib.ExitStack() as stack:
         for _ in range(count):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=LIMIT))
         yield
 
 

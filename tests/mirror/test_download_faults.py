@@ -12,6 +12,7 @@ from tests.fakehub import BadContentRange, Corrupt, Cut, ExpiredUrl, IgnoreRange
 from tests.mirror.transfers import CDN, Transfer, raw, raw_body, raw_head
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import MIB
+from tests.support.waiting import LIMIT
 
 SIZE = 3 * MIB + 4321
 BREAK = 2 * MIB + 99
@@ -192,7 +193,7 @@ async def test_restart_in_the_middle(hub, tmp_path, monkeypatch, stays):
             gate = blob.gate(MIB)
             reader = await stack.enter_async_context(raw(mirror, blob.path))
             await raw_head(reader)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LIMIT):
                 body = await reader.readexactly(MIB)
             assert gate.reached.is_set()
             if not stays:

@@ -13,7 +13,7 @@ from tests.mirror.syncing import Orders
 from tests.mirror.transfers import Transfer
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB, blob_path, manifest_path
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, SOON, eventually
 
 OTHER = "127.0.0.9"
 
@@ -24,7 +24,7 @@ async def start(hub, tmp_path):
     async with contextlib.AsyncExitStack() as stack:
 
         async def begin(connections, limits=None, **settings):
-            downloads = {"max_upstream_connections": connections, "stall_timeout": "30s", **settings.pop("downloads", {})}
+            downloads = {"max_upstream_connections": connections, **settings.pop("downloads", {})}
             under_test = MirrorUnderTest(hub, tmp_path / "store", downloads=downloads, limits=limits or {}, **settings)
             return await stack.enter_async_context(under_test)
 
@@ -35,7 +35,7 @@ async def start(hub, tmp_path):
 async def at_address(address):
     """A client of another address."""
     connector = aiohttp.TCPConnector(local_addr=(address, 0))
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=20)) as session:
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=LIMIT)) as session:
         yield session
 
 
@@ -61,7 +61,7 @@ async def test_client_leaves_while_upstream_is_silent(hub, mirror):
     """That a client has gone is noticed at once, and not when there is a byte to send to it."""
     blob = Transfer(hub, mirror, 3 * MIB)
     gate, first = await blob.started(MIB)
-    async with asyncio.timeout(1.5):
+    async with asyncio.timeout(SOON):
         await first.leave()
         await eventually(lambda: mirror.mirror._downloads.readers == 0)
     gate.release()
@@ -73,9 +73,9 @@ async def test_client_leaves_before_the_first_byte(hub, mirror):
     blob = Transfer(hub, mirror, 3 * MIB)
     gate = hub.gate(Rule(host="cdn", times=None), after=0)
     asking = asyncio.create_task(blob.get())
-    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     asking.cancel()
-    async with asyncio.timeout(1.5):
+    async with asyncio.timeout(SOON):
         await eventually(lambda: mirror.mirror._downloads.readers == 0)
     gate.release()
     assert await blob.held()
@@ -89,11 +89,11 @@ async def test_those_who_left_make_way(hub, start, address):
     gates = held_at_upstream(hub, left)
     asking = [asyncio.create_task(mirror.get(blob_path(blob))) for blob in left]
     for gate in gates:
-        await asyncio.wait_for(gate.reached.wait(), 10)
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
     for task in asking:
         task.cancel()
     await eventually(lambda: mirror.mirror._downloads.readers == 0)
-    async with at_address(address) as session, asyncio.timeout(5):
+    async with at_address(address) as session, asyncio.timeout(LIMIT):
         status, body = await whole(session, mirror, wanted)
     assert (status, len(body)) == (200, MIB)
     for gate in gates:
@@ -116,10 +116,10 @@ async def test_those_who_wait_for_headers_make_way(hub, start):
         hub.script(Rule(host="cdn", reference=left.digest), fault)
     asking = asyncio.create_task(mirror.get(blob_path(left)))
     for fault in faults:
-        await asyncio.wait_for(fault.reached.wait(), 10)
+        await asyncio.wait_for(fault.reached.wait(), LIMIT)
     asking.cancel()
     await eventually(lambda: mirror.mirror._downloads.readers == 0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT):
         assert (await mirror.get(blob_path(wanted))).sha256 == wanted.digest
     for fault in faults:
         fault.release()
@@ -133,7 +133,7 @@ async def test_who_comes_back_counts(hub, start):
     (blob, other) = blobs(hub, 2)
     (gate,) = held_at_upstream(hub, [blob])
     asking = asyncio.create_task(mirror.get(blob_path(blob)))
-    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     asking.cancel()
     await eventually(lambda: mirror.mirror._downloads.readers == 0)
     again = asyncio.create_task(mirror.get(blob_path(blob)))
@@ -172,7 +172,7 @@ async def test_share_that_is_used_up(hub, start, monkeypatch):
     await mirror.idle()
     (gate,) = held_at_upstream(hub, [blob])
     asking = asyncio.create_task(mirror.get(blob_path(blob)))
-    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     refused = await mirror.get(blob_path(more))
     assert (refused.status, refused.code(), refused.headers["Retry-After"]) == (429, "TOOMANYREQUESTS", "1")
     assert b"downloads_per_address" in refused.body
@@ -192,9 +192,9 @@ async def test_sync_makes_way_for_clients(hub, start):
     image = hub.add_image(APP, "1", layers=[b"layer" * 100 * KIB])
     (gate,) = held_at_upstream(hub, [image.layers[0]])
     order = await orders.give("warm", images=["app:1"])
-    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     wanted = hub.add_synthetic_blob(APP, MIB, seed=99)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT):
         assert (await mirror.get(blob_path(wanted))).sha256 == wanted.digest
     gate.release()
     assert (await orders.ended(order))["result"] == "completed"
@@ -210,11 +210,11 @@ async def test_clients_come_before_prefetching(hub, start):
     (busy,) = held_at_upstream(hub, other)
     async with at_address(OTHER) as session:
         reading = asyncio.create_task(whole(session, mirror, other[0]))
-        await asyncio.wait_for(busy.reached.wait(), 10)
+        await asyncio.wait_for(busy.reached.wait(), LIMIT)
         await mirror.get(manifest_path("1"))
-        await asyncio.wait_for(gates[0].reached.wait(), 10)
+        await asyncio.wait_for(gates[0].reached.wait(), LIMIT)
         wanted = hub.add_synthetic_blob(APP, MIB, seed=99)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT):
             assert (await mirror.get(blob_path(wanted))).sha256 == wanted.digest
         for gate in (busy, *gates):
             gate.release()
@@ -228,8 +228,8 @@ async def test_question_does_not_wait_for_bodies(hub, start):
     blob, asked = blobs(hub, 2)
     (gate,) = held_at_upstream(hub, [blob])
     reading = asyncio.create_task(mirror.get(blob_path(blob)))
-    await asyncio.wait_for(gate.reached.wait(), 10)
-    async with asyncio.timeout(5):
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
+    async with asyncio.timeout(LIMIT):
         assert (await mirror.head(blob_path(asked))).headers["Content-Length"] == str(2 * MIB)
     gate.release()
     assert (await reading).status == 200
@@ -241,7 +241,7 @@ async def test_what_was_read_to_its_end_is_kept(hub, start):
     left, *others = blobs(hub, 6)
     (gate,) = held_at_upstream(hub, [left])
     asking = asyncio.create_task(mirror.get(blob_path(left)))
-    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     asking.cancel()
     await eventually(lambda: mirror.mirror._downloads.readers == 0)
     for blob in others:
@@ -270,6 +270,6 @@ async def test_limit_after_a_reload(hub, start):
     await eventually(lambda: len(downloads(mirror)) == 2)
     await mirror.reload(downloads={"max_upstream_connections": 2})
     for gate in gates:
-        await asyncio.wait_for(gate.reached.wait(), 10)
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
         gate.release()
     assert [(await task).status for task in asking] == [200, 200]

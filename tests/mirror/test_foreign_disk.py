@@ -10,6 +10,7 @@ from mirror.core.digest import Digest
 from tests.mirror.test_bounds import BLOB, age, contents, janitor, pull
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB
+from tests.support.waiting import LIMIT
 
 SIZE = 16 * MIB
 MIN_FREE = 6 * MIB
@@ -21,11 +22,11 @@ def disk(tmp_path):
     path = tmp_path / "disk"
     path.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", path]
-    if os.geteuid() or subprocess.run(mounting, check=False, capture_output=True, timeout=10).returncode:
+    if os.geteuid() or subprocess.run(mounting, check=False, capture_output=True, timeout=LIMIT).returncode:
         pytest.skip("needs the right to mount")
     yield path
     # Lazily: connections of threads to the index live until they are collected.
-    subprocess.run(["umount", "--lazy", path], check=True, timeout=10)
+    subprocess.run(["umount", "--lazy", path], check=True, timeout=LIMIT)
 
 
 @pytest.fixture

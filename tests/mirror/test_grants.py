@@ -10,7 +10,7 @@ from mirror.maintenance import leftovers
 from mirror.storage.table import Table
 from tests.fakehub import Html, NoHeaders, Rule, Status
 from tests.mirrors import MirrorUnderTest
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 ONE, OTHER = "library/one", "library/other"
 
@@ -38,10 +38,10 @@ async def test_no_of_another_repository(hub, mirror, all_in):
     held = NoHeaders()
     hub.script(Rule(kind="blob", repository=ONE, host="registry"), held)
     refused = asyncio.create_task(mirror.get(f"/v2/{ONE}/blobs/{digest}"))
-    await asyncio.wait_for(held.reached.wait(), 10)
+    await asyncio.wait_for(held.reached.wait(), LIMIT)
     granted = asyncio.create_task(mirror.get(f"/v2/{OTHER}/blobs/{digest}"))
     await all_in(2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         while mirror.download(digest).readers < 2:
             await asyncio.sleep(0)
     held.release()
@@ -91,7 +91,7 @@ async def test_shared_layers_that_are_arriving(hub, mirror, all_in):
         await mirror.get(f"/v2/{name}/manifests/1")
     gate = hub.gate(Rule(kind="blob", host="cdn"), after=200_000)
     first = asyncio.create_task(mirror.get(f"/v2/{ONE}/blobs/{layer.digest}"))
-    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     second = asyncio.create_task(mirror.get(f"/v2/{OTHER}/blobs/{layer.digest}"))
     await all_in(2)
     gate.release()
@@ -219,7 +219,7 @@ async def test_many_askers_of_a_held_manifest_ask_once(hub, mirror, all_in):
     held = NoHeaders()
     hub.script(Rule(method="HEAD", kind="manifest", repository=OTHER), held)
     asking = [asyncio.create_task(mirror.get(f"/v2/{OTHER}/manifests/{image.digest}")) for _ in range(10)]
-    await asyncio.wait_for(held.reached.wait(), 10)
+    await asyncio.wait_for(held.reached.wait(), LIMIT)
     await all_in(10)
     held.release()
     assert {answer.body for answer in await asyncio.gather(*asking)} == {image.raw}
@@ -244,7 +244,7 @@ async def test_fetched_by_another_worker_meanwhile(hub, mirror, monkeypatch, gra
 
         monkeypatch.setattr(downloads, "_run", held_back)
         asking = asyncio.create_task(worker.get(path))
-        await asyncio.wait_for(looked.wait(), 10)
+        await asyncio.wait_for(looked.wait(), LIMIT)
         assert (await mirror.get(f"/v2/{ONE}/blobs/{digest}")).body == b"content"
         await mirror.idle()
         go_on.set()

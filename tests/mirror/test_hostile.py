@@ -26,6 +26,7 @@ from tests.fakehub import (
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, MIB
 from tests.support.ports import free_port
+from tests.support.waiting import SOON
 
 PASSWORD = "hunter2-never-to-be-seen"
 PUBLIC = "93.184.216.34"
@@ -85,7 +86,7 @@ def resident():
         return int(file.read().split()[1]) * 4096
 
 
-async def bounded(mirror, path, limit=8.0):
+async def bounded(mirror, path, limit=SOON):
     started = time.monotonic()
     answer = await mirror.get(path)
     assert time.monotonic() - started < limit
@@ -283,9 +284,9 @@ async def test_mirrors_in_a_circle(hub, tmp_path):
             )
             for port, entry in zip(ports, entries, strict=True)
         ]
-        assert (await bounded(mirrors[0], f"/v2/{APP}/manifests/1", 2.0)).body == image.raw
+        assert (await bounded(mirrors[0], f"/v2/{APP}/manifests/1")).body == image.raw
         blob = image.layers[0]
-        assert (await bounded(mirrors[0], f"/v2/{APP}/blobs/{blob.digest}", 2.0)).body == blob.data
+        assert (await bounded(mirrors[0], f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
 
 
 async def test_mirror_of_itself(tmp_path, hub):
@@ -295,7 +296,7 @@ async def test_mirror_of_itself(tmp_path, hub):
     settings = {"listen": f"127.0.0.1:{port}", "registries": {"docker.io": entry}}
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
         for path in (f"/v2/{APP}/manifests/1", f"/v2/{APP}/tags/list", f"/v2/{APP}/blobs/sha256:{'0' * 64}"):
-            assert (await bounded(mirror, path, 2.0)).status == 503
+            assert (await bounded(mirror, path)).status == 503
 
 
 @pytest.mark.parametrize("kind", ["manifest", "blob"])
@@ -316,7 +317,7 @@ async def test_circle_through_a_redirect(hub, mirror):
     image = hub.add_image(APP, "1")
     path = f"/v2/{APP}/blobs/{image.layers[0].digest}"
     hub.script(Rule(kind="blob", host="registry", times=None), Redirect(mirror.url(path)))
-    assert (await bounded(mirror, path, 2.0)).status == 503
+    assert (await bounded(mirror, path)).status == 503
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -18,6 +18,7 @@ from tests.fakehub import (
 )
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG, manifest_path
+from tests.support.waiting import LIMIT
 
 HEADERS = ("Content-Type", "Content-Length", "Docker-Content-Digest", "ETag")
 
@@ -141,7 +142,7 @@ async def test_check_goes_on_when_its_asker_leaves(hub, mirror):
     held = NoHeaders()
     hub.script(Rule(kind="manifest", method="GET"), held)
     asking = asyncio.create_task(mirror.get(TAG))
-    await asyncio.wait_for(held.reached.wait(), 10)
+    await asyncio.wait_for(held.reached.wait(), LIMIT)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     held.release()

@@ -13,7 +13,7 @@ from tests.fakehub import Rule, Status
 from tests.processes import Process, Served
 from tests.support.names import APP, TAG
 from tests.support.ports import free_port
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 
 async def refused(*arguments, directory, environment=None):
@@ -108,7 +108,7 @@ async def test_reload(hub, tmp_path):
     async with Served(hub, tmp_path) as mirror:
         assert (await mirror.get(TAG))[1] == "MISS"
         pulling = asyncio.create_task(mirror.get(f"/v2/{APP}/blobs/{blob.digest}"))
-        await asyncio.wait_for(gate.reached.wait(), 10)
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
         mirror.write(tags={"ttl": "soon"})
         mirror.signal(signal.SIGHUP)
         await mirror.logged("configuration_refused")
@@ -161,7 +161,7 @@ async def test_sigterm_drains(hub, tmp_path):
     async with Served(hub, tmp_path) as mirror:
         await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
         reading = asyncio.create_task(slow_read(mirror, blob, paused, resume))
-        await asyncio.wait_for(paused.wait(), 10)
+        await asyncio.wait_for(paused.wait(), LIMIT)
         mirror.signal()
         await mirror.logged('"draining"')
         status, body = await mirror.ready()
@@ -169,7 +169,7 @@ async def test_sigterm_drains(hub, tmp_path):
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", mirror.port)
         resume.set()
-        assert await asyncio.wait_for(reading, 20) == blob.data
+        assert await asyncio.wait_for(reading, LIMIT) == blob.data
         assert await mirror.ended() == 0
     assert "Traceback" not in mirror.log
 
@@ -181,11 +181,11 @@ async def test_sigterm_twice(hub, tmp_path):
     async with Served(hub, tmp_path) as mirror:
         await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
         reading = asyncio.create_task(slow_read(mirror, blob, paused, resume))
-        await asyncio.wait_for(paused.wait(), 10)
+        await asyncio.wait_for(paused.wait(), LIMIT)
         mirror.signal()
         await mirror.logged('"draining"')
         mirror.signal()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT):
             assert await mirror.ended() == 0
         resume.set()
         await asyncio.gather(reading, return_exceptions=True)
@@ -201,7 +201,7 @@ async def test_partials_survive(hub, tmp_path, number):
     async with Served(hub, tmp_path) as mirror:
         response = await mirror.session.get(mirror.url(path))
         await response.content.readexactly(19_000_000)
-        await asyncio.wait_for(gate.reached.wait(), 10)
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
         response.close()
         mirror.signal(number)
         assert await mirror.ended() == (0 if number == signal.SIGTERM else -number)

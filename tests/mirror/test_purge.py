@@ -10,6 +10,7 @@ import pytest
 from tests.fakehub import Rule
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
+from tests.support.waiting import LIMIT
 from tests.wire import ask, request
 
 
@@ -280,7 +281,7 @@ async def test_purge_during_a_pull(hub, mirror, operator):
     await mirror.idle()
     gate = hub.gate(Rule(kind="blob", host="cdn"), after=1_000_000)
     arriving = asyncio.create_task(mirror.get(f"/v2/{APP}/blobs/{large.digest}"))
-    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     reading = mirror.store.files.open(next(f.digest for f in mirror.store.files.walk() if f.size == 200_000))
     assert (await operator.purge("app"))["tags"] == 1
     assert not mirror.holds(image.layers[1].digest)

@@ -9,7 +9,7 @@ from tests.fakehub import AbuseLimited, NoHeaders, RateLimited, Rule
 from tests.mirror.test_stale import pulled
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 ALL = Rule(kind="manifest", times=None, challenge=True)
 UP = {"registry": "docker.io"}
@@ -146,7 +146,7 @@ async def test_tag_and_digest_at_once_cost_one_pull(hub, mirror, all_in):
     references = ["1", "latest", image.digest] * 5
     asking = [asyncio.create_task(mirror.get(f"/v2/{APP}/manifests/{reference}")) for reference in references]
     await all_in(15)
-    await asyncio.wait_for(held.reached.wait(), 10)
+    await asyncio.wait_for(held.reached.wait(), LIMIT)
     held.release()
     assert {answer.body for answer in await asyncio.gather(*asking)} == {image.raw}
     assert hub.count("GET", "manifest", status=200) == 1

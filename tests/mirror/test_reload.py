@@ -18,7 +18,7 @@ from tests.fakehub import Rule
 from tests.mirror.syncing import APP, Orders
 from tests.mirror.transfers import Transfer
 from tests.support.names import MIB
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ async def test_plan_between_requests(hub, mirror, orders):
     hub.add_image("library/other", "1")
     gate = hub.gate(Rule(kind="tags", repository=APP))
     order = await orders.give("warm", images=["app:*", "other:*"])
-    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     await reloaded(mirror)
     gate.release()
     assert (await orders.ended(order))["tags"] == {"moved": 4}

@@ -7,7 +7,7 @@ import pytest
 
 from tests.fakehub import FakeHub, NoHeaders, Rule
 from tests.mirrors import MirrorUnderTest
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 ONE, OTHER = "team/one", "team/other"
 PRIVATE = "private.example"
@@ -115,7 +115,7 @@ async def test_what_is_arriving_needs_a_grant(hub, private_hub, both, other):
     hub.add_image(OTHER, "1")
     gate = private_hub.gate(Rule(kind="blob", host="cdn"), after=200_000)
     arriving = asyncio.create_task(both.get(blob(ONE, layer.digest)))
-    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     refused = blob(OTHER, layer.digest) if other == "repository" else f"/v2/{OTHER}/blobs/{layer.digest}"
     for method in ("GET", "HEAD"):
         answer = await both.get(refused, method)
@@ -189,7 +189,7 @@ async def test_joined_before_the_first_says_no(private_hub, both, all_in):
     held = NoHeaders()
     private_hub.script(Rule(kind="blob", method="GET", repository=ONE, host="registry"), held)
     first = asyncio.create_task(both.get(blob(ONE, digest)))
-    await asyncio.wait_for(held.reached.wait(), 10)
+    await asyncio.wait_for(held.reached.wait(), LIMIT)
     assert (await both.get(blob(OTHER, digest))).status == 404
     held.release()
     assert (await first).body == b"content"

@@ -9,7 +9,7 @@ import pytest
 from mirror.core.digest import Digest
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, SOON, eventually
 
 BLOB = f"/v2/{APP}/blobs"
 SIZE = 300 * KIB
@@ -123,15 +123,15 @@ async def test_nobody_waits_for_a_check(mirror, blob, monkeypatch):
 
     def slow(digest):
         begun.set()
-        go_on.wait(20)
+        go_on.wait(LIMIT)
         return hasher(digest)
 
     monkeypatch.setattr(Digest, "hasher", slow)
     try:
         await fetch(mirror, blob.digest)
         await fetch(mirror, blob.digest)
-        assert await asyncio.to_thread(begun.wait, 20)
-        async with asyncio.timeout(5):
+        assert await asyncio.to_thread(begun.wait, LIMIT)
+        async with asyncio.timeout(SOON):
             for _ in range(10):
                 assert (await fetch(mirror, blob.digest)).sha256 == blob.digest
         assert await checked(mirror) == 0

@@ -9,7 +9,7 @@ import pytest
 from tests.fakehub import NoHeaders, Rule
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 from tests.wire import Wire, ask, request
 
 PING = request("/v2/")
@@ -56,7 +56,7 @@ async def test_long_answer_outlives_the_header_limit(hub, tmp_path, monkeypatch)
     hub.script(Rule(kind="manifest"), held)
     async with MirrorUnderTest(hub, tmp_path / "store") as mirror, Wire(mirror.port) as wire:
         await wire.send(f"GET /v2/{APP}/manifests/1 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        await asyncio.wait_for(held.reached.wait(), 10)
+        await asyncio.wait_for(held.reached.wait(), LIMIT)
         await asyncio.sleep(0.5)
         held.release()
         assert (await wire.reply()).body == image.raw
@@ -72,7 +72,7 @@ async def test_client_leaves_before_the_answer(hub, mirror, quiet, kind, method)
     hub.script(Rule(kind=kind.removesuffix("s"), host="registry"), held)
     async with Wire(mirror.port) as wire:
         await wire.send(request(f"/v2/{APP}/{kind}/{reference}", method=method))
-        await asyncio.wait_for(held.reached.wait(), 10)
+        await asyncio.wait_for(held.reached.wait(), LIMIT)
     # By the time of this answer the mirror has seen the other connection's end.
     assert (await ask(mirror.port, PING)).status == 200
     held.release()
@@ -87,5 +87,5 @@ async def test_burst_of_connections(mirror):
     with contextlib.ExitStack() as stack:
         # The event loop stands still here, so that nothing is accepted.
         for _ in range(500):
-            stack.enter_context(socket.create_connection(("127.0.0.1", mirror.port), timeout=2))
+            stack.enter_context(socket.create_connection(("127.0.0.1", mirror.port), timeout=LIMIT))
         assert (await ask(mirror.port, PING)).status == 200

@@ -7,10 +7,7 @@ import threading
 import pytest
 
 from tests.support.names import APP, TAG, blob_path, content, manifest_path
-from tests.support.waiting import LIMIT, eventually
-
-# Far less than any flush takes here.
-SOON = 3.0
+from tests.support.waiting import LIMIT, SOON, eventually
 
 
 class Disk:
@@ -31,6 +28,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch):
     """Flushes nothing until it is let go."""
+    monkeypatch.setattr("mirror.storage.write_behind._TIMEOUT_S", 0.25)
     disk = Disk()
     yield disk
     disk.release()
@@ -67,6 +65,7 @@ async def test_flushes_keep_nobody_waiting(hub, mirror, disk, monkeypatch):
 
 async def test_notes_keep_nobody_waiting(hub, mirror, monkeypatch):
     """An index that takes long to write delays no answer."""
+    monkeypatch.setattr("mirror.cache.context._NOTE_TIMEOUT_S", 0.05)
     go, real = threading.Event(), type(mirror.store.index.grants).put
 
     def slow(*args):

@@ -7,6 +7,7 @@ import pytest
 from tests.fakehub import Rule, Status
 from tests.mirror.syncing import Orders, pull
 from tests.support.names import APP, tag_name
+from tests.support.waiting import LIMIT
 
 PLATFORMS = ["linux/amd64", "linux/arm64"]
 
@@ -99,7 +100,7 @@ async def test_switch_comes_last(hub, mirror, orders):
     new = hub.add_image(APP, "1", layers=[b"x" * 300_000])
     gate = hub.gate(Rule(kind="cdn", times=None), after=1000)
     order = await orders.give("sync", images=["app:1"])
-    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.wait_for(gate.reached.wait(), LIMIT)
     assert str(mirror.store.index.tags.get(*tag_name("1")).digest) == old.digest
     assert (await mirror.get(f"/v2/{APP}/manifests/1")).body == old.raw
     running = await orders.until(lambda state: state["running"] and state["running"][0]["images"])

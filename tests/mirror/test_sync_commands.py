@@ -19,6 +19,7 @@ from tests.mirror.test_commands import command
 from tests.mirrors import MirrorUnderTest
 from tests.support.launcher import start_mirror
 from tests.support.names import APP
+from tests.support.waiting import LIMIT
 
 NAME = f"docker.io/{APP}"
 
@@ -171,12 +172,12 @@ async def test_interrupted(hub, mirror, tmp_path):
     image = hub.add_image(APP, "1", [b"x" * 50_000])
     gate = hub.gate(Rule(kind="cdn", times=None), after=1000)
     async with begun(mirror, tmp_path, "warm", "app:1") as process:
-        await asyncio.wait_for(gate.reached.wait(), 20)
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
         # It has given the order; it watches a moment later.
         await Orders(mirror).until(lambda state: state["running"])
         await asked(mirror)
         process.send_signal(signal.SIGINT)
-        out, complaint = await asyncio.wait_for(process.communicate(), 20)
+        out, complaint = await asyncio.wait_for(process.communicate(), LIMIT)
     assert process.returncode == 130
     # How far it is stands there only if it took more than ten seconds.
     assert [line for line in out.splitlines() if b" of " not in line] == []
@@ -198,7 +199,7 @@ async def asked(mirror):
         return inner(name)
 
     operations.job = job
-    await asyncio.wait_for(asked.wait(), 20)
+    await asyncio.wait_for(asked.wait(), LIMIT)
     operations.job = inner
 
 
@@ -210,7 +211,7 @@ async def test_bars(hub, mirror, tmp_path):
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     async with begun(mirror, tmp_path, "warm", "app:1", "app:none", terminal=theirs) as process:
         os.close(theirs)
-        shown = await asyncio.wait_for(asyncio.to_thread(read_all, ours), 30)
+        shown = await asyncio.wait_for(asyncio.to_thread(read_all, ours), LIMIT)
         assert await process.wait() == 1
     os.close(ours)
     assert "Traceback" not in shown

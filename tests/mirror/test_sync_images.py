@@ -12,7 +12,7 @@ from tests.fakehub.catalog import Repository
 from tests.mirror.syncing import Orders, named, pull
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 SOON = "200ms"
 AMD, ARM = "linux/amd64", "linux/arm64"
@@ -277,7 +277,7 @@ async def test_hostile_index(hub, mirror, orders):
         # No two of the same bytes.
         level, kind = [index(hub, [*below, below[number], *below[:depth]]) for number in range(12)], OCI_INDEX
     index(hub, [entry(digest, manifests[digest].raw, OCI_INDEX) for digest in level], "1")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         done = await orders.warm("app:1")
     assert done["result"] == "completed"
     assert hub.count("GET", "manifest", status=200) == 4 * 12 + 1
@@ -285,9 +285,9 @@ async def test_hostile_index(hub, mirror, orders):
 
 
 async def test_huge_index(hub, mirror, orders):
-    """An index of ten thousand manifests without platforms is refused; with platforms only what is wanted counts."""
+    """An index of thousands of manifests without platforms is refused; with platforms only what is wanted counts."""
     image = hub.add_image(APP, None, [b"one"])
-    many = [{**entry(image), "digest": f"sha256:{number:064x}"} for number in range(10_000)]
+    many = [{**entry(image), "digest": f"sha256:{number:064x}"} for number in range(2000)]
     index(hub, many, "all")
     index(hub, [entry(image, platform=AMD), *({**other, "platform": {"os": "x", "architecture": "y"}} for other in many)], "one")
     done = await orders.warm("app:all", "app:one")

@@ -7,6 +7,7 @@ import pytest
 from mirror.core.names import Repository, Tag
 from tests.fakehub import NoHeaders, Rule, Status
 from tests.mirrors import MirrorUnderTest
+from tests.support.waiting import LIMIT
 
 APP = "library/app"
 TAG = f"/v2/{APP}/manifests/1"
@@ -35,7 +36,7 @@ async def overtaken(hub, first, *faults):
     held = NoHeaders()
     hub.script(HEAD, *faults, held)
     asking = asyncio.create_task(first.get(TAG))
-    await asyncio.wait_for(held.reached.wait(), 10)
+    await asyncio.wait_for(held.reached.wait(), LIMIT)
     return held, asking
 
 

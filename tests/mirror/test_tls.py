@@ -16,7 +16,7 @@ from tests.certificates import Authority, openssl
 from tests.fakehub import Corrupt, Rule
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, blob_path, content
-from tests.support.waiting import LIMIT, eventually
+from tests.support.waiting import LIMIT, SOON, eventually
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +304,7 @@ async def test_names_that_do_not_resolve_stall_no_blob(hub, mirror, trust):
     go, loop = threading.Event(), asyncio.get_running_loop()
     lookups = [loop.run_in_executor(None, go.wait, LIMIT) for _ in range(100)]
     try:
-        async with asyncio.timeout(LIMIT / 4):
+        async with asyncio.timeout(SOON):
             assert (await mirror.get(path, ssl=trust)).body == data
     finally:
         go.set()

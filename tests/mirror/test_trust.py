@@ -226,10 +226,8 @@ def test_scrub_that_is_stopped(layout, files, generation, monkeypatch):
         file.write(f"{layout_shard} 0\n")
     timer = threading.Timer(0.2, scrubbing.scrub.stop)
     timer.start()
-    started = time.monotonic()
     scrubbing.scrub.step(scrubbing.now)
     timer.join()
-    assert time.monotonic() - started < 2.5
     assert scrubbing.results == []
     monkeypatch.undo()
     scrubbing.restart()

@@ -12,7 +12,7 @@ from mirror.storage import blobs as files
 from tests.fakehub import HeadWithoutLength, Rule, Status
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 BLOB = f"/v2/{APP}/blobs"
 SIZE = 300 * KIB
@@ -54,7 +54,7 @@ class Hashing:
             # Not what comes from upstream, nor behind a client that repeats its request.
             if threading.current_thread().name.startswith("write"):
                 self.begun.append(digest)
-                self.may_go_on.wait(20)
+                self.may_go_on.wait(LIMIT)
             return hasher(digest)
 
         monkeypatch.setattr(Digest, "hasher", waiting)
@@ -112,7 +112,7 @@ async def test_upstream_is_down_meanwhile(hub, mirror, added, hashed, monkeypatc
     hub.script(Rule(kind="cdn", times=None), Status(500))
     monkeypatch.setattr(blobs, "_CHECK_TIMEOUT_S", 0.1)
     hashed.may_go_on.clear()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         assert (await mirror.get(f"{BLOB}/{added.digest}")).status == 503
     hashed.may_go_on.set()
     monkeypatch.setattr(blobs, "_CHECK_TIMEOUT_S", 20)
@@ -128,7 +128,7 @@ async def test_stop_in_the_middle_of_a_check(hub, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "store" / "index")
     hub.script(Rule(kind="blob", method="HEAD", times=None), HeadWithoutLength())
     monkeypatch.setattr(files, "_PIECE", 1)
-    async with asyncio.timeout(20), MirrorUnderTest(hub, tmp_path / "store") as mirror:
+    async with asyncio.timeout(LIMIT), MirrorUnderTest(hub, tmp_path / "store") as mirror:
         monkeypatch.setattr(blobs, "_CHECK_TIMEOUT_S", 0.1)
         assert (await mirror.get(f"{BLOB}/{blob.digest}")).cache == "BYPASS"
     assert mirror.holds(blob.digest)

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import dataclasses
 import os
-import time
 import traceback
 
 import bcrypt
@@ -32,6 +31,7 @@ from tests.fakehub import (
 )
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG, blob_path
+from tests.support.waiting import LIMIT, SOON
 
 PASSWORD = "hunter2-never-to-be-seen"
 # A client's password, and one that it is not.
@@ -197,11 +197,10 @@ async def test_silence(hub, impatient, rule, path, method):
     image = hub.add_image(APP, "1")
     hub.redirect_head = True
     hub.script(rule, NoHeaders())
-    started = time.monotonic()
-    answer = await impatient.get(blob_path(image.layers[0]) if path == "blob" else path, method)
+    async with asyncio.timeout(SOON):
+        answer = await impatient.get(blob_path(image.layers[0]) if path == "blob" else path, method)
     assert answer.status == 503
     assert int(answer.headers["Retry-After"]) > 0
-    assert time.monotonic() - started < 3
 
 
 async def test_silence_in_a_manifest(hub, tmp_path):
@@ -228,22 +227,23 @@ async def test_patience_has_an_end(hub, mirror, monkeypatch):
     monkeypatch.setattr("mirror.upstream.registry._TIMEOUT_S", 0.5)
     hub.auth = "none"
     hub.add_image(APP, "1")
-    hub.script(Rule(kind="manifest", times=None), Delay(0.2), RedirectLoop())
-    started = time.monotonic()
+    hub.script(Rule(kind="manifest", times=None), Delay(0.4), RedirectLoop())
     answer = await mirror.get(TAG)
     assert (answer.status, answer.code()) == (503, "UNAVAILABLE")
-    assert time.monotonic() - started < 2
+    # So many are asked for where every redirect is followed that may be.
+    assert hub.count(kind="manifest") < 6
 
 
 async def test_several_questions_have_one_end(hub, mirror, monkeypatch):
     """What takes several slow questions to upstream is answered in the time that clients give, and not later."""
-    monkeypatch.setattr("mirror.registry.api._PATIENCE", 0.6)
     hub.auth = "none"
     image = hub.add_image(APP, "1")
     # Without a digest on the HEAD there has to be a GET, too.
     hub.script(Rule(kind="manifest", method="HEAD", times=None), Delay(0.4), HeadWithoutDigest())
     entry = hub.script(Rule(kind="manifest", method="GET", times=None), Delay(0.4))
-    assert (await mirror.head(TAG)).status == 503
+    with monkeypatch.context() as patience:
+        patience.setattr("mirror.registry.api._PATIENCE", 0.6)
+        assert (await mirror.head(TAG)).status == 503
     entry.remove()
     await hub.wait_for(at_least=1, kind="manifest", method="GET")
     answer = await mirror.get(f"/v2/{APP}/manifests/{image.digest}")
@@ -256,7 +256,7 @@ async def test_no_connection_free(hub, tmp_path):
         image = hub.add_image(APP, "1", layers=[b"x" * 300_000, b"y" * 300_000])
         gate = hub.gate(Rule(kind="blob", host="cdn"), after=100_000)
         asking = [asyncio.create_task(mirror.get(blob_path(blob))) for blob in image.layers]
-        await asyncio.wait_for(gate.reached.wait(), 10)
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
         assert (await mirror.get(TAG)).status == 200
         assert hub.count(kind="blob", host="cdn") == 1
         gate.release()
@@ -279,7 +279,7 @@ async def test_no_connection_free_is_no_fault_of_upstream(hub, tmp_path, monkeyp
         image = hub.add_image(APP, "1", layers=[b"x" * 300_000, b"y" * 300_000])
         gate = hub.gate(Rule(kind="blob", host="cdn"), after=100_000)
         asking = asyncio.create_task(mirror.get(blob_path(image.layers[0])))
-        await asyncio.wait_for(gate.reached.wait(), 10)
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
         refused = await mirror.get(blob_path(image.layers[1]))
         assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
         assert "busy" in refused.body.decode()

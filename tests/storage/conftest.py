@@ -9,6 +9,7 @@ from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import SpaceQuota
 from tests.support.files import opened_under
+from tests.support.waiting import LIMIT
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ class SmallDisk:
         self.path = path
 
     def read_only(self):
-        subprocess.run(["mount", "-o", "remount,ro", self.path], check=True, timeout=10)
+        subprocess.run(["mount", "-o", "remount,ro", self.path], check=True, timeout=LIMIT)
 
 
 @pytest.fixture
@@ -46,4 +47,4 @@ def small_disk(tmp_path, request):
     if not mounted or mounted.returncode:
         pytest.skip("needs the right to mount")
     yield SmallDisk(path)
-    subprocess.run(["umount", path], check=True, timeout=10)
+    subprocess.run(["umount", path], check=True, timeout=LIMIT)

@@ -15,6 +15,7 @@ from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import SpaceQuota
 from tests.support.files import opened_under
+from tests.support.waiting import LIMIT
 
 DATA = b"d" * 100_000
 DIGEST = Digest.of(DATA)
@@ -144,7 +145,7 @@ BlobFiles(Layout(sys.argv[1]), SpaceQuota(Layout(sys.argv[1]), 0, 0)).put(Digest
 @pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_killed_in_the_middle_of_a_put(files, layout, call):
     """A process that is killed while it stores a blob leaves no blob, and nothing that is in the way of the next put."""
-    ended = subprocess.run([sys.executable, "-c", KILLED, layout.root, call], timeout=20, check=False)
+    ended = subprocess.run([sys.executable, "-c", KILLED, layout.root, call], timeout=LIMIT, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert files.open(DIGEST) is None
     layout.prepare()

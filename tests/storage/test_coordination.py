@@ -115,14 +115,14 @@ async def test_one_after_the_other(path):
             order.append("other")
         await asyncio.sleep(0.05)
         order.append("first")
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, LIMIT)
     assert order == ["other", "first", "second"]
 
 
 async def test_patience(path, monkeypatch):
     """A turn that does not end keeps nobody for ever."""
     monkeypatch.setattr(coordination, "_TURN_TIMEOUT_S", 0.05)
-    async with asyncio.timeout(5), KeyedLock(path).turn(ONE), KeyedLock(path).turn(ONE):
+    async with asyncio.timeout(LIMIT), KeyedLock(path).turn(ONE), KeyedLock(path).turn(ONE):
         pass
 
 
@@ -132,7 +132,7 @@ async def test_cancelled_in_line(path):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05), KeyedLock(path).turn(ONE):
                 pytest.fail("two at a time")
-    async with asyncio.timeout(2), KeyedLock(path).turn(ONE):
+    async with asyncio.timeout(LIMIT), KeyedLock(path).turn(ONE):
         pass
 
 

@@ -14,6 +14,7 @@ from mirror.config.sections import Storage
 from mirror.core.digest import Digest
 from mirror.storage.store import Store
 from mirror.storage.table import Table
+from tests.support.waiting import LIMIT
 
 FILES = ("cache.db", "cache.db-wal", "cache.db-shm")
 
@@ -54,7 +55,7 @@ class Living:
 
     def kill(self):
         self._process.send_signal(signal.SIGKILL)
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=LIMIT)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import SpaceQuota
 from tests.support.names import KIB
+from tests.support.waiting import LIMIT
 
 NOBODY = frozenset()
 
@@ -198,7 +199,7 @@ def test_two_processes(layout, files):
     evictors = [
         subprocess.Popen([sys.executable, "-c", EVICTOR, layout.root], stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    out = [evictor.communicate(timeout=40)[0].split() for evictor in evictors]
+    out = [evictor.communicate(timeout=LIMIT)[0].split() for evictor in evictors]
     assert [int(count) for count, _ in out] == [20, 20]
     assert held(files) == set(blobs[40:])
     assert files.quota.figures() == (20 * 12 * KIB, 20)

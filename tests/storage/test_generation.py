@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from mirror.storage.generation import Generation
+from tests.support.waiting import LIMIT
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_other_process_sees_the_change(generation, path):
     """A change by another process is seen at the next look."""
     before = generation.current()
     code = "import sys; from mirror.storage.generation import Generation; Generation(sys.argv[1]).change()"
-    subprocess.run([sys.executable, "-c", code, path], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", code, path], check=True, timeout=LIMIT)
     assert generation.current() != before
 
 

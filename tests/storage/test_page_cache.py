@@ -7,6 +7,7 @@ import pytest
 from mirror.core.digest import Digest
 from mirror.storage.blobs import is_intact
 from tests.support.names import MIB
+from tests.support.waiting import LIMIT
 
 DATA = bytes(MIB)
 DIGEST = Digest.of(DATA)
@@ -25,7 +26,7 @@ def resident(layout):
         check=True,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=LIMIT,
     )
     return int(done.stdout)
 

@@ -20,6 +20,7 @@ from mirror.errors import StorageError
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import Fit, SpaceQuota, on_disk
 from tests.support.names import KIB, MIB
+from tests.support.waiting import LIMIT
 
 
 @given(st.integers(0, 1 << 60))
@@ -269,7 +270,7 @@ def test_processes_share_one_account(layout):
     ]
     taken = noes = 0
     for worker in workers:
-        out, _ = worker.communicate(timeout=40)
+        out, _ = worker.communicate(timeout=LIMIT)
         assert worker.returncode == 0
         taken, noes = taken + int(out.split()[0]), noes + int(out.split()[1])
     assert noes > 0
@@ -299,7 +300,7 @@ def test_two_processes_put_the_same(layout, files):
         putter.stdin.write(b"x")
         putter.stdin.close()
     for putter in putters:
-        putter.wait(40)
+        putter.wait(LIMIT)
         assert putter.returncode == 0
     assert files.quota.figures() == (60 * 4096, 60)
 
@@ -324,12 +325,12 @@ def test_lock_is_not_waited_for_without_end(layout, monkeypatch):
     try:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        thread.join(10)
+        thread.join(LIMIT)
         assert found == [(4096, 0), "busy"]
         assert not thread.is_alive()
     finally:
         os.close(descriptor)
-        thread.join(10)
+        thread.join(LIMIT)
     assert room.used() == 4096
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from mirror.storage import database
 from mirror.storage.table import Table
+from tests.support.waiting import LIMIT
 
 # diskcache's numbers for how a value is stored.
 RAW, BINARY, TEXT, PICKLE = 1, 2, 3, 4
@@ -244,7 +245,7 @@ def test_damaged_in_use_is_learned_anew(directory, monkeypatch):
     # Another thread has another connection, with nothing of the old pages in it.
     thread = threading.Thread(target=table.get, args=("before",))
     thread.start()
-    thread.join(10)
+    thread.join(LIMIT)
     table.set("after", 2)
     assert table.get("after") == 2
     assert table.get("before") is None

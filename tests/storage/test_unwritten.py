@@ -7,6 +7,7 @@ import pytest
 
 from mirror.storage import unwritten
 from mirror.storage.unwritten import UnwrittenFacts
+from tests.support.waiting import LIMIT
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ class Disk:
     def write(self, row):
         def work():
             self.writing.set()
-            assert self.go_on.wait(10)
+            assert self.go_on.wait(LIMIT)
             self.rows.append(row)
 
         return work

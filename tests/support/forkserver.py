@@ -19,6 +19,7 @@ import sys
 from typing import Any
 
 import mirror.cli  # noqa: F401 - what is forked has it already
+from tests.support.unhurried import move_limits
 
 _STREAMS = 3
 
@@ -89,6 +90,8 @@ def _run(order: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(order["environment"])
     sys.argv[1:] = order["arguments"]
+    if order["unhurried"]:
+        move_limits()
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - they are this process's own until its end
     sys.stdout = open(1, "w", closefd=False, buffering=1 if os.isatty(1) else -1)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, buffering=1, errors="backslashreplace")  # noqa: SIM115

@@ -99,6 +99,7 @@ async def start_mirror(
     environment: Mapping[str, str] | None = None,
     terminal: int | None = None,
     silent: bool = False,
+    unhurried: bool = True,
 ) -> MirrorProcess:
     """Start `python -m mirror` with these arguments.
 
@@ -107,10 +108,11 @@ async def start_mirror(
         environment: added to this process's own without what configures a mirror.
         terminal: a descriptor for all three standard streams; without it, standard input is empty and the others can be read.
         silent: have standard output go nowhere.
+        unhurried: move its short time limits far away (tests.support.unhurried).
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MIRROR")}
     environment = {**inherited, "PYTHONPATH": str(ROOT), **(environment or {})}
-    order = {"arguments": arguments, "directory": str(directory), "environment": environment}
+    order = {"arguments": arguments, "directory": str(directory), "environment": environment, "unhurried": unhurried}
     with contextlib.ExitStack() as stack:
         news, theirs = stack.enter_context(_pipe())
         if terminal is not None:

@@ -63,7 +63,7 @@ def listening():
 async def accepting(listening, monkeypatch):
     """An acceptor on `listening`, with pauses of a moment."""
     monkeypatch.setattr(acceptor, "_PAUSE_S", 0.01)
-    monkeypatch.setattr(acceptor, "_CALM_S", 0.05)
+    monkeypatch.setattr(acceptor, "_CALM_S", LIMIT)
     relieved = []
     made = Acceptor(listening, lambda address: Echo(), lambda: relieved.append(True))
     made.relieved = relieved
@@ -90,7 +90,7 @@ async def until(condition):
             await asyncio.sleep(0.005)
 
 
-async def test_shortage_is_one_line_and_no_spinning(listening, accepting):
+async def test_shortage_is_one_line_and_no_spinning(listening, accepting, monkeypatch):
     """Each try is one look at the socket and a pause, whatever stands in the backlog; when there is room again all are served."""
     listening.failure = errno.EMFILE
     with structlog.testing.capture_logs() as log:
@@ -107,7 +107,7 @@ async def test_shortage_is_one_line_and_no_spinning(listening, accepting):
             await until(lambda before=asked: listening.asked > before)
             listening.failure = None
             assert await client == b"hello"
-        await asyncio.sleep(acceptor._CALM_S)
+        monkeypatch.setattr(acceptor, "_CALM_S", 0.0)
         assert await greeted(listening) == b"hello"
         assert [event["event"] for event in log] == ["accept_paused", "accept_resumed"]
 

@@ -8,6 +8,7 @@ import pytest
 from mirror.errors import NotFound, UpstreamBusy, UpstreamDisconnected, UpstreamError, UpstreamRefusal, UpstreamTimeout
 from mirror.upstream.attempt import Attempt, Place
 from mirror.upstream.hedge import hedged
+from tests.support.waiting import LIMIT
 
 SOON, NEVER = 0.01, 60.0
 
@@ -46,7 +47,7 @@ class Attempts:
         return (await hedged(self.attempt, after, lambda: allowed)).value()
 
     async def both(self):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT):
             while len(self.begun) < 2:
                 await asyncio.sleep(0.001)
 

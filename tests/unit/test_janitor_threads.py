@@ -22,7 +22,7 @@ from mirror.storage.layout import Layout
 from mirror.storage.space_quota import Fit
 from mirror.storage.store import Store
 from tests.support.names import MIB
-from tests.support.waiting import LIMIT
+from tests.support.waiting import LIMIT, SOON
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ async def test_who_waits_in_line_for_room_waits_no_longer(janitor, tmp_path, mon
     descriptor = os.open(Layout(str(tmp_path / "store")).eviction_lock, os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        async with asyncio.timeout(3.0):
-            await asyncio.gather(*(janitor.make_room(1) for _ in range(10)))
+        async with asyncio.timeout(SOON):
+            await asyncio.gather(*(janitor.make_room(1) for _ in range(100)))
     finally:
         os.close(descriptor)
 

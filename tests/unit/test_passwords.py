@@ -9,6 +9,7 @@ import bcrypt
 import pytest
 
 from mirror.listener.basic_auth import BasicAuthenticator, TooManyChecks
+from tests.support.waiting import LIMIT
 
 HASHED = bcrypt.hashpw(b"right", bcrypt.gensalt(4))
 LONG = b"x" * 80
@@ -136,13 +137,13 @@ async def test_a_guesser_keeps_few_threads_busy(passwords, monkeypatch):
         nonlocal running, most
         running += 1
         most = max(most, running)
-        assert go_on.wait(10)
+        assert go_on.wait(LIMIT)
         running -= 1
         return False
 
     monkeypatch.setattr(bcrypt, "checkpw", check)
     guesses = [asyncio.create_task(passwords.check(basic("alice", f"guess {number}"))) for number in range(40)]
-    refused = [task for task in guesses[32:] if isinstance(await asyncio.wait_for(_outcome(task), 5), TooManyChecks)]
+    refused = [task for task in guesses[32:] if isinstance(await asyncio.wait_for(_outcome(task), LIMIT), TooManyChecks)]
     assert len(refused) == 8
     go_on.set()
     assert not any(await asyncio.gather(*guesses[:32]))

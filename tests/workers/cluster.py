@@ -8,14 +8,14 @@ import signal
 from pathlib import Path
 
 from tests.processes import Served
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 
 class Cluster(Served):
     """A mirror with workers; their number is 2 unless said otherwise."""
 
     def __init__(self, hub, directory, **settings):
-        defaults = {"workers": 2, "tags": {"ttl": "0s"}, "downloads": {"stall_timeout": "5s", "prefetch": False}}
+        defaults = {"workers": 2, "tags": {"ttl": "0s"}, "downloads": {"stall_timeout": "90s", "prefetch": False}}
         super().__init__(hub, directory, **{**defaults, **settings})
         self.settings["storage"] = {"path": str(self.store), "min_free": "0", **settings.get("storage", {})}
         self.write()
@@ -98,7 +98,7 @@ class Pull:
 
     async def head(self):
         """Wait for the status and the headers."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().rstrip().split("\r\n")
         self.status = int(lines[0].split()[1])
         self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
@@ -108,7 +108,7 @@ class Pull:
 
     async def read(self, size):
         """Read so many bytes of the body."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT):
             self.got += await self.reader.readexactly(size)
         return self
 
@@ -117,7 +117,7 @@ class Pull:
         if not hasattr(self, "status"):
             await self.head()
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(LIMIT):
                 while data := await self.reader.read(1 << 18):
                     self.got += data
         except ConnectionError:

@@ -8,7 +8,7 @@ import sys
 from tests.fakehub import Rule
 from tests.processes import Process
 from tests.support.names import APP, sha256
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, Pull
 from tests.workers.test_crashes import check_store
 
@@ -67,7 +67,7 @@ async def test_two_mirrors_on_one_store(hub, tmp_path):
     (tmp_path / "two").mkdir()
     async with Cluster(hub, tmp_path) as one, Cluster(hub, tmp_path / "two", storage={"path": str(one.store)}) as two:
         pulls = [await mirror.pull(path) for mirror in (one, two, one, two)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT):
             await gate.reached.wait()
         for pull in pulls:
             await (await pull.head()).read(1_000_000)
@@ -87,7 +87,7 @@ async def test_thousand_clients(cluster, hub):
     blob = hub.add_synthetic_blob(APP, 300_000)
     gate = hub.gate(Rule(kind="blob", host="cdn"), after=100_000)
     pulls = [asyncio.create_task(body(cluster.port, f"/v2/{APP}/blobs/{blob.digest}")) for _ in range(1000)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         await gate.reached.wait()
 
     async def all_there():

@@ -17,7 +17,7 @@ from mirror.storage.space_quota import SpaceQuota, on_disk
 from tests.fakehub import Rule
 from tests.processes import Process
 from tests.support.names import APP, sha256
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, Pull, driver
 
 ROUNDS = 5
@@ -51,7 +51,7 @@ class Rounds:
         self.hub.clear_script()
         gate = self.hub.gate(Rule(kind="blob", host="cdn", reference=layer.digest), after=self.random.randint(0, layer.size))
         pulls = [asyncio.create_task(fetched(cluster, path)) for path in paths(image) * 3]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             await gate.reached.wait()
         # Some of the others have got through by then, others not.
         await asyncio.wait(pulls, timeout=5, return_when=asyncio.FIRST_COMPLETED)

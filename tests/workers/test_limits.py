@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakehub import Rule
 from tests.support.names import KIB, MIB, blob_path, sha256
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster
 
 APP = "library/app"
@@ -40,7 +40,7 @@ class Held:
 
     async def reached(self, *numbers):
         for number in numbers:
-            await asyncio.wait_for(self.gates[number].reached.wait(), 20)
+            await asyncio.wait_for(self.gates[number].reached.wait(), LIMIT)
 
     def release(self):
         for gate in self.gates:
@@ -89,7 +89,7 @@ async def test_killed_worker_gives_back(hub, start):
     os.kill(one, signal.SIGKILL)
     await cluster.logged('"worker_died"')
     more = hub.add_synthetic_blob(APP, MIB, 99)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         assert sha256(await (await cluster.pull(blob_path(more), other)).rest()) == more.digest
     held.release()
     for pull in lost:
@@ -111,7 +111,7 @@ async def test_kill_after_kill(hub, start):
         held.gates[number].release()
         await lost.close()
     for blob in held.blobs:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT):
             assert sha256(await (await cluster.pull(blob_path(blob))).rest()) == blob.digest
 
 
@@ -124,7 +124,7 @@ async def test_those_who_left_make_way_for_other_workers(hub, start):
     for pull in pulls:
         await pull.close()
     wanted = hub.add_synthetic_blob(APP, MIB, 99)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         assert sha256(await (await cluster.pull(blob_path(wanted), other)).rest()) == wanted.digest
     held.release()
 

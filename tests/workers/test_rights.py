@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from tests.fakehub import Rule
+from tests.support.waiting import LIMIT
 
 ONE, OTHER = "library/one", "library/other"
 
@@ -37,7 +38,7 @@ async def test_no_grant_in_any_worker(cluster, hub, name):
     gate = hub.gate(Rule(kind="blob", host="cdn"), after=2_000_000)
     first, second = cluster.workers()
     arriving = await cluster.pull(f"/v2/{ONE}/blobs/{layer.digest}", first)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         await gate.reached.wait()
     assert (await asked(cluster, f"{name}/blobs/{layer.digest}", second))[:2] == (404, None)
     gate.release()

@@ -8,7 +8,7 @@ import signal
 
 from tests.fakehub import Rule
 from tests.support.names import APP, blob_path, sha256
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, driver
 
 SIZE = 24_000_000
@@ -24,7 +24,7 @@ async def started(cluster, hub, clients, size=SIZE):
     gate = hub.gate(CDN, after=MIDDLE)
     pids = cluster.workers()
     pulls = [await cluster.pull(blob_path(blob), pids[i % len(pids)]) for i in range(clients)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         await gate.reached.wait()
     for pull in pulls:
         await (await pull.head()).read(1_000_000)
@@ -179,7 +179,7 @@ async def asked_in_both(cluster, hub):
     gate = hub.gate(Rule(kind="manifest", method="GET"))
     one, other = cluster.workers()
     first = await cluster.pull(f"/v2/{APP}/manifests/{image.digest}", one)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         await gate.reached.wait()
     second = await cluster.pull(f"/v2/{APP}/manifests/{image.digest}", other)
     await eventually(lambda: "manifests.lock" in open_files(other), "the other worker in line")

@@ -11,7 +11,7 @@ from tests.fakehub import Rule
 from tests.processes import Process
 from tests.support.names import APP, TAG, sha256
 from tests.support.ports import free_port
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, children, state
 
 
@@ -117,7 +117,7 @@ async def test_second_sigterm_ends_the_drain(cluster, hub):
     cluster.signal()
     await cluster.logged('"draining"', 2)
     cluster.signal()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         assert await cluster.ended() == 0
     assert "drain_ended" in cluster.log
     assert len(await pull.rest()) < blob.size

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+from tests.support.waiting import LIMIT
+
 SCRIPT = """
 import os, signal, sys, time
 from mirror.config.model import Config
@@ -54,7 +56,7 @@ def worker(process):
 
 def end(process):
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=20)
+    _, log = process.communicate(timeout=LIMIT)
     assert process.returncode == 0
     return log
 

