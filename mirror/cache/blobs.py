@@ -23,7 +23,7 @@ from mirror.download.download import Download
 from mirror.download.downloads import Downloads
 from mirror.download.reader import Body, HeldBody, StreamingBody
 from mirror.download.source import BlobStream
-from mirror.errors import StorageError, UpstreamRefusal
+from mirror.errors import UpstreamRefusal
 from mirror.storage.blobs import CachedBlob
 from mirror.upstream.blob import ExpectedSize
 from mirror.upstream.registry import Registry
@@ -96,19 +96,12 @@ class Blobs:
         grant = self._content.grant("blob", repository, digest)
         return None if grant is None else grant.size
 
-    def open_hit(self, digest: Digest, size: int) -> CachedBlob | None:
-        """Open a granted blob without waiting; None unless it is held with its granted size."""
-        try:
-            held = self._context.store.files.open(digest)
-        except StorageError:
-            return None
-        if held is None:
-            return None
-        if held.size != size:
-            held.close()
-            return None
-        self._context.usage.note_blob(digest, self._context.clock())
-        return held
+    def read_hit(self, digest: Digest, size: int, start: int, stop: int) -> bytes | None:
+        """Read a part of a granted blob without waiting for the disk; None unless it is held with its granted size."""
+        body = self._context.store.files.read_resident(digest, size, start, stop)
+        if body is not None:
+            self._context.usage.note_blob(digest, self._context.clock())
+        return body
 
     async def head(self, repository: Repository, digest: Digest) -> tuple[int, Outcome]:
         """The size in bytes; starts no download of a blob of which nothing has arrived. Raises like `get`."""

@@ -30,10 +30,9 @@ from mirror.listener.server import while_connected
 from mirror.maintenance.recheck import Recheck
 from mirror.registry.admitted_routes import AdmittedRoute, AdmittedRoutes
 from mirror.registry.blob_response import described, not_modified, send_blob
-from mirror.registry.hits import Hits
+from mirror.registry.hits import Hits, Respond
 from mirror.registry.manifest_response import ManifestResponses, warning
 from mirror.registry.query import Query
-from mirror.registry.request_metrics import RequestMetrics
 from mirror.registry.routing import Route, Router
 from mirror.throttled_log import ThrottledLog
 from mirror.tracing import RequestIds, ViaChain, request_id
@@ -72,13 +71,13 @@ class RegistryApi:
         self._cache = cache
         self._recheck = recheck
         self._via_chain = via_chain
-        self._request_metrics = RequestMetrics(metrics)
+        self._counts = metrics.requests
         self._denied = metrics.refused.labels("policy")
         self._too_many = metrics.refused.labels("downloads")
         self._ids = RequestIds()
         self._admitted = AdmittedRoutes(cache.pull_policy)
-        self._manifest_responses = ManifestResponses(self._request_metrics)
-        self._hits = Hits(cache.manifests, cache.blobs, recheck, self._manifest_responses, self._request_metrics)
+        self._manifest_responses = ManifestResponses(self._counts)
+        self._hits = Hits(cache.manifests, cache.blobs, recheck, self._manifest_responses, self._counts)
         self._inline = InlineRequests()
         self._log = ThrottledLog(log)
 
@@ -113,18 +112,18 @@ class RegistryApi:
             return self._failed(request, route, error, name, started)
 
     def _hit(self, request: web.BaseRequest, admitted: AdmittedRoute, started: float) -> Rendered | None:
-        query = Query.of(request)
-        hit = self._hits.respond(admitted.route, query, request.remote or "", started)
-        if hit is not None:
-            self._inline.add(request, partial(self._respond_inline, admitted, query))
+        respond = self._hits.of(admitted.route, Query.of(request))
+        hit = None if respond is None else respond(request.remote or "", started)
+        if respond is not None and hit is not None:
+            self._inline.add(request, partial(self._respond_inline, admitted, respond))
         return hit
 
-    def _respond_inline(self, admitted: AdmittedRoute, query: Query, client: str) -> bytes | None:
+    def _respond_inline(self, admitted: AdmittedRoute, respond: Respond, client: str) -> bytes | None:
         """The response to a request that was a hit before, if it still is one."""
         started = time.perf_counter()
-        if not self._admitted.holds(admitted):
+        if not admitted.constant and not self._admitted.holds(admitted):
             return None
-        hit = self._hits.respond(admitted.route, query, client, started)
+        hit = respond(client, started)
         return None if hit is None else hit.whole(self._ids.name(None))
 
     async def _answer(self, request: web.BaseRequest, route: Route, name: str, started: float) -> web.StreamResponse:
@@ -153,23 +152,23 @@ class RegistryApi:
         if etag_matches(request.headers.get("If-None-Match"), digest):
             # The client has it, but whether it is still granted is upstream's to say.
             _, outcome = await _bounded(self._cache.blobs.head(repository, digest))
-            self._request_metrics.count("blob", repository, outcome, 304, 0, started)
+            self._count("blob", repository, outcome, 304, 0, started)
             return ReadyResponse(304, not_modified(digest, outcome), b"", name)
         if request.method == "HEAD":
             size, outcome = await _bounded(self._cache.blobs.head(repository, digest))
-            self._request_metrics.count("blob", repository, outcome, 200, 0, started)
+            self._count("blob", repository, outcome, 200, 0, started)
             return ReadyResponse(200, described(digest, size, outcome), b"", name)
         answer, client = await _bounded(self._cache.blobs.get(repository, digest), request), request.remote or ""
         if answer.outcome is Outcome.HIT and "Range" not in request.headers:
             self._recheck.begins(digest, client)
 
         def ended(outcome: Outcome, status: int, sent: int) -> None:
-            self._request_metrics.count("blob", repository, outcome, status, sent, started)
+            self._count("blob", repository, outcome, status, sent, started)
             if outcome is Outcome.HIT and status == 200 and sent == answer.size:
                 self._recheck.served(digest, client)
 
         try:
-            first_byte = partial(self._request_metrics.first_byte, "blob", started=started)
+            first_byte = partial(self._counts.add_first_byte, "blob", started=started)
             return await send_blob(request, answer, name, self._log, first_byte, ended)
         finally:
             await answer.body.close()
@@ -180,14 +179,14 @@ class RegistryApi:
         # Upstream would refuse it, too; but that would look like upstream being out of order.
         page_size(route.parameter("n"))
         answer = await _bounded(self._cache.listings.tags(repository, route.path, dict(route.query)))
-        self._request_metrics.count("tags", repository, answer.outcome, 200, len(answer.body), started)
+        self._count("tags", repository, answer.outcome, 200, len(answer.body), started)
         return self._list(answer.body, {**answer.headers, **warning(answer.reason)}, answer.outcome, name)
 
     async def _referrers(
         self, repository: Repository, digest: Digest, route: Route, name: str, started: float
     ) -> web.StreamResponse:
         answer = await _bounded(self._cache.listings.referrers(repository, digest, route.path, dict(route.query)))
-        self._request_metrics.count("referrers", repository, answer.outcome, 200, len(answer.body), started)
+        self._count("referrers", repository, answer.outcome, 200, len(answer.body), started)
         return self._list(answer.body, {**answer.headers, **warning(answer.reason)}, answer.outcome, name)
 
     async def _repositories(self, route: Route, name: str) -> web.StreamResponse:
@@ -203,6 +202,9 @@ class RegistryApi:
         return ReadyResponse(200, rendered, body, name)
 
     # ---- errors and figures
+
+    def _count(self, kind: str, repository: Repository, outcome: Outcome, status: int, sent: int, started: float) -> None:
+        self._counts.series(repository.registry, kind, outcome, status).add(sent, started)
 
     def _failed(
         self, request: web.BaseRequest, route: Route | None, error: Exception, name: str, started: float
@@ -223,5 +225,5 @@ class RegistryApi:
             level = "warning" if isinstance(error, MirrorError) and problem.status >= 500 else "info"
             self._log.tell(level, "request_refused", reason, path=path, status=problem.status, cause=without_secret(str(error)))
         if route is not None and route.repository is not None:
-            self._request_metrics.count(kind, route.repository, Outcome.MISS, problem.status, 0, started)
+            self._count(kind, route.repository, Outcome.MISS, problem.status, 0, started)
         return problem_response(problem, name)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import web
 
@@ -17,10 +16,9 @@ from mirror.core.outcome import Outcome
 from mirror.core.ranges import ByteRange, Full, content_range
 from mirror.errors import MirrorError
 from mirror.listener import oci_errors
-from mirror.listener.responses import ReadyResponse, Rendered, head, problem_response, send_spans
+from mirror.listener.responses import ReadyResponse, head, problem_response, send_spans
 from mirror.listener.server import while_connected
 from mirror.registry.query import Query
-from mirror.storage.page_cache import read_resident
 from mirror.throttled_log import ThrottledLog
 
 _TYPE: Final = "application/octet-stream"
@@ -28,42 +26,36 @@ _TYPE: Final = "application/octet-stream"
 _MAX_COPIED_BYTES: Final = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class HeldPlan:
+class HeldPlan(NamedTuple):
     """A response from a held blob, but for its bytes.
 
     Attributes:
-        part: what its body has of the blob; None for no body.
+        start: of the part of the blob that is its body.
+        stop: the end of that part; `start` if there is no body.
+        is_whole: the body is the whole blob.
     """
 
     status: int
     head: bytes
-    part: ByteRange | None
-
-    def render(self, descriptor: int) -> Rendered | None:
-        """Read the body from the open blob; None if that has to wait for the disk."""
-        if self.part is None:
-            return Rendered(self.status, self.head, b"")
-        body = read_resident(descriptor, self.part.start, self.part.stop)
-        return None if body is None else Rendered(self.status, self.head, body)
+    start: int = 0
+    stop: int = 0
+    is_whole: bool = False
 
 
 def plan_held(digest: Digest, size: int, query: Query) -> HeldPlan | None:
-    """The response to a query of a held blob, if it has a short body of one part, or none; else None."""
+    """The response to a query of a held blob if its body is short and one part, or if it has none; else None."""
     if query.is_satisfied_by(digest):
-        return HeldPlan(304, not_modified(digest, Outcome.HIT), None)
+        return HeldPlan(304, not_modified(digest, Outcome.HIT))
     if query.is_head:
-        return HeldPlan(200, described(digest, size, Outcome.HIT), None)
+        return HeldPlan(200, described(digest, size, Outcome.HIT))
     try:
-        wanted = query.ranges(digest, size)
+        parts = _Parts(size, query.ranges(digest, size))
     except RangeNotSatisfiable:
         return None
-    if not isinstance(wanted, Full) and len(wanted) > 1:
+    part = parts.only
+    if part is None or part.length > _MAX_COPIED_BYTES:
         return None
-    parts = _Parts(size, wanted)
-    if not 0 < parts.length <= _MAX_COPIED_BYTES:
-        return None
-    return HeldPlan(parts.status, _head(digest, parts, Outcome.HIT), parts.first)
+    return HeldPlan(parts.status, _head(digest, parts, Outcome.HIT), part.start, part.stop, parts.status == 200)
 
 
 def not_modified(digest: Digest, outcome: Outcome) -> bytes:
@@ -197,6 +189,7 @@ class _Parts:
             self.headers = {"Content-Type": f"multipart/byteranges; boundary={boundary}"}
             self._parts = [(_preamble(boundary, part, size), part) for part in wanted]
             self._closing = f"\r\n--{boundary}--\r\n".encode()
+        self.only = self._parts[0][1] if len(self._parts) == 1 else None
         self.first = self._parts[0][1] if self._parts else ByteRange(0, size)
         self.length = sum(len(text) + part.length for text, part in self._parts) + len(self._closing)
 

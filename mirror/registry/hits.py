@@ -2,67 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
 from mirror.cache.blobs import Blobs
 from mirror.cache.manifests import Manifests
 from mirror.core.digest import Digest
-from mirror.core.names import Repository
+from mirror.core.names import Reference, Repository
 from mirror.core.outcome import Outcome
 from mirror.listener.responses import Rendered
 from mirror.maintenance.recheck import Recheck
-from mirror.registry.blob_response import plan_held
+from mirror.metrics.request_counts import RequestCounts
+from mirror.registry.blob_response import HeldPlan, plan_held
 from mirror.registry.manifest_response import ManifestResponses
 from mirror.registry.query import Query
-from mirror.registry.request_metrics import RequestMetrics
 from mirror.registry.routing import Route
 
+Respond: TypeAlias = Callable[[str, float], Rendered | None]
+"""Returns the response to the client at an address, whose request came at a time of `time.perf_counter`; None if something has
+to be waited for. It may be called for as long as the route is admitted."""
 
+
+@dataclass(frozen=True, slots=True)
 class Hits:
-    """Responds without waiting for anything."""
+    """Finds the responses to requests of admitted routes."""
 
-    def __init__(
-        self, manifests: Manifests, blobs: Blobs, recheck: Recheck, responses: ManifestResponses, request_metrics: RequestMetrics
-    ) -> None:
-        self._manifests = manifests
-        self._blobs = blobs
-        self._recheck = recheck
-        self._responses = responses
-        self._request_metrics = request_metrics
+    manifests: Manifests
+    blobs: Blobs
+    recheck: Recheck
+    responses: ManifestResponses
+    counts: RequestCounts
 
-    def respond(self, route: Route, query: Query, client: str, started: float) -> Rendered | None:
-        """The response to a query of an admitted route; None if something has to be waited for.
-
-        Args:
-            client: its address.
-            started: of `time.perf_counter`.
-        """
+    def of(self, route: Route, query: Query) -> Respond | None:
+        """What responds to a query; None if a route of this kind always has to be waited for."""
         repository, reference = route.repository, route.reference
         if repository is None or reference is None:
             return None
         if route.kind == "manifest":
-            answer = self._manifests.cached(repository, reference)
-            if answer is None:
-                return None
-            return self._responses.render(repository, answer, query, started)
+            return _ManifestHit(self, repository, reference, query).respond
         if route.kind == "blob" and isinstance(reference, Digest):
-            return self._blob(repository, reference, query, client, started)
+            return _BlobHit(self, repository, reference, query).respond
         return None
 
-    def _blob(self, repository: Repository, digest: Digest, query: Query, client: str, started: float) -> Rendered | None:
-        size = self._blobs.granted_size(repository, digest)
-        plan = None if size is None else plan_held(digest, size, query)
-        held = None if size is None or plan is None else self._blobs.open_hit(digest, size)
-        if held is None or plan is None:
+
+class _ManifestHit:
+    __slots__ = ("_hits", "_query", "_reference", "_repository")
+
+    def __init__(self, hits: Hits, repository: Repository, reference: Reference, query: Query) -> None:
+        self._hits = hits
+        self._repository = repository
+        self._reference = reference
+        self._query = query
+
+    def respond(self, client: str, started: float) -> Rendered | None:
+        answer = self._hits.manifests.cached(self._repository, self._reference)
+        return None if answer is None else self._hits.responses.render(self._repository, answer, self._query, started)
+
+
+class _BlobHit:
+    __slots__ = ("_digest", "_hits", "_plan", "_query", "_repository", "_size")
+
+    def __init__(self, hits: Hits, repository: Repository, digest: Digest, query: Query) -> None:
+        self._hits = hits
+        self._repository = repository
+        self._digest = digest
+        self._query = query
+        # The plan for a blob of this size.
+        self._size: int | None = None
+        self._plan: HeldPlan | None = None
+
+    def respond(self, client: str, started: float) -> Rendered | None:
+        hits, digest = self._hits, self._digest
+        size = hits.blobs.granted_size(self._repository, digest)
+        if size is None:
             return None
-        with held.file:
-            rendered = plan.render(held.file.fileno())
-        if rendered is None:
+        if size != self._size:
+            self._size, self._plan = size, plan_held(digest, size, self._query)
+        plan = self._plan
+        body = None if plan is None else hits.blobs.read_hit(digest, size, plan.start, plan.stop)
+        if plan is None or body is None:
             return None
-        self._request_metrics.count("blob", repository, Outcome.HIT, rendered.status, len(rendered.body), started)
-        if query.is_head or rendered.status == 304:
-            return rendered
-        self._request_metrics.first_byte("blob", Outcome.HIT, started=started)
-        if query.range is None:
-            self._recheck.begins(digest, client)
-        if rendered.status == 200:
-            self._recheck.served(digest, client)
-        return rendered
+        hits.counts.series(self._repository.registry, "blob", Outcome.HIT, plan.status).add(len(body), started)
+        if body:
+            hits.counts.add_first_byte("blob", Outcome.HIT, started)
+        if plan.is_whole:
+            if self._query.range is None:
+                hits.recheck.begins(digest, client)
+            hits.recheck.served(digest, client)
+        return Rendered(plan.status, plan.head, body)

@@ -10,8 +10,8 @@ from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import said
 from mirror.listener.responses import Rendered, head
+from mirror.metrics.request_counts import RequestCounts
 from mirror.registry.query import Query
-from mirror.registry.request_metrics import RequestMetrics
 
 _MAX_HEADS: Final = 4096
 
@@ -24,18 +24,18 @@ def warning(reason: str | None) -> dict[str, str]:
 class ManifestResponses:
     """Renders and counts responses. The heads of hits are rendered once."""
 
-    def __init__(self, request_metrics: RequestMetrics) -> None:
-        self._request_metrics = request_metrics
+    def __init__(self, counts: RequestCounts) -> None:
+        self._counts = counts
         self._heads: dict[tuple[Digest, str], bytes] = {}
 
     def render(self, repository: Repository, answer: ManifestAnswer, query: Query, started: float) -> Rendered:
         """The response to a GET or HEAD; `started` is of `time.perf_counter`."""
         outcome = answer.outcome
         if query.is_satisfied_by(answer.digest):
-            self._request_metrics.count("manifest", repository, outcome, 304, 0, started)
+            self._counts.series(repository.registry, "manifest", outcome, 304).add(0, started)
             return Rendered(304, head(304, {"ETag": f'"{answer.digest}"', "X-Cache": outcome}), b"")
         body = b"" if query.is_head else answer.raw or b""
-        self._request_metrics.count("manifest", repository, outcome, 200, len(body), started)
+        self._counts.series(repository.registry, "manifest", outcome, 200).add(len(body), started)
         return Rendered(200, self._head(answer), body)
 
     def _head(self, answer: ManifestAnswer) -> bytes:

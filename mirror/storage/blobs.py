@@ -21,6 +21,7 @@ from mirror.core.errors import InvalidDigest
 from mirror.errors import FlushFailed, StorageError
 from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
+from mirror.storage.page_cache import read_resident
 from mirror.storage.space_quota import SpaceQuota
 
 _PIECE = 1 << 20
@@ -85,6 +86,20 @@ class BlobFiles:
             os.close(descriptor)
             return None
         return CachedBlob(FileIO(descriptor), state.st_size)
+
+    def read_resident(self, digest: Digest, size: int, start: int, stop: int) -> bytes | None:
+        """Read a part of a held blob of `size` bytes if its bytes are in the page cache; else None."""
+        try:
+            descriptor = os.open(self._layout.blob(digest), _READ)
+        except OSError:
+            return None
+        try:
+            state = os.fstat(descriptor)
+            if state.st_size != size or not stat.S_ISREG(state.st_mode):
+                return None
+            return read_resident(descriptor, start, stop)
+        finally:
+            os.close(descriptor)
 
     def size(self, digest: Digest) -> int | None:
         """Bytes of a held blob, or None."""

@@ -36,6 +36,8 @@ def resident_until(descriptor: int, start: int, stop: int) -> int:
 
 def read_resident(descriptor: int, start: int, stop: int) -> bytes | None:
     """The bytes from `start` to `stop` if they can be had without waiting for the disk, else None."""
+    if start == stop:
+        return b""
     data = bytearray(stop - start)
     try:
         count = os.preadv(descriptor, [data], start, os.RWF_NOWAIT)

@@ -18,7 +18,7 @@ from mirror.metrics import Metrics
 from mirror.admin.worker_stats import WorkerStats
 metrics = Metrics()
 metrics.downloads.labels("failed").inc(5)
-metrics.request_duration.labels("blob", "HIT").observe(0.2)
+metrics.requests.series("docker.io", "blob", "HIT", 200).durations.add(0.2)
 metrics.pull_limit("docker.io", 100, 1)
 metrics.upstream_up.labels("docker.io", "hub").set(0)
 metrics.sync_last_success.set(50)
@@ -42,7 +42,7 @@ def other(tmp_path):
 def metrics():
     metrics = Metrics()
     metrics.downloads.labels("failed").inc(2)
-    metrics.request_duration.labels("blob", "HIT").observe(0.3)
+    metrics.requests.series("docker.io", "blob", "HIT", 200).durations.add(0.3)
     metrics.pull_limit("docker.io", 100, 7)
     metrics.upstream_up.labels("docker.io", "hub").set(1)
     metrics.sync_last_success.set(40)

@@ -8,42 +8,56 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from mirror import __version__
+from mirror.metrics.request_counts import BOUNDS_S, RequestCounts
 
 
 class Across(enum.Enum):
-    """What the values that several processes have for one gauge come to."""
+    """How the values of several processes for one gauge are combined."""
 
     SUM = "sum"
     """Each process has a part of the whole."""
     ASKED = "asked"
-    """A state of the store, which the process that is asked has just looked up."""
+    """A state of the store: the value of the process that answers, which has just looked it up."""
     LATEST = "latest"
-    """A state of an account at an upstream: what was heard last, by whichever process."""
+    """A state of an account at an upstream: the value that was received last."""
     LEAST = "least"
-    """Whether all is well: not so as long as one process has trouble."""
+    """1 only if no process has trouble."""
     LARGEST = "largest"
-    """A time, or the same for all."""
-
-
-_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+    """A time, or a value that is the same in all processes."""
 
 
 class Metrics:
     """The metric families of one process, in a registry of their own.
 
     Attributes:
-        across: what the values of several processes come to, by the name of the gauge.
-        heard: when an upstream has told of its pull limit, by registry, in seconds since the epoch.
+        across: how the values of several processes are combined, by the name of the gauge.
+        heard: when an upstream last sent its pull limit, by registry, in seconds since the epoch.
+        requests: of clients.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.across: dict[str, Across] = {}
         self.heard: dict[str, float] = {}
-        self.requests = self._counter("requests", "Requests by clients", "registry", "kind", "outcome", "status")
-        self.request_duration = self._histogram("request_duration_seconds", "Until the last byte", "kind", "outcome")
-        self.first_byte = self._histogram("time_to_first_byte_seconds", "Until the headers", "kind", "outcome")
-        self.served_bytes = self._counter("served_bytes", "Bytes of bodies sent to clients", "registry", "outcome")
+        self.requests = RequestCounts()
+        self.registry.register(self.requests)
+        self._declare_upstreams()
+        self._declare_downloads()
+        self._declare_answers()
+        self._declare_storage()
+        self._declare_sync()
+        self._gauge("build_info", Across.LARGEST, "Always 1", "version").labels(__version__).set(1)
+
+    def pull_limit(self, registry: str, limit: int | None, remaining: int | None) -> None:
+        """Record a registry's pull limit as far as a response states it."""
+        if limit is not None:
+            self.upstream_ratelimit_limit.labels(registry).set(limit)
+        if remaining is not None:
+            self.upstream_ratelimit_remaining.labels(registry).set(remaining)
+        if (limit, remaining) != (None, None):
+            self.heard[registry] = time.time()
+
+    def _declare_upstreams(self) -> None:
         self.upstream_requests = self._counter(
             "upstream_requests", "Requests to upstreams", "registry", "upstream", "kind", "status"
         )
@@ -57,23 +71,34 @@ class Metrics:
         self.upstream_credentials_ok = self._gauge(
             "upstream_credentials_ok", Across.LEAST, "0 while an upstream refuses the configured credentials", "registry"
         )
-        self.renewed_files_ok = self._gauge(
-            "renewed_files_ok",
-            Across.LEAST,
-            "0 while a file of tls or access cannot be used as it is on disk",
-        )
+
+    def _declare_downloads(self) -> None:
         self.downloads_in_progress = self._gauge("downloads_in_progress", Across.SUM, "Blobs being fetched")
         self.download_readers = self._gauge("download_readers", Across.SUM, "Requests that read from a blob being fetched")
         self.downloads = self._counter("downloads", "Downloads that ended", "result")
         self.download_resumes = self._counter("download_resumes", "Downloads that went on after a break", "reason")
         self.prefetched_blobs = self._counter("prefetched_blobs", "Blobs of manifests that clients had just been given", "result")
+        for result in ("committed", "digest_mismatch", "failed", "bypassed"):
+            self.downloads.labels(result)
+        for result in ("fetched", "needless", "failed", "dropped"):
+            self.prefetched_blobs.labels(result)
+
+    def _declare_answers(self) -> None:
         self.stale_served = self._counter("stale_served", "Cached answers given in an outage", "registry", "reason")
         self.refused = self._counter("refused", "Requests and connections that this mirror turned away itself", "reason")
+        self.renewed_files_ok = self._gauge(
+            "renewed_files_ok",
+            Across.LEAST,
+            "0 while a file of tls or access cannot be used as it is on disk",
+        )
+        for reason in ("policy", "network", "credentials", "connections", "requests", "downloads", "webhook"):
+            self.refused.labels(reason)
+
+    def _declare_storage(self) -> None:
         self.evicted_bytes = self._counter("evicted_bytes", "Bytes of blobs that were evicted", "reason")
         self.evicted_blobs = self._counter("evicted_blobs", "Blobs that were evicted", "reason")
         self.purged_bytes = self._counter("purged_bytes", "Bytes of blobs that were purged")
         self.scrubbed_blobs = self._counter("scrubbed_blobs", "Held blobs that were hashed again", "result")
-        self.notifications = self._counter("notifications", "Moves of tags that somebody was to be told of", "result")
         self.storage_bytes = self._gauge("storage_bytes", Across.ASKED, "Bytes that the store takes, reservations included")
         self.storage_limit_bytes = self._gauge("storage_limit_bytes", Across.ASKED, "Bytes that the store may take")
         self.storage_blobs = self._gauge("storage_blobs", Across.ASKED, "Blobs that are held")
@@ -83,46 +108,32 @@ class Metrics:
             "0 while evicting could not bring back storage.min_free, for another program has filled the disk",
         )
         self.storage_min_free_ok.set(1)
+        for reason in ("max_size", "min_free"):
+            self.evicted_bytes.labels(reason)
+            self.evicted_blobs.labels(reason)
+        for result in ("ok", "wrong"):
+            self.scrubbed_blobs.labels(result)
+
+    def _declare_sync(self) -> None:
         self.sync_runs = self._counter("sync_runs", "Orders to bring images in sync that were carried out", "result")
         self.sync_tags = self._counter("sync_tags", "Images that were looked at", "result")
         self.sync_last_success = self._gauge(
             "sync_last_success_timestamp_seconds", Across.LARGEST, "When a scheduled run last found everything in sync"
         )
+        self.notifications = self._counter("notifications", "Moves of tags that somebody was to be told of", "result")
         for result in ("completed", "limited", "failed", "timeout"):
             self.sync_runs.labels(result)
         for result in ("unchanged", "moved", "gone", "failed", "skipped"):
             self.sync_tags.labels(result)
-        for reason in ("max_size", "min_free"):
-            self.evicted_bytes.labels(reason)
-            self.evicted_blobs.labels(reason)
-        for reason in ("policy", "network", "credentials", "connections", "requests", "downloads", "webhook"):
-            self.refused.labels(reason)
         for result in ("sent", "failed", "dropped"):
             self.notifications.labels(result)
-        for result in ("fetched", "needless", "failed", "dropped"):
-            self.prefetched_blobs.labels(result)
-        for result in ("ok", "wrong"):
-            self.scrubbed_blobs.labels(result)
-        build = self._gauge("build_info", Across.LARGEST, "Always 1", "version")
-        build.labels(__version__).set(1)
-        for result in ("committed", "digest_mismatch", "failed", "bypassed"):
-            self.downloads.labels(result)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"registry_mirror_{name}", help_text, labels, registry=self.registry)
-
-    def pull_limit(self, registry: str, limit: int | None, remaining: int | None) -> None:
-        """Note what an answer has told of a registry's pull limit."""
-        if limit is not None:
-            self.upstream_ratelimit_limit.labels(registry).set(limit)
-        if remaining is not None:
-            self.upstream_ratelimit_remaining.labels(registry).set(remaining)
-        if (limit, remaining) != (None, None):
-            self.heard[registry] = time.time()
 
     def _gauge(self, name: str, across: Across, help_text: str, *labels: str) -> Gauge:
         self.across[f"registry_mirror_{name}"] = across
         return Gauge(f"registry_mirror_{name}", help_text, labels, registry=self.registry)
 
     def _histogram(self, name: str, help_text: str, *labels: str) -> Histogram:
-        return Histogram(f"registry_mirror_{name}", help_text, labels, registry=self.registry, buckets=_SECONDS)
+        return Histogram(f"registry_mirror_{name}", help_text, labels, registry=self.registry, buckets=BOUNDS_S)
