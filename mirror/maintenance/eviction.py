@@ -159,7 +159,7 @@ class Eviction:
         found = store_scan.take(self._layout, lambda: self._over(deadline), _CANDIDATES, pinned, only_pinned=last_resort)
         if found is None:
             return False
-        self._oldest, self._seen, self._skipped = found.oldest(), 0, 0
+        self._oldest, self._seen, self._skipped = found.candidates(), 0, 0
         self._found, self._found_at = _Found(found, mark), self._clock()
         return True
 

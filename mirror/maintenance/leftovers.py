@@ -14,7 +14,7 @@ import structlog
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
-from mirror.core.eviction import Partials
+from mirror.core.eviction import Partials, eviction_key
 from mirror.core.names import Repository
 from mirror.download.partial import Partial
 from mirror.errors import StorageError
@@ -118,7 +118,7 @@ class Leftovers:
         """Give up partial blobs that nobody has filled for a while, oldest first, up to `needed` bytes; returns the bytes."""
         idle = [partial for partial in self.partials() if self._clock() - partial.written > _IDLE]
         freed = 0
-        for partial in sorted(idle, key=lambda partial: partial.written):
+        for partial in sorted(idle, key=lambda partial: eviction_key(partial.written, partial.size, pinned=False)):
             if freed >= needed:
                 break
             if self._discard(partial.digest):

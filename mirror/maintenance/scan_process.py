@@ -1,13 +1,11 @@
-"""A look at every held blob: how many there are, how much room they take, and which were used least recently.
+"""Scans all cached blobs: how many there are, how much space they take, and which of them to evict first.
 
-It is a program of its own, and uses nothing but the standard library so that it starts in a moment. A walk over a million
-files is a long stretch of Python: in a thread it would fight with the requests for the interpreter, and would leave behind
-the memory that it took. As another process, one that gives way, it does neither.
+A program of its own, which imports next to nothing and starts in a moment. A walk over a million files keeps the interpreter
+busy: in a thread it would compete with requests, and leave its memory behind. A process of low priority does neither.
 
-    survey.py BLOBS_DIRECTORY MOST except|only    with names of pinned blobs in hex on stdin, one a line
+    scan_process.py BLOBS_DIRECTORY MOST except|only    with the hexadecimal names of pinned blobs on stdin, one a line
 
-prints `HEADER`, and then at most MOST blobs in the order in which they should go, each as a `RECORD` followed by the bytes
-of its digest.
+prints `HEADER`, and then at most MOST blobs in the order of their eviction: each a `RECORD`, followed by the bytes of its digest.
 """
 
 from __future__ import annotations
@@ -19,61 +17,87 @@ import struct
 import sys
 from collections.abc import Iterator
 
-HEADER = struct.Struct(">QQQ")
-"""Bytes taken, each file rounded up to whole blocks; those of them that pinned blobs take; blobs."""
-RECORD = struct.Struct(">dQB")
-"""When it was used last (seconds since the epoch), bytes, length of the digest in bytes."""
-BLOCK = 4096
+if __name__ == "__main__":
+    # Isolated from the environment, the interpreter does not know where the package lies.
+    sys.path.append(os.path.abspath(f"{os.path.dirname(__file__)}/../.."))
 
-_ALGORITHMS = {"sha256": 64, "sha512": 128}
+from mirror.core.eviction import eviction_key
+
+HEADER = struct.Struct(">QQQ")
+"""Bytes of all blobs, each file rounded up to whole blocks; bytes of the pinned ones; blobs."""
+RECORD = struct.Struct(">dQB")
+"""Last use (seconds since the epoch), bytes, length of the digest in bytes."""
+BLOCK_BYTES = 4096
+# Packed like this, keys compare as bytes, which is several times as fast.
+_KEY = struct.Struct(">3d")
+
+_HEX_DIGITS = {"sha256": 64, "sha512": 128}
 _HEX = frozenset("0123456789abcdef")
 
 
-def main(root: str, most: int, only: bool, pinned: frozenset[str]) -> None:
-    """Look, and print what was found."""
-    parent = os.getppid()
-    taken = taken_by_pinned = blobs = 0
-    oldest = _Oldest(most)
-    for directory, digits in _shards(root):
-        # Whoever asked has died: nobody will read the answer.
-        if os.getppid() != parent:
-            return
-        for name, size, used in _files(directory, digits):
-            quota, is_pinned = -(-size // BLOCK) * BLOCK, name in pinned
-            taken, blobs = taken + quota, blobs + 1
-            taken_by_pinned += quota if is_pinned else 0
-            if most and is_pinned == only:
-                # As bytes these compare like what they stand for. Smaller ones first among equals: a manifest before its layers.
-                oldest.offer(RECORD.pack(used, size, digits // 2) + bytes.fromhex(name))
-    with open(sys.stdout.fileno(), "wb", closefd=False) as out:
-        out.write(HEADER.pack(taken, taken_by_pinned, blobs))
-        out.writelines(oldest.found())
+class _Scan:
+    """One walk over all blobs.
+
+    Attributes:
+        taken: bytes on disk of the blobs seen so far.
+        pinned: bytes on disk of the pinned ones.
+        blobs: how many were seen so far.
+    """
+
+    def __init__(self, root: str, pins: frozenset[str]) -> None:
+        self._root = root
+        self._pins = pins
+        self._parent = os.getppid()
+        self.taken = self.pinned = self.blobs = 0
+
+    def walk(self, first: _First, *, only_pinned: bool) -> None:
+        """Offer the blobs that are not pinned, or those that are."""
+        for directory, digits in _shards(self._root):
+            # The parent has died: nobody will read the answer.
+            if os.getppid() != self._parent:
+                sys.exit(1)
+            for name, size, used in _files(directory, digits):
+                is_pinned, on_disk = name in self._pins, -(-size // BLOCK_BYTES) * BLOCK_BYTES
+                self.taken, self.blobs = self.taken + on_disk, self.blobs + 1
+                self.pinned += on_disk if is_pinned else 0
+                if is_pinned == only_pinned:
+                    key = _KEY.pack(*eviction_key(max(0.0, used), size, pinned=is_pinned))
+                    first.offer(key + RECORD.pack(used, size, digits // 2) + bytes.fromhex(name))
 
 
-class _Oldest:
-    """The least of what it is offered, `most` of them, in memory for twice as many."""
+class _First:
+    """The smallest of the offered records, `most` of them, in memory for twice as many."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._records: list[bytes] = []
-        self._bar: bytes | None = None
+        self._limit: bytes | None = None
 
     def offer(self, record: bytes) -> None:
-        """Take one more into account."""
-        if self._bar is not None and record > self._bar:
+        """Take one more record into account."""
+        if not self._most or (self._limit is not None and record > self._limit):
             return
         self._records.append(record)
         if len(self._records) >= 2 * self._most:
             self._records = self.found()
-            self._bar = self._records[-1]
+            self._limit = self._records[-1]
 
     def found(self) -> list[bytes]:
-        """The least so far, in order."""
+        """Return the smallest records so far, in order."""
         return sorted(self._records)[: self._most]
 
 
+def main(root: str, most: int, pins: frozenset[str], *, only_pinned: bool) -> None:
+    """Scan, and print the result."""
+    scan, first = _Scan(root, pins), _First(most)
+    scan.walk(first, only_pinned=only_pinned)
+    with open(sys.stdout.fileno(), "wb", closefd=False) as out:
+        out.write(HEADER.pack(scan.taken, scan.pinned, scan.blobs))
+        out.writelines(record[_KEY.size :] for record in first.found())
+
+
 def _shards(root: str) -> Iterator[tuple[str, int]]:
-    for algorithm, digits in _ALGORITHMS.items():
+    for algorithm, digits in _HEX_DIGITS.items():
         with contextlib.suppress(OSError):
             for shard in sorted(os.listdir(f"{root}/{algorithm}")):
                 yield f"{root}/{algorithm}/{shard}", digits
@@ -90,7 +114,7 @@ def _files(directory: str, digits: int) -> Iterator[tuple[str, int, float]]:
 
 
 if __name__ == "__main__":
-    # Politeness is worth no work: a sandbox may refuse it, as systemd's @resources does.
+    # A low priority is not essential: a sandbox may refuse it, as systemd's @resources does.
     with contextlib.suppress(OSError):
         os.nice(10)
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "only", frozenset(sys.stdin.read().split()))
+    main(sys.argv[1], int(sys.argv[2]), frozenset(sys.stdin.read().split()), only_pinned=sys.argv[3] == "only")

@@ -1,4 +1,4 @@
-"""The answer to a survey of the held blobs, asked of a process of its own (`survey`). Blocks; belongs in a thread."""
+"""Runs a scan of the cached blobs in a process of its own (`scan_process`). Blocks; belongs in a thread."""
 
 from __future__ import annotations
 
@@ -18,48 +18,50 @@ from mirror.storage.layout import Layout
 
 log = structlog.get_logger(__name__)
 
-# Seconds between two looks at whether the answer is still wanted.
-_LOOK = 0.1
+# How often to look whether the scan is over its time.
+_POLL_INTERVAL_S = 0.1
 _ALGORITHMS = {32: "sha256", 64: "sha512"}
 
 
 @dataclass(frozen=True)
 class StoreScan:
-    """What a store held at one time.
+    """What a store contained at one time.
 
     Attributes:
         taken: bytes, each file rounded up to whole blocks.
-        pinned: those of them that pinned blobs take.
+        pinned: bytes of the pinned blobs among them.
         blobs: how many.
     """
 
     taken: int
     pinned: int
     blobs: int
-    _oldest: bytes
+    _answer: bytes
 
-    def oldest(self) -> Iterator[CachedFile]:
-        """The blobs that were used least recently, in the order in which they should go."""
+    def candidates(self) -> Iterator[CachedFile]:
+        """Yield the blobs to evict first, in the order of their eviction."""
         at = scan_process.HEADER.size
-        while at < len(self._oldest):
-            used, size, length = scan_process.RECORD.unpack_from(self._oldest, at)
+        while at < len(self._answer):
+            used, size, length = scan_process.RECORD.unpack_from(self._answer, at)
             at += scan_process.RECORD.size + length
-            yield CachedFile(Digest.parse(f"{_ALGORITHMS[length]}:{self._oldest[at - length : at].hex()}"), size, used)
+            yield CachedFile(Digest.parse(f"{_ALGORITHMS[length]}:{self._answer[at - length : at].hex()}"), size, used)
 
 
 def take(
     layout: Layout,
-    over: Callable[[], bool],
+    is_over: Callable[[], bool],
     most: int = 0,
     pinned: AbstractSet[Digest] = frozenset(),
     *,
     only_pinned: bool = False,
 ) -> StoreScan | None:
-    """Survey the store; None if that failed, or if it was `over` before it was done.
+    """Scan the store; None if that failed, or if time was over before it was done.
 
     Args:
-        most: so many of the least recently used blobs are named.
-        pinned: they are not among those; or only they are.
+        is_over: True ends the scan.
+        most: how many candidates for eviction to name.
+        pinned: blobs that are not among the candidates.
+        only_pinned: name no other candidates than the pinned blobs.
     """
     argv = [sys.executable, "-I", "-S", scan_process.__file__, layout.blobs, str(most), "only" if only_pinned else "except"]
     pins: bytes | None = "\n".join(digest.encoded for digest in pinned).encode()
@@ -72,19 +74,19 @@ def take(
         log.error("survey_failed", cause=str(error))
         return None
     with process:
-        while not over():
+        while not is_over():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                answer, trouble = process.communicate(pins, timeout=_LOOK)
-                return _read(answer, trouble, process.returncode)
-            # What is to be sent is named once; the next call goes on with it.
+                answer, errors = process.communicate(pins, timeout=_POLL_INTERVAL_S)
+                return _read(answer, errors, process.returncode)
+            # The input is passed once; the next call continues with it.
             pins = None
         process.kill()
     return None
 
 
-def _read(answer: bytes, trouble: bytes, status: int) -> StoreScan | None:
+def _read(answer: bytes, errors: bytes, status: int) -> StoreScan | None:
     if status or len(answer) < scan_process.HEADER.size:
-        log.error("survey_failed", status=status, cause=trouble.decode(errors="replace").strip()[-200:])
+        log.error("survey_failed", status=status, cause=errors.decode(errors="replace").strip()[-200:])
         return None
     taken, pinned, blobs = scan_process.HEADER.unpack_from(answer)
     return StoreScan(taken, pinned, blobs, answer)

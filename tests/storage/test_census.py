@@ -23,7 +23,7 @@ def held(files):
 
 
 def names(found):
-    return [file.digest for file in found.oldest()]
+    return [file.digest for file in found.candidates()]
 
 
 def test_it_counts_everything_and_names_the_oldest(layout, held):
@@ -31,7 +31,13 @@ def test_it_counts_everything_and_names_the_oldest(layout, held):
     found = store_scan.take(layout, lambda: False, 4)
     assert (found.blobs, found.taken) == (10, 10 * 4096)
     assert names(found) == held[:4]
-    assert [(file.used, file.size) for file in found.oldest()] == [(1000.0 + number, 6) for number in range(4)]
+    assert [(file.used, file.size) for file in found.candidates()] == [(1000.0 + number, 6) for number in range(4)]
+
+
+def test_it_counts_without_names(layout, held):
+    """Where no blob is to be named all are counted all the same, pinned ones apart."""
+    found = store_scan.take(layout, lambda: False, pinned=frozenset(held[:3]))
+    assert (found.blobs, found.taken, found.pinned, names(found)) == (10, 10 * 4096, 3 * 4096, [])
 
 
 def test_smaller_ones_come_first_among_equals(layout, files):
@@ -59,7 +65,7 @@ def test_both_algorithms_and_nothing_else(layout, files):
         with open(f"{layout.blobs}/sha256/00/{name}", "w") as file:
             file.write("no blob")
     found = store_scan.take(layout, lambda: False, 9)
-    assert [(file.digest, file.used) for file in found.oldest()] == [(digest, 5.25)]
+    assert [(file.digest, file.used) for file in found.candidates()] == [(digest, 5.25)]
     assert found.blobs == 1
 
 
@@ -104,9 +110,9 @@ def test_an_interpreter_that_cannot_start_is_no_answer(layout, monkeypatch):
 def test_slow_survey_with_pins(files, layout, monkeypatch):
     """A survey that takes longer than one look at the clock is waited for, pins and all."""
     # Short, but long enough for something to be read between two looks on a busy machine.
-    monkeypatch.setattr(store_scan, "_LOOK", 0.005)
+    monkeypatch.setattr(store_scan, "_POLL_INTERVAL_S", 0.005)
     files.put(Digest.of(b"pinned"), b"pinned")
     files.put(Digest.of(b"other"), b"other")
     taken = store_scan.take(layout, lambda: False, 10, frozenset({Digest.of(b"pinned")}))
     assert taken is not None
-    assert [file.digest for file in taken.oldest()] == [Digest.of(b"other")]
+    assert [file.digest for file in taken.candidates()] == [Digest.of(b"other")]
