@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 
 from yarl import URL
@@ -17,7 +15,6 @@ from mirror.cache.tag_policy import TagPolicies
 from mirror.config.model import Config
 from mirror.config.sections import RegistryConfig
 from mirror.core.counts import Total
-from mirror.errors import CredentialsRefused
 from mirror.metrics import Metrics
 from mirror.registry.api import RegistryApi
 from mirror.registry.routing import Router
@@ -27,7 +24,7 @@ from mirror.sync.plan import Planner
 from mirror.sync.scheduler import SyncServices
 from mirror.upstream.health import Health
 from mirror.upstream.http import Endpoint, Http, Limits
-from mirror.upstream.login import Credentials, Login
+from mirror.upstream.login import Account, Login
 from mirror.upstream.registry import Registry
 from mirror.upstream.tokens import Tokens
 from mirror.upstream.upstream import Upstream
@@ -107,33 +104,19 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
 
 
 def _registry(name: str, config: RegistryConfig, http: Http, metrics: Metrics, healths: Healths) -> Registry:
+    account = None
+    if config.username is not None and config.password_file is not None:
+        account = Account(config.username, config.password_file)
     tls = ssl.create_default_context(cafile=str(config.ca_file)) if config.ca_file else True
     upstreams = []
     for text in config.upstreams:
-        url, login = URL(text), Login(_credentials(config), anonymous_fallback=config.anonymous_fallback)
+        url, login = URL(text), Login(account, anonymous_fallback=config.anonymous_fallback)
         endpoint = Endpoint(url, tls, config.proxy)
         tokens = Tokens(http, endpoint, config.token_hosts, login)
         health = healths.get(_account(name, text, config)) or Health(name, url.authority, metrics)
         upstreams.append(Upstream(endpoint, http, tokens, health, metrics))
-    return Registry(name, upstreams, private=config.username is not None)
+    return Registry(name, upstreams, private=account is not None)
 
 
 def _account(name: str, url: str, config: RegistryConfig) -> tuple[object, ...]:
     return name, url, config.username, config.password_file
-
-
-def _credentials(config: RegistryConfig) -> Callable[[], Credentials] | None:
-    """Reads the password afresh each time, so that a new one is used as soon as it is there."""
-    username, path = config.username, config.password_file
-    return None if username is None else lambda: Credentials(username, _password(path))
-
-
-def _password(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CredentialsRefused(
-            f"password_file {path} cannot be read: {getattr(error, 'strerror', None) or 'no text'}"
-        ) from error

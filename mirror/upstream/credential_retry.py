@@ -53,5 +53,5 @@ class CredentialRetry:
         due = loop.time() + max(pause, self._login.wait)
         while self._login.problem is not None and loop.time() < due:
             await asyncio.sleep(min(_LOOK, max(0.0, due - loop.time())))
-            self._login.look()
+            await self._login.look()
         return self._login.problem is not None

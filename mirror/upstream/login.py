@@ -8,11 +8,13 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
 from mirror.core.breaker import Admission, Breaker
 from mirror.errors import CredentialsRefused
+from mirror.small_files import read_text
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +34,25 @@ class Credentials:
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
+@dataclass(frozen=True)
+class Account:
+    """An account as it is configured."""
+
+    username: str
+    password_file: Path
+
+    async def credentials(self) -> Credentials:
+        """Read the password. Raises CredentialsRefused if the file is unreadable or empty."""
+        try:
+            password = (await read_text(self.password_file)).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            cause = getattr(error, "strerror", None) or "no text"
+            raise CredentialsRefused(f"password_file {self.password_file} cannot be read: {cause}") from error
+        if not password:
+            raise CredentialsRefused(f"password_file {self.password_file} is empty")
+        return Credentials(self.username, password)
+
+
 class Login:
     """The credentials for one upstream, and whether it takes them.
 
@@ -40,17 +61,17 @@ class Login:
         anonymous_fallback: go on without them while they cannot be used.
 
     Args:
-        read: called for the credentials at each use, so that new ones count at once; None for an anonymous mirror.
+        account: its password is read at each use, so that a new one counts at once; None for an anonymous mirror.
     """
 
     def __init__(
         self,
-        read: Callable[[], Credentials] | None,
+        account: Account | None,
         *,
         anonymous_fallback: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._read = read
+        self._account = account
         self.problem: str | None = None
         self.anonymous_fallback = anonymous_fallback
         self._clock = clock
@@ -58,12 +79,14 @@ class Login:
         self._accepted = False
         self._breaker = Breaker(FIRST, LONGEST, threshold=1)
         self._turn = asyncio.Lock()
+        # One read at a time: a slow one must not bring back an old password.
+        self._reading = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """One at a time, as long as nobody knows whether the credentials are right: many wrong ones at once lock an account."""
         async with contextlib.AsyncExitStack() as turn:
-            if self._read is not None and self._is_doubtful():
+            if self._account is not None and self._is_doubtful():
                 await turn.enter_async_context(self._turn)
             if not self._is_doubtful():
                 # Found out by who went before: nobody behind has to wait any more.
@@ -73,21 +96,21 @@ class Login:
     @property
     def is_settled(self) -> bool:
         """Whether there are no credentials, or the upstream is known to take them."""
-        return self._read is None or not self._is_doubtful()
+        return self._account is None or not self._is_doubtful()
 
     def _is_doubtful(self) -> bool:
         return not self._accepted
 
-    def credentials(self) -> Credentials | None:
+    async def credentials(self) -> Credentials | None:
         """What to show, or None for nothing.
 
         Raises:
             CredentialsRefused: there are none that could be read, or they have lately been refused.
         """
-        if self._read is None:
+        if self._account is None:
             return None
         try:
-            found = self._current(self._read)
+            found = await self._current(self._account)
         except CredentialsRefused:
             if self.anonymous_fallback:
                 return None
@@ -100,11 +123,11 @@ class Login:
         refusal = CredentialsRefused("the credentials were refused: check username and password_file")
         raise refusal.again("not tried again for now", max(1.0, self._breaker.wait(now)))
 
-    def look(self) -> None:
+    async def look(self) -> None:
         """Look whether there are other credentials than those that are known not to be of use."""
-        if self._read is not None:
+        if self._account is not None:
             with contextlib.suppress(CredentialsRefused):
-                self._current(self._read)
+                await self._current(self._account)
 
     @property
     def wait(self) -> float:
@@ -129,16 +152,17 @@ class Login:
             self.problem = "refused: check username and password_file"
         log.error("credentials_refused", username=credentials.username, again_in_seconds=round(self.wait))
 
-    def _current(self, read: Callable[[], Credentials]) -> Credentials:
+    async def _current(self, account: Account) -> Credentials:
         """What is configured now. Whether other credentials than before are taken nobody knows."""
-        try:
-            found = read()
-        except CredentialsRefused as error:
-            self.problem = str(error)
-            raise
-        if found != self._known:
-            self._known, self._accepted = found, False
-            self._breaker = Breaker(FIRST, LONGEST, threshold=1)
-        if self._breaker.is_closed:
-            self.problem = None
-        return found
+        async with self._reading:
+            try:
+                found = await account.credentials()
+            except CredentialsRefused as error:
+                self.problem = str(error)
+                raise
+            if found != self._known:
+                self._known, self._accepted = found, False
+                self._breaker = Breaker(FIRST, LONGEST, threshold=1)
+            if self._breaker.is_closed:
+                self.problem = None
+            return found

@@ -92,7 +92,7 @@ class Tokens:
             if challenge.scheme == "basic":
                 if refused is not None:
                     self.answered(scope, refused, 401)
-                credentials = self.login.credentials()
+                credentials = await self.login.credentials()
                 if credentials is None:
                     return None
                 self._basic = {credentials.basic(): credentials}
@@ -144,7 +144,7 @@ class Tokens:
             return await self._asked_once(url, guarded)
 
     async def _asked_once(self, url: URL, guarded: bool) -> tuple[str, float]:
-        credentials = self.login.credentials()
+        credentials = await self.login.credentials()
         status, body = await self._sent(url, credentials, guarded)
         if status == 403 and credentials is not None and not await self._is_taken(url, credentials, guarded):
             status = 401

@@ -10,6 +10,7 @@ from tests.clock import Clock
 from tests.fakehub import Fault, NoHeaders, Rule, Status
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
+from tests.support.slow_files import SlowFile
 from tests.support.waiting import LIMIT, eventually
 
 PASSWORD = "correct-horse-battery"
@@ -368,3 +369,28 @@ async def test_keep_deleted_is_not_keep_denied(hub, tmp_path, monkeypatch):
         hub.private(APP, ["somebody"])
         answers = [await mirror.get(TAG) for _ in range(3)]
         assert {(answer.status, answer.code()) for answer in answers} == {(404, "NAME_UNKNOWN")}
+
+
+async def test_slow_password_file(hub, settled):
+    """While the disk keeps the password waiting, everything else is answered."""
+    async with settled() as mirror:
+        image = hub.add_image(APP, "1")
+        with SlowFile(mirror.password) as file:
+            pull = asyncio.create_task(mirror.get(TAG))
+            await asyncio.to_thread(file.opened.wait, LIMIT)
+            assert (await mirror.get("/v2/")).status == 200
+            file.release()
+        assert not file.gave_up
+        assert (await pull).body == image.raw
+
+
+async def test_password_file_that_is_being_written(hub, settled):
+    """An empty file is no password: it is not shown to anybody."""
+    async with settled() as mirror:
+        image = hub.add_image(APP, "1")
+        mirror.password.write_text("\n")
+        assert (await mirror.get(TAG)).status == 503
+        assert "is empty" in (await ready(mirror))[1]["docker.io"]
+        assert not logins(hub)
+        mirror.password.write_text(PASSWORD)
+        assert (await mirror.get(TAG)).body == image.raw

@@ -17,13 +17,39 @@ from mirror.upstream.http import Http
 from tests.fakehub import Rule
 from tests.mirror.syncing import APP, Orders
 from tests.mirror.transfers import Transfer
+from tests.mirrors import MirrorUnderTest
 from tests.support.names import MIB
+from tests.support.slow_files import SlowFile
 from tests.support.waiting import LIMIT, eventually
 
 
 @pytest.fixture
 def orders(mirror):
     return Orders(mirror)
+
+
+@pytest.fixture
+async def secured(hub, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("first")
+    async with MirrorUnderTest(hub, tmp_path / "store", admin={"token_file": str(token)}) as mirror:
+        mirror.token = token
+        assert await admitted(mirror, "first")
+        yield mirror
+
+
+@contextlib.contextmanager
+def loads(config):
+    """The next reload reads this configuration."""
+    with mock.patch("mirror.service.mirror.load", return_value=config), mock.patch("mirror.service.logs.configure"):
+        yield
+
+
+async def admitted(mirror, token):
+    """Whether the admin address takes a token."""
+    url = f"http://127.0.0.1:{mirror.admin_port}/api/v1/images"
+    async with mirror.session.get(url, headers={"Authorization": f"Bearer {token}"}) as response:
+        return response.status == 200
 
 
 @contextlib.contextmanager
@@ -168,3 +194,31 @@ async def test_reloads_at_once(mirror):
         await asyncio.gather(*(mirror.mirror.reload() for _ in range(5)))
     assert mirror.mirror._graph.config.tags.ttl == 5.0
     await eventually(lambda: retired(mirror) == 0, "the others are closed")
+
+
+async def test_slow_token_file(secured):
+    """While the disk keeps the admin token waiting, everything else is answered; then the new one counts."""
+    config = secured.config()
+    secured.token.write_text("second")
+    with SlowFile(secured.token) as file, loads(config):
+        reload = asyncio.create_task(secured.mirror.reload())
+        await asyncio.to_thread(file.opened.wait, LIMIT)
+        assert (await secured.get("/v2/")).status == 200
+        assert await admitted(secured, "first")
+        file.release()
+        await reload
+    assert not file.gave_up
+    assert (await admitted(secured, "first"), await admitted(secured, "second")) == (False, True)
+
+
+@pytest.mark.parametrize("content", [b"\n", b"\xff", None])
+async def test_useless_token_file(secured, content, log):
+    """An admin token that cannot be read when it is to be used refuses the whole configuration: the old one counts."""
+    config = secured.config()
+    secured.token.unlink() if content is None else secured.token.write_bytes(content)
+    with loads(config):
+        await secured.mirror.reload()
+    (refused,) = [event for event in log if event["event"] == "configuration_refused"]
+    assert refused["problems"][0].startswith(f"admin.token_file: {secured.token} ")
+    assert await admitted(secured, "first")
+    assert not await admitted(secured, "")

@@ -65,6 +65,8 @@ class ForkServer:
         """Have nothing of the server's but what it has imported."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # A shell that runs the tests in the background has it ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         os.closerange(_STREAMS, max(self._wake, *streams, *self._news.values(), self._orders.fileno()) + 1)
