@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from functools import partial
-
 from mirror import demand
 from mirror.aio import SingleFlight
 from mirror.cache.access_index import UNKNOWN_SIZE
+from mirror.cache.answers import BlobAnswer
+from mirror.cache.blob_source import UpstreamSource
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
 from mirror.cache.integrity import IntegrityChecks
@@ -21,52 +18,12 @@ from mirror.core.outcome import Outcome
 from mirror.core.urgency import Urgency
 from mirror.download.download import Download
 from mirror.download.downloads import Downloads
-from mirror.download.reader import Body, HeldBody, StreamingBody
-from mirror.download.source import BlobStream
+from mirror.download.reader import HeldBody, StreamingBody
 from mirror.errors import UpstreamRefusal
 from mirror.storage.blobs import CachedBlob
-from mirror.upstream.blob import ExpectedSize
-from mirror.upstream.registry import Registry
 
 # Enough to hash some gigabytes on a good disk. After it the blob comes from upstream.
 _CHECK_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class BlobAnswer:
-    """A blob that may be read.
-
-    Attributes:
-        body: the receiver closes it.
-    """
-
-    digest: Digest
-    size: int
-    body: Body
-    outcome: Outcome
-
-
-@dataclass(frozen=True)
-class _UpstreamSource:
-    """Fetches a blob through one repository. An answer of upstream records the grant."""
-
-    registry: Registry
-    repository: Repository
-    digest: Digest
-    context: Context = field(compare=False)
-    size: ExpectedSize = field(compare=False)
-
-    @contextlib.asynccontextmanager
-    async def open(self, start: int, stop: int | None) -> AsyncIterator[BlobStream]:
-        async with self.registry.blob(self.repository.path, self.digest, start, stop, self.size) as stream:
-            self.context.access.record_grant("blob", self.repository, self.digest, stream.size)
-            yield stream
-
-    def held(self) -> contextlib.AbstractContextManager[None]:
-        return self.context.in_use.hold()
-
-    def penalize(self) -> None:
-        self.registry.penalize(self.digest)
 
 
 class Blobs:
@@ -144,9 +101,7 @@ class Blobs:
     # ---- hit, join or start
 
     async def _answer(self, repository: Repository, digest: Digest, urgency: Urgency) -> BlobAnswer:
-        context = self._context
-        expected = ExpectedSize(partial(context.access.size_named, repository, digest))
-        source = _UpstreamSource(context.registry(repository), repository, digest, context, expected)
+        source = UpstreamSource.of(self._context, repository, digest)
         is_client = urgency is Urgency.CLIENT
         client = demand.client.get() if is_client else None
         while True:
@@ -169,7 +124,7 @@ class Blobs:
                 return answer
 
     def _hit_join_or_start(
-        self, source: _UpstreamSource, client: ClientCounts | None, *, authorized: bool
+        self, source: UpstreamSource, client: ClientCounts | None, *, authorized: bool
     ) -> CachedBlob | tuple[Download, Outcome] | None:
         """Open the held blob, or join its download, or start one; None if the client has reached its limit of downloads.
 
@@ -186,7 +141,7 @@ class Blobs:
         share = self._downloads.shares.begin(client)
         return None if share is None else (self._downloads.start(source.digest, source, share), Outcome.MISS)
 
-    def _has_bytes(self, digest: Digest, own: _UpstreamSource | None = None) -> bool:
+    def _has_bytes(self, digest: Digest, own: UpstreamSource | None = None) -> bool:
         """Whether bytes of a blob could be served before upstream grants it.
 
         Args:
@@ -199,7 +154,7 @@ class Blobs:
 
     # ---- held
 
-    async def _serve_held(self, source: _UpstreamSource, held: CachedBlob, timeout: float | None) -> BlobAnswer | None:
+    async def _serve_held(self, source: UpstreamSource, held: CachedBlob, timeout: float | None) -> BlobAnswer | None:
         """Answer with a held blob, or past the store if its check takes too long; None if it is damaged."""
         context, digest = self._context, source.digest
         try:
@@ -231,7 +186,7 @@ class Blobs:
             self._context.access.correct_size(repository, digest, grant, held.size)
         return True
 
-    async def _serve_past_store(self, source: _UpstreamSource) -> BlobAnswer:
+    async def _serve_past_store(self, source: UpstreamSource) -> BlobAnswer:
         body = self._downloads.passthrough(source.digest, source)
         try:
             return BlobAnswer(source.digest, await body.sized(), body, Outcome.BYPASS)
@@ -242,7 +197,7 @@ class Blobs:
     # ---- being fetched
 
     async def _serve_download(
-        self, source: _UpstreamSource, download: Download, body: StreamingBody, outcome: Outcome
+        self, source: UpstreamSource, download: Download, body: StreamingBody, outcome: Outcome
     ) -> BlobAnswer | None:
         """Answer with a download, once upstream has granted the blob to this repository; closes the body if it raises.
 
@@ -262,7 +217,7 @@ class Blobs:
             return None
         return BlobAnswer(digest, size, body, outcome)
 
-    async def _granted_size(self, source: _UpstreamSource, body: StreamingBody, *, is_own: bool) -> int | None:
+    async def _granted_size(self, source: UpstreamSource, body: StreamingBody, *, is_own: bool) -> int | None:
         """The size of a download; None if upstream refuses the blob to another repository, through which it is fetched."""
         try:
             return await body.sized()

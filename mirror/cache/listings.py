@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from urllib.parse import urlencode
 
+from mirror.cache.answers import ListAnswer
 from mirror.cache.context import Context
 from mirror.cache.pull_policy import PullPolicy
 from mirror.cache.upstream_tags import following_page, tag_names
@@ -25,21 +26,6 @@ from mirror.upstream.registry import Listing
 
 _MAX_BYTES = 16 << 20
 _MAX_ENTRIES = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ListAnswer:
-    """A list to be served.
-
-    Attributes:
-        headers: the type and, if there is a next page, a Link to it at this mirror.
-        reason: why upstream could not be asked; of a STALE answer only.
-    """
-
-    body: bytes
-    headers: dict[str, str]
-    outcome: Outcome
-    reason: str | None = None
 
 
 class Listings:

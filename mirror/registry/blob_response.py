@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from mirror.cache.blobs import BlobAnswer
+from mirror.cache.answers import BlobAnswer
 from mirror.core.digest import Digest
 from mirror.core.errors import RangeNotSatisfiable
 from mirror.core.outcome import Outcome

@@ -1,0 +1,44 @@
+"""Where the bytes of a blob come from that the store lacks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from mirror.cache.context import Context
+from mirror.core.digest import Digest
+from mirror.core.names import Repository
+from mirror.download.source import BlobStream
+from mirror.upstream.blob import ExpectedSize
+from mirror.upstream.registry import Registry
+
+
+@dataclass(frozen=True)
+class UpstreamSource:
+    """Fetches a blob through one repository. An answer of upstream records the grant; see `mirror.download.source.Source`."""
+
+    registry: Registry
+    repository: Repository
+    digest: Digest
+    context: Context = field(compare=False)
+    size: ExpectedSize = field(compare=False)
+
+    @classmethod
+    def of(cls, context: Context, repository: Repository, digest: Digest) -> UpstreamSource:
+        """The source of a blob; raises NotFound if the registry is not configured."""
+        size = ExpectedSize(partial(context.access.size_named, repository, digest))
+        return cls(context.registry(repository), repository, digest, context, size)
+
+    @contextlib.asynccontextmanager
+    async def open(self, start: int, stop: int | None) -> AsyncIterator[BlobStream]:
+        async with self.registry.blob(self.repository.path, self.digest, start, stop, self.size) as stream:
+            self.context.access.record_grant("blob", self.repository, self.digest, stream.size)
+            yield stream
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        return self.context.in_use.hold()
+
+    def penalize(self) -> None:
+        self.registry.penalize(self.digest)
