@@ -16,9 +16,11 @@ from rich.console import Console
 
 from bench import cold_blob, cold_speed, far, hot_blob, hot_manifest, memory, million, parallel, prefetch
 from bench.lineup import Settings
+from bench.plot import svg
 from bench.process import NotTakenError
 from bench.report import Report
 from bench.servers import versions
+from bench.summary import as_markdown, show_verdicts
 from bench.table import as_json, missing, show
 
 MEASUREMENTS: dict[str, Callable[[Settings], Report]] = {
@@ -67,6 +69,7 @@ examples
   python -m bench                                   everything, about 18 minutes
   python -m bench --quick                           the order of magnitude in about 6 minutes
   python -m bench --only hot-blob --json hot.json   one measurement, with the value of every round
+  python -m bench --only far --svg far.svg --markdown far.md
 
 exit status
   0, whether the bars are met or not; 1 if a figure could not be taken, and then it says why.
@@ -98,11 +101,22 @@ def main() -> int:
         if options.quick:
             reports[name].notes.append("A single short round: good for the order of magnitude, not for a verdict.")
         show(console, reports[name])
+    show_verdicts(console, reports)
+    _write(options, reports)
+    return int(any(missing(report) for report in reports.values()))
+
+
+def _write(options: argparse.Namespace, reports: dict[str, Report]) -> None:
+    """Write the files that were asked for."""
+    if options.markdown:
+        options.markdown.write_text(as_markdown(reports, " ".join(["python -m bench", *sys.argv[1:]])))
+    charts = [report.chart for report in reports.values() if report.chart]
+    if options.svg and charts:
+        options.svg.write_text(svg(charts[0]))
     if options.json:
         found = {name: as_json(report) for name, report in reports.items()}
         about = {"cores": os.cpu_count(), "platform": platform.platform(), "versions": versions()}
         options.json.write_text(json.dumps({**about, "quick": options.quick, "measurements": found}, indent=2) + "\n")
-    return int(any(missing(report) for report in reports.values()))
 
 
 def _options() -> argparse.Namespace:
@@ -115,6 +129,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(MEASUREMENTS), help="run these only")
     parser.add_argument("--quick", action="store_true", help="one short round of each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every round's values to FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE, with every verdict")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="also draw the times of the far upstreams into FILE")
     return parser.parse_args()
 
 

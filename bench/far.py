@@ -15,6 +15,7 @@ from bench.content import Content
 from bench.line import RATE, Line, far_origin, means
 from bench.lineup import Lineup, Settings, or_absent, settle
 from bench.load import Load
+from bench.plot import Chart, Panel
 from bench.process import NotTakenError
 from bench.report import DIRECT, DOCKER_REGISTRY, MIRROR, NGINX, Bar, Report, Row
 from bench.servers import Origin, Server
@@ -57,7 +58,9 @@ def measure(settings: Settings) -> Report:
     quick = settings.quick
     connections = QUICK_CONNECTIONS if quick else CONNECTIONS
     names = tuple(mirror_with(count) for count in connections)
-    report = Report("Far upstream: time to the first and the last byte", columns=(*names, NGINX, DOCKER_REGISTRY, DIRECT))
+    columns = (*names, NGINX, DOCKER_REGISTRY, DIRECT)
+    report = Report("Far upstream: time to the first and the last byte", columns=columns)
+    report.chart = Chart("Time to the last byte of a cold blob, by round trip to the upstream", "s", columns)
     report.notes.append(f"Delay and loss are made by {means()}; all connections together get {RATE / MEGA:.0f} MB/s.")
     report.notes.append(f"{MIRROR} N: {KEY}: N. Blobs are smaller where one connection is slow: compare within a row.")
     content = Content(settings.home / "content")
@@ -103,9 +106,23 @@ def _measure_line(plan: _Plan, line: Line, number: int, report: Report) -> None:
                 rows[1].add(name, max(outcome.done))
 
             lineup.each(turn, number)
+            _draw(report, line, clients, last)
         report.absent |= {f"{name}, {line}": reason for name, reason in lineup.absent.items()}
         if line.connection_rate and not line.loss:
             report.rows.append(_pulls(plan, origin, line, number, report))
+
+
+def _draw(report: Report, line: Line, clients: int, last: Row) -> None:
+    """Put a row into the panel of its conditions, which differ by the round trip only."""
+    assert report.chart
+    panels = report.chart.panels
+    title = f"{line.conditions}, {clients} client{'s' if clients > 1 else ''}"
+    panel = next((panel for panel in panels if panel.title == title), None)
+    if panel is None:
+        panel = Panel(title)
+        panels.append(panel)
+    name = f"{line.round_trip * MILLI:g} ms ({blob_bytes(line) / MEGA:.0f} MB)"
+    panel.groups[name] = {column: median(values) for column, values in last.rounds.items()}
 
 
 def _pulls(plan: _Plan, origin: Origin, line: Line, number: int, report: Report) -> Row:

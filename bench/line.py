@@ -48,9 +48,14 @@ class Line:
     loss: float = 0.0
     connection_rate: float = 0.0
 
-    def __str__(self) -> str:
+    @property
+    def conditions(self) -> str:
+        """All but the round trip."""
         limit = f"{self.connection_rate / 1e6:g} MB/s per connection" if self.connection_rate else "no limit"
-        return f"{self.round_trip * 1000:g} ms, {limit}" + (f", {self.loss:.1%} lost" if self.loss else "")
+        return limit + (f", {self.loss:.1%} lost" if self.loss else "")
+
+    def __str__(self) -> str:
+        return f"{self.round_trip * 1000:g} ms, {self.conditions}"
 
 
 @functools.cache

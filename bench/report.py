@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from statistics import median
 
+from bench.plot import Chart
+
 MIRROR = "mirror"
 NGINX = "nginx"
 DOCKER_REGISTRY = "docker-registry"
@@ -62,6 +64,7 @@ class Report:
     Attributes:
         absent: why servers, or all of it under its own name, are missing from the rows.
         columns: of the table, in order.
+        chart: what is worth a picture.
     """
 
     title: str
@@ -69,6 +72,7 @@ class Report:
     absent: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     columns: tuple[str, ...] = SERVERS
+    chart: Chart | None = None
 
 
 def at_least(limit: float, against: str) -> Bar:

@@ -37,7 +37,7 @@ def as_json(report: Report) -> dict[str, object]:
     """Everything that was measured, every round of it, with figures and verdicts."""
     rows = []
     for row in report.rows:
-        bars = [{**asdict(bar), "figure": bar.figure(row.rounds), "verdict": _verdict(bar, row)} for bar in row.bars]
+        bars = [{**asdict(bar), "figure": bar.figure(row.rounds), "verdict": verdict(bar, row)} for bar in row.bars]
         medians = {name: median(values) for name, values in row.rounds.items()}
         rows.append({"what": row.what, "unit": row.unit, "rounds": row.rounds, "medians": medians, "bars": bars})
     return {"title": report.title, "rows": rows, "absent": report.absent, "notes": report.notes}
@@ -47,27 +47,30 @@ def _cells(row: Row, columns: tuple[str, ...]) -> list[str]:
     cells = [row.what, row.unit]
     for name in columns:
         values = row.rounds.get(name)
-        cells.append(_number(median(values)) if values else "-")
+        cells.append(number(median(values)) if values else "-")
     figures = [bar.figure(row.rounds) for bar in row.bars]
-    cells.append("\n".join("-" if figure is None else _number(figure) for figure in figures))
+    cells.append("\n".join("-" if figure is None else number(figure) for figure in figures))
     cells.append("\n".join(bar.text for bar in row.bars))
-    cells.append("\n".join(_styled(_verdict(bar, row)) for bar in row.bars))
+    cells.append("\n".join(styled(verdict(bar, row)) for bar in row.bars))
     return cells
 
 
-def _verdict(bar: Bar, row: Row) -> str:
+def verdict(bar: Bar, row: Row) -> str:
+    """Whether a bar is met, in a word."""
     figure = bar.figure(row.rounds)
     if figure is None:
         return NOT_TAKEN
     return PASS if bar.met(figure) else SHORT
 
 
-def _styled(verdict: str) -> str:
-    style = {PASS: "green", SHORT: "red"}.get(verdict, "yellow")
-    return f"[{style}]{verdict}[/]"
+def styled(result: str) -> str:
+    """A verdict in its colour, as rich writes it."""
+    style = {PASS: "green", SHORT: "red"}.get(result, "yellow")
+    return f"[{style}]{result}[/]"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A figure with as many digits as mean something."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value >= 100 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
@@ -75,4 +78,4 @@ def _number(value: float) -> str:
 
 def missing(report: Report) -> bool:
     """A figure that has a bar could not be taken."""
-    return MIRROR in report.absent or any(_verdict(bar, row) == NOT_TAKEN for row in report.rows for bar in row.bars)
+    return MIRROR in report.absent or any(verdict(bar, row) == NOT_TAKEN for row in report.rows for bar in row.bars)
