@@ -14,7 +14,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench import cold_blob, cold_speed, far, hot_blob, hot_manifest, memory, million, parallel, prefetch
+from bench import cold_blob, cold_speed, far, hot_blob, hot_manifest, hot_tls, lazy, memory, million, parallel, prefetch
 from bench.lineup import Settings
 from bench.plot import svg
 from bench.process import NotTakenError
@@ -25,11 +25,13 @@ from bench.table import as_json, missing, show
 
 MEASUREMENTS: dict[str, Callable[[Settings], Report]] = {
     "hot-blob": hot_blob.measure,
+    "hot-tls": hot_tls.measure,
     "hot-manifest": hot_manifest.measure,
     "cold-blob": cold_blob.measure,
     "cold-speed": cold_speed.measure,
     "parallel": parallel.measure,
     "far": far.measure,
+    "lazy": lazy.measure,
     "prefetch": prefetch.measure,
     "memory": memory.measure,
     "million": million.measure,
@@ -42,12 +44,14 @@ HELP = """\
 Measures the mirror beside nginx and docker-registry on this machine, all in one run.
 
   hot-blob      256 MiB held on disk, 1, 8 and 32 clients: throughput, CPU seconds per GB    2 min
+  hot-tls       the same over TLS, 1 and 8 clients, beside nginx                              1 min
   hot-manifest  requests per second by digest and by tag, 32 kept-alive connections          1 min
   cold-blob     16 clients on one 200 MB blob nobody holds, upstream at 50 MB/s in total     5 min
   cold-speed    1 GB nobody holds, upstream unlimited, plain and TLS: throughput, CPU, first byte   4 min
   parallel      one 160 MB blob, upstream at 10 MB/s per connection, 4 connections and 1     1 min
   far           cold blobs from 5, 100 and 250 ms away, each connection limited or not, packets lost or not,
                 over 1, 2, 4 and 8 connections, 1 and 16 clients; pulls by dockerd             25 min
+  lazy          40 small ranges of a 1 GB blob nobody holds, 100 ms away, fill: ranges       1 min
   prefetch      a cold image of 12 layers, pulled by dockerd with and without prefetch       3 min
   memory        resident size with 500 downloads of distinct cold blobs under way            2 min
   million       a store of a million small blobs: start, and requests while 10% are evicted  4 min
@@ -66,8 +70,8 @@ how to read it
   files need up to 10 GB and a million files below $TMPDIR and are removed at the end.
 
 examples
-  python -m bench                                   everything, about 18 minutes
-  python -m bench --quick                           the order of magnitude in about 6 minutes
+  python -m bench                                   everything, about 50 minutes
+  python -m bench --quick                           the order of magnitude in about 10 minutes
   python -m bench --only hot-blob --json hot.json   one measurement, with the value of every round
   python -m bench --only far --svg far.svg --markdown far.md
 

@@ -15,6 +15,8 @@ START_SECONDS = 15.0
 REQUEST_SECONDS = 60.0
 READ_BYTES = 1 << 20
 LOCAL = "127.0.0.1"
+# Of what wrk prints.
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def download(load: Load) -> Outcome:
@@ -43,11 +45,23 @@ def requests_per_second(port: int, path: str, seconds: float, connections: int, 
     return float(rate[1])
 
 
-def get(port: int, path: str, headers: Mapping[str, str] | None = None, host: str = LOCAL) -> tuple[int, bytes]:
-    """Status and the beginning of the body of one GET, read to its end. Raises OSError or HTTPException."""
+def read_over_tls(port: int, path: str, seconds: float, connections: int) -> tuple[int, float]:
+    """Bytes that wrk has read over TLS on kept-alive connections, and the seconds that it took."""
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s", "--timeout", "60s", f"https://{LOCAL}:{port}{path}"]
+    text = _run(argv, seconds + START_SECONDS)
+    found = re.search(r"requests in ([\d.]+)(m?s), ([\d.]+)([KMG]?)B read", text)
+    if not found or "Non-2xx" in text:
+        raise NotTakenError(f"wrk said: {text.strip()[-200:]}")
+    return int(float(found[3]) * UNITS[found[4]]), float(found[1]) / (1000 if found[2] == "ms" else 1)
+
+
+def get(
+    port: int, path: str, headers: Mapping[str, str] | None = None, host: str = LOCAL, method: str = "GET"
+) -> tuple[int, bytes]:
+    """Status and the beginning of the body of one request, usually a GET, read to its end. Raises OSError or HTTPException."""
     connection = http.client.HTTPConnection(host, port, timeout=REQUEST_SECONDS)
     try:
-        connection.request("GET", path, headers=dict(headers or {}))
+        connection.request(method, path, headers=dict(headers or {}))
         answer = connection.getresponse()
         beginning = answer.read(READ_BYTES)
         while answer.read(READ_BYTES):

@@ -1,7 +1,6 @@
 """A large blob that nobody holds, from an upstream without any limit, plain and over TLS: what a miss costs."""
 
 import os
-import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from bench.clients import download
 from bench.content import Content
 from bench.lineup import Lineup, Settings
 from bench.load import Load
-from bench.process import NotTakenError
 from bench.report import DOCKER_REGISTRY, MIRROR, NGINX, Bar, Report, Row, at_least, at_most
 from bench.servers import Server
 
@@ -46,7 +44,7 @@ def measure(settings: Settings) -> Report:
     report.notes.append("nginx checks no digest; the mirror's body ends only after its digest has matched.")
     content = Content(settings.home / "content")
     with ExitStack() as stack:
-        certificate = _certificate(settings.home)
+        certificate = servers.certificate(settings.home)
         origin = stack.enter_context(servers.nginx_origin(settings.home, content.root, certificate))
         plain = _Upstream("plain", f"http://127.0.0.1:{origin.port}", None, 1.0, 1.5)
         tls = _Upstream("TLS", f"https://localhost:{origin.tls_port}", certificate, 0.45, 2.2)
@@ -91,23 +89,11 @@ def _rows(upstream: _Upstream, count: int) -> tuple[Row, Row]:
 
 def _starters(settings: Settings, upstream: _Upstream) -> dict[str, Callable[[], AbstractContextManager[Server]]]:
     ca_file = upstream.ca_file
+    registry = {"ca_file": str(ca_file)} if ca_file else {}
     starters: dict[str, Callable[[], AbstractContextManager[Server]]] = {
-        MIRROR: lambda: servers.mirror_of(settings.home, upstream.url, settings.workers, ca_file),
+        MIRROR: lambda: servers.mirror_of(settings.home, upstream.url, settings.workers, registry),
         NGINX: lambda: servers.nginx_proxy_of(settings.home, upstream.url, settings.workers, ca_file),
     }
     if ca_file is None:
         starters[DOCKER_REGISTRY] = lambda: servers.docker_registry_of(settings.home, upstream.url)
     return starters
-
-
-def _certificate(home: Path) -> Path:
-    """A certificate for localhost with its key in the same file."""
-    key, certificate = home / "key.pem", home / "certificate.pem"
-    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    argv += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    try:
-        subprocess.run(argv, capture_output=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise NotTakenError(f"openssl made no certificate: {error}") from error
-    certificate.write_text(certificate.read_text() + key.read_text())
-    return certificate

@@ -12,14 +12,18 @@ from pathlib import Path
 from bench.content import CONFIG_TYPE, LAYER_TYPE, MANIFEST_TYPE
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
+from mirror.core.manifest import parse_manifest
 from mirror.core.names import Repository, Tag
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.manifests import ManifestRecord
+from mirror.storage.parts import parts_of
 from mirror.storage.space_quota import SpaceQuota, on_disk
 
 REGISTRY = "docker.io"
 LAYERS = 3
+# Of each image.
+TAGS = 10
 SHARDS = 256
 SPREAD_SECONDS = 30 * 86400
 # The images were used last of all, and so are what nobody evicts.
@@ -109,8 +113,13 @@ def _write_images(layout: Layout, images: int, blobs: int, taken: int) -> Filled
         taken += sum(on_disk(len(data)) for data in (raw, *parts))
         repository = Repository.parse(REGISTRY, path)
         record = TagRecord(Digest.of(raw), MANIFEST_TYPE, len(raw), checked=now, changed=used, pulled=used)
-        index.tags.put(repository, Tag(f"v{number % 10}"), record)
+        for tag in (f"v{number % 10}", *(f"v{number % 10}.{patch}" for patch in range(1, TAGS))):
+            index.tags.put(repository, Tag(tag), record)
         index.manifests.put(repository, record.digest, ManifestRecord(MANIFEST_TYPE, len(raw)))
+        index.parts.put(repository, record.digest, parts_of(parse_manifest(raw, MANIFEST_TYPE, record.digest)))
+        index.grants.put("manifest", str(repository), record.digest, len(raw))
+        for data in parts:
+            index.grants.put("blob", REGISTRY, Digest.of(data), len(data))
     index.grants.put("blob", REGISTRY, Digest.of(b""), 0)
     index.close()
     room = SpaceQuota(layout, 0, 0)

@@ -41,8 +41,8 @@ def measure(settings: Settings) -> Report:
 
 
 def _clients(lineup: Lineup, report: Report, blob: str, count: int, settings: Settings) -> float:
-    throughput = Row(f"{count} at once: throughput", "GB/s", bars=[at_least(0.95, NGINX)])
-    cpu = Row(f"{count} at once: CPU", "s/GB", bars=[at_most(1.1, NGINX)])
+    throughput = Row(f"{count} at once: throughput", "GB/s", bars=[at_least(1.0, NGINX)])
+    cpu = Row(f"{count} at once: CPU", "s/GB", bars=[at_most(1.0, NGINX)])
     busy = [0.0]
 
     def turn(name: str, server: Server) -> None:

@@ -32,7 +32,7 @@ def measure(settings: Settings) -> Report:
             )
         )
         for what, path, factor in (("by digest", by_digest, 8), ("by tag", by_tag, 25)):
-            row = Row(what, "requests/s", bars=[at_least(factor, DOCKER_REGISTRY), at_least(0.4, NGINX)])
+            row = Row(what, "requests/s", bars=[at_least(factor, DOCKER_REGISTRY), at_least(0.5, NGINX)])
 
             def turn(name: str, server: Server, path: str = path, row: Row = row) -> None:
                 warm(server, path, origin, HEADERS)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 DISCARD = 4 << 20
 HEAD = 16 << 10
 CONNECT_SECONDS = 10.0
+QUARTERS = 4
 
 
 @dataclass
@@ -29,13 +30,18 @@ class Load:
 
 @dataclass
 class Outcome:
-    """Seconds count from the first request; first_byte and done have one entry per download made once."""
+    """Seconds count from the first request; the lists have one entry per download made once.
+
+    Attributes:
+        quarters: when each quarter of the body had arrived.
+    """
 
     bytes: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     first_byte: list[float] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
+    quarters: list[list[float]] = field(default_factory=list)
     error: str = ""
 
 
@@ -50,14 +56,16 @@ class Download:
         self.socket = socket.create_connection((host, port), CONNECT_SECONDS)
         self.socket.setblocking(False)
         self.first_byte = 0.0
+        self.quarters: list[float] = []
         self._request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAccept: */*\r\n\r\n".encode()
         self._head = b""
-        self._left = 0
+        self._left = self._length = 0
 
     def ask(self) -> None:
         """Send the request; it fits into any socket buffer."""
         self._head = b""
         self.first_byte = 0.0
+        self.quarters = []
         self.socket.sendall(self._request)
 
     def receive(self, void: bytearray) -> int:
@@ -71,7 +79,10 @@ class Download:
         if not count:
             raise DownloadError(f"the body ended {self._left} bytes short")
         self._left -= count
-        self.first_byte = self.first_byte or time.monotonic()
+        now = time.monotonic()
+        self.first_byte = self.first_byte or now
+        while len(self.quarters) < QUARTERS and (self._length - self._left) * QUARTERS >= self._length * (len(self.quarters) + 1):
+            self.quarters.append(now)
         return count
 
     @property
@@ -94,7 +105,8 @@ class Download:
         length = next((line[15:].strip() for line in lines if line.startswith("content-length:")), "")
         if lines[0].split()[1] != "200" or not length:
             raise DownloadError(f"answered {lines[0]!r} with Content-Length {length or 'missing'}")
-        self._left = int(length) - len(body)
+        self._length = int(length)
+        self._left = self._length - len(body)
         if body:
             self.first_byte = time.monotonic()
         return len(body)
@@ -142,6 +154,7 @@ def _receive(load: Load, selector: selectors.BaseSelector, outcome: Outcome, beg
                 continue
             outcome.first_byte.append(download.first_byte - began)
             outcome.done.append(time.monotonic() - began)
+            outcome.quarters.append([quarter - began for quarter in download.quarters])
             selector.unregister(download.socket)
             under_way -= 1
 

@@ -24,6 +24,7 @@ def measure(settings: Settings) -> Report:
     size = QUICK_BLOB_BYTES if settings.quick else BLOB_BYTES
     title = f"Parallel fetch: {size / 1e6:.0f} MB, upstream at {CONNECTION_RATE / 1e6:.0f} MB/s per connection"
     times = {str(count): Row(f"time, {KEY}: {count}", "s") for count in (1, CONNECTIONS)}
+    quarters: dict[str, list[list[float]]] = {name: [] for name in times}
     content = Content(settings.home / "content")
     with ExitStack() as stack:
         origin = stack.enter_context(servers.origin(settings.home, content.root, connection_rate=CONNECTION_RATE))
@@ -38,12 +39,25 @@ def measure(settings: Settings) -> Report:
 
             def turn(name: str, server: Server, blob: str = blob) -> None:
                 os.sync()
-                times[name].add(MIRROR, max(download(Load(server.port, [blob], limit=LIMIT)).done))
+                outcome = download(Load(server.port, [blob], limit=LIMIT))
+                times[name].add(MIRROR, outcome.done[0])
+                quarters[name].append(outcome.quarters[0])
 
             for lineup in lineups if number % 2 else lineups[::-1]:
                 lineup.each(turn)
     reasons = {reason for lineup in lineups for reason in lineup.absent.values()}
-    return _report(title, list(times.values()), reasons)
+    report = _report(title, list(times.values()), reasons)
+    if not reasons:
+        report.rows.append(_slowest_quarter(*quarters.values()))
+    return report
+
+
+def _slowest_quarter(one: list[list[float]], several: list[list[float]]) -> Row:
+    """How late the client has a quarter, a half, three quarters and all, against a single connection; the worst of these."""
+    row = Row(f"time to a quarter of it, at worst, {CONNECTIONS} connections / 1", "x", bars=[Bar(0.35, False, "<= 0.35")])
+    for slow, fast in zip(one, several, strict=True):
+        row.add(MIRROR, max(quick / long for quick, long in zip(fast, slow, strict=True)))
+    return row
 
 
 def _report(title: str, rows: list[Row], reasons: set[str]) -> Report:

@@ -144,15 +144,28 @@ def mirror(
 
 @contextmanager
 def mirror_of(
-    home: Path, url: str, workers: int, ca_file: Path | None = None, downloads: Mapping[str, object] | None = None
-) -> Iterator[Server]:
-    """The mirror of the upstream at `url`, whose certificate is checked against `ca_file`."""
-    upstream = {"upstreams": [url], **({"ca_file": str(ca_file)} if ca_file else {})}
+    home: Path,
+    url: str,
+    workers: int,
+    registry: Mapping[str, object] | None = None,
+    downloads: Mapping[str, object] | None = None,
+) -> Iterator[Mirror]:
+    """The mirror of the upstream at `url` with its defaults, but for `registry`, which are keys of that, and `downloads`."""
     more = {"workers": workers} if workers > 1 else {}
-    settings = {"registries": {"docker.io": upstream}, "downloads": dict(downloads or {}), **more}
+    settings = {"registries": {"docker.io": {"upstreams": [url], **(registry or {})}}, "downloads": dict(downloads or {}), **more}
     with started_mirror(home, settings) as server:
         _wait_answer(server.child, server.admin, "/healthz")
         _wait_answer(server.child, server.port, "/v2/")
+        yield server
+
+
+@contextmanager
+def tls_mirror(home: Path, upstream: int, workers: int, certificate: Path) -> Iterator[Mirror]:
+    """The mirror of the origin on port `upstream`, with TLS; `certificate` holds its key, too."""
+    tls = {"certificate": str(certificate), "key": str(certificate)}
+    registries = {"docker.io": {"upstreams": [f"http://127.0.0.1:{upstream}"]}}
+    with started_mirror(home, {"registries": registries, "tls": tls, "workers": workers}) as server:
+        _wait_answer(server.child, server.admin, "/healthz")
         yield server
 
 
@@ -174,6 +187,19 @@ def started_mirror(home: Path, settings: Mapping[str, object]) -> Iterator[Mirro
     file.write_text(json.dumps(config, indent=2))
     with Child([sys.executable, "-m", "mirror", "serve", "--config", str(file)], new / "log", cwd=ROOT) as child:
         yield Mirror(port, child, admin)
+
+
+def certificate(home: Path) -> Path:
+    """A certificate for localhost with its key in the same file."""
+    key, file = home / "key.pem", home / "certificate.pem"
+    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    argv += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(file)]
+    try:
+        subprocess.run(argv, capture_output=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NotTakenError(f"openssl made no certificate: {error}") from error
+    file.write_text(file.read_text() + key.read_text())
+    return file
 
 
 def versions() -> dict[str, str]:

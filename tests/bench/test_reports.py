@@ -1,6 +1,6 @@
 """What the bench writes: verdicts as Markdown, and a chart as SVG."""
 
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from bench.plot import Chart, Panel, svg
 from bench.report import MIRROR, NGINX, Bar, Report, Row, at_least
@@ -33,7 +33,7 @@ def test_every_bar_has_a_verdict():
 def test_bars_are_as_high_as_their_values():
     """Ten times as much is always the same height more, and what was not measured leaves a gap."""
     panel = Panel("p & q", {"near": {"a": 1.0, "b": 10.0}, "far": {"b": 100.0}})
-    root = ElementTree.fromstring(svg(Chart("title", "s", ("a", "b"), [panel, Panel("empty")])))
+    root = ET.fromstring(svg(Chart("title", "s", ("a", "b"), [panel, Panel("empty")])))
     bars = {
         bar.find(f"{SVG}title").text: float(bar.get("height"))
         for bar in root.iter(f"{SVG}rect")

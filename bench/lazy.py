@@ -1,0 +1,76 @@
+"""Small ranges all over a large blob that nobody holds, as clients read it that pull lazily."""
+
+import random
+import time
+from contextlib import ExitStack
+from http.client import HTTPConnection, HTTPException
+
+from bench import servers
+from bench.content import Content
+from bench.line import Line, far_origin
+from bench.lineup import Lineup, Settings, settle
+from bench.process import NotTakenError
+from bench.report import MIRROR, Bar, Report, Row
+from bench.servers import Server
+
+KEY = "fill"
+BLOB_BYTES = 1_000_000_000
+QUICK_BLOB_BYTES = 250_000_000
+RANGES = 40
+RANGE_BYTES = 64_000
+# What a mirror fetches at least: it marks what it has by chunks.
+CHUNK_BYTES = 1 << 20
+ROUND_TRIP = 0.1
+LIMIT = 60.0
+MILLI = 1e3
+
+
+def measure(settings: Settings) -> Report:
+    """A mirror that fetches ranges only; a new blob in each round."""
+    size = QUICK_BLOB_BYTES if settings.quick else BLOB_BYTES
+    what = f"{RANGES} ranges of {RANGE_BYTES / 1e3:.0f} kB of a {size / 1e6:.0f} MB blob"
+    report = Report(f"Lazy pull: {what}, {ROUND_TRIP * MILLI:.0f} ms away")
+    fetched = Row("upstream bytes / (1.5 x what was read + a chunk for each range)", "x", bars=[Bar(1.0, False, "<= 1")])
+    first = Row("first range", "round trips", bars=[Bar(2.5, False, "<= 2.5")])
+    every = Row("all ranges, one after the other", "s")
+    report.rows = [fetched, first, every]
+    content = Content(settings.home / "content")
+    with ExitStack() as stack:
+        origin = stack.enter_context(far_origin(settings.home, content.root, Line(ROUND_TRIP)))
+        url = f"http://{origin.host}:{origin.port}"
+        starters = {MIRROR: lambda: servers.mirror_of(settings.home, url, settings.workers, {KEY: "ranges"})}
+        lineup = stack.enter_context(Lineup(starters))
+        for number in range(settings.rounds()):
+            blob = content.blob(size)
+
+            def turn(name: str, server: Server, blob: str = blob, number: int = number) -> None:
+                before = settle(origin, LIMIT)["bytes"]
+                began = time.monotonic()
+                times = _read(server, blob, random.Random(number).sample(range(size - RANGE_BYTES), RANGES))
+                every.add(name, time.monotonic() - began)
+                first.add(name, times[0] / ROUND_TRIP)
+                amount = settle(origin, LIMIT)["bytes"] - before
+                fetched.add(name, amount / (1.5 * RANGES * RANGE_BYTES + RANGES * CHUNK_BYTES))
+
+            lineup.each(turn)
+        report.absent = lineup.absent
+    return report
+
+
+def _read(server: Server, path: str, starts: list[int]) -> list[float]:
+    """Read a range from each start; the seconds that each took."""
+    connection = HTTPConnection(server.host, server.port, timeout=LIMIT)
+    times = []
+    try:
+        for start in starts:
+            began = time.monotonic()
+            connection.request("GET", path, headers={"Range": f"bytes={start}-{start + RANGE_BYTES - 1}"})
+            response = connection.getresponse()
+            if response.status != 206 or len(response.read()) != RANGE_BYTES:
+                raise NotTakenError(f"a range was answered with {response.status}")
+            times.append(time.monotonic() - began)
+    except (OSError, HTTPException) as error:
+        raise NotTakenError(f"a range was not answered: {error}") from error
+    finally:
+        connection.close()
+    return times
