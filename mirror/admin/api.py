@@ -21,7 +21,7 @@ from mirror.core.errors import InvalidInput
 from mirror.core.units import parse_duration
 from mirror.listener.admission import WEBHOOK_PREFIX
 from mirror.listener.paging import page
-from mirror.maintenance.purge import Order
+from mirror.maintenance.purge import PurgeRequest
 from mirror.storage.images import Image
 
 log = structlog.get_logger(__name__)
@@ -75,7 +75,7 @@ class _Api:
         return web.json_response({"images": [_describe(found[name]) for name in names], "next": names[-1] if more else None})
 
     async def delete(self, request: web.Request) -> web.Response:
-        return await self._purge(request, Order(self._operations.pattern(request.match_info["name"])))
+        return await self._purge(request, PurgeRequest(self._operations.pattern(request.match_info["name"])))
 
     async def purge(self, request: web.Request) -> web.Response:
         body = json_body(await read_body(request), _PURGE_KEYS, required="match")
@@ -85,18 +85,18 @@ class _Api:
                 before = time.time() - parse_duration(body["older_than"])
         with _named("match"):
             pattern = self._operations.pattern(body["match"])
-        return await self._purge(request, Order(pattern, before, body.get("soft", False), body.get("dry_run", False)))
+        return await self._purge(request, PurgeRequest(pattern, before, body.get("soft", False), body.get("dry_run", False)))
 
-    async def _purge(self, request: web.Request, order: Order) -> web.Response:
-        purged = await asyncio.to_thread(self._operations.purge, order)
+    async def _purge(self, request: web.Request, purge_request: PurgeRequest) -> web.Response:
+        purged = await asyncio.to_thread(self._operations.purge, purge_request)
         answer = {"tags": purged.tags, "manifests": purged.manifests, "blobs": purged.blobs, "bytes": purged.size}
         log.info(
             "audit",
             action="purge",
-            match=str(order.pattern),
-            pulled_before=order.pulled_before,
-            soft=order.soft,
-            dry_run=order.dry_run,
+            match=str(purge_request.pattern),
+            pulled_before=purge_request.pulled_before,
+            soft=purge_request.soft,
+            dry_run=purge_request.dry_run,
             client=request.remote,
             **answer,
         )

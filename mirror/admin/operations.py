@@ -12,7 +12,7 @@ from mirror.config.model import Config
 from mirror.core.names import ImagePattern
 from mirror.download.downloads import Downloads
 from mirror.listener.registry_listener import RegistryListener
-from mirror.maintenance.purge import Order, Purge, Purged
+from mirror.maintenance.purge import Purge, PurgeRequest, PurgeResult
 from mirror.metrics import Metrics
 from mirror.storage.images import Image, images
 from mirror.storage.store import Store
@@ -95,10 +95,10 @@ class AdminOperations:
         """Return the cached images that match a pattern; None matches all."""
         return images(self._store.files, self._store.index, pattern)
 
-    def purge(self, order: Order) -> Purged:
+    def purge(self, request: PurgeRequest) -> PurgeResult:
         """Remove images from the store."""
-        purged = Purge(self._store.files, self._store.index, self._store.generation).carry_out(order)
-        if not order.dry_run:
+        purged = Purge(self._store.files, self._store.index, self._store.generation).carry_out(request)
+        if not request.dry_run:
             self._metrics.purged_bytes.inc(purged.size)
         return purged
 

@@ -64,7 +64,7 @@ class SyncOperations:
         """Return the running and waiting jobs, the last finished ones, and the time of the next scheduled run."""
         running = [run for run in self._jobs.state("running", list) if isinstance(run, dict) and "name" in run]
         started = {run["name"] for run in running}
-        jobs = ((SyncJob.read(name, row), row.get("more", 0)) for name, row in self._jobs.orders() if name not in started)
+        jobs = ((SyncJob.read(name, row), row.get("more", 0)) for name, row in self._jobs.pending() if name not in started)
         return {
             "running": running,
             "waiting": [{"name": job.name, **job.row(), "more": more} for job, more in jobs if job is not None],
@@ -87,7 +87,7 @@ class SyncOperations:
         return dict(self._jobs.results())
 
     def _add(self, job: SyncJob) -> str | None:
-        if self._jobs.waiting() >= _MAX_JOBS or not self._jobs.put_order(job.name, job.row()):
+        if self._jobs.count_pending() >= _MAX_JOBS or not self._jobs.put(job.name, job.row()):
             log.warning("order_refused", order=job.name, most=_MAX_JOBS)
             return None
         return job.name

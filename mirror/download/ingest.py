@@ -243,7 +243,7 @@ class Ingest:
 
 
 def _adopt(files: BlobFiles, partial: Partial) -> None:
-    files.adopt(partial.path, partial.descriptor, partial.digest)
+    files.commit(partial.path, partial.descriptor, partial.digest)
     # Here, so that it goes although whoever waits is cancelled.
     partial.forget_map()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import ParamSpec
@@ -10,8 +11,9 @@ from mirror.aio import Shared
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.services import DownloadServices
 from mirror.download.source import BlobStream, Source
-from mirror.errors import StorageError, UpstreamDisconnected, UpstreamSizeChanged
+from mirror.errors import UpstreamDisconnected, UpstreamSizeChanged
 from mirror.storage.page_cache import start_write_back
+from mirror.storage.space_quota import retry_with_room
 
 P = ParamSpec("P")
 
@@ -101,14 +103,9 @@ class RangeFetcher:
         raise UpstreamDisconnected(f"upstream ended {self._partial.digest} at byte {self.position}, where more was asked for")
 
     async def _stored(self, needed: int, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Do work on the partial file; if the disk is full, once more after an attempt to make room."""
-        try:
-            await self._shared.in_thread(self._services.threads.write, work, *args, **kwargs)
-        except StorageError as error:
-            if error.reason != "full":
-                raise
-            await self._services.make_room(needed)
-            await self._shared.in_thread(self._services.threads.write, work, *args, **kwargs)
+        """Work on the partial file in a thread; if the disk is full, once more after an attempt to make room."""
+        store = functools.partial(self._shared.in_thread, self._services.threads.write, work, *args, **kwargs)
+        await retry_with_room(store, needed, self._services.make_room)
 
     def _take(self, index: int) -> bool:
         """Claim a chunk, keeping the one before it."""

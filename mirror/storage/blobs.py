@@ -1,7 +1,7 @@
-"""Held blobs: files under the name of their digest, complete and verified, never changed.
+"""Cached blobs: files under the name of their digest, complete and verified, never changed.
 
-A blob is held if its file opens. The open file is the pin: whoever reads goes on reading after an unlink. What is no regular file
-(a directory, pipe, link or device that somebody left in a blob's place) is no blob.
+A blob is cached if its file opens. An open file can be read to its end after it was unlinked. Only a regular file is a blob: a
+directory, pipe, link or device in its place is not.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from mirror.storage.layout import Layout
 from mirror.storage.page_cache import read_resident
 from mirror.storage.space_quota import SpaceQuota
 
-_PIECE = 1 << 20
-# A link could lead out of the store, and a pipe would be waited for.
+_PIECE_BYTES = 1 << 20
+# A link could lead out of the store, and opening a pipe would block.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-# Seconds.
-_WRONG_CLOCK = 86400.0
+# A time of use further in the future comes from a wrong clock.
+_MAX_CLOCK_ERROR_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class CachedBlob:
-    """An open blob file. Close it when done; until then it can be read whatever happens to its name.
+    """An open blob file. Close it when done; until then it can be read, also after it was unlinked.
 
     Attributes:
         file: the open file, unbuffered.
@@ -44,17 +44,17 @@ class CachedBlob:
     size: int
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the file."""
         self.file.close()
 
 
 @dataclass(frozen=True, slots=True)
 class CachedFile:
-    """A held blob as the file system lists it.
+    """A cached blob as the file system lists it.
 
     Attributes:
         size: bytes.
-        used: when it was used last, in seconds since the epoch.
+        used: last use, in seconds since the epoch.
     """
 
     digest: Digest
@@ -63,17 +63,17 @@ class CachedFile:
 
 
 class BlobFiles:
-    """The verified content of a store. All methods block for about one disk operation."""
+    """The verified content of a store. Each method blocks for about one disk operation."""
 
     def __init__(self, layout: Layout, quota: SpaceQuota) -> None:
         self.quota = quota
         self._layout = layout
 
     def open(self, digest: Digest) -> CachedBlob | None:
-        """Open a held blob, or None.
+        """Open a blob; None if it is not cached.
 
         Raises:
-            StorageError: it may be held, but this process has no descriptor left to find out.
+            StorageError: no descriptor is left to find out.
         """
         try:
             descriptor = os.open(self._layout.blob(digest), _READ)
@@ -102,17 +102,17 @@ class BlobFiles:
             os.close(descriptor)
 
     def size(self, digest: Digest) -> int | None:
-        """Bytes of a held blob, or None."""
+        """Return the bytes of a blob, or None."""
         state = self._state(digest)
         return None if state is None else state.st_size
 
     def size_if_same(self, digest: Digest, descriptor: int) -> int | None:
-        """Bytes of a held blob if it is the very file that is open as `descriptor`, else None."""
+        """Return the bytes of a blob if its file is the one that is open as `descriptor`, else None."""
         mine, held = os.fstat(descriptor), self._state(digest)
         return held.st_size if held is not None and (held.st_dev, held.st_ino) == (mine.st_dev, mine.st_ino) else None
 
     def read(self, digest: Digest, limit: int) -> bytes | None:
-        """The whole of a small held blob, or None if it is not held or longer than `limit` bytes."""
+        """Return a small blob; None if it is not cached or longer than `limit` bytes."""
         held = self.open(digest)
         if held is None:
             return None
@@ -120,7 +120,7 @@ class BlobFiles:
             return file.read(limit + 1)[: held.size] if held.size <= limit else None
 
     def put(self, digest: Digest, data: bytes) -> None:
-        """Store a small blob whose digest the caller has verified; durable on return. One that is held stays.
+        """Store a small blob whose digest the caller has verified; durable on return. A cached blob of that size stays.
 
         Raises:
             StorageError: it could not be stored.
@@ -148,14 +148,14 @@ class BlobFiles:
                     os.unlink(name)
                 raise
 
-    def adopt(self, path: str, descriptor: int, digest: Digest) -> None:
-        """Make a verified file of this file system the held blob: flush, rename, flush the directory.
+    def commit(self, path: str, descriptor: int, digest: Digest) -> None:
+        """Make a verified file of this file system the cached blob: flush, rename, flush the directory.
 
-        The room that the file takes has been reserved by whoever wrote it.
+        The writer has reserved its space.
 
         Raises:
-            FlushFailed: it could not be made durable. The kernel tells that only once and may have dropped what it could not
-                write (fsync(2)), so another attempt with the same file would seem to succeed.
+            FlushFailed: it could not be made durable. The kernel reports that once only and may have dropped the pages
+                (fsync(2)), so another attempt with the same file would seem to succeed.
             StorageError: it could not be renamed.
         """
         try:
@@ -167,7 +167,7 @@ class BlobFiles:
             self._rename(path, digest)
 
     def delete(self, digest: Digest) -> int:
-        """Remove a blob's name; returns the bytes of the file, 0 if it was not held. Open readers finish."""
+        """Remove a blob; returns the bytes of its file, 0 if it was not cached. Open readers finish."""
         size = self.size(digest)
         if size is None:
             return 0
@@ -179,25 +179,25 @@ class BlobFiles:
         return size
 
     def used(self, digest: Digest) -> float | None:
-        """When a held blob was used last, in seconds since the epoch; None if it is not held."""
+        """Return the last use of a blob, in seconds since the epoch; None if it is not cached."""
         state = self._state(digest)
         return None if state is None else state.st_mtime
 
     def touch(self, digest: Digest, when: float) -> None:
-        """Note when a blob was used last, in seconds since the epoch; kept as the file's modification time.
+        """Record a use of a blob, in seconds since the epoch, as the file's modification time.
 
-        Of several notes the latest counts, but for one from so far ahead that a clock must have been wrong.
+        An earlier use than the recorded one changes nothing, unless that one comes from a wrong clock.
         """
-        noted = self.used(digest)
-        if noted is None or when <= noted < when + _WRONG_CLOCK:
+        used = self.used(digest)
+        if used is None or when <= used < when + _MAX_CLOCK_ERROR_S:
             return
         with contextlib.suppress(OSError):
             os.utime(self._layout.blob(digest), (when, when))
 
     def walk(self, shard: str = "*") -> Iterator[CachedFile]:
-        """Every held blob, in no order; or those of one shard, the first two digits of the encoded digest.
+        """Yield every cached blob, in no order; or those of one shard, the first two digits of the encoded digest.
 
-        Blobs that come or go meanwhile may or may not be there.
+        Blobs that are added or removed meanwhile may or may not be among them.
         """
         for algorithm in ("sha256", "sha512"):
             base = f"{self._layout.root}/blobs/{algorithm}"
@@ -224,7 +224,7 @@ class BlobFiles:
                 try:
                     os.rename(path, target)
                 except IsADirectoryError:
-                    # A rename replaces everything but that. It goes with what else is left over.
+                    # A rename replaces everything but a directory, which is deleted later with other temporary files.
                     os.rename(target, f"{self._layout.temporary}/in-the-way-{uuid.uuid4().hex}")
                     os.rename(path, target)
             return replaced
@@ -236,11 +236,11 @@ class BlobFiles:
 def is_intact(
     files: BlobFiles, digest: Digest, paced: Callable[[int], None] = lambda _: None, *, keep_cached: bool = False
 ) -> bool | None:
-    """Whether a held blob still has its digest; None if it is not held. Blocks for as long as it takes to read it.
+    """Whether a cached blob matches its digest; None if it is not cached. Blocks until the whole is read.
 
     Args:
-        paced: told the bytes of each piece.
-        keep_cached: the blob is being served, so its pages stay in the page cache.
+        paced: called with the bytes of each piece.
+        keep_cached: leave the blob in the page cache, for it is being served.
 
     Raises:
         OSError: it cannot be read.
@@ -250,11 +250,11 @@ def is_intact(
         return None
     hasher = digest.hasher()
     with held.file as file:
-        while piece := file.read(_PIECE):
+        while piece := file.read(_PIECE_BYTES):
             hasher.update(piece)
             paced(len(piece))
         if not keep_cached:
-            # What was read once will hardly be read again soon: others have more use for the memory. A sandbox may refuse advice.
+            # It will hardly be read again soon, so the memory is better used otherwise. A sandbox may refuse the advice.
             with contextlib.suppress(OSError):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return bool(hasher.hexdigest() == digest.encoded)

@@ -1,4 +1,4 @@
-"""What the file system says when it cannot, in the words of the domain."""
+"""Failures of the file system as errors of the store."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _REASONS = {errno.ENOSPC: "full", errno.EDQUOT: "full", errno.EFBIG: "full", err
 
 
 @contextlib.contextmanager
-def storage_errors(doing: str) -> Iterator[None]:
-    """Turn an OSError of a write into a StorageError that says what was being done."""
+def storage_errors(operation: str) -> Iterator[None]:
+    """Turn an OSError into a StorageError that names the operation."""
     try:
         yield
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, "io")
-        raise StorageError(f"{doing}: {error.strerror or error}", reason) from error
+        raise StorageError(f"{operation}: {error.strerror or error}", reason) from error

@@ -1,4 +1,4 @@
-"""A number that changes whenever something in the store stops being true, so that every process can trust its memory."""
+"""A number that changes whenever cached facts about the store become stale, so that processes can cache them in memory."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ log = structlog.get_logger(__name__)
 class Generation:
     """One random number in a file, shared by all processes of a store.
 
-    What a process remembers of the store is good as long as the number is the one it saw before it looked.
+    A cached fact is valid as long as the number is the one that was read before the fact.
     """
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        # Of changes that could not be written down.
+        # The last change that could not be written.
         self._own = b""
         if len(os.pread(self._descriptor, 8, 0)) != 8:
             self.change()
 
     def current(self) -> bytes:
-        """The number; costs less than a microsecond."""
+        """Return the number. Costs less than a microsecond."""
         return os.pread(self._descriptor, 8, 0) + self._own
 
     def change(self) -> None:
-        """Make every process forget what it remembers; on a disk that cannot be written at least this one does."""
+        """Invalidate what every process has cached; on a disk that cannot be written, this process only."""
         number = os.urandom(8)
         try:
             os.pwrite(self._descriptor, number, 0)
@@ -36,5 +36,5 @@ class Generation:
             log.warning("generation_not_written", cause=str(error), consequence="other workers learn of this change later")
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the file."""
         os.close(self._descriptor)

@@ -1,4 +1,4 @@
-"""What the kernel holds of a file in memory: whether bytes can be had without the disk, and getting them there or out."""
+"""The kernel's page cache: whether bytes of a file are in memory, reading them in, and writing them back."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import ctypes
 import errno
 import os
 
-# One byte tells for a piece of this size: the kernel reads ahead, and takes memory back, in pieces that are not much smaller.
-_PROBE = 512 << 10
-# One byte of each piece of this size is waited for: they are on their way to memory by then.
-_TOUCH = 64 << 10
+# One byte stands for a piece of this size: the kernel reads ahead and reclaims memory in pieces that are not much smaller.
+_PROBE_BYTES = 512 << 10
+# One byte is read in each piece of this size, after readahead has begun for all.
+_TOUCH_BYTES = 64 << 10
 # linux/fs.h
 _SYNC_FILE_RANGE_WRITE = 2
 
 
 def resident_until(descriptor: int, start: int, stop: int) -> int:
-    """The end of what can be read from `start` on without waiting for the disk; `stop` if the file system cannot tell.
+    """Return the end of the bytes that can be read from `start` on without the disk; `stop` if the file system cannot tell.
 
-    Costs less than a microsecond for each piece that is there (preadv2(2), RWF_NOWAIT).
+    Costs less than a microsecond for each piece in memory (preadv2(2), RWF_NOWAIT).
     """
     byte = [bytearray(1)]
     position = start
     try:
         while position < stop:
             os.preadv(descriptor, byte, position, os.RWF_NOWAIT)
-            position += _PROBE - position % _PROBE
+            position += _PROBE_BYTES - position % _PROBE_BYTES
         os.preadv(descriptor, byte, stop - 1, os.RWF_NOWAIT)
     except OSError as error:
-        # Whatever else is wrong is found by whoever reads.
-        last = stop - 1 - (stop - 1) % _PROBE
+        # Reading reports any other error.
+        last = stop - 1 - (stop - 1) % _PROBE_BYTES
         return max(start, min(position, last)) if error.errno == errno.EAGAIN else stop
     return stop
 
@@ -49,17 +49,17 @@ def read_resident(descriptor: int, start: int, stop: int) -> bytes | None:
 
 
 def bring_in(descriptor: int, start: int, stop: int, ahead: int) -> None:
-    """Have bytes read from the disk, and those up to `ahead` begun with. Blocks."""
+    """Read bytes from the disk into memory, and start readahead up to `ahead`. Blocks."""
     with contextlib.suppress(OSError):
         os.posix_fadvise(descriptor, start, ahead - start, os.POSIX_FADV_WILLNEED)
-        for position in (*range(start, stop, _TOUCH), stop - 1):
+        for position in (*range(start, stop, _TOUCH_BYTES), stop - 1):
             os.pread(descriptor, 1, position)
 
 
 def start_write_back(descriptor: int, start: int, length: int) -> None:
-    """Have the kernel begin to write bytes to the disk, so that flushing finds little to do (sync_file_range(2)). May block.
+    """Start to write bytes to the disk, so that little is left to flush (sync_file_range(2)). May block.
 
-    It waits for nothing, so it takes no write error away from the one who flushes.
+    It does not wait for the writes, so it consumes no write error that fsync has to report.
     """
     with contextlib.suppress(AttributeError):
         _libc().sync_file_range(descriptor, ctypes.c_int64(start), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)

@@ -15,7 +15,7 @@ import enum
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from mirror.core.eviction import Goal, Shortage
@@ -37,15 +37,30 @@ def on_disk(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
+async def retry_with_room(store: Callable[[], Awaitable[None]], size: int, make_room: Callable[[int], Awaitable[None]]) -> None:
+    """Store `size` bytes; if no space is left, make room and store them once more.
+
+    Raises:
+        StorageError: they cannot be stored.
+    """
+    try:
+        await store()
+    except StorageError as error:
+        if error.reason != "full":
+            raise
+        await make_room(size)
+        await store()
+
+
 class Fit(enum.Enum):
-    """What came of a reservation."""
+    """The result of a reservation."""
 
     RESERVED = "reserved"
     """The bytes may be written."""
     NO_SPACE = "not now"
-    """There would be room if something else went."""
+    """There is no space unless something else is evicted."""
     NEVER = "never"
-    """It is larger than the whole store may be."""
+    """It exceeds the limit of the whole store."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Facts on their way into the index: known at once to this process, written by a thread, so that no answer waits for the disk."""
+"""Facts on their way to the index: visible to this process at once, written by a thread, so that no answer waits for the disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Final
 
-# Facts that wait for a disk that hangs. Those beyond are not written: they are learned again.
+# While the disk hangs. Further facts are not written; they are learned again.
 _MAX_WAITING: Final = 100_000
 
 
@@ -20,7 +20,7 @@ class _Fact:
 
 
 class UnwrittenFacts:
-    """Writes facts one after the other, in the order in which they came. Any thread may use it."""
+    """Writes facts one after the other, in the order in which they were put. Any thread may use it."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -32,15 +32,15 @@ class UnwrittenFacts:
         return len(self._facts)
 
     def get(self, key: Hashable) -> object:
-        """The value of a fact that is not written yet, or None."""
+        """Return the value of a fact that is not written yet, or None."""
         fact = self._facts.get(key)
         return None if fact is None else fact.value
 
     def put(self, key: Hashable, value: object, write: Callable[[], None] | None = None) -> None:
-        """Have a fact written.
+        """Schedule the writing of a fact.
 
         Args:
-            write: writes it; called in a thread. None if facts that were put before write this one, too.
+            write: writes it, in a thread. None if the `write` of an earlier fact includes this one.
         """
         with self._lock:
             if key not in self._facts and len(self._facts) >= _MAX_WAITING:
@@ -56,7 +56,7 @@ class UnwrittenFacts:
             self._is_writing = False
 
     def marked(self) -> Future[None]:
-        """A future that is done when everything that was put until now has been written, or is given up."""
+        """Return a future that is done when every fact that was put so far has been written or has failed."""
         future: Future[None] = Future()
         self.put(future, None, lambda: future.set_result(None))
         return future
@@ -65,13 +65,13 @@ class UnwrittenFacts:
         while (first := self._first()) is not None:
             key, fact = first
             try:
-                # What cannot be written is learned again: the table has logged why.
+                # A fact that cannot be written is learned again; the table has logged the cause.
                 with contextlib.suppress(Exception):
                     if fact.write is not None:
                         fact.write()
             finally:
                 with self._lock:
-                    # Another value may have come meanwhile; it is written next.
+                    # A newer value is written next.
                     if self._facts.get(key) is fact:
                         del self._facts[key]
 

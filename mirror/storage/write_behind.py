@@ -1,9 +1,10 @@
-"""Small content on its way to the disk: no answer waits for a slow one, and whoever asks meanwhile gets it from memory."""
+"""Small content on its way to the disk: no answer waits for a slow disk, and until then it is served from memory."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 
@@ -11,19 +12,20 @@ from mirror.aio import in_thread
 from mirror.core.digest import Digest
 from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles
+from mirror.storage.space_quota import retry_with_room
 from mirror.storage.threads import ThreadPools
 from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
-# How long an answer waits until its content is durable. Usually that takes some milliseconds.
+# The longest time that an answer waits for its content to become durable; usually some milliseconds.
 _TIMEOUT_S = 0.25
-# What may wait for the disk in all.
+# All content that waits for the disk.
 _MAX_BYTES = 64 << 20
 
 
 class WriteBehind:
-    """Stores small blobs that were verified."""
+    """Stores small verified blobs."""
 
     def __init__(self, files: BlobFiles, threads: ThreadPools) -> None:
         self._files = files
@@ -32,17 +34,17 @@ class WriteBehind:
         self._log = ThrottledLog(log)
 
     def get(self, digest: Digest) -> bytes | None:
-        """Content that is not on the disk yet."""
+        """Return content that is not on the disk yet, or None."""
         entry = self._waiting.get(digest)
         return None if entry is None else entry[0]
 
     async def put(self, digest: Digest, data: bytes, make_room: Callable[[int], Awaitable[None]]) -> None:
-        """Store a blob, after an attempt to make room if there is none; returns when it is durable, or when that takes long.
+        """Store a blob, and make room if no space is left; returns when it is durable, or after `_TIMEOUT_S`.
 
-        It is stored although whoever waits is cancelled.
+        A cancelled caller does not stop the write.
 
         Raises:
-            StorageError: it cannot be stored, as far as that is known by then; `busy` if too much waits for the disk already.
+            StorageError: it cannot be stored, if that is known in time; `busy` if too much content waits for the disk.
         """
         if digest not in self._waiting:
             if sum(len(waiting) for waiting, _ in self._waiting.values()) + len(data) > _MAX_BYTES:
@@ -56,23 +58,18 @@ class WriteBehind:
             task.result()
 
     async def close(self) -> None:
-        """Leave what has not been begun; what has is waited for with the threads."""
+        """Cancel writes that have not started; the shutdown of the threads waits for the others."""
         tasks = [task for _, task in self._waiting.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _write(self, digest: Digest, data: bytes, make_room: Callable[[int], Awaitable[None]]) -> None:
-        try:
-            await in_thread(self._threads.put, self._files.put, digest, data)
-        except StorageError as error:
-            if error.reason != "full":
-                raise
-            await make_room(len(data))
-            await in_thread(self._threads.put, self._files.put, digest, data)
+        store = partial(in_thread, self._threads.put, self._files.put, digest, data)
+        await retry_with_room(store, len(data), make_room)
 
     def _written(self, digest: Digest, task: asyncio.Task[None]) -> None:
         self._waiting.pop(digest, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Whoever still waits says so, too; nobody may.
+            # No caller may be waiting any more.
             self._log.tell("info", "not_stored", digest=str(digest), cause=str(error))

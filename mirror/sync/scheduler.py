@@ -100,14 +100,14 @@ class SyncScheduler:
 
     def _waiting(self, kind: Kind) -> SyncJob | None:
         """Return the due job of a kind that has waited longest."""
-        jobs = (SyncJob.read(name, row) for name, row in self._jobs.orders())
+        jobs = (SyncJob.read(name, row) for name, row in self._jobs.pending())
         due = [job for job in jobs if job is not None and job.kind == kind and job.is_due(time.time())]
         for job in sorted(due, key=lambda job: job.asked):
-            row = self._jobs.order(job.name)
+            row = self._jobs.get(job.name)
             if row is not None:
                 return SyncJob.read(job.name, row)
             # A part of it is lost, or it has just been removed: it must not block the others.
-            self._jobs.drop_order(job.name)
+            self._jobs.delete(job.name)
         return None
 
     def _scheduled(self) -> SyncJob | None:
@@ -176,7 +176,7 @@ class SyncScheduler:
             self._jobs.put_state("succeeded", summary.ended)
         self._jobs.put_state(f"last {job.kind}", summary.row())
         self._jobs.put_done(job.name, summary.row())
-        self._jobs.remove_order(job.name, job.row())
+        self._jobs.delete_unchanged(job.name, job.row())
 
     async def _plan(self, job: SyncJob, services: SyncServices, planning: contextlib.ExitStack) -> Plan:
         cached = await asyncio.to_thread(self._cached_tags)

@@ -211,7 +211,7 @@ async def test_join_while_the_other_worker_commits(world, second, monkeypatch):
     def slow(path, *args, **kwargs):
         if str(path).endswith(".map") and not committed:
             committed.append(True)
-            world.files.adopt(other.path, other.descriptor, DIGEST)
+            world.files.commit(other.path, other.descriptor, DIGEST)
             other.forget_map()
         return real(path, *args, **kwargs)
 
@@ -270,7 +270,7 @@ async def test_flushing_is_no_hang(world, second):
         assert await world.pull(worker, second).whole() == DATA
         await asyncio.sleep(0.5)
         assert len(worker) == 1
-        world.files.adopt(other.path, other.descriptor, DIGEST)
+        world.files.commit(other.path, other.descriptor, DIGEST)
         await world.quiet()
     assert second.opens == []
     assert world.results == []
@@ -283,7 +283,7 @@ async def test_committed_and_purged_before_the_follower_looks(world, second):
         await reader.has(len(DATA) - HELD_BACK)
         # No turn of the event loop in between.
         other.tell(Fate.VERIFIED)
-        world.files.adopt(other.path, other.descriptor, DIGEST)
+        world.files.commit(other.path, other.descriptor, DIGEST)
         other.forget_map()
         world.files.delete(DIGEST)
         assert await reader.whole() == DATA

@@ -465,7 +465,7 @@ async def test_garbage_in_the_ledger(hub, tmp_path, garbage, quiet):
         await orders.until(lasted)
         await orders.warm("app:1")
         await orders.sync("app:1")
-        mirror.store.jobs.put_order("waits", {"kind": "warm", "images": ["app:1"] * 20})
+        mirror.store.jobs.put("waits", {"kind": "warm", "images": ["app:1"] * 20})
         mirror.store.jobs.put_state("running", [])
     (found,) = store.rglob("sync/cache.db")
     with contextlib.closing(sqlite3.connect(found)) as database, database:
@@ -499,9 +499,7 @@ async def test_pins_that_are_none(hub, mirror):
 
 async def test_poison(hub, mirror, orders, quiet):
     """An order that cannot be understood any more ends, and blocks no other one."""
-    mirror.store.jobs.put_order(
-        "poison", {"kind": "warm", "images": ["A B"], "platforms": ["?"], "asked": 0, "after": 0, "by": "x"}
-    )
+    mirror.store.jobs.put("poison", {"kind": "warm", "images": ["A B"], "platforms": ["?"], "asked": 0, "after": 0, "by": "x"})
     assert (await orders.ended("poison"))["result"] == "failed"
     hub.add_image(APP, "1")
     assert (await orders.warm("app:1"))["result"] == "completed"
@@ -563,7 +561,7 @@ async def test_a_ledger_that_cannot_be_written(hub, mirror, monkeypatch, log):
 
 async def test_an_order_that_cannot_be_removed(hub, mirror, orders, monkeypatch, log):
     """Nor is an order carried out again and again that stands although it has come to its end."""
-    monkeypatch.setattr("mirror.storage.job_store.JobStore.drop_order", lambda *_: None)
+    monkeypatch.setattr("mirror.storage.job_store.JobStore.delete", lambda *_: None)
     assert (await orders.ask("POST", "/api/v1/sync", {"images": ["app:1"]}))[0] == 202
     await eventually(lambda: [event for event in log if event["event"] == "sync_ended"], "a run")
     await asyncio.sleep(0.5)

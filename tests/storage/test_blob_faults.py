@@ -75,10 +75,10 @@ def test_failed_adopt_keeps_the_partial(files, layout, monkeypatch, call):
         with monkeypatch.context() as patched:
             fail(patched, call, errno.ENOSPC)
             with pytest.raises(StorageError) as caught:
-                files.adopt(path, file.fileno(), DIGEST)
+                files.commit(path, file.fileno(), DIGEST)
         assert caught.value.reason == "full"
         assert files.open(DIGEST) is None
-        files.adopt(path, file.fileno(), DIGEST)
+        files.commit(path, file.fileno(), DIGEST)
     assert files.read(DIGEST, len(DATA)) == DATA
 
 

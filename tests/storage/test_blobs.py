@@ -108,7 +108,7 @@ def test_adopt_makes_the_file_the_blob(files, layout):
     """A finished file is moved, not copied."""
     path, descriptor = scratch(layout)
     inode = os.fstat(descriptor).st_ino
-    files.adopt(path, descriptor, DIGEST)
+    files.commit(path, descriptor, DIGEST)
     os.close(descriptor)
     assert os.stat(layout.blob(DIGEST)).st_ino == inode
     assert not os.path.exists(path)
@@ -126,7 +126,7 @@ def test_content_is_flushed_before_the_name(files, layout, monkeypatch, how):
     if how == "put":
         files.put(DIGEST, DATA)
     else:
-        files.adopt(path, descriptor, DIGEST)
+        files.commit(path, descriptor, DIGEST)
     os.close(descriptor)
     renamed = next(i for i, step in enumerate(done) if step[0] == "rename")
     source, target = done[renamed][1:]

@@ -19,25 +19,25 @@ def order(count, **changes):
 @pytest.mark.parametrize("count", [0, 1, 10, 11, 1000])
 def test_order(ledger, count):
     """An order comes back as it was given; a look at all orders shows its first images and how many more there are."""
-    assert ledger.put_order("a", order(count))
-    assert ledger.order("a") == order(count)
-    ((name, row),) = ledger.orders()
+    assert ledger.put("a", order(count))
+    assert ledger.get("a") == order(count)
+    ((name, row),) = ledger.pending()
     assert (name, row["images"], row["more"]) == ("a", order(count)["images"][:10], max(0, count - 10))
-    assert ledger.waiting() == 1
-    ledger.remove_order("a", order(count))
-    assert (ledger.order("a"), ledger.orders(), ledger.waiting()) == (None, [], 0)
+    assert ledger.count_pending() == 1
+    ledger.delete_unchanged("a", order(count))
+    assert (ledger.get("a"), ledger.pending(), ledger.count_pending()) == (None, [], 0)
 
 
 def test_replaced(ledger):
     """Of two orders of one name the later one stands, and is not removed with the earlier one."""
     for first, second in ((order(1000), order(3)), (order(3), order(1000)), (order(20), order(20, asked=2.0))):
-        ledger.put_order("a", first)
-        ledger.put_order("a", second)
-        assert ledger.order("a") == second
-        ledger.remove_order("a", first)
-        assert ledger.order("a") == second
-        ledger.remove_order("a", second)
-        assert ledger.order("a") is None
+        ledger.put("a", first)
+        ledger.put("a", second)
+        assert ledger.get("a") == second
+        ledger.delete_unchanged("a", first)
+        assert ledger.get("a") == second
+        ledger.delete_unchanged("a", second)
+        assert ledger.get("a") is None
 
 
 def test_states(ledger):

@@ -105,7 +105,7 @@ def test_the_blob_takes_its_place(files, layout, stray, how):
         with open(path, "wb") as file:
             file.write(DATA)
             file.flush()
-            files.adopt(path, file.fileno(), DIGEST)
+            files.commit(path, file.fileno(), DIGEST)
     assert files.read(DIGEST, 1 << 20) == DATA
     assert files.quota.figures() == (4096, 1)
 

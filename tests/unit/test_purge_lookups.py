@@ -10,7 +10,7 @@ from mirror.core.freshness import TagRecord
 from mirror.core.manifest import parse_manifest
 from mirror.core.names import ImagePattern, Repository, Tag
 from mirror.errors import StorageError
-from mirror.maintenance.purge import Order, Purge
+from mirror.maintenance.purge import Purge, PurgeRequest
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
 from mirror.storage.images import images
@@ -63,8 +63,8 @@ class World:
     def name(self, repository, tag, digest, checked=1.0):
         self.index.tags.put(repo(repository), Tag.parse(tag), TagRecord(digest, MANIFEST, 1, checked, 1.0, 1.0))
 
-    def purge(self, pattern, **order):
-        return Purge(self.files, self.index, self.generation).carry_out(Order(ImagePattern.parse(pattern), **order))
+    def purge(self, pattern, **fields):
+        return Purge(self.files, self.index, self.generation).carry_out(PurgeRequest(ImagePattern.parse(pattern), **fields))
 
     def holds(self, content):
         return self.files.size(content if isinstance(content, Digest) else Digest.of(content)) is not None
