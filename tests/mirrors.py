@@ -39,7 +39,7 @@ class Opened(Mirror):
 
     @property
     def _usage(self) -> Any:
-        return self._services.usage
+        return self._services.cache.usage
 
 
 class MirrorUnderTest:
