@@ -51,8 +51,10 @@ class _Found:
 
     def least(self, now: Account, partials: Partials) -> Evictable:
         """What there still is, if all that was given back since was of what was found."""
-        given, found = now.given - self._mark.given, self._evictable
-        return Evictable(partials.idle + max(0, found.unpinned - given), max(0, found.pinned - max(0, given - found.unpinned)))
+        released, found = now.released - self._mark.released, self._evictable
+        return Evictable(
+            partials.idle + max(0, found.unpinned - released), max(0, found.pinned - max(0, released - found.unpinned))
+        )
 
     def most(self, now: Account, partials: Partials) -> Evictable:
         """What there is, if all that came since is not pinned."""

@@ -229,7 +229,7 @@ class BlobFiles:
                     os.rename(path, target)
             return replaced
 
-        self.quota.hold(move)
+        self.quota.commit(move)
         _flush_directory(directory)
 
 

@@ -56,4 +56,4 @@ def quiet(log, caplog):
 @pytest.fixture
 def blobs_only(monkeypatch):
     """Nothing but blobs counts for `storage.max_size`, so that a test can say to the byte what fits into a tiny store."""
-    monkeypatch.setattr("mirror.storage.space_quota.SpaceQuota.beside", lambda self: 0)
+    monkeypatch.setattr("mirror.storage.space_quota.SpaceQuota.overhead", lambda self: 0)

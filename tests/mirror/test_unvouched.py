@@ -127,7 +127,7 @@ async def test_stop_in_the_middle_of_a_check(hub, tmp_path, monkeypatch):
         await mirror.idle()
     shutil.rmtree(tmp_path / "store" / "index")
     hub.script(Rule(kind="blob", method="HEAD", times=None), HeadWithoutLength())
-    monkeypatch.setattr(files, "_PIECE", 1)
+    monkeypatch.setattr(files, "_PIECE_BYTES", 1)
     async with asyncio.timeout(LIMIT), MirrorUnderTest(hub, tmp_path / "store") as mirror:
         monkeypatch.setattr(blobs, "_CHECK_TIMEOUT_S", 0.1)
         assert (await mirror.get(f"{BLOB}/{blob.digest}")).cache == "BYPASS"

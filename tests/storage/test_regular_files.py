@@ -85,7 +85,7 @@ def test_nobody_counts_it(files, layout, stray):
     """Neither the list of blobs nor the scan of the store knows of it."""
     assert list(files.walk()) == []
     found = store_scan.take(layout, lambda: False, 9)
-    assert (found.blobs, found.taken, list(found.oldest())) == (0, 0, [])
+    assert (found.blobs, found.taken, list(found.candidates())) == (0, 0, [])
 
 
 def test_deleting_it_frees_nothing(files, stray):
