@@ -1,4 +1,4 @@
-"""Evicts least recently used blobs. Blocks for long; belongs in a thread of its own."""
+"""Evicts blobs in the order of `core.eviction`. Blocks for long; belongs in a thread of its own."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import Account, on_disk
 
-# Remembered from one survey of the store, some 50 bytes each; fewer would cost more surveys.
-_CANDIDATES = 100_000
-# What was found out by a survey is used for so long, in seconds; the files' times are looked at again before they go.
-_GOOD_FOR = 300.0
+# Of one scan of the store, some 50 bytes each; fewer would cost more scans.
+_MAX_CANDIDATES = 100_000
+# How long the result of a scan is used; the time of each file is read again before it is removed.
+_SCAN_TTL_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """What went.
+    """The result of an eviction.
 
     Attributes:
         size: bytes.
@@ -39,7 +39,7 @@ class Evicted:
 
 
 class _Found:
-    """What the last scan has found, and what may have become of it since.
+    """The result of the last scan, and its bounds after changes since.
 
     Args:
         mark: the account before the scan.
@@ -49,23 +49,23 @@ class _Found:
         self._evictable = Evictable(found.taken - found.pinned, found.pinned)
         self._mark = mark
 
-    def least(self, now: Account, partials: Partials) -> Evictable:
-        """What there still is, if all that was given back since was of what was found."""
+    def minimum(self, now: Account, partials: Partials) -> Evictable:
+        """Return what can be evicted if all that was released since the scan was part of its result."""
         released, found = now.released - self._mark.released, self._evictable
         return Evictable(
             partials.idle + max(0, found.unpinned - released), max(0, found.pinned - max(0, released - found.unpinned))
         )
 
-    def most(self, now: Account, partials: Partials) -> Evictable:
-        """What there is, if all that came since is not pinned."""
+    def maximum(self, now: Account, partials: Partials) -> Evictable:
+        """Return what can be evicted if nothing that was stored since the scan is pinned."""
         return Evictable(max(0, now.used - partials.busy - self._evictable.pinned), self._evictable.pinned)
 
 
 class Eviction:
-    """Makes room by removing what was used least recently, pinned blobs last.
+    """Makes room by removing blobs, pinned ones last.
 
     Args:
-        clock: seconds, to judge the age of a scan by.
+        clock: seconds, for the age of a scan.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Eviction:
         self._files = files
         self._generation = generation
         self._clock = clock
-        self._oldest: Iterator[CachedFile] = iter(())
+        self._next: Iterator[CachedFile] = iter(())
         self._found: _Found | None = None
         self._found_at = float("-inf")
         self._seen = self._skipped = 0
@@ -91,23 +91,23 @@ class Eviction:
         *,
         both: bool = False,
     ) -> Plan:
-        """Decide what to evict (`core.eviction.plan`); scans the store only if what is known of it leaves that open.
+        """Decide what to evict (`core.eviction.plan`); scans the store only if the last scan leaves that open.
 
         Args:
-            pinned: called if it has to be known.
-            enough: while somebody else evicts: whether that has made the room that is needed here.
+            pinned: returns the pinned blobs; called only if a scan is needed.
+            enough: whether another process that evicts has made enough room meanwhile.
         """
         if max(shortage.size.wanted, shortage.free.wanted) <= partials.idle:
             return plan(shortage, Evictable(partials.idle), both=both)
         now = self._files.quota.mark()
-        if self._found is not None and self._clock() - self._found_at < _GOOD_FOR:
-            least = plan(shortage, self._found.least(now, partials), both=both)
-            if least == plan(shortage, self._found.most(now, partials), both=both):
+        if self._found is not None and self._clock() - self._found_at < _SCAN_TTL_S:
+            least = plan(shortage, self._found.minimum(now, partials), both=both)
+            if least == plan(shortage, self._found.maximum(now, partials), both=both):
                 return least
         with self._lock(deadline, enough) as locked:
             if not locked or not self._scan(pinned(), deadline, last_resort=False) or self._found is None:
                 return Plan()
-        return plan(shortage, self._found.least(self._files.quota.mark(), partials), both=both)
+        return plan(shortage, self._found.minimum(self._files.quota.mark(), partials), both=both)
 
     def evict(
         self,
@@ -116,10 +116,10 @@ class Eviction:
         deadline: float,
         enough: Callable[[], bool] = lambda: False,
     ) -> Evicted:
-        """Remove blobs until the plan is fulfilled, everything is gone, or `deadline` (monotonic) has come.
+        """Remove blobs until the plan is fulfilled, no candidate is left, or `deadline` (monotonic) has passed.
 
         Args:
-            enough: while somebody else evicts: whether that has made the room that is needed here.
+            enough: whether another process that evicts has made enough room meanwhile.
         """
         blobs = size = taken = pins = 0
         with self._lock(deadline, enough) as locked:
@@ -137,37 +137,37 @@ class Eviction:
         return Evicted(blobs, size, pins)
 
     def stop(self) -> None:
-        """End what is under way, and do nothing any more."""
+        """End running work, and start no more."""
         self._stopping.set()
 
     def _over(self, deadline: float) -> bool:
         return self._stopping.is_set() or time.monotonic() >= deadline
 
     def _candidates(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[CachedFile]:
-        """Blobs to remove, oldest first; as long as there are any and time is left."""
-        if self._clock() - self._found_at < _GOOD_FOR:
+        """Yield blobs to remove, in order, as long as there are any and time is left."""
+        if self._clock() - self._found_at < _SCAN_TTL_S:
             yield from self._unchanged(pinned, deadline, last_resort=last_resort)
         again = True
         while again and not self._over(deadline):
             if not self._scan(pinned, deadline, last_resort=last_resort):
                 return
             yield from self._unchanged(pinned, deadline, last_resort=last_resort)
-            # Others may be left if not all were named, or if some have been used since.
-            again = self._seen >= _CANDIDATES or self._skipped > 0
+            # More are left if not all were candidates, or if some have been used since.
+            again = self._seen >= _MAX_CANDIDATES or self._skipped > 0
 
     def _scan(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> bool:
-        """Scan the store; False if that failed, or if time was over before."""
+        """Scan the store; False if that failed or time was over first."""
         mark = self._files.quota.mark()
-        found = store_scan.take(self._layout, lambda: self._over(deadline), _CANDIDATES, pinned, only_pinned=last_resort)
+        found = store_scan.take(self._layout, lambda: self._over(deadline), _MAX_CANDIDATES, pinned, only_pinned=last_resort)
         if found is None:
             return False
-        self._oldest, self._seen, self._skipped = found.candidates(), 0, 0
+        self._next, self._seen, self._skipped = found.candidates(), 0, 0
         self._found, self._found_at = _Found(found, mark), self._clock()
         return True
 
     def _unchanged(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> Iterator[CachedFile]:
-        """Those found by the last survey that have not been used since."""
-        while not self._over(deadline) and (file := next(self._oldest, None)) is not None:
+        """Yield the candidates of the last scan that have not been used since."""
+        while not self._over(deadline) and (file := next(self._next, None)) is not None:
             self._seen += 1
             if (file.digest in pinned) == last_resort and self._files.used(file.digest) == file.used:
                 yield file

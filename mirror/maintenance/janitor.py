@@ -1,7 +1,7 @@
-"""The janitor: keeps the store within its bounds and in order, one process of a store at a time, off the requests' path.
+"""The janitor: keeps the store within its bounds and in order, in one process of a store at a time, off the requests' path.
 
-Everything that walks over files runs in a thread of its own, so that it never waits behind a download's writes nor they
-behind it; what walks over all blobs even in a process of its own (`storage.census`).
+It has its own threads, so that a walk over files and the writes of a download never wait for each other. A walk over all blobs
+has a process of its own (`maintenance.store_scan`).
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
-# Evicting begins above the high-water mark and ends at the low one: shares of the limit.
+# Eviction starts above the high-water mark and ends at the low-water mark: shares of the limit.
 _HIGH, _LOW = 0.95, 0.90
-_TICK = 5.0
-# Evicting goes on for so long before what is pinned is looked up again; a survey of a slow disk has to fit in. Seconds.
-_SPELL = 600.0
-_WRITE_USAGE = 15.0
-_COUNT_AGAIN = 3600.0
-# The account was found to be wrong, and others made changes while the files were counted.
-_COUNT_SOON = 60.0
-# A request may wait for room for so long; then its blob goes past the store. Nor does a stop wait longer. Seconds.
-_PATIENCE = 5.0
+_INTERVAL_S = 5.0
+# The longest eviction before pins are looked up again; a scan of a slow disk has to fit in.
+_MAX_EVICTION_S = 600.0
+_USAGE_INTERVAL_S = 15.0
+_COUNT_INTERVAL_S = 3600.0
+# After a count that found an error, and that other processes disturbed.
+_RECOUNT_PAUSE_S = 60.0
+# The longest time that a request waits for room; then its blob bypasses the store. A stop waits no longer, either.
+_ROOM_TIMEOUT_S = 5.0
 
 
 class Janitor:
@@ -70,7 +70,7 @@ class Janitor:
         self._usage = usage
         self._metrics = metrics
         self._leftovers = Leftovers(store.layout, store.files, store.index)
-        # One for each kind of work that may be under way: none of them waits behind another's long walk.
+        # One for each kind of work, so that none waits for another's long walk.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
         self._stopping = threading.Event()
         self._making_room = asyncio.Lock()
@@ -79,19 +79,23 @@ class Janitor:
         self._unreachable: frozenset[Reason] = frozenset()
 
     async def make_room(self, size: int) -> None:
-        """Try to make `size` bytes fit, within a few seconds; for whoever was told that they do not fit now."""
-        # From here on, not from one's turn: those who wait in line have clients who wait, too.
-        deadline = time.monotonic() + _PATIENCE
+        """Try to make room for `size` bytes within a few seconds.
+
+        Raises:
+            StorageError: the file system failed.
+        """
+        # The time in the queue counts, because a client waits meanwhile.
+        deadline = time.monotonic() + _ROOM_TIMEOUT_S
         async with self._making_room:
             await in_thread(self._threads, self._make_room, size, deadline)
 
     async def run(self) -> None:
-        """Work until cancelled. Of several processes, one gets to clean up; the others wait for its end."""
+        """Work until cancelled. One of several processes cleans up; the others wait until it ends."""
         works = [asyncio.get_running_loop().create_task(work()) for work in (self._write_usage, self._when_elected)]
         try:
             await asyncio.gather(*works)
         finally:
-            # What is under way in the threads is waited for, and may have much to do yet.
+            # The shutdown waits for running work, which may be long.
             self._stopping.set()
             self._eviction.stop()
             self._leftovers.stop()
@@ -108,7 +112,7 @@ class Janitor:
 
     async def _write_usage(self) -> None:
         while True:
-            await asyncio.sleep(_WRITE_USAGE)
+            await asyncio.sleep(_USAGE_INTERVAL_S)
             await self._guarded("usage", lambda: self._usage.write(self._files, self._index))
 
     async def _clean_up(self) -> None:
@@ -116,14 +120,14 @@ class Janitor:
         while True:
             due = time.monotonic() > count_at
             if due:
-                count_at = time.monotonic() + _COUNT_AGAIN
+                count_at = time.monotonic() + _COUNT_INTERVAL_S
                 if await self._guarded("count", self._count) is False:
-                    count_at = time.monotonic() + _COUNT_SOON
+                    count_at = time.monotonic() + _RECOUNT_PAUSE_S
             while await self._guarded("evict", self._evict):
                 pass
             if due:
                 await self._guarded("leftovers", self._leftovers.clear)
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(_INTERVAL_S)
 
     async def _scrub_on(self) -> None:
         while True:
@@ -131,18 +135,18 @@ class Janitor:
             try:
                 await asyncio.shield(step)
             finally:
-                # A large blob takes minutes: nobody waits for that with an end.
+                # A large blob takes minutes, which a stop does not wait for.
                 if not step.done():
                     self._scrub.stop()
                     await step
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(_INTERVAL_S)
 
     async def _guarded(self, what: str, work: Callable[[], object]) -> object:
-        """One failure of one kind of work must not end the others, nor this one for good."""
+        """Run work in a thread and log its failure, which ends neither this kind of work for good nor another."""
         try:
             return await in_thread(self._threads, work)
         except (OSError, StorageError) as error:
-            # The disk's, or want of descriptors: where it was met tells nothing more.
+            # The disk failed or no descriptor is left: a traceback adds nothing.
             self._log.tell("error", "janitor_failed", what, work=what, cause=str(error))
             return None
         except Exception:
@@ -152,34 +156,34 @@ class Janitor:
     # ---- in the thread
 
     def _count(self) -> bool:
-        """Count the files and put the account right; False if that has to be tried again soon."""
+        """Count the files and correct the account; False if that has to be repeated soon."""
         began = time.monotonic()
         quota = self._files.quota
         mark = quota.mark()
-        making = {partial.digest: on_disk(partial.size) for partial in self._leftovers.partials()}
+        partials = {partial.digest: on_disk(partial.size) for partial in self._leftovers.partials()}
         held = store_scan.take(self._layout, self._stopping.is_set)
         if held is None:
             return False
-        used = held.taken + sum(making.values())
+        used = held.taken + sum(partials.values())
         log.info("store_counted", blobs=held.blobs, bytes=used, seconds=round(time.monotonic() - began, 3))
-        # What was committed meanwhile may have been counted twice: better too much for a while than too little.
-        twice = any(self._files.size(digest) is not None for digest in making)
+        # A blob that was committed meanwhile may be counted twice: for a while, too much is better than too little.
+        twice = any(self._files.size(digest) is not None for digest in partials)
         return quota.correct(mark, used, held.blobs) and not twice
 
     def _evict(self) -> bool:
-        """Evict for a while, if it is due; whether there is more to do."""
+        """Evict for a while if the store is too large; returns whether there is more to do."""
         quota = self._files.quota
         shortage = quota.shortage(_LOW) if self._evicting or quota.shortage(_HIGH) else Shortage()
         removed, unreachable = 0, frozenset[Reason]()
         if shortage:
             self._usage.write(self._files, self._index)
-            removed, unreachable = self._remove(shortage, time.monotonic() + _SPELL)
+            removed, unreachable = self._remove(shortage, time.monotonic() + _MAX_EVICTION_S)
         self._tell(unreachable)
         self._evicting = bool(removed) and not self._stopping.is_set()
         return self._evicting
 
     def _tell(self, unreachable: frozenset[Reason]) -> None:
-        """Say when a bound has come out of reach, or within it again."""
+        """Log when a bound has become unreachable, or reachable again."""
         quota = self._files.quota
         self._metrics.storage_min_free_ok.set("min_free" not in unreachable)
         bounds = {"free": quota.free(), "min_free": quota.min_free, "max_size": quota.max_size}
@@ -202,7 +206,7 @@ class Janitor:
 
         if time.monotonic() >= deadline or enough():
             return
-        # What was used a moment ago is not to go for want of a note.
+        # A blob that was used a moment ago must not be evicted because its use is not written yet.
         self._usage.write(self._files, self._index)
         while not enough() and time.monotonic() < deadline:
             removed, _ = self._remove(quota.shortage_for(size), deadline, enough, both=True)
@@ -212,7 +216,7 @@ class Janitor:
     def _remove(
         self, shortage: Shortage, deadline: float, enough: Callable[[], bool] = lambda: False, *, both: bool = False
     ) -> tuple[int, frozenset[Reason]]:
-        """Make room; returns the bytes that went, and the bounds that are out of reach."""
+        """Make room; returns the removed bytes, and the unreachable bounds."""
         try:
             return self._remove_unpinned(shortage, deadline, enough, both=both)
         except StorageError as error:
@@ -222,7 +226,7 @@ class Janitor:
     def _remove_unpinned(
         self, shortage: Shortage, deadline: float, enough: Callable[[], bool], *, both: bool
     ) -> tuple[int, frozenset[Reason]]:
-        """See `_remove`; raises StorageError if nobody can tell what is pinned."""
+        """Make room like `_remove`; raises StorageError if the pins are unknown."""
         began = time.monotonic()
         pinned = functools.cache(self._pinned)
         plan = self._eviction.plan(shortage, self._leftovers.reserved(), pinned, deadline, enough, both=both)
@@ -258,7 +262,7 @@ class Janitor:
 
 
 def _digest(name: str) -> Digest | None:
-    """The digest in an image's name, if there is one."""
+    """Return the digest in an image's name, or None."""
     try:
         return Digest.parse(name.partition("@")[2])
     except InvalidInput:

@@ -1,4 +1,4 @@
-"""Hashes a held blob behind a client that fetches it twice in a row: damaged, it would stay a hit until the next scrub."""
+"""Hashes a cached blob after a client fetched it twice in a row: a damaged one would remain a hit until the next scrub."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from mirror.maintenance.scrub import Pace, Scrub
 
 log = structlog.get_logger(__name__)
 
-# Bytes per second: a layer of usual size in some seconds, with little taken from the requests that the disk and processor serve.
-_RATE = 64 << 20
-# Further ones wait for their next repeat.
+# Hashes a usual layer in some seconds, and leaves most of the disk and the processor to requests.
+_RATE_BYTES_PER_S = 64 << 20
+# Further blobs are checked after their next repeat.
 _MAX_WAITING = 64
 
 
 class _Stopped(Exception):
-    """The mirror stops in the middle of a blob."""
+    """The mirror stops during a check."""
 
 
 class Recheck:
     """Checks blobs one after the other in a thread of its own; no answer waits for it.
 
     Args:
-        scrub: hashes a blob and drops it if it is wrong.
-        repeats: what the workers know of clients, together.
+        scrub: hashes a blob and deletes it if it is damaged.
+        repeats: which blobs clients have fetched lately, known to all workers.
     """
 
     def __init__(self, scrub: Scrub, repeats: Repeats) -> None:
@@ -42,17 +42,17 @@ class Recheck:
         self._stopping = threading.Event()
 
     def begins(self, digest: Digest, client: str) -> None:
-        """A client asks for the whole of a held blob."""
+        """Note that a client requests a whole cached blob; schedules a check after a repeat."""
         if self._repeats.is_repeated(digest, client) and len(self._waiting) < _MAX_WAITING and self._repeats.claim_check(digest):
             self._waiting.append(digest)
             self._wake.set()
 
     def served(self, digest: Digest, client: str) -> None:
-        """A client was given the whole of a held blob."""
+        """Note that a client has received a whole cached blob."""
         self._repeats.served(digest, client)
 
     async def run(self) -> None:
-        """Check what is asked for until cancelled; what is under way then ends within a moment."""
+        """Run scheduled checks until cancelled; a running one ends within a moment."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="recheck")
         loop = asyncio.get_running_loop()
         try:
@@ -66,7 +66,7 @@ class Recheck:
             await asyncio.to_thread(thread.shutdown)
 
     def _check(self, digest: Digest) -> None:
-        pace = Pace(_RATE)
+        pace = Pace(_RATE_BYTES_PER_S)
 
         def paced(count: int) -> None:
             pace(count)
@@ -80,5 +80,5 @@ class Recheck:
         except (OSError, StorageError) as error:
             log.error("recheck_failed", digest=str(digest), cause=str(error))
         except Exception:
-            # One failure must not end the work for good.
+            # A failure must not end all further checks.
             log.exception("recheck_failed", digest=str(digest))

@@ -1,6 +1,6 @@
-"""The scrub: hashes what is held again, slowly and for ever, and drops what is no longer what its name says.
+"""The scrub: hashes all cached blobs again, slowly and repeatedly, and deletes those that do not match their digest.
 
-Also the verification of a whole store on demand. Blocks; belongs in a thread.
+It also verifies a whole store on demand. Blocks; belongs in a thread.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from mirror.storage.layout import Layout
 log = structlog.get_logger(__name__)
 
 _SHARDS = 256
-# Bytes per second of the background scrub: little enough not to be noticed on a disk that serves.
-_BACKGROUND_RATE = 16 << 20
-# One step of the background scrub begins no further blob after this time, in seconds.
-_STEP = 2.0
+# Low enough not to disturb a disk that serves requests.
+_BACKGROUND_BYTES_PER_S = 16 << 20
+# A step starts no further blob after this time.
+_STEP_S = 2.0
 
 
 class _Stopped(Exception):
-    """The scrub is to end in the middle of a blob."""
+    """The scrub stops during a blob."""
 
 
 class Pace:
-    """Keeps a stream of bytes to a rate by sleeping."""
+    """Limits the rate of a stream of bytes by sleeping."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._next = time.monotonic()
 
     def __call__(self, count: int) -> None:
-        """So many bytes were read."""
+        """Sleep after `count` bytes."""
         if self._rate <= 0:
             return
         self._next = max(self._next, time.monotonic() - 1.0) + count / self._rate
@@ -47,11 +47,11 @@ class Pace:
 
 
 class Scrub:
-    """Goes through the whole store once per interval, a shard at a time, and remembers over restarts where it was.
+    """Checks the whole store once per interval, a shard at a time, and continues where it was after a restart.
 
     Args:
         interval: seconds for the whole store; 0 for never.
-        checked: told the result of each blob, `ok` or `wrong`.
+        checked: called with the result of each blob, `ok` or `wrong`.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Scrub:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """End a step that is under way, within about a second; its blob is hashed anew another time."""
+        """End a running step within about a second; its blob is hashed again later."""
         self._stopping.set()
 
     def step(self, now: float) -> None:
-        """Do a little of what is due at `now`, in seconds since the epoch."""
+        """Check a few of the blobs that are due at `now`, in seconds since the epoch."""
         if self._interval <= 0:
             return
         if not self._pending:
@@ -80,7 +80,7 @@ class Scrub:
                 return
             self._pending = [file.digest for file in self._files.walk(f"{shard:02x}")]
             self._position_after = f"{(shard + 1) % _SHARDS} {now + self._interval / _SHARDS}\n"
-        pace, end = Pace(_BACKGROUND_RATE), time.monotonic() + _STEP
+        pace, end = Pace(_BACKGROUND_BYTES_PER_S), time.monotonic() + _STEP_S
 
         def paced(count: int) -> None:
             pace(count)
@@ -92,12 +92,12 @@ class Scrub:
                 self.check(self._pending[-1], paced)
                 self._pending.pop()
         if not self._pending:
-            # Only now: a restart in the middle of a shard begins it again.
+            # Written at the end, so a restart during a shard repeats the shard.
             self._cursor.touch(0o600)
             self._cursor.write_text(self._position_after)
 
     def check(self, digest: Digest, paced: Callable[[int], None], *, keep_cached: bool = False) -> bool:
-        """Hash one held blob, and drop it if it is wrong; False if it was. May be called in several threads.
+        """Hash a cached blob, and delete it if it is damaged; False if it was. May be called in several threads.
 
         Args:
             keep_cached: see `is_intact`.
@@ -118,6 +118,6 @@ class Scrub:
     def _position(self, now: float) -> tuple[int, float]:
         with contextlib.suppress(OSError, ValueError):
             shard, due = self._cursor.read_text().split()
-            # A time far ahead comes from a clock that was wrong, or from a longer interval.
+            # A time far in the future comes from a wrong clock or a longer interval.
             return int(shard) % _SHARDS, float(due) if float(due) <= now + self._interval / _SHARDS else now
         return 0, now

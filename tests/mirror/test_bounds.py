@@ -167,7 +167,7 @@ async def test_larger_than_the_cap(hub, bounded):
 
 async def test_room_taken_by_blobs_in_the_making(hub, bounded, monkeypatch):
     """If all room is taken by what is under way, a further blob goes past the store at once, and nothing held goes in vain."""
-    monkeypatch.setattr("mirror.maintenance.janitor._PATIENCE", LIMIT)
+    monkeypatch.setattr("mirror.maintenance.janitor._ROOM_TIMEOUT_S", LIMIT)
     mirror = await bounded(4 * MIB)
     held = hub.add_image(APP, "1", layers=[b"small"])
     await pull(mirror, held, "1")
@@ -378,7 +378,7 @@ async def test_rows_of_evicted_content_go(hub, bounded):
     leftovers.clear()
     assert list(store.index.manifests.rows()) == list(store.index.tables["grants"].keys()) == []
     assert len(list(store.index.tags.matching())) == 1
-    leftovers._forget(time.time() + 90_000)
+    leftovers._delete_stale_rows(time.time() + 90_000)
     assert list(store.index.tables["tags"].keys()) == []
     mirror.store.generation.change()
     assert await pull(mirror, image, "1") == ["MISS"] * 3
@@ -402,7 +402,7 @@ async def test_recount_after_a_crash(hub, bounded):
 
 async def test_a_failing_disk_is_told_briefly(bounded, monkeypatch, log):
     """What the disk refuses again and again is a line at times, without a traceback."""
-    monkeypatch.setattr("mirror.maintenance.janitor._TICK", 0.005)
+    monkeypatch.setattr("mirror.maintenance.janitor._INTERVAL_S", 0.005)
     failures = []
 
     def fail(*_):

@@ -142,7 +142,7 @@ async def test_nobody_waits_for_a_check(mirror, blob, monkeypatch):
 
 async def test_stop_in_the_middle_of_a_check(hub, tmp_path, monkeypatch):
     """A mirror that stops does not wait for the end of a large blob."""
-    monkeypatch.setattr("mirror.maintenance.recheck._RATE", MIB)
+    monkeypatch.setattr("mirror.maintenance.recheck._RATE_BYTES_PER_S", MIB)
     added = hub.add_synthetic_blob(APP, 20 * MIB)
     async with MirrorUnderTest(hub, tmp_path / "store") as mirror:
         await mirror.get(f"{BLOB}/{added.digest}")

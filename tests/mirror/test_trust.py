@@ -218,7 +218,7 @@ def test_scrub_that_is_stopped(layout, files, generation, monkeypatch):
     """A stop ends the scrub in the middle of a large blob, which is hashed again by the next process."""
     data = os.urandom(3 << 20)
     digest = put(files, data)
-    monkeypatch.setattr("mirror.maintenance.scrub._BACKGROUND_RATE", 1 << 20)
+    monkeypatch.setattr("mirror.maintenance.scrub._BACKGROUND_BYTES_PER_S", 1 << 20)
     scrubbing = Scrubbing(layout, files, generation)
     scrubbing.now += 1
     layout_shard = int(digest.encoded[:2], 16)

@@ -85,7 +85,7 @@ async def stop(running):
 
 async def test_who_waits_in_line_for_room_waits_no_longer(janitor, tmp_path, monkeypatch):
     """While another process evicts, and nothing comes of it, many who want room have their answer as soon as one of them."""
-    monkeypatch.setattr("mirror.maintenance.janitor._PATIENCE", 0.5)
+    monkeypatch.setattr("mirror.maintenance.janitor._ROOM_TIMEOUT_S", 0.5)
     descriptor = os.open(Layout(str(tmp_path / "store")).eviction_lock, os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
