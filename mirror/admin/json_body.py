@@ -1,4 +1,4 @@
-"""Bodies of requests: small, there in time, and, of orders to the admin address, JSON objects with known keys."""
+"""Reads the bodies of requests: small, within a time limit, and for the admin API JSON objects with known keys."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 _MAX_BYTES = 64 << 10
-# Until the whole body is there.
-_ARRIVES_S = 10.0
+# For the whole body.
+_BODY_TIMEOUT_S = 10.0
 
 _NAMES = {str: "a text", bool: "true or false", list: "a list"}
 
 
 async def read_body(request: web.BaseRequest) -> bytes:
-    """The whole of a small body.
+    """Read the whole of a small body.
 
     Raises:
-        web.HTTPException: it is too long, does not come in time, or cannot be read.
+        web.HTTPException: it is too long, does not arrive in time, or cannot be read.
     """
     body = bytearray()
     try:
-        async with asyncio.timeout(_ARRIVES_S):
-            # Said at once, however slowly the rest comes.
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            # A body that is announced as too long is refused before it arrives.
             announced = request.content_length or 0
             while len(body) <= _MAX_BYTES and announced <= _MAX_BYTES:
                 piece = await request.content.readany()
@@ -34,35 +34,35 @@ async def read_body(request: web.BaseRequest) -> bytes:
                     return bytes(body)
                 body += piece
     except TimeoutError as error:
-        raise web.HTTPRequestTimeout(text=f"the body has to be there within {_ARRIVES_S:g} seconds") from error
+        raise web.HTTPRequestTimeout(text=f"the body has to be there within {_BODY_TIMEOUT_S:g} seconds") from error
     except (web.RequestPayloadError, HttpProcessingError) as error:
         raise web.HTTPBadRequest(text="the body cannot be read") from error
     raise web.HTTPRequestEntityTooLarge(_MAX_BYTES, len(body), text=f"at most {_MAX_BYTES} bytes are taken")
 
 
 def json_body(body: bytes, keys: Mapping[str, type], *, required: str | None = None, empty: bool = False) -> dict[str, Any]:
-    """Read a body that may have these keys, each with a value of its type.
+    """Parse a body that may have these keys, each with a value of its type.
 
     Args:
-        required: a key that has to be there.
-        empty: whether no body is as good as `{}`.
+        required: a key that must be present.
+        empty: accept an empty body as `{}`.
 
     Raises:
-        web.HTTPBadRequest: what is wrong, with the key's name.
+        web.HTTPBadRequest: the body is invalid; the message names the key.
     """
     if empty and not body.strip():
         return {}
     try:
-        wanted = json.loads(body)
+        parsed = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise web.HTTPBadRequest(text="the body has to be JSON") from error
-    if not isinstance(wanted, dict):
+    if not isinstance(parsed, dict):
         raise web.HTTPBadRequest(text="the body has to be a JSON object")
-    for key, value in wanted.items():
+    for key, value in parsed.items():
         if key not in keys:
             raise web.HTTPBadRequest(text=f"{key[:100]}: there is no such key; there are {', '.join(keys)}")
         if not isinstance(value, keys[key]):
             raise web.HTTPBadRequest(text=f"{key}: has to be {_NAMES[keys[key]]}")
-    if required is not None and required not in wanted:
+    if required is not None and required not in parsed:
         raise web.HTTPBadRequest(text=f"{required}: has to say which images")
-    return wanted
+    return parsed

@@ -1,7 +1,7 @@
 """Statistics of the processes of one mirror: each publishes its own in a file, so that any of them can report all.
 
-Each process rewrites its sheet every second and for each request for metrics. What a process has counted stays counted after its
-end: its sheet is folded into the sheet of all that have ended.
+Each process rewrites its file every second and for each request for metrics. The counts of a process that has ended remain: its
+file is folded into one file of all that have ended.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mirror.metrics import Across, Metrics
 
-# What operators have to see to: of each kind, what it is about, and what is the matter, in words.
+# What operators have to mend: by kind and subject, a description.
 Problems: TypeAlias = dict[str, dict[str, str]]
-# The sum of the sheets of processes that have ended; the names of those among them whose files may still exist.
+# The sum of all processes that have ended, and its key with the names of the folded files that may still exist.
 _ENDED, _CONTAINS = "ended.json", "contains"
 # The name of a sample and its labels.
 _Key: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class WorkerStats:
-    """What all processes of a mirror have counted.
+    """The statistics of all processes of a mirror. Each method blocks on files for a moment.
 
     Args:
-        directory: where the sheets hang; None if there is only this process.
+        directory: holds the files; None if there is only this process.
     """
 
     def __init__(self, metrics: Metrics, directory: Path | None) -> None:
         self._metrics = metrics
         self._directory = directory
         self._own = None if directory is None else directory / f"{os.getpid()}-{time.monotonic_ns()}.json"
-        # Threads of one process may write at the same time.
+        # Threads of one process may publish at the same time.
         self._writing = threading.Lock()
 
     def publish(self, downloads: list[dict[str, Any]], problems: Problems) -> None:
-        """Write the own sheet. Blocks for a moment."""
+        """Write this process's file."""
         if self._own is None:
             return
         with self._writing, contextlib.suppress(OSError):
@@ -55,26 +55,26 @@ class WorkerStats:
             _write(self._own, {"metrics": metrics, "heard": self._metrics.heard, "downloads": downloads, "problems": problems})
 
     def metrics(self) -> bytes:
-        """The metrics of all processes as one, in Prometheus's text format; put up the own ones first. Blocks for a moment.
+        """Return the metrics of all processes as one, in Prometheus's text format; call `publish` first.
 
-        The own ones are taken from the sheet, too: what was told of this process must still be there when it has died.
+        This process's own are read from its file, too: what was reported once must remain when the process has died.
         """
         counted = [
-            _Counted(list(text_string_to_metric_families(sheet["metrics"])), sheet["heard"], alive, path == self._own)
+            _ProcessMetrics(list(text_string_to_metric_families(sheet["metrics"])), sheet["heard"], alive, path == self._own)
             for path, sheet, alive in _sheets(self._directory)
         ]
         if not counted:
             return generate_latest(self._metrics.registry)
-        together = CollectorRegistry()
-        together.register(_Together(counted, self._metrics.across))
-        return generate_latest(together)
+        combined = CollectorRegistry()
+        combined.register(_CombinedCollector(counted, self._metrics.across))
+        return generate_latest(combined)
 
     def downloads(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The downloads of all processes that live. Blocks for a moment."""
+        """Return the downloads of all running processes, given this one's."""
         return own + [entry for sheet in self._others() for entry in sheet["downloads"]]
 
     def problems(self, own: Problems) -> Problems:
-        """The problems of all processes that live; of those that several have, the own words. Blocks for a moment."""
+        """Return the problems of all running processes, given this one's, which replace equal ones of others."""
         found: Problems = {kind: {} for kind in own}
         for problems in (*(sheet["problems"] for sheet in self._others()), own):
             for kind, entries in problems.items():
@@ -86,9 +86,9 @@ class WorkerStats:
 
 
 def fold_ended(directory: Path) -> None:
-    """Add the sheets of processes that have ended to one sheet. Not for two processes at a time.
+    """Add the files of processes that have ended to one file. Only one process may call it.
 
-    Another process may be reading the previous sum, so the sheets that went into this one are removed by the next call.
+    Another process may be reading the previous sum, so the next call removes the files that this one adds.
     """
     ended = {path.name: sheet for path, sheet, alive in _sheets(directory) if not alive}
     added = sorted(ended.keys() - {_ENDED})
@@ -96,7 +96,7 @@ def fold_ended(directory: Path) -> None:
         return
     total = CollectorRegistry()
     families = [list(text_string_to_metric_families(sheet["metrics"])) for sheet in ended.values()]
-    total.register(_Together([_Counted(one, {}, alive=False, own=False) for one in families], {}))
+    total.register(_CombinedCollector([_ProcessMetrics(one, {}, alive=False, own=False) for one in families], {}))
     metrics = generate_latest(total).decode()
     with contextlib.suppress(OSError):
         _write(directory / _ENDED, {"metrics": metrics, "heard": {}, "downloads": [], "problems": {}, _CONTAINS: added})
@@ -111,7 +111,7 @@ def _write(path: Path, sheet: dict[str, Any]) -> None:
 
 
 def _sheets(directory: Path | None) -> list[tuple[Path, dict[str, Any], bool]]:
-    """Return each sheet with its path, and whether its process is alive."""
+    """Return the path and content of each file, and whether its process is alive."""
     if directory is None:
         return []
     found = []
@@ -126,12 +126,12 @@ def _sheets(directory: Path | None) -> list[tuple[Path, dict[str, Any], bool]]:
 
 
 @dataclass(frozen=True)
-class _Counted:
-    """What one process has counted.
+class _ProcessMetrics:
+    """The metrics of one process.
 
     Attributes:
-        heard: when it has heard of pull limits, by registry.
-        alive: it still runs; the gauges of one that has died are no more.
+        heard: when an upstream last reported its pull limit to it, by registry.
+        alive: it is running; the gauges of a dead process do not count.
         own: it is this process.
     """
 
@@ -141,7 +141,7 @@ class _Counted:
     own: bool
 
     def rank(self, across: Across, sample: Sample) -> float:
-        """Of several processes' values the one of the highest rank counts."""
+        """Return the rank of a gauge's value: the one of the highest rank is reported."""
         match across:
             case Across.ASKED:
                 return float(self.own)
@@ -153,16 +153,16 @@ class _Counted:
                 return sample.value
 
 
-class _Together:
-    """A collector of what several processes have counted."""
+class _CombinedCollector:
+    """Collects the metrics of several processes as one."""
 
-    def __init__(self, counted: list[_Counted], across: Mapping[str, Across]) -> None:
+    def __init__(self, counted: list[_ProcessMetrics], across: Mapping[str, Across]) -> None:
         self._counted = counted
         self._across = across
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
-        samples: dict[str, dict[_Key, list[tuple[_Counted, Sample]]]] = {}
+        samples: dict[str, dict[_Key, list[tuple[_ProcessMetrics, Sample]]]] = {}
         for one in self._counted:
             for metric in one.metrics:
                 if metric.type == "gauge" and not one.alive:
@@ -172,14 +172,14 @@ class _Together:
                 for sample in metric.samples:
                     found.setdefault((sample.name, tuple(sample.labels.items())), []).append((one, sample))
         for name, family in families.items():
-            # In the text format when counting began is a gauge, too, of which nobody else knows.
+            # The text format has the creation time of a counter as a gauge of its own: the earliest one counts.
             across = self._across.get(name, Across.LEAST) if family.type == "gauge" else Across.SUM
             for (sample_name, labels), found_samples in samples[name].items():
                 family.add_sample(sample_name, dict(labels), _value(across, found_samples))
         return families.values()
 
 
-def _value(across: Across, found: list[tuple[_Counted, Sample]]) -> float:
+def _value(across: Across, found: list[tuple[_ProcessMetrics, Sample]]) -> float:
     if across is Across.SUM:
         return _sum([sample.value for _, sample in found])
     return max(found, key=lambda entry: entry[0].rank(across, entry[1]))[1].value

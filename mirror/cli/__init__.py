@@ -17,8 +17,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"registry-mirror {__version__}")
         raise typer.Exit
 
@@ -40,5 +40,5 @@ app.command()(verification.verify)
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command."""
     app(prog_name="registry-mirror")

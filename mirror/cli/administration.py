@@ -1,4 +1,4 @@
-"""Commands that ask a running mirror: `images` and `purge`."""
+"""The commands `images` and `purge`, which ask a running mirror."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mirror.cli.client import Admin, TokenOption, UrlOption
+from mirror.cli.client import AdminClient, TokenOption, UrlOption
 from mirror.cli.serving import ConfigOption
 from mirror.core.units import format_bytes, format_duration
 
@@ -26,13 +26,13 @@ def images(
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what the mirror holds: each tag or digest, its size, when it was pulled last, and whether it is complete."""
-    admin = Admin(config, url, token_file)
+    """List the cached images: each tag or digest with its size, its last pull, and whether it is complete."""
+    admin = AdminClient(config, url, token_file)
     found: list[dict[str, Any]] = []
     last: str | None = None
     while True:
         query = {**({"match": match} if match else {}), **({"last": last} if last else {})}
-        page = admin.ask("GET", f"/api/v1/images?{urlencode(query)}")
+        page = admin.request("GET", f"/api/v1/images?{urlencode(query)}")
         found += page["images"]
         last = page["next"]
         if last is None:
@@ -50,20 +50,20 @@ def images(
 
 def purge(
     image: Annotated[list[str], typer.Argument(help="Which images: `nginx:1.25`, `library/*`, `ghcr.io/owner/app@sha256:…`.")],
-    older_than: Annotated[str | None, typer.Option(help="Only what nobody has pulled for so long, for example 30d.")] = None,
-    soft: Annotated[bool, typer.Option("--soft", help="Keep it, but ask upstream at the next pull.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and let it be.")] = False,
+    older_than: Annotated[str | None, typer.Option(help="Only images without a pull for this time, for example 30d.")] = None,
+    soft: Annotated[bool, typer.Option("--soft", help="Keep the images, but check them upstream at the next pull.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")] = False,
     config: ConfigOption = None,
     url: UrlOption = None,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take images out of the mirror. What other images need stays; pulls that are under way finish."""
-    admin = Admin(config, url, token_file)
+    """Remove images from the mirror. Content that other images need stays; running pulls finish."""
+    admin = AdminClient(config, url, token_file)
     results = []
     for name in image:
         order = {"match": name, "soft": soft, "dry_run": dry_run, **({"older_than": older_than} if older_than else {})}
-        results.append({"match": name, **admin.ask("POST", "/api/v1/purge", order)})
+        results.append({"match": name, **admin.request("POST", "/api/v1/purge", order)})
     if as_json:
         typer.echo(json.dumps(results, indent=2))
         return

@@ -1,4 +1,4 @@
-"""Asks the admin address of a running mirror."""
+"""A client of the admin address of a running mirror."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mirror.errors import ConfigurationError
 UrlOption = Annotated[str | None, typer.Option(help="Admin address of the mirror, by default what the configuration says.")]
 TokenOption = Annotated[Path | None, typer.Option(help="File with the admin token, by default what the configuration says.")]
 
-# Long enough for a list of all images of a large store, and for the first purge of one of an earlier version. Seconds.
-_PATIENCE = 600.0
+# Long enough to list all images of a large store, and for the first purge of a store of an earlier version.
+_TIMEOUT_S = 600.0
 
 
 def configuration(named: Path | None) -> Config:
-    """The configuration, or an exit that names its mistakes."""
+    """Load the configuration; exit with its problems if it is invalid."""
     try:
         return load(find(named))
     except ConfigurationError as error:
         refuse(error.problems)
 
 
-class Admin:
-    """A running mirror's admin address."""
+class AdminClient:
+    """Sends requests to the admin address."""
 
     def __init__(self, config: Path | None, url: str | None, token_file: Path | None) -> None:
         admin = configuration(config).admin if url is None or token_file is None else None
@@ -41,14 +41,14 @@ class Admin:
         except (OSError, UnicodeDecodeError) as error:
             refuse([f"the token file {path} cannot be read: {error}"])
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The JSON of the answer, or an exit that says what went wrong."""
+    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return the JSON of the answer; exit with the problem if there is none."""
         parts, port = self._address()
         headers = {"Content-Type": "application/json"}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", port, timeout=_PATIENCE)
+        connection = kind(parts.hostname or "", port, timeout=_TIMEOUT_S)
         try:
             connection.request(method, parts.path.rstrip("/") + path, json.dumps(body) if body is not None else None, headers)
             response = connection.getresponse()

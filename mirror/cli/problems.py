@@ -1,4 +1,4 @@
-"""How the commands say that something is wrong."""
+"""How the commands report problems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 
 def refuse(problems: Iterable[str], status: int = 2) -> NoReturn:
-    """Print each problem on a line of its own, and exit."""
+    """Print each problem on its own line to standard error, and exit."""
     for problem in problems:
         typer.echo(f"registry-mirror: {problem}", err=True)
     raise typer.Exit(status)

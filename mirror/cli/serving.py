@@ -1,4 +1,4 @@
-"""`serve` and `check-config`."""
+"""The commands `serve` and `check-config`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ConfigOption = Annotated[
 
 
 def serve(config: ConfigOption = None) -> None:
-    """Serve the mirror until SIGTERM. SIGHUP reads the configuration again.
+    """Serve until SIGTERM. SIGHUP reloads the configuration.
 
-    With no configuration at all it mirrors Docker Hub on 127.0.0.1:5000, with its store in ./cache.
+    Without a configuration it mirrors Docker Hub on 127.0.0.1:5000, with its store in ./cache.
     """
     try:
         run(config)
@@ -33,9 +33,9 @@ def serve(config: ConfigOption = None) -> None:
 
 
 def check_config(
-    file: Annotated[Path | None, typer.Argument(help="The file to check; found like serve's if left out.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="The file to check. Without it: the one that serve would use.")] = None,
 ) -> None:
-    """Check a configuration file: every mistake is named by its key, and the exit status is 2."""
+    """Check a configuration file. Each mistake is named by its key, and the exit status is 2."""
     path = find(file)
     try:
         load(path)

@@ -1,4 +1,4 @@
-"""Commands that have a running mirror fetch ahead: `sync` and `warm`."""
+"""The commands `sync` and `warm`, which let a running mirror fetch images."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from rich.markup import escape
 from rich.table import Table
 
 from mirror.cli.administration import JsonOption
-from mirror.cli.client import Admin, TokenOption, UrlOption
+from mirror.cli.client import AdminClient, TokenOption, UrlOption
 from mirror.cli.serving import ConfigOption
 from mirror.cli.watching import in_words, watch
 from mirror.core.units import format_bytes, format_duration
 
-DetachOption = Annotated[bool, typer.Option("--detach", help="Give the order and do not wait for its end.")]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Start it and do not wait for its end.")]
 
-_IN_STEP = "completed"
-_COUNTED = {"moved": "new or moved"}
+_COMPLETED = "completed"
+_WORDS = {"moved": "new or moved"}
 
 
 def sync(
     image: Annotated[
         list[str] | None,
-        typer.Argument(help="Which images: `nginx`, `library/*:1.*`. Left out: all that a scheduled run looks at."),
+        typer.Argument(help="Which images: `nginx`, `library/*:1.*`. Without it: all that a scheduled run checks."),
     ] = None,
-    status: Annotated[bool, typer.Option("--status", help="Order nothing; tell what runs, and what came of each image.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Print running jobs and the last result of each image.")] = False,
     detach: DetachOption = False,
     config: ConfigOption = None,
     url: UrlOption = None,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have the mirror look now whether held and configured images have moved upstream, and fetch what is new."""
-    admin = Admin(config, url, token_file)
+    """Check now whether cached and configured images have moved upstream, and fetch the new ones."""
+    admin = AdminClient(config, url, token_file)
     if status:
         _status(admin, as_json=as_json)
         return
-    order = admin.ask("POST", "/api/v1/sync", {"images": image or []})["order"]
+    order = admin.request("POST", "/api/v1/sync", {"images": image or []})["order"]
     _follow(admin, order, detach=detach, as_json=as_json)
 
 
@@ -49,7 +49,7 @@ def warm(
     image: Annotated[list[str], typer.Argument(help="Images: `nginx:1.27`, `ghcr.io/owner/app@sha256:…`, `nginx:1.27.*`.")],
     platform: Annotated[
         list[str] | None,
-        typer.Option(help="For which platforms, such as linux/arm64; repeat it for several. By default sync.platforms."),
+        typer.Option(help="A platform such as linux/arm64; repeat it for several. By default sync.platforms."),
     ] = None,
     detach: DetachOption = False,
     config: ConfigOption = None,
@@ -57,52 +57,52 @@ def warm(
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have the mirror fetch images before anybody pulls them."""
-    admin = Admin(config, url, token_file)
-    order = admin.ask("POST", "/api/v1/warm", {"images": image, "platforms": platform or []})["order"]
+    """Fetch images before a client pulls them."""
+    admin = AdminClient(config, url, token_file)
+    order = admin.request("POST", "/api/v1/warm", {"images": image, "platforms": platform or []})["order"]
     _follow(admin, order, detach=detach, as_json=as_json)
 
 
-def _follow(admin: Admin, order: str, *, detach: bool, as_json: bool) -> None:
+def _follow(admin: AdminClient, order: str, *, detach: bool, as_json: bool) -> None:
     if detach:
         typer.echo(json.dumps({"order": order}) if as_json else f"ordered: {order}")
         return
     try:
-        done = watch(lambda: admin.ask("GET", f"/api/v1/sync/{order}"), quiet=as_json)
+        done = watch(lambda: admin.request("GET", f"/api/v1/sync/{order}"), quiet=as_json)
     except KeyboardInterrupt:
-        _leave()
+        _exit_interrupted()
     if as_json:
         typer.echo(json.dumps(done, indent=2))
     else:
-        _tell(done)
-    if done["result"] != _IN_STEP:
+        _report(done)
+    if done["result"] != _COMPLETED:
         raise typer.Exit(1)
 
 
-def _leave() -> NoReturn:
+def _exit_interrupted() -> NoReturn:
     typer.echo("The mirror goes on; `registry-mirror sync --status` tells how far it is.", err=True)
     raise typer.Exit(130)
 
 
-def _tell(done: dict[str, Any]) -> None:
+def _report(done: dict[str, Any]) -> None:
     for image, cause in done["problems"].items():
         typer.echo(f"{image}: {cause}", err=True)
     typer.echo(_summary(done))
 
 
 def _summary(done: dict[str, Any]) -> str:
-    """What an order came to."""
-    counts = ", ".join(f"{count} {_COUNTED.get(word, word)}" for word, count in sorted(done["tags"].items())) or "no images"
+    """Return the summary of a finished job."""
+    counts = ", ".join(f"{count} {_WORDS.get(status, status)}" for status, count in sorted(done["tags"].items())) or "no images"
     seconds = format_duration(max(0, round(done["ended"] - done["began"])))
     fetched, held = format_bytes(done["bytes_fetched"]), format_bytes(done["bytes_held"])
     return f"{done['result']} in {seconds}: {counts}; {fetched} fetched, {held} were already here"
 
 
-def _status(admin: Admin, *, as_json: bool) -> None:
-    state = admin.ask("GET", "/api/v1/sync")
+def _status(admin: AdminClient, *, as_json: bool) -> None:
+    state = admin.request("GET", "/api/v1/sync")
     following = state["next_image"]
     while following is not None:
-        more = admin.ask("GET", f"/api/v1/sync?last={following}")
+        more = admin.request("GET", f"/api/v1/sync?last={following}")
         state["images"] += more["images"]
         following = more["next_image"]
     if as_json:
@@ -143,6 +143,6 @@ def _ago(when: float) -> str:
 
 
 def _few(order: dict[str, Any]) -> str:
-    """The images of an order, some of them if they are many."""
+    """Return the names of a job's images, the first ones if there are many."""
     named = ", ".join(order["images"]) or "everything"
     return f"{named} and {order['more']} more" if order["more"] else named

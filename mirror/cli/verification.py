@@ -1,4 +1,4 @@
-"""`verify`: hashes everything that a store holds."""
+"""The command `verify`, which hashes everything in a store."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from mirror.storage.space_quota import SpaceQuota
 
 def verify(
     config: ConfigOption = None,
-    rate: Annotated[str, typer.Option(help="Most bytes per second to read, for example 100MiB; 0 for as fast as it goes.")] = "0",
+    rate: Annotated[str, typer.Option(help="Maximum of bytes to read per second, for example 100MiB; 0 for no limit.")] = "0",
     as_json: JsonOption = False,
 ) -> None:
-    """Hash everything in the store again, and drop what is no longer what its name says. Runs beside a serving mirror.
+    """Hash everything in the store, and drop content that does not match its digest. The mirror may serve meanwhile.
 
-    The exit status is 1 if something was wrong. What was dropped is fetched again by the next pull that wants it.
+    The exit status is 1 if something was dropped. The next pull fetches it again.
     """
     try:
         pace = Pace(parse_bytes(rate))

@@ -1,4 +1,4 @@
-"""Shows how far an order is: bars on a terminal, lines in a log."""
+"""Shows the progress of a job: bars on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from mirror.core.units import format_bytes
 
-# How often the mirror is asked, and how often a log gets a line while nothing ends. Seconds.
-_ASK_EVERY = 0.5
-_LINE_EVERY = 10.0
-_SAY_AFTER = 3.0
+_POLL_INTERVAL_S = 0.5
+# How often a log gets a line while no image ends.
+_LINE_INTERVAL_S = 10.0
+# A job that waits longer is reported as waiting.
+_WAITING_AFTER_S = 3.0
 
 
 class _View(Protocol):
     def show(self, order: dict[str, Any]) -> None:
-        """Show how far it is now."""
+        """Show the state of a job."""
         ...
 
 
-def watch(ask: Callable[[], dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
-    """Ask until an order has come to its end, and show how far it is meanwhile; returns what came of it."""
-    asked = time.monotonic()
-    waits = not quiet
+def watch(poll: Callable[[], dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
+    """Poll a job until it has ended, and show its progress; return its final state."""
+    began = time.monotonic()
+    report_waiting = not quiet
     with _view(quiet) as view:
         while True:
-            order = ask()
+            order = poll()
             if order["result"] == "waiting":
-                if waits and time.monotonic() - asked > _SAY_AFTER:
+                if report_waiting and time.monotonic() - began > _WAITING_AFTER_S:
                     typer.echo("waits for what was ordered before", err=True)
-                    waits = False
+                    report_waiting = False
             else:
-                waits = False
+                report_waiting = False
                 view.show(order)
                 if order["result"] != "running":
                     return order
-            time.sleep(_ASK_EVERY)
+            time.sleep(_POLL_INTERVAL_S)
 
 
 @contextlib.contextmanager
 def _view(quiet: bool) -> Iterator[_View]:
     if quiet:
-        yield _Nothing()
+        yield _Silent()
     elif sys.stdout.isatty():
         name, amount = TextColumn("{task.description}"), DownloadColumn(binary_units=True)
         with Progress(name, BarColumn(), amount, TransferSpeedColumn(), TimeRemainingColumn(), console=Console()) as bars:
@@ -57,13 +58,13 @@ def _view(quiet: bool) -> Iterator[_View]:
         yield _Lines()
 
 
-class _Nothing:
+class _Silent:
     def show(self, order: dict[str, Any]) -> None:
         pass
 
 
-class _News:
-    """The images that have ended since it was looked last."""
+class _NewResults:
+    """Finds the images that have ended since the last poll."""
 
     def __init__(self) -> None:
         self._seen = 0
@@ -78,10 +79,10 @@ class _Bars:
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
-        self._news = _News()
+        self._results = _NewResults()
 
     def show(self, order: dict[str, Any]) -> None:
-        for image in self._news.of(order):
+        for image in self._results.of(order):
             self._bars.console.print(_line(image), highlight=False, markup=False)
         under_way = {image["image"]: image for image in order.get("images", ())}
         for name in [name for name in self._tasks if name not in under_way]:
@@ -94,30 +95,30 @@ class _Bars:
 
 class _Lines:
     def __init__(self) -> None:
-        self._news = _News()
-        self._told = time.monotonic()
+        self._results = _NewResults()
+        self._last_line = time.monotonic()
 
     def show(self, order: dict[str, Any]) -> None:
-        lines = [_line(image) for image in self._news.of(order)]
-        if not lines and time.monotonic() - self._told > _LINE_EVERY:
+        lines = [_line(image) for image in self._results.of(order)]
+        if not lines and time.monotonic() - self._last_line > _LINE_INTERVAL_S:
             lines = [_under_way(image) for image in order.get("images", ())]
         for line in lines:
             typer.echo(line)
-            self._told = time.monotonic()
+            self._last_line = time.monotonic()
 
 
 def _under_way(image: dict[str, Any]) -> str:
-    """One image that has not ended."""
+    """Return the line of an image that has not ended."""
     return f"{image['image']}: {format_bytes(image['bytes'])} of {format_bytes(image['size'])}"
 
 
 def _line(image: dict[str, Any]) -> str:
-    """One image that has ended."""
+    """Return the line of an image that has ended."""
     return f"{image['image']}: {in_words(image)}{_bytes(image)}"
 
 
 def in_words(image: dict[str, Any]) -> str:
-    """What came of an image; what was not here before has not moved, for people."""
+    """Return the result of an image; one that was not cached before is new, not moved."""
     result: str = image["result"]
     return "new" if result == "moved" and image.get("old") is None else result
 

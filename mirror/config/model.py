@@ -1,4 +1,4 @@
-"""The configuration: what can be said, what is said when nothing is, and a clear word about every mistake."""
+"""The configuration: its keys and defaults, and where it is read from."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class _Environment(PydanticBaseSettingsSource):
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """What the environment says, in the form of the file."""
+        """Return the environment's settings in the form of the file."""
         return read_environment(os.environ)
 
 
 class Config(BaseSettings):
-    """Everything that can be configured. With nothing said, a mirror of Docker Hub for this host."""
+    """Everything that can be configured. The defaults are a mirror of Docker Hub for this host."""
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -70,7 +70,7 @@ class Config(BaseSettings):
     @field_validator("registries", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        """Names become canonical; Docker Hub's upstream and token host need not be spelled out."""
+        """Make the names canonical, and add Docker Hub's upstream and token host."""
         if not isinstance(value, dict):
             return value
         named = {canonical_registry(str(name)): body or {} for name, body in value.items()}
@@ -112,7 +112,7 @@ class Config(BaseSettings):
 
 
 def find(named: Path | None) -> Path | None:
-    """The configuration file to use: the named one, `$MIRROR_CONFIG`, or the first that exists; None for the defaults."""
+    """Return the file to read: the named one, `$MIRROR_CONFIG`, or the first of `SEARCH_PATH` that exists; None without one."""
     if named is not None:
         return named
     if "MIRROR_CONFIG" in os.environ:
@@ -121,10 +121,10 @@ def find(named: Path | None) -> Path | None:
 
 
 def load(path: Path | None) -> Config:
-    """Read a configuration file (None: only defaults and environment).
+    """Load a configuration file; None for the defaults and the environment only.
 
     Raises:
-        ConfigurationError: with one line for each mistake, naming its key.
+        ConfigurationError: one line for each mistake, with its key.
     """
     try:
         return Config(**read_file(path))

@@ -1,4 +1,4 @@
-"""The sections of the configuration: what each can say, and what it says when nothing is said."""
+"""The sections of the configuration, with their keys and defaults."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from mirror.core.image_selector import ImageSelector
 from mirror.core.names import DOCKER_HUB
 from mirror.core.platform import Platform
 
-# The secret is all that a webhook has to show.
+# Characters: the secret alone authenticates a webhook.
 MIN_WEBHOOK_SECRET = 16
 # So that each of the usual number of connections gets a turn within a few seconds.
 MIN_RATE = 256 << 10
 
 
 class Tls(Section):
-    """How the registry address is encrypted."""
+    """TLS at the registry address."""
 
     certificate: CertificatesFile | None = None
     key: ReadableFile | None = None
@@ -79,7 +79,7 @@ class Access(Section):
 
 
 class Limits(Section):
-    """How much clients may have under way at the registry address; 0 is no limit, but for the last one (see mirror.yaml)."""
+    """Maximum of connections, requests and downloads of clients; 0 is no limit, but for the last one (see mirror.yaml)."""
 
     connections: Annotated[int, Field(ge=0)] = 10_000
     connections_per_address: Annotated[int, Field(ge=0)] = 2000
@@ -88,7 +88,7 @@ class Limits(Section):
 
 
 class Admin(Section):
-    """Where operators ask: metrics, health, administration."""
+    """The admin address: metrics, health, administration."""
 
     listen: Listen = Address(host="127.0.0.1", port=5001)
     token_file: ReadableFile | None = None
@@ -107,7 +107,7 @@ class Admin(Section):
 
 
 class Storage(Section):
-    """Where content is kept."""
+    """The store."""
 
     path: Path = Path("./cache")
     max_size: Size = 50 << 30
@@ -116,7 +116,7 @@ class Storage(Section):
 
 
 class TagRuleConfig(Section):
-    """What is different for the tags that match; the first rule that matches counts."""
+    """An exception for tags that match; the first rule that matches applies."""
 
     match: Pattern
     ttl: Duration | None = None
@@ -146,7 +146,7 @@ class RegistryConfig(Section):
 
 
 class Tags(Section):
-    """How long answers about tags are good."""
+    """How long answers about tags are served without or despite upstream."""
 
     ttl: Duration = 60.0
     stale_if_error: Duration = 30 * 86400.0
@@ -173,14 +173,14 @@ class DownloadsConfig(Section):
 
 
 class Log(Section):
-    """What is written to standard error."""
+    """The log on standard error."""
 
     format: Literal["console", "json"] = "console"
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class ImageConfig(Section):
-    """An image that is kept, or those tags of a repository that match."""
+    """An image that is kept, or the tags of a repository that match."""
 
     image: str
     versions: VersionsText | None = None
@@ -199,7 +199,7 @@ class ImageConfig(Section):
 
 def _image(value: Any) -> Any:
     if isinstance(value, str):
-        # Checked here, so that what is wrong with it is said of the entry, and not of a key that is not there.
+        # Parsed here for an error of the entry, not of the key `image`, which the file does not have.
         ImageSelector.parse(value)
         return {"image": value}
     if not isinstance(value, dict | ImageConfig):
@@ -208,7 +208,7 @@ def _image(value: Any) -> Any:
 
 
 class Notify(Section):
-    """Who is told when a tag has moved."""
+    """The webhook that is notified of tags that have moved."""
 
     url: ReceiverUrl | None = None
     secret_file: SecretFile | None = None

@@ -1,4 +1,4 @@
-"""Where the configuration comes from: a YAML file and the environment, both read into nested mappings."""
+"""Reads the sources of the configuration, a YAML file and the environment, into nested mappings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PREFIX = "MIRROR__"
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice: one of the two would silently not count."""
+    """Refuses duplicate keys: YAML would silently ignore one of the two."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -30,10 +30,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_file(path: Path | None) -> dict[str, Any]:
-    """What a file says; nothing if there is none.
+    """Read a file; empty for None.
 
     Raises:
-        ConfigurationError: it cannot be read, or is not a mapping in YAML.
+        ConfigurationError: the file cannot be read, or is not a mapping in YAML.
     """
     if path is None:
         return {}
@@ -56,12 +56,12 @@ def read_file(path: Path | None) -> dict[str, Any]:
 
 
 def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What the environment says: `MIRROR__STORAGE__PATH=x` is `storage: {path: x}`.
+    """Read the environment: `MIRROR__STORAGE__PATH=x` is `storage: {path: x}`.
 
-    Only a value in brackets or braces is read as YAML; any other is text.
+    A value in brackets or braces is read as YAML; any other is text.
 
     Raises:
-        ConfigurationError: a value is not YAML, or is text where there should be keys.
+        ConfigurationError: a value is not YAML, or is text for a section.
     """
     found: dict[str, Any] = {}
     for name in sorted(environment):

@@ -9,22 +9,22 @@ from mirror.core.certificate import dns_names
 
 
 def server_context(certificate: Path, key: Path | None = None, client_ca: Path | None = None) -> ssl.SSLContext:
-    """A context of TLS 1.2 and later, with HTTP/1.1 as its only application protocol.
+    """Return a server's context of TLS 1.2 and later, with HTTP/1.1 as its only application protocol.
 
     Args:
-        certificate: the server's certificate and those between it and its root.
-        key: its private key, without a passphrase; None if that lies in the file of the certificate.
-        client_ca: who issues the certificates of clients, which are then wanted of each.
+        certificate: the server's certificate and the intermediate ones.
+        key: its private key, without a passphrase; None if the file of the certificate holds it.
+        client_ca: the authorities of client certificates, which are then required.
 
     Raises:
-        ValueError: saying which file is of no use.
+        ValueError: a file is unusable; the message names it.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     check_certificates(certificate)
     try:
-        # Without an answer at hand, OpenSSL would ask for a passphrase at the terminal.
+        # Without a password, OpenSSL would prompt for one at the terminal.
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (ssl.SSLError, OSError, ValueError) as error:
         raise ValueError(
@@ -38,7 +38,7 @@ def server_context(certificate: Path, key: Path | None = None, client_ca: Path |
 
 
 def certificate_names(path: Path) -> frozenset[str]:
-    """The host names in a server's certificate, the first one of a file. Raises OSError or ValueError if that cannot be read."""
+    """Return the host names in the first certificate of a file. Raises OSError or ValueError if it cannot be read."""
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     text = path.read_text(errors="replace")
     encoded = text.partition(begin)[2].partition(end)[0]

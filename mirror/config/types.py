@@ -1,4 +1,4 @@
-"""What the values of the configuration can be: each kind with the words for what is wrong with one."""
+"""The types of values in the configuration, each with its validation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Address(BaseModel):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this host can reach it."""
+        """Whether only this host can connect to it."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -98,7 +98,7 @@ DenyPattern = Annotated[str, AfterValidator(_denied)]
 
 
 def _split(value: str) -> SplitResult:
-    """The parts of a URL. The library's words for one that cannot be read repeat a part of it, which may be half a password."""
+    """Split a URL. The library's error is replaced: it quotes a part of the URL, which may be half a password."""
     try:
         parts = urlsplit(value)
         _ = parts.port
@@ -108,7 +108,7 @@ def _split(value: str) -> SplitResult:
 
 
 def _without_credentials(value: str) -> str:
-    """Looked at first: what is wrong with a URL is said with a part of it."""
+    """Refuse credentials first: the other errors quote the URL."""
     if "@" in value:
         raise ValueError("must not contain credentials; username and password_file are for those of a registry")
     return value
@@ -141,7 +141,7 @@ ProxyUrl = Annotated[str, AfterValidator(_without_credentials), AfterValidator(_
 
 
 def with_content(path: Path | None) -> Path | None:
-    """A file that holds some text."""
+    """Return a path; raise ValueError if its file is empty or not text."""
     if path is not None:
         try:
             empty = not path.read_text().strip()
@@ -153,12 +153,12 @@ def with_content(path: Path | None) -> Path | None:
 
 
 def _credential(name: Any) -> Any:
-    """Where a file lies: a bare name may be that of a credential which systemd hands out (systemd.exec, Credentials)."""
+    """Return the path of a file; a bare name may be a credential of systemd's (systemd.exec, Credentials)."""
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if directory is None or not isinstance(name, str) or os.path.basename(name) != name:
         return name
-    handed_out = os.path.join(directory, name)
-    return handed_out if os.path.exists(handed_out) else name
+    credential = os.path.join(directory, name)
+    return credential if os.path.exists(credential) else name
 
 
 SecretFile = Annotated[ReadableFile, BeforeValidator(_credential), AfterValidator(with_content)]
@@ -224,6 +224,6 @@ HostName = Annotated[str, AfterValidator(parse_host)]
 
 
 class Section(BaseModel):
-    """A part of the configuration. Unknown keys are mistakes, and values are not repeated in messages: they may be secrets."""
+    """A section of the configuration. Unknown keys are errors. Messages do not quote values, which may be secrets."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

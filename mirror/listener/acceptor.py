@@ -13,10 +13,10 @@ import socket
 import ssl
 from asyncio import sslproto
 from collections.abc import Callable
-from typing import Protocol
 
 import structlog
 
+from mirror.listener.server import Connection
 from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
@@ -50,14 +50,6 @@ _OF_THE_CONNECTION = frozenset(
 )
 
 
-class ServerConnection(Protocol):
-    """What serves one connection: an `asyncio.Protocol`."""
-
-    def abandoned(self) -> None:
-        """The connection ended before it could be served."""
-        ...
-
-
 class _Tls(sslproto.SSLProtocol):
     """TLS at the server's end. Clients send small requests: asyncio's 256 KiB for each to receive into would be a waste."""
 
@@ -76,7 +68,7 @@ class Acceptor:
     def __init__(
         self,
         sock: socket.socket,
-        connection: Callable[[str], ServerConnection | None],
+        connection: Callable[[str], Connection | None],
         relieve: Callable[[], None],
     ) -> None:
         self._socket = sock
@@ -143,10 +135,10 @@ class Acceptor:
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    async def _connect(self, sock: socket.socket, connection: ServerConnection) -> None:
+    async def _connect(self, sock: socket.socket, connection: Connection) -> None:
         try:
             if self._context is None:
-                await self._loop.connect_accepted_socket(lambda: connection, sock)  # type: ignore[type-var]
+                await self._loop.connect_accepted_socket(lambda: connection, sock)
             else:
                 await self._encrypt(sock, connection, self._context)
         except BaseException as error:
@@ -156,11 +148,11 @@ class Acceptor:
             if not isinstance(error, OSError):
                 raise
 
-    async def _encrypt(self, sock: socket.socket, connection: ServerConnection, context: ssl.SSLContext) -> None:
+    async def _encrypt(self, sock: socket.socket, connection: Connection, context: ssl.SSLContext) -> None:
         ready = self._loop.create_future()
         protocol = _Tls(
             self._loop,
-            connection,  # type: ignore[arg-type]
+            connection,
             context,
             ready,
             server_side=True,

@@ -1,4 +1,4 @@
-"""The log: one line an event, to standard error."""
+"""The log: one line per event, on standard error."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from mirror.config.sections import Log
 from mirror.throttled_log import ThrottledLog
 
-# The one that comes with colours shows the values of variables, and credentials are among them.
+# The colored traceback shows the values of variables, which may be credentials.
 _traceback = structlog.dev.plain_traceback
 
 
 def _without_controls(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """A terminal must not be steered by what came from outside; JSON escapes it anyway."""
+    """Escape control characters: foreign text must not control a terminal. JSON escapes them itself."""
     for key, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             event[key] = repr(value)
@@ -24,14 +24,14 @@ def _without_controls(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 class _Libraries(logging.Handler):
-    """What libraries log, in our form; bounded, as a surprise in a loop would fill the disk."""
+    """Logs the records of libraries in this log's form; at a limited rate, because an error in a loop would fill the disk."""
 
     def __init__(self) -> None:
         super().__init__()
         self._log = ThrottledLog(structlog.get_logger())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log a record, without what follows the first line of its message: that shows the values of objects."""
+        """Log a record without the further lines of its message, which show the values of objects."""
         said = record.getMessage().partition("\n")[0][:200]
         level = "error" if record.levelno >= logging.ERROR else "warning"
         where = f"{record.name} {record.module}:{record.lineno}"
@@ -58,5 +58,5 @@ def configure(config: Log) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    # asyncio and the HTTP library speak of their surprises; only at a level that is worth it.
+    # asyncio and aiohttp log unexpected errors; their lower levels are not useful.
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[_Libraries()], force=True)

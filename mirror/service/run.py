@@ -1,4 +1,4 @@
-"""Runs a mirror until a signal ends it: in this process, or in several that share the ports and the store."""
+"""Runs a mirror until a signal stops it: in this process, or in several that share the ports and the store."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from mirror.admin.worker_stats import fold_ended
@@ -25,18 +26,18 @@ from mirror.service.mirror import Mirror
 from mirror.service.sd_notify import notify
 from mirror.service.services import WorkerGroup
 from mirror.service.shared import SharedCounts
-from mirror.service.supervisor import HEARD, Supervisor, Worker
+from mirror.service.supervisor import HANDLED_SIGNALS, Supervisor, Worker
 from mirror.storage.layout import Layout
 from mirror.storage.store import Store
 
-# Names are looked up in the event loop's own threads. Each that does not resolve takes one of them for many seconds, and there
-# are other small things to do beside them; what answers wait for has threads of its own.
-_LOOKUPS = 64
+# Threads of the event loop's executor, which resolves host names: each one that does not resolve occupies a thread for many
+# seconds. What answers depend on has threads of its own.
+_MAX_LOOKUPS = 64
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """What a serving process starts from."""
+class _Start:
+    """What a process starts from."""
 
     config: Config
     path: Path | None
@@ -46,76 +47,83 @@ class _Setting:
 
 
 def run(named: Path | None) -> None:
-    """Serve with the configuration that is found from `named` on; returns after an orderly stop.
+    """Serve until a signal stops the mirror; see `find` for `named`.
 
     Raises:
-        ConfigurationError: it cannot be used: a key, the store, or a port.
+        ConfigurationError: a key is invalid, or the store or a port cannot be used.
     """
     path = find(named)
     config = load(path)
     logs.configure(config.log)
-    _take_open_files()
+    _raise_open_files_limit()
     workers = config.workers or os.cpu_count() or 1
     with ExitStack() as stack:
         registry_socket = stack.enter_context(listen("listen", config.listen))
         admin_socket = stack.enter_context(listen("admin.listen", config.admin.listen))
+        start = _Start(config, path, registry_socket, admin_socket, WorkerGroup())
         if workers == 1:
-            _serve_here(_Setting(config, path, registry_socket, admin_socket, WorkerGroup()), None)
-            return
-        Layout(str(config.storage.path.resolve())).prepare()
-        worker_stats = _directory_for_figures(stack)
-        # Before there are several processes: they are one mirror.
-        setting = _Setting(config, path, registry_socket, admin_socket, WorkerGroup(workers, worker_stats))
-        shared = SharedCounts(workers)
+            _serve_here(start, None)
+        else:
+            _serve_in_workers(start, workers)
+
+
+def _serve_in_workers(first: _Start, count: int) -> None:
+    Layout(str(first.config.storage.path.resolve())).prepare()
+    with _stats_directory() as worker_stats:
+        # Before the fork: all processes are one mirror to others.
+        start = replace(first, group=WorkerGroup(count, worker_stats))
+        shared = SharedCounts(count)
 
         def work(worker: Worker) -> None:
-            _serve_here(_of_the_day(setting, worker, shared), worker)
+            _serve_here(_current(start, worker, shared), worker)
 
         def ended(slot: int) -> None:
             shared.clear(slot)
             fold_ended(worker_stats)
 
-        Supervisor(workers, work, config, lambda: load(path), ended).run()
+        Supervisor(count, work, start.config, partial(load, start.path), ended).run()
 
 
-def _directory_for_figures(stack: ExitStack) -> Path:
-    """Where workers tell each other what they have counted."""
+@contextlib.contextmanager
+def _stats_directory() -> Iterator[Path]:
+    """A temporary directory in which the workers publish their metrics."""
     try:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="registry-mirror-")))
+        directory = tempfile.TemporaryDirectory(prefix="registry-mirror-")
     except OSError as error:
         problem = f"workers: no directory for temporary files can be made: {error.strerror or error}; TMPDIR can name another"
         raise ConfigurationError([problem]) from error
+    with directory as path:
+        yield Path(path)
 
 
-def _of_the_day(setting: _Setting, worker: Worker, shared: SharedCounts) -> _Setting:
-    """A worker that replaces another one starts from the configuration that was reloaded last, but for what only a restart
-    of all changes."""
-    fixed = {key: getattr(setting.config, key) for key in ("listen", "workers", "storage")}
+def _current(start: _Start, worker: Worker, shared: SharedCounts) -> _Start:
+    """Return what a worker starts from: the configuration that was loaded last, but for keys that need a restart."""
+    fixed = {key: getattr(start.config, key) for key in ("listen", "workers", "storage")}
     logs.configure(worker.config.log)
-    group = replace(setting.group, counts=shared.table(worker.slot))
-    return replace(setting, config=worker.config.model_copy(update=fixed), group=group)
+    group = replace(start.group, counts=shared.table(worker.slot))
+    return replace(start, config=worker.config.model_copy(update=fixed), group=group)
 
 
-def _take_open_files() -> None:
-    """Raise the limit of open files as far as it goes: each client of a blob needs two, and the usual limit is 1024."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _raise_open_files_limit() -> None:
+    """Raise the limit of open files to its maximum: each client of a blob needs two, and the usual limit is 1024."""
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
-def _serve_here(setting: _Setting, worker: Worker | None) -> None:
-    store = Store(setting.config.storage)
+def _serve_here(start: _Start, worker: Worker | None) -> None:
+    store = Store(start.config.storage)
     try:
-        mirror = Mirror(setting.config, setting.path, store, setting.group)
-        asyncio.run(_serve(mirror, setting, worker))
+        mirror = Mirror(start.config, start.path, store, start.group)
+        asyncio.run(_serve(mirror, start, worker))
     finally:
         store.close()
 
 
-async def _serve(mirror: Mirror, setting: _Setting, worker: Worker | None) -> None:
+async def _serve(mirror: Mirror, start: _Start, worker: Worker | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookups"))
+    loop.set_default_executor(ThreadPoolExecutor(_MAX_LOOKUPS, thread_name_prefix="lookups"))
 
     def end() -> None:
         if stop.is_set():
@@ -130,13 +138,13 @@ async def _serve(mirror: Mirror, setting: _Setting, worker: Worker | None) -> No
     for number in (signal.SIGTERM,) if worker is not None else (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     loop.add_signal_handler(signal.SIGHUP, _reloader(mirror))
-    # A supervisor has had them blocked until there was somebody to hear them.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+    # The supervisor has blocked them until these handlers existed.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
     if worker is not None:
-        # Who supervises is gone: nobody would ever stop this process.
+        # Without its supervisor nothing would stop this process.
         loop.add_reader(worker.lifeline, orphaned)
-    ready = worker.ready if worker is not None else (lambda: notify("READY=1", f"STATUS=Serving on {setting.config.listen}"))
-    await mirror.serve(setting.registry_socket, setting.admin_socket, stop, ready)
+    ready = worker.ready if worker is not None else (lambda: notify("READY=1", f"STATUS=Serving on {start.config.listen}"))
+    await mirror.serve(start.registry_socket, start.admin_socket, stop, ready)
 
 
 def _reloader(mirror: Mirror) -> Callable[[], None]:

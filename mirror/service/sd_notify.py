@@ -1,4 +1,4 @@
-"""Tells systemd how the service is doing (sd_notify(3)); does nothing elsewhere."""
+"""Notifies systemd of the service's state (sd_notify(3)); without systemd it does nothing."""
 
 from __future__ import annotations
 

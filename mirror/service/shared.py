@@ -1,4 +1,4 @@
-"""Memory that the processes of one mirror share: made before they are forked, and gone with the last of them."""
+"""Memory that the processes of one mirror share: mapped before the fork, and freed with the last process."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from functools import partial
 from mirror.core.counts import CountTable
 from mirror.storage.coordination import RangeLock, wait_in_thread
 
-# A process holds the lock for some microseconds; one that holds it for longer has been stopped.
+# A process holds the lock for some microseconds; one that holds it longer is suspended.
 _LOCK_TIMEOUT_S = 0.005
 
 
 class SharedCounts:
-    """The memory of a `CountTable`, and the lock that belongs to it.
+    """The memory of a `CountTable`, and its lock.
 
     Args:
-        slots: most processes at a time.
+        slots: the maximum of processes at a time.
     """
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
-        # Anonymous: a process that is killed leaves nothing behind on any disk.
+        # Anonymous: a killed process leaves no file.
         self._memory = memoryview(mmap.mmap(-1, CountTable.size(slots)))
         self._file = os.memfd_create("registry-mirror", os.MFD_CLOEXEC)
 
     def table(self, slot: int) -> CountTable:
-        """The counts as one process sees them; to be called in that process."""
-        # Of an open file description of its own: else the lock would be one of all processes.
+        """Return the counts for the process of a slot, which has to call it itself."""
+        # A lock belongs to an open file description: each process needs its own.
         lock = RangeLock(self._file)
         return CountTable(self._memory, self._slots, slot, lambda: _exclusive(lock))
 
     def clear(self, slot: int) -> None:
-        """Forget what a process that has ended had counted."""
+        """Reset the counts of a process that has ended."""
         CountTable(self._memory, self._slots, slot).clear(slot)
 
 

@@ -1,7 +1,6 @@
-"""Supervises the worker processes: starts them, replaces those that die, and passes signals on.
+"""Supervises the worker processes: starts them, replaces those that die, and forwards signals.
 
-The supervisor has no event loop and no threads, so it may fork at any time. The workers need nothing from it but to be there:
-they share the ports and the store by themselves.
+The supervisor has no event loop and no threads, so it can fork at any time. Workers share the ports and the store without it.
 """
 
 from __future__ import annotations
@@ -24,29 +23,29 @@ from mirror.service.sd_notify import notify
 
 log = structlog.get_logger(__name__)
 
-_END = frozenset({signal.SIGTERM, signal.SIGINT})
-HEARD = _END | {signal.SIGHUP, signal.SIGCHLD}
-# A worker that lived shorter than this died of something that another try at once will not mend. Seconds.
-_YOUNG = 5.0
-_LONGEST_PAUSE = 30.0
+_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+HANDLED_SIGNALS = _STOP_SIGNALS | {signal.SIGHUP, signal.SIGCHLD}
+# A worker that dies sooner would die again if it were replaced at once.
+_MIN_LIFETIME_S = 5.0
+_MAX_PAUSE_S = 30.0
 _FORK_PAUSE_S = 2.0
-_STARTUP = 60.0
-# Longer than a worker's own drain.
-_STOP = 40.0
+_STARTUP_TIMEOUT_S = 60.0
+# Longer than a worker's drain.
+_STOP_TIMEOUT_S = 40.0
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker is given.
+    """What a worker starts from.
 
-    SIGTERM and SIGHUP are blocked until it has handlers for them, so that none is lost or kills it; SIGINT is ignored, because
-    a terminal sends it to the supervisor as well.
+    SIGTERM and SIGHUP are blocked until the worker has handlers for them, so that none is lost or kills it. SIGINT is ignored:
+    a terminal sends it to the supervisor, too.
 
     Attributes:
-        config: the configuration of the day.
-        slot: a number from 0 on that no other worker has; one that replaces another may have the same.
-        lifeline: becomes readable when the supervisor has died.
-        ready: to be called when requests are answered.
+        config: the current configuration.
+        slot: a number from 0 that no other running worker has; the replacement of a dead worker may have the same.
+        lifeline: a descriptor that becomes readable when the supervisor has died.
+        ready: the worker calls it when it answers requests.
     """
 
     config: Config
@@ -59,10 +58,10 @@ class Supervisor:
     """Keeps a number of workers running until SIGTERM.
 
     Args:
-        work: what a worker does; its return is its end.
-        config: what the first workers start from.
-        load: reads the configuration again; a wrong one is not passed on to the workers.
-        ended: told the slot of each worker that has ended, before another one gets it.
+        work: runs a worker; the process exits when it returns.
+        config: the first workers start from it.
+        load: reads the configuration again; an invalid one is not forwarded to the workers.
+        ended: called with the slot of each worker that has ended, before another worker gets the slot.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class Supervisor:
         self._config = config
         self._load = load
         self._ended = ended
-        self._started: dict[int, float] = {}
+        self._running: dict[int, float] = {}
         self._slots: dict[int, int] = {}
         self._deaths = 0
         self._start_after = 0.0
@@ -86,14 +85,14 @@ class Supervisor:
         self._refused = False
 
     def run(self) -> None:
-        """Start the workers, and return when all of them have ended after a SIGTERM.
+        """Start the workers, and return when all have ended after a SIGTERM.
 
         Raises:
             ConfigurationError: no worker could be started.
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
-        self._lifeline, self._kept = os.pipe()
-        self._ready, self._tell = os.pipe()
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
+        self._lifeline, self._lifeline_writer = os.pipe()
+        self._ready, self._ready_writer = os.pipe()
         try:
             for _ in range(self._count):
                 self._start()
@@ -104,10 +103,10 @@ class Supervisor:
                 self._step()
             self._stop()
         finally:
-            for pid in self._started:
+            for pid in self._running:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            for descriptor in (self._lifeline, self._kept, self._ready, self._tell):
+            for descriptor in (self._lifeline, self._lifeline_writer, self._ready, self._ready_writer):
                 os.close(descriptor)
 
     def _start(self) -> None:
@@ -115,20 +114,20 @@ class Supervisor:
         try:
             pid = os.fork()
         except OSError as error:
-            # The machine gives no further process just now, as at TasksMax. Those that there are serve on.
+            # The system allows no further process now, for example at TasksMax. The running workers continue.
             log.error("worker_cannot_start", problems=[error.strerror], next_in_seconds=_FORK_PAUSE_S)
             self._start_after = time.monotonic() + _FORK_PAUSE_S
             return
         if pid:
-            self._started[pid], self._slots[pid] = time.monotonic(), slot
+            self._running[pid], self._slots[pid] = time.monotonic(), slot
             return
         status = 1
         try:
-            os.close(self._kept)
-            # Only the supervisor speaks to the service manager.
+            os.close(self._lifeline_writer)
+            # Only the supervisor notifies the service manager.
             os.environ.pop("NOTIFY_SOCKET", None)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self._work(Worker(self._config, slot, self._lifeline, self._say_ready))
+            self._work(Worker(self._config, slot, self._lifeline, self._report_ready))
             status = 0
         except ConfigurationError as error:
             log.error("worker_cannot_start", problems=error.problems)
@@ -137,48 +136,48 @@ class Supervisor:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
-            # Nothing of the supervisor's, which this process is a copy of, may be wound up here.
+            # Without the cleanup of the supervisor's objects, which this process has copies of.
             os._exit(status)
 
-    def _say_ready(self) -> None:
-        os.write(self._tell, b"r")
+    def _report_ready(self) -> None:
+        os.write(self._ready_writer, b"r")
 
     def _await_ready(self) -> None:
-        waiting, deadline = self._count, time.monotonic() + _STARTUP
+        waiting, deadline = self._count, time.monotonic() + _STARTUP_TIMEOUT_S
         while waiting and not self._stopping:
             if select.select([self._ready], [], [], 0.1)[0]:
                 waiting -= len(os.read(self._ready, waiting))
             self._step(0.0)
-            # A worker that was killed is replaced, at this time as at any other; one that cannot start would fail again.
+            # A killed worker is replaced during the start, too; one that cannot start would fail again.
             if self._refused or time.monotonic() > deadline:
                 raise ConfigurationError(["workers: they could not be started; the log says why"])
 
     def _step(self, timeout: float = 1.0) -> None:
-        """Deal with one signal, and with what is due."""
-        caught = signal.sigtimedwait(HEARD, timeout)
+        """Handle at most one signal, reap workers that have ended, and start a missing one if it is due."""
+        caught = signal.sigtimedwait(HANDLED_SIGNALS, timeout)
         number = caught.si_signo if caught is not None else None
-        if number in _END:
+        if number in _STOP_SIGNALS:
             self._stopping = True
         elif number == signal.SIGHUP:
             self._reload()
         self._reap()
-        if not self._stopping and len(self._started) < self._count and time.monotonic() >= self._start_after:
+        if not self._stopping and len(self._running) < self._count and time.monotonic() >= self._start_after:
             self._start()
 
     def _reap(self) -> None:
-        while self._started:
+        while self._running:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            born = self._started.pop(pid, 0.0)
+            started = self._running.pop(pid, 0.0)
             if (slot := self._slots.pop(pid, None)) is not None:
                 self._ended(slot)
             if self._stopping:
                 continue
             self._refused = self._refused or os.waitstatus_to_exitcode(status) > 0
-            young = time.monotonic() - born < _YOUNG
-            self._deaths = self._deaths + 1 if young else 1
-            pause = min(_LONGEST_PAUSE, 2.0 ** (self._deaths - 2)) if self._deaths > 1 else 0.0
+            early = time.monotonic() - started < _MIN_LIFETIME_S
+            self._deaths = self._deaths + 1 if early else 1
+            pause = min(_MAX_PAUSE_S, 2.0 ** (self._deaths - 2)) if self._deaths > 1 else 0.0
             self._start_after = time.monotonic() + pause
             log.error("worker_died", pid=pid, status=os.waitstatus_to_exitcode(status), next_in_seconds=pause)
 
@@ -195,15 +194,15 @@ class Supervisor:
     def _stop(self) -> None:
         notify("STOPPING=1")
         self._send(signal.SIGTERM)
-        deadline = time.monotonic() + _STOP
-        while self._started and time.monotonic() < deadline:
-            caught = signal.sigtimedwait(HEARD, 0.2)
-            if caught is not None and caught.si_signo in _END:
-                # Whoever asks twice does not want to wait.
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while self._running and time.monotonic() < deadline:
+            caught = signal.sigtimedwait(HANDLED_SIGNALS, 0.2)
+            if caught is not None and caught.si_signo in _STOP_SIGNALS:
+                # A second request to stop skips the drain.
                 self._send(signal.SIGTERM)
             self._reap()
 
     def _send(self, number: signal.Signals) -> None:
-        for pid in self._started:
+        for pid in self._running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)

@@ -1,4 +1,4 @@
-"""Tells a receiver which tags have moved: in order, again and again while it is out of order, and never in anybody's way."""
+"""Notifies a webhook of tags that have moved: in order, with retries, and without delaying anything else."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _EVENT = "tag_moved"
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How much is done for a notification; times in seconds.
+class RetryPolicy:
+    """Limits of the deliveries; times in seconds.
 
     Attributes:
-        attempts: before it is given up.
-        base: wait after the first attempt that failed; it doubles each time, so that all waits together take four minutes.
-        longest: between two attempts.
-        last: for a last attempt at everything that waits, when the mirror stops.
-        waiting: most notifications that wait; the oldest gives way to one more.
+        attempts: of one notification.
+        base: pause after the first failed attempt; it doubles each time, so that all pauses together take four minutes.
+        longest: the longest pause.
+        last: for the last attempts at all that wait, when the mirror stops.
+        waiting: the maximum of waiting notifications; the oldest is dropped for a new one.
     """
 
     attempts: int = 6
@@ -51,15 +51,15 @@ class Patience:
 class _Delivery:
     move: Move
     name: str
-    # Made before the first attempt and kept: what is sent under one name is the same each time.
+    # Made for the first attempt and kept: all attempts of one name send the same bytes.
     body: bytes | None = None
 
 
 class Notifier:
-    """Delivers moves of tags one after the other. Outlives reloads, and so does what waits in it.
+    """Delivers notifications one after the other. Outlives reloads, with the notifications that wait.
 
     Args:
-        count: called with what became of each: sent, failed or dropped.
+        count: called with the result of each: sent, failed or dropped.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class Notifier:
         files: BlobFiles,
         executor: Executor,
         count: Callable[[str], None] = lambda _: None,
-        patience: Patience | None = None,
+        policy: RetryPolicy | None = None,
     ) -> None:
         self._files = files
         self._executor = executor
         self._count = count
-        self._patience = patience or Patience()
+        self._policy = policy or RetryPolicy()
         self._webhook: Webhook | None = None
         self._waiting: deque[_Delivery] = deque()
         self._current: _Delivery | None = None
@@ -80,14 +80,14 @@ class Notifier:
         self._overflows = False
 
     def configure(self, webhook: Webhook | None) -> None:
-        """Change who is told, also of what waits already; None for nobody."""
+        """Use a webhook from now on, also for what waits already; None for no notifications."""
         self._webhook = webhook
 
     def moved(self, move: Move) -> None:
-        """Have a move told some time; returns at once."""
+        """Add a notification; it is delivered in the background."""
         if self._webhook is None:
             return
-        if len(self._waiting) >= self._patience.waiting:
+        if len(self._waiting) >= self._policy.waiting:
             self._waiting.popleft()
             self._count("dropped")
             if not self._overflows:
@@ -97,7 +97,7 @@ class Notifier:
         self._arrived.set()
 
     async def run(self) -> None:
-        """Deliver what comes, for ever."""
+        """Deliver notifications until cancelled."""
         while True:
             if not self._waiting:
                 self._overflows = False
@@ -108,14 +108,14 @@ class Notifier:
             self._current = None
 
     async def close(self) -> None:
-        """Once `run` has been cancelled: one more attempt at each that waits, all of them within `Patience.last`."""
+        """Attempt each waiting notification once more, all within `RetryPolicy.last`. Call it after `run` was cancelled."""
         left = deque([self._current] if self._current is not None else []) + self._waiting
         webhook = self._webhook
         if not left or webhook is None:
             return
         failed = 0
         try:
-            async with asyncio.timeout(self._patience.last):
+            async with asyncio.timeout(self._policy.last):
                 while left:
                     try:
                         await self._attempt(webhook, left[0])
@@ -130,7 +130,7 @@ class Notifier:
             log.warning("notifications_lost", receiver=webhook.host, count=failed + len(left), cause="the mirror stops")
 
     async def _deliver(self, delivery: _Delivery) -> None:
-        """Try until it has arrived, is refused, or has been tried often enough."""
+        """Attempt until it is delivered or refused, or the attempts are used up."""
         attempt, failure = 0, "nobody is told any more"
         while (webhook := self._webhook) is not None:
             attempt += 1
@@ -141,11 +141,11 @@ class Notifier:
                 break
             except UpstreamError as error:
                 failure = str(error)
-                if attempt >= self._patience.attempts:
+                if attempt >= self._policy.attempts:
                     break
                 await asyncio.sleep(self._pause(attempt - 1))
             except Exception as error:
-                # A mistake in one must not keep back all others.
+                # A defect in one must not block the others.
                 log.error("notification_failed", exc_info=error)
                 failure = type(error).__name__
                 break
@@ -156,7 +156,7 @@ class Notifier:
         log.warning("notification_failed", image=f"{move.repository}:{move.tag}", attempts=attempt, cause=failure)
 
     def _pause(self, attempt: int) -> float:
-        return backoff(attempt, self._patience.base, self._patience.longest, random.random())  # noqa: S311 - no secret
+        return backoff(attempt, self._policy.base, self._policy.longest, random.random())  # noqa: S311 - no secret
 
     async def _attempt(self, webhook: Webhook, delivery: _Delivery) -> None:
         if delivery.body is None:
@@ -166,7 +166,7 @@ class Notifier:
 
     def _describe(self, move: Move) -> bytes:
         when = datetime.fromtimestamp(move.when, UTC).isoformat(timespec="milliseconds")
-        told = {
+        content = {
             "event": _EVENT,
             "image": f"{move.repository}:{move.tag}",
             "registry": move.repository.registry,
@@ -176,10 +176,10 @@ class Notifier:
             "new": {"digest": str(move.new), "size": self._size(move.new)},
             "time": when.replace("+00:00", "Z"),
         }
-        return json.dumps(told).encode()
+        return json.dumps(content).encode()
 
     def _size(self, digest: Digest) -> int | None:
-        """Bytes of an image as far as it is held; None if not even its manifest is, or that cannot be found out."""
+        """Return the bytes that are cached of an image; None if its manifest is not cached, or the store cannot be read."""
         try:
             return held_size(self._files, reach(self._files, [digest])) if self._files.size(digest) is not None else None
         except (StorageError, OSError):

@@ -20,19 +20,18 @@ _LEAST, _WINDOW = 16 << 10, 60.0
 class _Pace:
     """Notices a stream that only trickles."""
 
-    def __init__(self, host: str, clock: Callable[[], float]) -> None:
+    def __init__(self, host: str) -> None:
         self._host = host
-        self._clock = clock
-        self._begun, self._count = clock(), 0
+        self._begun, self._count = time.monotonic(), 0
 
     def check(self, count: int) -> None:
         """Note bytes; raises UpstreamTimeout if they come too slowly."""
         self._count += count
-        elapsed = self._clock() - self._begun
+        elapsed = time.monotonic() - self._begun
         if elapsed > _WINDOW:
             if self._count < _LEAST:
                 raise UpstreamTimeout(f"{self._host} sent {self._count} bytes in {elapsed:.0f} s")
-            self._begun, self._count = self._clock(), 0
+            self._begun, self._count = time.monotonic(), 0
 
 
 class ExpectedSize:
@@ -75,9 +74,7 @@ class UpstreamBlob:
         digest: Digest,
         start: int,
         received: Callable[[int], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
         self._host = response.url.host or "upstream"
         self._body = body
         self._digest = digest
@@ -96,7 +93,7 @@ class UpstreamBlob:
             UpstreamError: they end early, or not at all, or are more than was announced.
         """
         position, skip = self.start - self._skip, self._skip
-        pace = _Pace(self._host, self._clock)
+        pace = _Pace(self._host)
         while block := await self._next(position):
             self._received(len(block))
             pace.check(len(block))

@@ -72,7 +72,7 @@ async def test_requests_of_one_address(hub, tmp_path):
 @pytest.mark.parametrize("path", ["/api/v1/purge", "/api/v1/sync", "/api/v1/warm"])
 async def test_a_body_that_drips(mirror, monkeypatch, path):
     """A body that is not there in time is not waited for, however it trickles."""
-    monkeypatch.setattr("mirror.admin.json_body._ARRIVES_S", 0.3)
+    monkeypatch.setattr("mirror.admin.json_body._BODY_TIMEOUT_S", 0.3)
 
     async def drip(wire):
         for _ in range(1000):

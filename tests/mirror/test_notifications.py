@@ -15,7 +15,7 @@ from mirror.config.sections import Storage
 from mirror.core.digest import Digest
 from mirror.core.names import Repository, Tag
 from mirror.storage.store import Store
-from mirror.sync.notifier import Notifier, Patience
+from mirror.sync.notifier import Notifier, RetryPolicy
 from mirror.upstream.webhook import Webhook
 from tests.clock import Clock
 from tests.mirror.syncing import Orders
@@ -24,7 +24,7 @@ from tests.receiver import Receiver
 from tests.support.names import APP, TAG
 from tests.support.waiting import LIMIT, eventually
 
-QUICK = Patience(attempts=3, base=0.01, longest=0.02)
+QUICK = RetryPolicy(attempts=3, base=0.01, longest=0.02)
 SECRET = "a key that nobody guesses"
 
 
@@ -40,7 +40,7 @@ async def mirror_that_tells(hub, tmp_path, receiver, monkeypatch, secret_file=No
     """A mirror that has the tag, and its clock."""
     notify = {"url": receiver.url, "secret_file": None if secret_file is None else str(secret_file)}
     async with MirrorUnderTest(hub, tmp_path / "store", sync={"notify": notify}) as mirror:
-        mirror.mirror._notifier._patience = QUICK
+        mirror.mirror._notifier._policy = QUICK
         yield mirror, Clock(mirror, monkeypatch)
 
 
@@ -161,7 +161,7 @@ async def test_reload_changes_who_is_told(hub, tmp_path, monkeypatch):
         Receiver() as second,
         mirror_that_tells(hub, tmp_path, first, monkeypatch) as (mirror, clock),
     ):
-        mirror.mirror._notifier._patience = Patience(base=0.2, longest=0.2)
+        mirror.mirror._notifier._policy = RetryPolicy(base=0.2, longest=0.2)
         hub.add_image(APP, "1")
         await mirror.get(TAG)
         hub.add_image(APP, "1", layers=[b"second"])
@@ -179,10 +179,10 @@ async def test_reload_changes_who_is_told(hub, tmp_path, monkeypatch):
 class World:
     """A notifier with a store of its own, and what it has counted."""
 
-    def __init__(self, tmp_path, patience=QUICK):
+    def __init__(self, tmp_path, policy=QUICK):
         self.counted = []
         self.store = Store(Storage(path=tmp_path / "store", min_free=0))
-        self.notifier = Notifier(self.store.files, self.store.threads.write, self.counted.append, patience)
+        self.notifier = Notifier(self.store.files, self.store.threads.write, self.counted.append, policy)
 
     async def __aenter__(self):
         self._task = asyncio.create_task(self.notifier.run())
@@ -269,7 +269,7 @@ async def test_redirects_are_not_followed(tmp_path):
 
 async def test_the_oldest_give_way(tmp_path, log):
     """While a receiver is silent no more than so many wait; those that give way are counted, and logged once."""
-    async with Receiver("stall") as receiver, World(tmp_path, Patience(attempts=2, base=0.01, waiting=2)) as world:
+    async with Receiver("stall") as receiver, World(tmp_path, RetryPolicy(attempts=2, base=0.01, waiting=2)) as world:
         world.notifier.configure(Webhook(receiver.url))
         world.move("0")
         await receiver.got(1)
@@ -304,7 +304,7 @@ async def test_the_key_is_read_at_each_use(tmp_path, secret_file):
 
 async def test_nobody_to_tell(tmp_path):
     """Without a receiver nothing waits; what waits for one that is taken away is dropped."""
-    async with Receiver("cut") as receiver, World(tmp_path, Patience(base=0.1, longest=0.1)) as world:
+    async with Receiver("cut") as receiver, World(tmp_path, RetryPolicy(base=0.1, longest=0.1)) as world:
         world.move("1")
         world.notifier.configure(Webhook(receiver.url))
         world.move("2")
@@ -316,7 +316,7 @@ async def test_nobody_to_tell(tmp_path):
 
 async def test_one_last_attempt(tmp_path):
     """When the mirror stops, all that waits is tried once more, under the names that it had."""
-    async with Receiver(500) as receiver, World(tmp_path, Patience(base=1000.0, longest=1000.0)) as world:
+    async with Receiver(500) as receiver, World(tmp_path, RetryPolicy(base=1000.0, longest=1000.0)) as world:
         world.notifier.configure(Webhook(receiver.url))
         world.move("1")
         world.move("2")
@@ -331,7 +331,7 @@ async def test_one_last_attempt(tmp_path):
 
 async def test_the_last_attempt_is_bounded(tmp_path, log):
     """A receiver that is silent does not keep the mirror from stopping; what is lost is counted."""
-    async with Receiver("stall", "stall") as receiver, World(tmp_path, Patience(last=0.1)) as world:
+    async with Receiver("stall", "stall") as receiver, World(tmp_path, RetryPolicy(last=0.1)) as world:
         world.notifier.configure(Webhook(receiver.url))
         world.move("1")
         world.move("2")

@@ -63,23 +63,24 @@ async def test_sync(hub, mirror, run):
     assert (status, complaint) == (0, "")
     *lines, last = out.splitlines()
     assert sorted(lines) == [f"{NAME}:1: unchanged", next(line for line in lines if line.startswith(f"{NAME}:2: moved, 5."))]
-    assert last.startswith("completed in 0s: 1 new or moved, 1 unchanged; 5.")
+    assert re.match(r"completed in \d+s: 1 new or moved, 1 unchanged; 5\.", last)
     status, out, _ = await run("sync", "app:1")
     assert (status, out.splitlines()[0]) == (0, f"{NAME}:1: unchanged")
-    assert out.splitlines()[1].startswith("completed in 0s: 1 unchanged; 0B fetched")
+    assert re.match(r"completed in \d+s: 1 unchanged; 0B fetched", out.splitlines()[1])
 
 
 async def test_not_in_step(hub, mirror, run):
     """What could not be brought in sync is named with the reason, and the status is 1."""
     status, out, complaint = await run("sync", "nothing:*")
-    assert (status, out.startswith("failed in 0s: no images")) == (1, True)
+    assert status == 1
+    assert re.match(r"failed in \d+s: no images", out)
     assert complaint.startswith("nothing:*: nothing of that name is held here")
     hub.add_image(APP, "1")
     status, out, complaint = await run("warm", "app:1", "app:none")
     assert status == 1
     assert f"{NAME}:none: gone\n" in out
     assert complaint.startswith(f"{NAME}:none: upstream ")
-    assert out.splitlines()[-1].startswith("failed in 0s: 1 gone, 1 new or moved; ")
+    assert re.match(r"failed in \d+s: 1 gone, 1 new or moved; ", out.splitlines()[-1])
 
 
 async def test_warm(hub, mirror, run):

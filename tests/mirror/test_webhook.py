@@ -344,7 +344,7 @@ async def test_the_most_that_is_taken(mirror):
 @pytest.mark.parametrize("address", ADDRESSES)
 async def test_a_slow_body(hub, mirror, address, monkeypatch):
     """A body that is not there in time is not waited for."""
-    monkeypatch.setattr("mirror.admin.json_body._ARRIVES_S", 0.2)
+    monkeypatch.setattr("mirror.admin.json_body._BODY_TIMEOUT_S", 0.2)
     port = mirror.port if address == "registry" else mirror.admin_port
     async with Wire(port) as wire:
         await wire.send(f"POST {HOOK} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
