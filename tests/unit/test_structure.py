@@ -34,6 +34,9 @@ def members(node: ast.ClassDef) -> set[str]:
     return found
 
 
+MEMBERS = {node: members(node) for _, node in CLASSES}
+
+
 def is_protocol(node: ast.ClassDef) -> bool:
     return any(isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases)
 
@@ -55,7 +58,7 @@ def test_protocols_have_two_classes():
     single = []
     for path, node in CLASSES:
         if is_protocol(node) and node.name not in IMPLEMENTED_ELSEWHERE:
-            behind = [other for _, other in CLASSES if not is_protocol(other) and members(node) <= members(other)]
+            behind = [other for _, other in CLASSES if not is_protocol(other) and MEMBERS[node] <= MEMBERS[other]]
             if len(behind) < 2:
                 single.append(f"{path}: {node.name}")
     assert not single
