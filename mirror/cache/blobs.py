@@ -16,8 +16,8 @@ from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
 from mirror.core.urgency import Urgency
-from mirror.download.download import Download
 from mirror.download.downloads import Downloads
+from mirror.download.ingest import Ingest
 from mirror.download.reader import HeldBody, StreamingBody
 from mirror.errors import UpstreamRefusal
 from mirror.storage.blobs import CachedBlob
@@ -125,7 +125,7 @@ class Blobs:
 
     def _hit_join_or_start(
         self, source: UpstreamSource, client: ClientCounts | None, *, authorized: bool
-    ) -> CachedBlob | tuple[Download, Outcome] | None:
+    ) -> CachedBlob | tuple[Ingest, Outcome] | None:
         """Open the held blob, or join its download, or start one; None if the client has reached its limit of downloads.
 
         Not a coroutine: no other request runs between the look into the store and the start, so a blob has one download.
@@ -197,7 +197,7 @@ class Blobs:
     # ---- being fetched
 
     async def _serve_download(
-        self, source: UpstreamSource, download: Download, body: StreamingBody, outcome: Outcome
+        self, source: UpstreamSource, download: Ingest, body: StreamingBody, outcome: Outcome
     ) -> BlobAnswer | None:
         """Answer with a download, once upstream has granted the blob to this repository; closes the body if it raises.
 

@@ -1,13 +1,13 @@
-"""The chunk map of a blob in the making: how much of each chunk has arrived, and how far the whole has come.
+"""The chunk map of a partial file: how much of each chunk has arrived, and how far the blob has come.
 
 A file: a header, one unsigned 32-bit number per chunk, and 8 bytes of a digest per chunk. The header is magic, chunk size, size,
-inode of the sparse file, boot, fate, and the bytes that have been hashed. A chunk's number is how many bytes of it have arrived,
-counted from its start; its digest is that of everything up to its end, written as the verifier comes by.
+inode of the sparse file, boot, fate, and the number of bytes that have been hashed. A chunk's number is how many bytes of it have
+arrived, counted from its start; its digest is that of all bytes up to its end, and is written when those have been hashed.
 
-Bytes are written before the number that vouches for them, and each number is written in one piece by the one who holds the
-chunk's lock, so any process may read the map at any time. A map that was left behind by another sparse file of the same name
-does not fit the inode, one that is damaged hardly the file's size, and neither is believed. One of another boot may vouch for
-bytes that a power loss has taken: it is believed as far as the digests tell after hashing again (`recovery`).
+Bytes are written before the number that covers them. Each number is written in one piece by the holder of the chunk's lock, so
+any process may read the map at any time. A map that belongs to an earlier sparse file of the same name does not match the inode,
+a damaged one hardly the file's size; neither is accepted. A map of another boot may cover bytes that a power loss has taken: it
+is accepted as far as the digests match after hashing again (`verifier.rehash`).
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ _FATE, _HASHED = 48, 56
 _MARK = struct.Struct("=I")
 _NUMBER = struct.Struct("=Q")
 _MAGIC = b"RMCHUNK2"
-_CHECK = 8
-# A reader's look ahead is bounded, so that finding out what has arrived costs the same in a blob of any size.
-_LOOK_AHEAD = 64
+_CHECK_BYTES = 8
+# The search for the end of what has arrived is bounded, so that it costs the same in a blob of any size.
+_LOOK_AHEAD_CHUNKS = 64
 
 
 class Fate(enum.IntEnum):
-    """What has become of the bytes, as whoever drives the download tells all processes."""
+    """What has become of the bytes; the driver writes it for all processes."""
 
     OPEN = 0
     """They arrive, or are being hashed."""
     VERIFIED = 1
-    """All have arrived, and have the digest: what is open is right, whatever becomes of its name."""
+    """All have arrived and have the digest: an open descriptor reads the right bytes, even if the name is gone."""
     NO_ROOM = 2
-    """Thrown away for want of room."""
+    """Discarded because there is no room."""
     WRONG = 3
-    """Thrown away because they are not the blob's."""
+    """Discarded because they are not the blob's."""
     LOST = 4
-    """Thrown away because the disk failed to take them: what can still be read of them may be wrong."""
+    """Discarded because the disk failed to write them: what can still be read of them may be wrong."""
 
 
 class ChunkMap:
     """The map of one blob; only the driver creates its file.
 
-    Whoever created it on opening could do so just after the driver has committed the blob and removed the map: it would stay.
+    If opening created it, that could happen just after the driver has committed the blob and removed the map: it would stay.
 
     Attributes:
         size: bytes of the whole blob, None until they are known.
         arrived: bytes of each chunk.
-        hashed: bytes that had been hashed when it was read last.
-        fate: what it said when it was read last.
+        hashed: bytes that had been hashed at the last read.
+        fate: the one at the last read.
     """
 
     def __init__(self, path: str) -> None:
@@ -67,7 +67,7 @@ class ChunkMap:
         self._opened: int | None = None
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         if self._opened is not None:
             os.close(self._opened)
             self._opened = None
@@ -85,7 +85,7 @@ class ChunkMap:
     # ---- the file
 
     def refresh(self, file: os.stat_result) -> bool:
-        """Take over what is written for a sparse file; True if that can be believed."""
+        """Read what is written for a sparse file; True if that is accepted."""
         found = self._read(file)
         if found is None or found[0] != self._boot or self.size not in (None, file.st_size):
             return False
@@ -93,17 +93,17 @@ class ChunkMap:
         return True
 
     def of_another_boot(self, file: os.stat_result) -> array[int] | None:
-        """The chunks' numbers, if all would be well but for what a power loss may have taken; else None."""
+        """The chunks' numbers if the map is valid but of another boot, else None."""
         found = self._read(file)
         return None if found is None or found[0] == self._boot else found[1]
 
-    def believe(self, file: os.stat_result, marks: array[int]) -> None:
-        """Take a map of another boot for one of this, with other numbers."""
+    def accept(self, file: os.stat_result, marks: array[int]) -> None:
+        """Make a map of another boot one of this boot, with other numbers."""
         os.pwrite(self._descriptor, marks.tobytes(), _HEADER.size)
         self._write_header(file)
 
     def _read(self, file: os.stat_result) -> tuple[bytes, array[int]] | None:
-        """The boot and the chunks' numbers, if they fit a sparse file."""
+        """The boot and the chunks' numbers, if they match a sparse file."""
         try:
             header = os.pread(self._descriptor, _HEADER.size, 0)
         except FileNotFoundError:
@@ -116,7 +116,7 @@ class ChunkMap:
             return None
         count = chunks_of(size)
         marks = os.pread(self._descriptor, count * 4, _HEADER.size)
-        if os.fstat(self._descriptor).st_size != _HEADER.size + count * (_MARK.size + _CHECK):
+        if os.fstat(self._descriptor).st_size != _HEADER.size + count * (_MARK.size + _CHECK_BYTES):
             return None
         arrived = array("I")
         arrived.frombytes(marks)
@@ -125,13 +125,13 @@ class ChunkMap:
         return boot, arrived
 
     def empty(self) -> None:
-        """Forget everything; creates the file."""
+        """Remove all content; creates the file."""
         os.ftruncate(self._open(os.O_CREAT), 0)
 
     def begin(self, file: os.stat_result) -> None:
-        """Start with nothing for a sparse file of its full size."""
+        """Start an empty map for a sparse file of its full size."""
         marks = array("I", bytes(4 * chunks_of(file.st_size)))
-        os.pwrite(self._descriptor, marks.tobytes() + bytes(_CHECK * len(marks)), _HEADER.size)
+        os.pwrite(self._descriptor, marks.tobytes() + bytes(_CHECK_BYTES * len(marks)), _HEADER.size)
         self._write_header(file)
         self.size, self.arrived = file.st_size, marks
 
@@ -139,35 +139,37 @@ class ChunkMap:
         header = _HEADER.pack(_MAGIC, CHUNK, file.st_size, file.st_ino, self._boot, Fate.OPEN, 0)
         os.pwrite(self._descriptor, header, 0)
 
-    def mark(self, index: int, count: int) -> None:
-        """Vouch for the first bytes of a chunk."""
-        os.pwrite(self._descriptor, _MARK.pack(count), _HEADER.size + _MARK.size * index)
-        self.arrived[index] = count
+    def mark(self, start: int, stop: int) -> None:
+        """Record that the bytes from `start` to `stop` have arrived; they continue what has arrived of the first chunk."""
+        for index in range(start // CHUNK, -(-stop // CHUNK)):
+            count = min(CHUNK, stop - index * CHUNK)
+            os.pwrite(self._descriptor, _MARK.pack(count), _HEADER.size + _MARK.size * index)
+            self.arrived[index] = count
 
     def reread(self, index: int) -> None:
-        """Take over what is written about one chunk."""
+        """Read the number of one chunk again."""
         self.arrived[index] = _MARK.unpack(os.pread(self._descriptor, _MARK.size, _HEADER.size + _MARK.size * index))[0]
 
-    def tell(self, fate: Fate) -> None:
-        """Write down what has become of the bytes."""
+    def write_fate(self, fate: Fate) -> None:
+        """Write what has become of the bytes."""
         os.pwrite(self._descriptor, _NUMBER.pack(fate), _FATE)
         self.fate = fate
 
-    def tell_hashed(self, count: int) -> None:
-        """Write down how far hashing has come; others see by that that it does not hang."""
+    def write_hashed(self, count: int) -> None:
+        """Write how far hashing has come; other processes see by that that it does not hang."""
         os.pwrite(self._descriptor, _NUMBER.pack(count), _HASHED)
 
-    def note_check(self, index: int, digest: bytes) -> None:
-        """Write down the digest of everything up to a chunk's end."""
-        os.pwrite(self._descriptor, digest[:_CHECK], self._check_at(index))
+    def write_check(self, index: int, digest: bytes) -> None:
+        """Write the digest of all bytes up to a chunk's end."""
+        os.pwrite(self._descriptor, digest[:_CHECK_BYTES], self._check_at(index))
 
-    def checks(self, index: int, digest: bytes) -> bool:
-        """Whether that digest is the one that was written down."""
-        return os.pread(self._descriptor, _CHECK, self._check_at(index)) == digest[:_CHECK]
+    def matches_check(self, index: int, digest: bytes) -> bool:
+        """Whether that digest is the written one."""
+        return os.pread(self._descriptor, _CHECK_BYTES, self._check_at(index)) == digest[:_CHECK_BYTES]
 
     def _check_at(self, index: int) -> int:
         size = _HEADER.unpack(os.pread(self._descriptor, _HEADER.size, 0))[2] if self.size is None else self.size
-        return _HEADER.size + _MARK.size * chunks_of(size) + _CHECK * index
+        return _HEADER.size + _MARK.size * chunks_of(size) + _CHECK_BYTES * index
 
     # ---- what has arrived
 
@@ -176,11 +178,11 @@ class ChunkMap:
         if self.size is None:
             return position
         index = position // CHUNK
-        for i in range(index, min(index + _LOOK_AHEAD, len(self.arrived))):
+        for i in range(index, min(index + _LOOK_AHEAD_CHUNKS, len(self.arrived))):
             count = self.arrived[i]
             if count < length_of(i, self.size):
                 return max(position, i * CHUNK + count)
-        return min(self.size, (index + _LOOK_AHEAD) * CHUNK)
+        return min(self.size, (index + _LOOK_AHEAD_CHUNKS) * CHUNK)
 
     def hole(self, start: int) -> tuple[int, int] | None:
         """The first hole that ends after `start`: where its bytes are missing, from and to; None if there is none."""

@@ -1,257 +1,263 @@
-"""How one blob gets into the store: by filling its partial file, or by following another process that does."""
+"""The ingest of one blob: a task of the service that no request owns. See the package for the theory."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import enum
-from collections.abc import Callable
+from concurrent.futures import Executor
+from io import FileIO
+
+import structlog
 
 from mirror.aio import Signal, opened_in_thread
 from mirror.core.digest import Digest
-from mirror.download.chunk_map import CHUNK, Fate
-from mirror.download.coordinator import FetchCoordinator
+from mirror.core.urgency import Urgency
+from mirror.download.audience import Audience
+from mirror.download.driver import Driver
+from mirror.download.fetcher import Fetcher
+from mirror.download.follower import Follower
 from mirror.download.partial import Partial
-from mirror.download.services import DownloadServices
+from mirror.download.services import DownloadLimits, DownloadServices
+from mirror.download.shares import Share
 from mirror.download.source import Source
-from mirror.download.verifier import rehash, verify
-from mirror.errors import DigestMismatch, FlushFailed, MirrorError, StorageError
-from mirror.storage.blobs import BlobFiles, CachedBlob
+from mirror.download.states import Committed, Connecting, Failed, Receiving, State, Verified, unverified_end
+from mirror.errors import DigestMismatch, DownloadAbandoned, FlushFailed, MirrorError, UpstreamTimeout
 
-# How often a follower looks at the map that another process writes, in seconds.
-_FOLLOW_INTERVAL = 0.03
+log = structlog.get_logger(__name__)
 
-
-class State(enum.IntEnum):
-    """States only grow."""
-
-    CONNECTING = 1
-    """The size is not known yet."""
-    FILLING = 2
-    """Bytes arrive; all but the last can be read as they do."""
-    VERIFIED = 3
-    """The digest matched; every byte can be read."""
-    COMMITTED = 4
-    """The blob is held under its name, or was."""
-    FAILED = 5
-    """It ended without the blob; `cause` says why."""
+# A reader far ahead, for whom nothing could be fetched because another writer was about to, asks again after so long.
+_ASK_AGAIN_S = 0.25
+_CONNECTING = Connecting()
 
 
 class Ingest:
-    """The work of one download.
+    """One blob on its way into the store, and its readers.
 
     Attributes:
-        signal: pulsed under a chunk's number when that has got more bytes, and for everybody when anything else has changed.
-        partial: the bytes, as far as they have arrived.
-        filling: who fetches them in this process.
-        held: the blob, if it was found to be held.
-        lost: whether the disk has failed to take the bytes: what can be read of them may be wrong.
-        fetched: whether the blob was fetched here, or it was seen here that it could not be fetched.
-
-    Args:
-        reached: told of each state.
-        is_read: whether clients of this process read it.
+        share: its place in the counts.
+        audience: its readers.
+        successor: a second ingest from scratch, if this one met a wrong digest.
+        task: runs it.
+        is_stopped: it is being ended, so nobody may join it any more.
     """
 
-    def __init__(
-        self,
-        digest: Digest,
-        source: Source,
-        services: DownloadServices,
-        reached: Callable[[State], None],
-        is_read: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self.signal = Signal()
-        self.partial: Partial | None = None
-        self.coordinator: FetchCoordinator | None = None
-        self.held: CachedBlob | None = None
-        self.lost = False
-        self.fetched = True
-        self._digest = digest
-        self._source = source
+    def __init__(self, digest: Digest, source: Source, services: DownloadServices, share: Share) -> None:
+        self.digest = digest
+        self.source = source
+        self.share = share
+        self.audience = Audience()
+        self.successor: Ingest | None = None
+        self.task: asyncio.Task[Committed | Failed] | None = None
+        self.is_stopped = False
         self._services = services
-        self._reached = reached
-        self._is_read = is_read
+        self._partial: Partial | None = None
+        self._fetcher: Fetcher | None = None
+        self._end: Committed | Failed | None = None
+        self._changed = Signal()
 
-    async def run(self) -> None:
-        """Bring the blob into the store; raises MirrorError if that fails. `close` has to follow."""
-        partial, coordinator = await self._open()
-        while not (partial.try_acquire_driver() and partial.is_current()):
-            if partial.is_current():
-                await self._follow(partial)
-            elif self._was_committed(partial):
-                return
-            else:
-                partial, coordinator = await self._open()
-        partial.want(False)
-        await self._drive(partial, coordinator)
+    def __repr__(self) -> str:
+        return f"<Ingest {str(self.digest)[:19]} {self.state.name} {self.received}/{self.size}>"
 
-    async def close(self, *, keep: bool) -> None:
-        """Let go of everything.
+    @property
+    def state(self) -> State:
+        """How far it is: how it has ended, else what the partial file says."""
+        if self._end is not None:
+            return self._end
+        partial = self._partial
+        if partial is None or partial.size is None:
+            return _CONNECTING
+        return Verified(partial.size) if partial.is_verified else Receiving(partial.size)
+
+    # ---- for readers
+
+    @property
+    def urgency(self) -> Urgency:
+        """How urgently its bytes are needed just now, by the readers of all processes."""
+        own, partial = self.audience.urgency, self._partial
+        if own is not Urgency.CLIENT and partial is not None and partial.has_readers_elsewhere():
+            return Urgency.CLIENT
+        return own
+
+    @property
+    def readers(self) -> int:
+        """How many read it just now."""
+        return len(self.audience)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the blob, once known."""
+        if isinstance(self._end, Committed):
+            return self._end.size
+        return None if self._partial is None else self._partial.size
+
+    @property
+    def limits(self) -> DownloadLimits:
+        """The limits that it keeps."""
+        return self._services.limits
+
+    @property
+    def threads(self) -> Executor:
+        """Threads for reading the file."""
+        return self._services.threads.serve
+
+    @property
+    def received(self) -> int:
+        """Bytes that have arrived, as far as this process knows."""
+        return self._partial.received() if self._partial else 0
+
+    def join(self, urgency: Urgency) -> None:
+        """Add a reader: until `leave` the bytes can be read, even if the blob is committed and purged meanwhile."""
+        self.audience.join(urgency)
+        if urgency is Urgency.CLIENT:
+            self.share.read()
+
+    def leave(self, urgency: Urgency) -> None:
+        """Remove a reader; the ingest goes on, unless too many go on without a client already."""
+        self.audience.leave(urgency)
+        if self._end is not None:
+            self._close_unread()
+        elif urgency is Urgency.CLIENT and self._is_left() and not self.share.abandon() and not self.audience:
+            self.stop()
+
+    def stop(self) -> None:
+        """End it; what has arrived stays on disk for the next pull."""
+        assert self.task is not None
+        self.is_stopped = True
+        self.task.cancel()
+
+    def _is_left(self) -> bool:
+        """Whether no client reads what is still being fetched."""
+        return not self.audience.clients and isinstance(self.state, Connecting | Receiving)
+
+    async def sized(self, deadline: float) -> int:
+        """Wait until the size of the blob is known, but not beyond `deadline` of the event loop's time.
+
+        Raises:
+            MirrorError: the ingest failed first, or the deadline has come.
+        """
+        while (size := self.size) is None:
+            await self._change_until(deadline, None)
+        return size
+
+    async def ready(self, position: int, deadline: float, *, whole: bool) -> None:
+        """Wait until the byte at `position` can be read, or until an empty blob is verified; raises like `sized`."""
+        while self._readable_to(position, whole=whole) <= position and not self._is_empty_rest(position):
+            self._fetch_ahead(position)
+            await self._change_until(deadline, position)
+
+    async def readable(self, position: int, *, whole: bool) -> int:
+        """Wait until bytes after `position` can be read, and return their end.
 
         Args:
-            keep: leave `held` open for readers who have to finish, whatever becomes of the blob's name; the caller closes it.
-        """
-        if self.coordinator is not None:
-            await self.coordinator.close()
-        if self.partial is not None:
-            if keep and self.held is None and self.partial.size is not None:
-                # Without a descriptor left for that, who has not begun to read gets an error.
-                with contextlib.suppress(StorageError):
-                    self.held = CachedBlob(self.partial.reader(), self.partial.size)
-            self.partial.abandon()
-        if not keep and self.held is not None:
-            self.held.close()
-
-    async def _open(self) -> tuple[Partial, FetchCoordinator]:
-        """Open what there is of the blob, in place of what was open before."""
-        if self.coordinator is not None:
-            await self.coordinator.close()
-        if self.partial is not None:
-            self.partial.close()
-        services = self._services
-        partial = self.partial = await opened_in_thread(
-            services.threads.write,
-            lambda: Partial(services.layout, services.files.quota, self._digest),
-            Partial.abandon,
-        )
-        self.coordinator = FetchCoordinator(partial, self._source, services, self.signal, self._progressed)
-        return partial, self.coordinator
-
-    # ---- another process drives it
-
-    async def _follow(self, partial: Partial) -> None:
-        """Watch until the file has lost its name, or its driver lock could be had.
+            whole: the reader takes the blob from its first byte to its last, and trusts it then: its end waits for the digest.
 
         Raises:
-            StorageError: whoever drives it hangs.
+            MirrorError: the ingest failed before they arrived.
         """
-        policy, loop = self._services.policy, asyncio.get_running_loop()
-        deadline, seen = loop.time() + policy.stall, (-1, -1, Fate.OPEN)
-        while partial.is_current():
-            partial.want(self._is_read())
-            known = partial.refresh()
-            now = (partial.received(), partial.map.hashed, partial.map.fate)
-            if now != seen:
-                # Bytes arrive or are hashed, or are right and on their way to the disk: it does not hang.
-                verified = known and partial.map.fate is Fate.VERIFIED
-                deadline, seen = loop.time() + (policy.flush if verified else policy.stall), now
-                if known:
-                    self._reached(State.VERIFIED if verified else State.FILLING)
-            if loop.time() > deadline:
-                # Nobody can take its lock from it: readers go on past the store.
-                raise StorageError(f"another worker makes no progress with {self._digest}", "busy")
-            await asyncio.sleep(_FOLLOW_INTERVAL)
-            if partial.try_acquire_driver():
-                return
+        while (end := self._readable_to(position, whole=whole)) <= position:
+            self._fetch_ahead(position)
+            await self._change(_ASK_AGAIN_S, position)
+        return end
 
-    def _was_committed(self, partial: Partial) -> bool:
-        """Whether the file that has lost its name has become the blob; else False if nothing of it was ever seen here.
+    async def committed(self) -> None:
+        """Wait until the blob is held under its name; raises MirrorError if that fails."""
+        while not isinstance(self._end, Committed):
+            await self._change(1.0, None)
 
-        Raises:
-            MirrorError: it was thrown away.
-        """
-        known = partial.refresh()
-        fate = partial.map.fate
-        if known and fate is Fate.VERIFIED:
-            # Whether it is still held or gone again by now.
-            return self._end_as_follower()
-        size = self._services.files.size_if_same(self._digest, partial.descriptor)
-        if size is not None:
-            # The map was opened too late: it is not the one that belonged to these bytes.
-            self.held = CachedBlob(partial.reader(), size)
-            return self._end_as_follower()
-        if fate is Fate.NO_ROOM:
-            raise StorageError(f"another worker had no room for {self._digest}", "full")
-        if fate is Fate.LOST:
-            self.lost = True
-            raise FlushFailed(f"another worker could not get {self._digest} onto the disk", "io")
-        if partial.received() and fate is Fate.WRONG:
-            # Readers may have had some of them.
-            raise DigestMismatch(f"what had arrived of {self._digest} at another worker was wrong")
-        if partial.received():
-            raise StorageError(f"what had arrived of {self._digest} was cleared away", "busy")
-        return False
+    def open_file(self) -> FileIO:
+        """A descriptor to read what `readable` has returned. The size must be known."""
+        if self._partial is None or not self._partial.is_readable:
+            raise self._end.cause if isinstance(self._end, Failed) else DownloadAbandoned(f"nothing of {self.digest} is left")
+        return self._partial.reader()
 
-    def _end_as_follower(self) -> bool:
-        self.fetched = False
-        self._reached(State.VERIFIED)
-        self._reached(State.COMMITTED)
-        return True
+    def _fetch_ahead(self, position: int) -> None:
+        if self._fetcher is not None and isinstance(self.state, Receiving):
+            self._fetcher.fetch_ahead(position)
 
-    # ---- this process drives it
+    async def _change_until(self, deadline: float, position: int | None) -> None:
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise UpstreamTimeout(f"no byte of {self.digest} within {self.limits.first_byte_s:g} s")
+        await self._change(min(left, _ASK_AGAIN_S), position)
 
-    async def _drive(self, partial: Partial, coordinator: FetchCoordinator) -> None:
-        threads = self._services.threads
-        self.held = self._services.files.open(self._digest)
-        if self.held is not None:
-            await partial.in_thread(threads.write, partial.discard)
-            self.fetched = False
-            self._reached(State.COMMITTED)
-            return
-        await rehash(partial, threads.write)
-        if await partial.in_thread(threads.write, partial.refresh):
-            if partial.received():
-                self._services.resumed("restart")
-            self._reached(State.FILLING)
-        await self._fill(partial, coordinator)
-        partial.tell(Fate.VERIFIED)
-        self._reached(State.VERIFIED)
-        await self._commit(partial)
-        self._reached(State.COMMITTED)
-
-    async def _fill(self, partial: Partial, coordinator: FetchCoordinator) -> None:
-        """Return when everything has arrived and has the digest."""
-        verifier = asyncio.get_running_loop().create_task(self._verify(partial))
-        try:
-            await coordinator.fill()
-            await verifier
-        except MirrorError as error:
-            fate = _fate(error, coordinator)
-            if fate is not Fate.OPEN or not partial.received():
-                await partial.in_thread(self._services.threads.write, partial.discard, fate)
-            raise
-        finally:
-            verifier.cancel()
-            await asyncio.gather(verifier, return_exceptions=True)
-
-    async def _verify(self, partial: Partial) -> None:
-        while partial.size is None:
-            await self.signal.wait(1.0)
-
-        async def arrived(position: int) -> int:
-            while (end := partial.available(position)) <= position:
-                await self.signal.wait(1.0, position // CHUNK)
-            return end
-
-        await verify(partial, arrived, self._services.threads.write)
-
-    async def _commit(self, partial: Partial) -> None:
-        threads, files = self._services.threads, self._services.files
-        try:
-            await partial.in_thread(threads.flush, _adopt, files, partial)
-        except FlushFailed:
-            self.lost = True
-            await partial.in_thread(threads.write, partial.discard, Fate.LOST)
-            raise
-
-    def _progressed(self, chunk: int | None) -> None:
-        if chunk is None:
-            self._reached(State.FILLING)
+    async def _change(self, timeout_s: float, position: int | None) -> None:
+        """Wait for bytes in the chunk of a position, or for another state."""
+        if isinstance(self._end, Failed):
+            raise self._end.cause
+        if self._partial is None or self._end is not None:
+            await self._changed.wait(timeout_s)
         else:
-            self.signal.pulse(chunk)
+            await self._partial.changed(timeout_s, position)
 
+    def _is_empty_rest(self, position: int) -> bool:
+        """Whether there is no byte at `position` to wait for: the blob is empty, and its digest has matched."""
+        partial = self._partial
+        return position == self.size and (isinstance(self._end, Committed) or (partial is not None and partial.is_verified))
 
-def _adopt(files: BlobFiles, partial: Partial) -> None:
-    files.commit(partial.path, partial.descriptor, partial.digest)
-    # Here, so that it goes although whoever waits is cancelled.
-    partial.forget_map()
+    def _readable_to(self, position: int, *, whole: bool) -> int:
+        """The end of what can be read from `position` on."""
+        state = self.state
+        limit = state.limit(whole=whole)
+        if self._partial is None or isinstance(state, Committed) or limit <= position:
+            return limit
+        return min(self._partial.available(position), limit)
 
+    # ---- the task
 
-def _fate(error: MirrorError, coordinator: FetchCoordinator) -> Fate:
-    """What becomes of bytes whose download failed: they stay for the next one, unless they would stand in its way."""
-    if isinstance(error, StorageError) and error.reason != "busy":
-        # Bytes that do not fit are in the way of everything else, and what the disk does not take may be wrong.
-        return Fate.NO_ROOM if error.reason in ("full", "too_large") else Fate.LOST
-    wrong = isinstance(error, DigestMismatch) or coordinator.is_contradicted
-    return Fate.WRONG if wrong else Fate.OPEN
+    async def run(self) -> Committed | Failed:
+        """Bring the blob into the store; `end` has to follow with the result. Raises nothing but CancelledError."""
+        try:
+            return await self._complete()
+        except MirrorError as error:
+            return self.failed(error)
+        except Exception as error:
+            log.exception("download_bug", digest=str(self.digest))
+            return self.failed(DownloadAbandoned(f"internal error: {error}"))
+        finally:
+            if self._fetcher is not None:
+                await self._fetcher.close()
+
+    async def _complete(self) -> Committed:
+        while True:
+            partial, fetcher = await self._open()
+            if not (partial.try_acquire_driver() and partial.is_current()):
+                committed = await Follower(partial, self._services, self.audience).run()
+                if committed is not None:
+                    return committed
+                if not partial.is_current():
+                    continue
+            return await Driver(partial, fetcher, self._services).run()
+
+    async def _open(self) -> tuple[Partial, Fetcher]:
+        """Open the partial file, in place of one that was discarded."""
+        if self._fetcher is not None:
+            await self._fetcher.close()
+        services, discarded = self._services, self._partial
+        partial = await opened_in_thread(
+            services.threads.write, lambda: Partial(services.layout, services.files.quota, self.digest), Partial.abandon
+        )
+        self._partial, self._fetcher = partial, Fetcher(partial, self.source, services)
+        self._changed.pulse()
+        if discarded is not None:
+            discarded.announce()
+            discarded.close()
+        return self._partial, self._fetcher
+
+    def failed(self, cause: MirrorError) -> Failed:
+        """The state after a failure: what has arrived may be read, unless it is or may be wrong."""
+        partial = self._partial
+        if partial is None or partial.size is None or isinstance(cause, DigestMismatch | FlushFailed):
+            return Failed(cause, 0)
+        return Failed(cause, partial.size if partial.is_verified else unverified_end(partial.size))
+
+    def end(self, end: Committed | Failed) -> None:
+        """Enter the last state. Readers who have not finished keep the bytes open."""
+        self._end = end
+        if self._partial is not None:
+            self._partial.abandon(keep_readable=True)
+            self._partial.announce()
+        self._changed.pulse()
+        self._close_unread()
+
+    def _close_unread(self) -> None:
+        if self._partial is not None and not self.audience:
+            self._partial.close()

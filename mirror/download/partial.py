@@ -1,4 +1,4 @@
-"""A blob in the making on disk: a sparse file with bytes at their final offsets, its chunk map, and the locks of who fills."""
+"""The partial file of a blob: a sparse file with bytes at their final offsets, its chunk map, its locks, and its signal."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from concurrent.futures import Executor
 from io import FileIO
 from typing import ParamSpec, TypeVar
 
-from mirror.aio import Shared
+from mirror.aio import Shared, Signal
 from mirror.core.digest import Digest
 from mirror.download.chunk_map import CHUNK, ChunkMap, Fate
 from mirror.errors import StorageError
+from mirror.storage.blobs import CachedBlob
 from mirror.storage.coordination import RangeLock, reopened
 from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
@@ -24,60 +25,83 @@ __all__ = ["CHUNK", "Partial"]
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# Far above any blob, so that it never collides with the lock of a chunk.
-_DRIVER = 1 << 62
+# Far above the size of any blob, so that neither collides with the lock of a chunk.
+_DRIVER_LOCK = 1 << 62
 # Shared by the processes that follow the driver and have clients who read.
-_WANTED = _DRIVER + 1
+_READERS_LOCK = _DRIVER_LOCK + 1
 
 
 class Partial:
-    """One blob in the making, seen from one process.
+    """The partial file of one blob, as one process has it open.
 
     Attributes:
-        digest: what the whole must hash to.
-        map: what has arrived of it.
-        shared: keeps its files open and its locks locked while threads are at work, beyond `close`.
+        digest: the digest that the whole file must have.
+        map: what has arrived.
+        signal: pulsed under a chunk's index when bytes arrive there, and for everybody when anything else changes.
+        shared: keeps map and locks open while threads use them, beyond `close`.
+        is_verified: whether the digest has matched, in this process or in the one that drives it.
     """
 
     def __init__(self, layout: Layout, quota: SpaceQuota, digest: Digest) -> None:
         self.digest = digest
+        self.is_verified = False
         self._quota = quota
-        self._wants = False
+        self._shows_readers = False
         self._path = layout.partial(digest)
         self._map_path = layout.chunk_map(digest)
+        self.signal = Signal()
+        self._blob: CachedBlob | None = None
         with storage_errors(f"opening the partial file of {digest}"), contextlib.ExitStack() as opened:
             self._data = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             opened.callback(os.close, self._data)
             self._lock = opened.enter_context(contextlib.closing(RangeLock(self._data)))
-            self.map = opened.enter_context(contextlib.closing(ChunkMap(self._map_path)))
-            self.shared = Shared(opened.pop_all().close)
+            self.map = ChunkMap(self._map_path)
+            opened.pop_all()
+        self._file = Shared(self._close_file)
+        self._file.keep()
+        self.shared = Shared(self._release)
 
     async def in_thread(self, executor: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking work on these files; they stay open for it if whoever waits is cancelled."""
+        """Run blocking work on these files; they stay open for it if the caller is cancelled."""
         return await self.shared.in_thread(executor, work, *args, **kwargs)
 
-    # ---- who fills
+    # ---- the signal
+
+    async def changed(self, timeout_s: float, position: int | None = None) -> None:
+        """Wait until bytes arrive in the chunk of a position, or anything else changes; at most `timeout_s` seconds."""
+        await self.signal.wait(timeout_s, None if position is None else position // CHUNK)
+
+    def announce(self) -> None:
+        """Wake all who wait for a change. Must be called on the event loop."""
+        self.signal.pulse()
+
+    def announce_bytes(self, start: int, stop: int) -> None:
+        """Wake those who wait for bytes in the chunks between two positions. Must be called on the event loop."""
+        for index in range(start // CHUNK, -(-stop // CHUNK)):
+            self.signal.pulse(index)
+
+    # ---- locks
 
     def try_acquire_driver(self) -> bool:
-        """Try to become the one who completes this blob."""
-        return self._lock.try_acquire(_DRIVER, 1)
+        """Try to become the driver: the one who completes this blob."""
+        return self._lock.try_acquire(_DRIVER_LOCK, 1)
 
-    def want(self, wanted: bool) -> None:
-        """Let whoever drives this blob know whether clients read it here."""
-        if wanted and not self._wants:
-            # It fails only while the driver looks; then the next call does it.
-            self._wants = self._lock.try_share(_WANTED, 1)
-        elif self._wants and not wanted:
-            self._lock.release(_WANTED, 1)
-            self._wants = False
+    def show_readers(self, present: bool) -> None:
+        """Show the driver whether clients read the blob in this process."""
+        if present and not self._shows_readers:
+            # It fails only while the driver looks; the next call tries again.
+            self._shows_readers = self._lock.try_share(_READERS_LOCK, 1)
+        elif self._shows_readers and not present:
+            self._lock.release(_READERS_LOCK, 1)
+            self._shows_readers = False
 
-    def is_wanted_elsewhere(self) -> bool:
+    def has_readers_elsewhere(self) -> bool:
         """Whether clients of other processes read it."""
         if self.is_closed:
             return False
-        alone = self._lock.try_acquire(_WANTED, 1)
+        alone = self._lock.try_acquire(_READERS_LOCK, 1)
         if alone:
-            self._lock.release(_WANTED, 1)
+            self._lock.release(_READERS_LOCK, 1)
         return not alone
 
     def locks(self) -> RangeLock:
@@ -86,7 +110,7 @@ class Partial:
             return RangeLock(self._data)
 
     def claim(self, lock: RangeLock, index: int) -> bool:
-        """Try to become the one who writes into a chunk; after True, `arrived_in_chunk` is what everybody has written."""
+        """Try to become the writer of a chunk; after True, `arrived_in_chunk` includes what other processes have written."""
         if not lock.try_acquire(index * CHUNK, CHUNK):
             return False
         self.map.reread(index)
@@ -94,11 +118,11 @@ class Partial:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it has been closed."""
+        """Whether map and locks have been closed."""
         return self.shared.is_closed
 
     def is_current(self) -> bool:
-        """Whether the name still leads to this file: False once it was committed or thrown away."""
+        """Whether the name still refers to this file: False once it was committed or discarded."""
         try:
             named = os.stat(self._path)
         except OSError:
@@ -110,11 +134,11 @@ class Partial:
 
     @property
     def size(self) -> int | None:
-        """Bytes of the whole, None until somebody has learned it from upstream."""
+        """Bytes of the blob, None until upstream has told a process."""
         return self.map.size
 
     def refresh(self) -> bool:
-        """Take over what other processes have written into the map; True if there is a map that can be believed.
+        """Read what other processes have written into the map; True if there is a valid map.
 
         Raises:
             StorageError: it could not be read.
@@ -122,8 +146,8 @@ class Partial:
         with storage_errors(f"reading the chunk map of {self.digest}"):
             return self.map.refresh(os.fstat(self._data))
 
-    def doubtful(self) -> array[int] | None:
-        """What a map says that was written before the machine started anew, None if there is none; see `believe`.
+    def marks_of_another_boot(self) -> array[int] | None:
+        """The chunks' numbers of a map that was written before the machine was started again, else None; see `accept`.
 
         Raises:
             StorageError: it could not be read.
@@ -131,20 +155,20 @@ class Partial:
         with storage_errors(f"reading the chunk map of {self.digest}"):
             return self.map.of_another_boot(os.fstat(self._data))
 
-    def believe(self, marks: array[int]) -> None:
-        """Go on with such a map, as far as its bytes were hashed again. Only the driver may.
+    def accept(self, marks: array[int]) -> None:
+        """Go on with such a map, as far as its bytes were hashed again. Only for the driver.
 
         Raises:
             StorageError: it could not be written.
         """
         with storage_errors(f"taking up the partial file of {self.digest}"):
-            self.map.believe(os.fstat(self._data), marks)
+            self.map.accept(os.fstat(self._data), marks)
 
     def begin(self, size: int) -> None:
-        """Start over with an empty map for a blob of `size` bytes, for which room is reserved. Only the driver may.
+        """Start with an empty map for a blob of `size` bytes, for which space is reserved. Only for the driver.
 
         Raises:
-            StorageError: there is no room.
+            StorageError: there is no space.
         """
         with storage_errors(f"starting the partial file of {self.digest}"):
             self.map.empty()
@@ -154,20 +178,20 @@ class Partial:
             self.map.begin(os.fstat(self._data))
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write bytes that continue what has arrived of one chunk, and vouch for them. Blocks; call it in a thread.
+        """Write bytes that continue what has arrived of one chunk, and mark them as arrived. Blocks.
 
         Raises:
             StorageError: they could not be written.
         """
-        index, within = divmod(offset, CHUNK)
         with storage_errors(f"writing the partial file of {self.digest}"):
             _write_all(self._data, data, offset)
-            self.map.mark(index, within + len(data))
+            self.map.mark(offset, offset + len(data))
 
-    def tell(self, fate: Fate) -> None:
-        """Tell all processes what has become of the bytes, if that can be written. Only the driver may."""
+    def publish(self, fate: Fate) -> None:
+        """Write what has become of the bytes for all processes, if that is possible. Only for the driver."""
+        self.is_verified = self.is_verified or fate is Fate.VERIFIED
         with contextlib.suppress(OSError):
-            self.map.tell(fate)
+            self.map.write_fate(fate)
 
     # ---- what has arrived
 
@@ -193,51 +217,75 @@ class Partial:
 
     # ---- reading, and the end
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether the file is open for `reader`."""
+        return not self._file.is_closed
+
     def reader(self) -> FileIO:
-        """A descriptor of its own for a reader; it stays good after commit or removal."""
-        return FileIO(reopened(self._data, os.O_RDONLY))
+        """A new descriptor for a reader; it stays valid after commit or removal. The file must be open."""
+        return FileIO(reopened(self._data if self._blob is None else self._blob.file.fileno(), os.O_RDONLY))
+
+    def replace_by(self, blob: CachedBlob) -> None:
+        """Have readers read a held blob from now on; it is closed with this file."""
+        self._blob = blob
 
     @property
     def descriptor(self) -> int:
-        """For flushing before the commit."""
+        """The open file, to be flushed before the commit."""
         return self._data
 
     @property
     def path(self) -> str:
-        """Where the bytes lie."""
+        """The name of the file."""
         return self._path
 
-    def forget_map(self) -> None:
+    def remove_map(self) -> None:
         """Remove the map after the commit."""
         with contextlib.suppress(OSError):
             os.unlink(self._map_path)
 
     def discard(self, fate: Fate = Fate.OPEN) -> None:
-        """Throw bytes and map away. Only the driver may. Readers with a descriptor can still read.
+        """Remove bytes and map. Only for the driver. Readers with a descriptor can still read.
 
         Args:
-            fate: why, for other processes.
+            fate: the reason, for other processes.
         """
-        self.tell(fate)
+        self.publish(fate)
         if self.is_current():
             self._quota.release(os.fstat(self._data).st_size)
-        # The map first: whoever comes between the two then starts with an empty one.
+        # The map first: a process that comes between the two then starts with an empty one.
         for path in (self._map_path, self._path):
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
-    def close(self) -> None:
-        """Give descriptors and locks back, as soon as no thread uses them."""
-        self.shared.close()
+    def close(self, *, keep_readable: bool = False) -> None:
+        """Close map, locks and file as soon as no thread uses them.
 
-    def abandon(self) -> None:
-        """Close it, and remove it if nothing has begun with it and nobody else is at it: else an empty file would stay."""
-        if self.is_closed:
-            return
-        with contextlib.suppress(OSError, StorageError):
-            if not os.fstat(self._data).st_size and not self.refresh() and self.try_acquire_driver() and self.is_current():
-                self.discard()
-        self.close()
+        Args:
+            keep_readable: leave the file open for `reader`, until the next call.
+        """
+        self.shared.close()
+        if not keep_readable:
+            self._file.close()
+
+    def abandon(self, *, keep_readable: bool = False) -> None:
+        """Close it, and remove it if it is empty and nobody else uses it: an empty file would stay otherwise."""
+        if not self.is_closed:
+            with contextlib.suppress(OSError, StorageError):
+                if not os.fstat(self._data).st_size and not self.refresh() and self.try_acquire_driver() and self.is_current():
+                    self.discard()
+        self.close(keep_readable=keep_readable)
+
+    def _release(self) -> None:
+        self._lock.close()
+        self.map.close()
+        self._file.drop()
+
+    def _close_file(self) -> None:
+        os.close(self._data)
+        if self._blob is not None:
+            self._blob.close()
 
 
 def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:

@@ -1,4 +1,4 @@
-"""A filler: fetches one hole of a blob from upstream and writes it where it belongs."""
+"""Fetches one hole of a blob from upstream and writes it to its place."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mirror.storage.space_quota import retry_with_room
 P = ParamSpec("P")
 
 # Writing back begins whenever so much more has been written.
-_WRITE_BACK = 8 << 20
+_WRITE_BACK_BYTES = 8 << 20
 
 
 class RangeFetcher:
-    """Writes from `position` on until the hole is filled or another filler's ground begins.
+    """Writes from `position` on until the hole is filled or a chunk of another writer begins.
 
     Args:
-        progress: told which chunk has got more bytes; None: the size is known now.
+        write: writes bytes at an offset into the partial file; called in a thread.
 
     Attributes:
-        position: where the next byte will be written; what is behind it has arrived.
+        position: where the next byte will be written; what is before it has arrived.
     """
 
     def __init__(
@@ -36,44 +36,43 @@ class RangeFetcher:
         partial: Partial,
         source: Source,
         services: DownloadServices,
-        progress: Callable[[int | None], None],
         position: int,
+        write: Callable[[int, memoryview], None],
     ) -> None:
         self._partial = partial
         self._source = source
         self._services = services
-        self._progress = progress
+        self._write = write
         self._lock = partial.locks()
-        self._chunk: int | None = None
+        self._first, self._next = position // CHUNK, position // CHUNK
         self.position = position
-        self._written_back = position - position % _WRITE_BACK
+        self._written_back = position - position % _WRITE_BACK_BYTES
         self._writing_back: Future[None] | None = None
         partial.shared.keep()
         self._shared = Shared(self._release)
 
     def claim(self) -> bool:
-        """Claim the chunk at `position`; False if somebody else writes there, or has already gone further in it."""
-        index, within = divmod(self.position, CHUNK)
-        return self._take(index) and self._partial.arrived_in_chunk(index) == within
+        """Claim the chunk at `position`; False if another writer has it, or has already gone further in it."""
+        return self._claim_next(self.position % CHUNK)
 
-    async def fill(self, stop: int | None) -> None:
-        """Fetch up to `stop` (None: to the end) and return when there, or when somebody else fills what comes next.
+    async def fetch(self, stop: int | None) -> None:
+        """Fetch up to `stop` (None: to the end); return there, or where another writer's chunk begins.
 
-        The first chunk has to be claimed, unless nobody knows the size of the blob yet; then it is learned here.
+        The first chunk has to be claimed, unless the size of the blob is unknown; then it is learned here.
 
         Raises:
-            UpstreamError, UpstreamRefusal: the stream ended before the hole did; what has come is kept.
+            UpstreamError, UpstreamRefusal: the stream ended before the hole did; what has arrived is kept.
             StorageError: the bytes could not be written.
         """
         async with self._source.open(self.position, stop) as stream:
             if self._partial.size is None:
-                # Claimed before anybody can see that there is a chunk: another process's reader would fill it as well.
-                if self._lock.try_acquire(0, CHUNK):
-                    self._chunk = 0
+                # Claimed before another process can see that there is a chunk: its reader would have it fetched as well.
+                is_claimed = self._lock.try_acquire(0, CHUNK)
                 await self._stored(stream.size, self._partial.begin, stream.size)
-                self._progress(None)
-                if self._chunk is None:
+                self._partial.announce()
+                if not is_claimed:
                     return
+                self._next = 1
             if stream.size != self._partial.size:
                 message = f"upstream now says that {self._partial.digest} has {stream.size} bytes, not {self._partial.size}"
                 raise UpstreamSizeChanged(message, size=stream.size)
@@ -83,40 +82,49 @@ class RangeFetcher:
         if self.position >= stop:
             return
         async for block in stream.blocks():
-            rest = memoryview(block)[: stop - self.position]
-            while rest:
-                piece = rest[: CHUNK - self.position % CHUNK]
-                end = self.position + len(piece)
-                finished = self._chunk if end % CHUNK == 0 and end < stop else None
-                # Before anybody can see that this chunk is full: who follows would take the next one from under this stream.
-                goes_on = finished is None or (self._take(end // CHUNK) and self._partial.arrived_in_chunk(end // CHUNK) == 0)
-                await self._stored(stop - self.position, self._partial.write, self.position, piece)
-                filled, self.position = self.position // CHUNK, end
-                rest = rest[len(piece) :]
-                if finished is not None:
-                    self._lock.release(finished * CHUNK, CHUNK)
-                self._write_back()
-                self._progress(filled)
-                if end >= stop or not goes_on:
-                    return
-        # By what it announced that may be all; if it counted as done, upstream would be asked for the rest without an end.
+            start, end = self.position, min(self.position + len(block), stop)
+            # Before other processes can see that a chunk is full: a follower would claim the next one otherwise.
+            claimed = self._claim_up_to(end, stop)
+            await self._stored(stop - start, self._write, start, memoryview(block)[: claimed - start])
+            self.position = claimed
+            self._release_full(stop)
+            self._write_back()
+            self._partial.announce_bytes(start, claimed)
+            if claimed >= stop or claimed < end or self._next * CHUNK <= claimed:
+                return
+        # The response may have announced no more; if it counted as done, upstream would be asked for the rest for ever.
         raise UpstreamDisconnected(f"upstream ended {self._partial.digest} at byte {self.position}, where more was asked for")
+
+    def _claim_up_to(self, end: int, stop: int) -> int:
+        """Claim the chunks that a step up to `end` reaches, and the next one if it fills its last; returns how far it may go."""
+        while (boundary := self._next * CHUNK) <= end and boundary < stop:
+            if not self._claim_next(0):
+                return boundary
+        return end
+
+    def _claim_next(self, arrived: int) -> bool:
+        """Claim the chunk behind those that are claimed; False if another writer has it or has written into it."""
+        index = self._next
+        if not self._partial.claim(self._lock, index) or self._partial.arrived_in_chunk(index) != arrived:
+            return False
+        self._next += 1
+        return True
+
+    def _release_full(self, stop: int) -> None:
+        """Release the chunks that have been filled, but for the one that ends the hole."""
+        full = min(self.position, stop - 1) // CHUNK
+        if full > self._first:
+            self._lock.release(self._first * CHUNK, (full - self._first) * CHUNK)
+            self._first = full
 
     async def _stored(self, needed: int, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Work on the partial file in a thread; if the disk is full, once more after an attempt to make room."""
         store = functools.partial(self._shared.in_thread, self._services.threads.write, work, *args, **kwargs)
         await retry_with_room(store, needed, self._services.make_room)
 
-    def _take(self, index: int) -> bool:
-        """Claim a chunk, keeping the one before it."""
-        if not self._partial.claim(self._lock, index):
-            return False
-        self._chunk = index
-        return True
-
     def _write_back(self) -> None:
-        """Have what has been written get to the disk meanwhile, so that flushing finds little to do; one step at a time."""
-        ready = self.position - self.position % _WRITE_BACK
+        """Have the kernel begin to write to the disk meanwhile, so that the flush finds little to do; one part at a time."""
+        ready = self.position - self.position % _WRITE_BACK_BYTES
         if ready <= self._written_back or (self._writing_back is not None and not self._writing_back.done()):
             return
         self._shared.keep()
@@ -127,7 +135,7 @@ class RangeFetcher:
         self._written_back = ready
 
     def close(self) -> None:
-        """Give the claimed chunk back, as soon as no thread writes into it."""
+        """Release the claimed chunks, as soon as no thread writes into them."""
         self._shared.close()
 
     def _release(self) -> None:

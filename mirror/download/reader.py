@@ -1,4 +1,4 @@
-"""A reader: one client's place in a blob, held or still arriving."""
+"""The bodies of blobs that are held or still arriving, as their readers get them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from io import FileIO
 from typing import Protocol
 
 from mirror.core.urgency import Urgency
-from mirror.download.download import Download
+from mirror.download.ingest import Ingest
 from mirror.download.passthrough_stream import PassthroughStream
 from mirror.errors import DigestMismatch, StorageError, UpstreamProtocolError, UpstreamTimeout
 from mirror.storage.blobs import CachedBlob
 
-# No span is longer, so that a reader's progress can be seen and cancelled.
-_SPAN = 64 << 20
+# No span is longer, so that a reader's progress can be observed and cancelled.
+_MAX_SPAN_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Body(Protocol):
 
     Attributes:
         bypassed: whether they come past the store.
-        threads: for reading the files of spans.
+        threads: read the files of spans.
     """
 
     @property
@@ -54,22 +54,22 @@ class Body(Protocol):
         ...
 
     async def ready(self, start: int, stop: int) -> None:
-        """Return when the byte at `start` can be sent to who wants those up to `stop`.
+        """Return when the first byte of the part from `start` to `stop` can be sent.
 
-        Until then a failure can still become an error answer.
+        Until then a failure can still become an error response.
         """
         ...
 
     def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
         """The bytes from `start` up to `stop`, as they can be sent; raises MirrorError when they end short.
 
-        Of the whole blob, the end comes only when its digest has matched. A part is given as upstream gave it: whoever asks for
-        parts checks the whole, or its own index.
+        The whole blob ends only when its digest has matched. A part is passed on as upstream sent it: a client that asks for
+        parts checks the whole, or uses its own index.
         """
         ...
 
     async def stored(self) -> bool:
-        """Wait until the blob is held, without taking a byte; whether it had to be fetched.
+        """Wait until the blob is held, without reading a byte; whether it had to be fetched.
 
         Raises:
             MirrorError: it cannot be fetched, or the store cannot take it.
@@ -77,7 +77,7 @@ class Body(Protocol):
         ...
 
     async def close(self) -> None:
-        """Leave."""
+        """Stop reading."""
         ...
 
 
@@ -95,23 +95,23 @@ class HeldBody:
         return self._blob.size
 
     async def ready(self, start: int, stop: int) -> None:
-        """At once."""
+        """Return at once."""
 
     async def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
         """One span."""
         yield Span(self._blob.file, start, stop - start)
 
     async def stored(self) -> bool:
-        """It is."""
+        """Return at once: it is."""
         return False
 
     async def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         self._blob.close()
 
 
 class StreamingBody:
-    """A place in a download. Neither its pace nor its leaving changes anything for the download or for other readers.
+    """A reader of an ingest. Neither its pace nor its end changes anything for the ingest or for other readers.
 
     If the store cannot take the blob, the reader goes on by its own stream from upstream, from its own position.
 
@@ -119,22 +119,22 @@ class StreamingBody:
         bypassed: whether it had to.
 
     Args:
-        urgency: if no client waits for a byte, there is no hurry, and nothing to be had past the store.
+        urgency: unless it is a client's, no deadline holds, and the reader does not go past the store.
     """
 
-    def __init__(self, download: Download, urgency: Urgency = Urgency.CLIENT) -> None:
-        self._download = download
+    def __init__(self, ingest: Ingest, urgency: Urgency = Urgency.CLIENT) -> None:
+        self._ingest = ingest
         self._urgency = urgency
         self._for_store = urgency is not Urgency.CLIENT
         self._file: FileIO | None = None
         self._bypass: PassthroughStream | None = None
         self._size: int | None = None
-        # One for everything before the first byte, second tries included: clients have one, too.
-        self._deadline = math.inf if self._for_store else asyncio.get_running_loop().time() + download.policy.first_byte
-        # The source's, not the reader's own: it may have joined a download that began before the configuration changed.
+        # One for everything before the first byte, second tries included: clients have one as well.
+        self._deadline = math.inf if self._for_store else asyncio.get_running_loop().time() + ingest.limits.first_byte_s
+        # The source's, not the reader's own: it may have joined an ingest that began before the configuration changed.
         self._held = ExitStack()
-        self._held.enter_context(download.source.held())
-        download.join(urgency)
+        self._held.enter_context(ingest.source.held())
+        ingest.join(urgency)
 
     @property
     def bypassed(self) -> bool:
@@ -142,15 +142,15 @@ class StreamingBody:
 
     @property
     def threads(self) -> Executor:
-        return self._download.threads
+        return self._ingest.threads
 
     async def sized(self) -> int:
         """Wait for the size."""
         while True:
             try:
-                self._size = await self._download.sized(self._deadline)
-            except DigestMismatch:
-                self._move_on()
+                self._size = await self._ingest.sized(self._deadline)
+            except DigestMismatch as error:
+                self._move_on(error)
                 continue
             except StorageError:
                 if self._for_store:
@@ -162,24 +162,24 @@ class StreamingBody:
         """Wait for the byte at `start`."""
         while self._bypass is None:
             try:
-                size = await self._download.sized(self._deadline)
+                size = await self._ingest.sized(self._deadline)
                 if self._size not in (None, size):
-                    raise UpstreamProtocolError(f"{self._download.digest} had {self._size} bytes at first, and now {size}")
-                await self._download.ready(start, self._deadline, whole=_is_whole(start, stop, size))
+                    raise UpstreamProtocolError(f"{self._ingest.digest} had {self._size} bytes at first, and now {size}")
+                await self._ingest.ready(start, self._deadline, whole=_is_whole(start, stop, size))
                 break
-            except DigestMismatch:
-                self._move_on()
+            except DigestMismatch as error:
+                self._move_on(error)
             except StorageError:
                 await self._past_the_store(start)
 
     async def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
-        """What has arrived, as often as there is more."""
+        """What has arrived, in spans that are as large as possible."""
         position, whole = start, _is_whole(start, stop, self._size)
         while position < stop and self._bypass is None:
             try:
-                end = min(await self._download.readable(position, whole=whole), stop, position + _SPAN)
+                end = min(await self._ingest.readable(position, whole=whole), stop, position + _MAX_SPAN_BYTES)
                 if self._file is None:
-                    self._file = self._download.open_file()
+                    self._file = self._ingest.open_file()
             except StorageError:
                 self._leave_store()
                 break
@@ -190,18 +190,18 @@ class StreamingBody:
                 yield block
 
     async def stored(self) -> bool:
-        """Wait for the end of the download, and of the second try if there is one."""
+        """Wait for the end of the ingest, and of the second try if there is one."""
         while True:
             try:
-                await self._download.committed()
-            except DigestMismatch:
-                self._move_on()
+                await self._ingest.committed()
+            except DigestMismatch as error:
+                self._move_on(error)
             else:
                 return True
 
     async def close(self) -> None:
-        """Leave the download; it goes on."""
-        self._download.leave(self._urgency)
+        """Leave the ingest, which goes on."""
+        self._ingest.leave(self._urgency)
         if self._file is not None:
             self._file.close()
         if self._bypass is not None:
@@ -209,28 +209,27 @@ class StreamingBody:
         self._held.close()
 
     def _leave_store(self) -> PassthroughStream:
-        download = self._download
-        self._bypass = PassthroughStream(download.digest, download.source, download.threads, download.policy.attempts, self._size)
+        ingest = self._ingest
+        self._bypass = PassthroughStream(ingest.digest, ingest.source, ingest.threads, ingest.limits.attempts, self._size)
         return self._bypass
 
     async def _past_the_store(self, position: int) -> int:
-        """Turn to the reader's own stream before anything has been handed out; returns the bytes of the whole blob."""
+        """Turn to the reader's own stream before any byte was sent; returns the bytes of the whole blob."""
         bypass = self._leave_store()
         try:
             async with asyncio.timeout_at(self._deadline):
                 return await bypass.open(position)
         except TimeoutError as error:
-            raise UpstreamTimeout(f"no byte of {self._download.digest} in time past the store") from error
+            raise UpstreamTimeout(f"no byte of {self._ingest.digest} in time past the store") from error
 
-    def _move_on(self) -> None:
-        """Turn to the second try, if the first met a wrong digest before anything was handed out."""
-        successor = self._download.successor
+    def _move_on(self, error: DigestMismatch) -> None:
+        """Turn to the second try if there is one; the first met a wrong digest before any byte was sent."""
+        successor = self._ingest.successor
         if successor is None:
-            assert self._download.cause is not None
-            raise self._download.cause
+            raise error
         successor.join(self._urgency)
-        self._download.leave(self._urgency)
-        self._download = successor
+        self._ingest.leave(self._urgency)
+        self._ingest = successor
 
 
 def _is_whole(start: int, stop: int, size: int | None) -> bool:

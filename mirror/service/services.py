@@ -17,7 +17,7 @@ from mirror.cache.usage import Usage
 from mirror.config.model import Config
 from mirror.core.counts import CountTable
 from mirror.download.downloads import Downloads
-from mirror.download.services import DownloadServices, Policy
+from mirror.download.services import DownloadLimits, DownloadServices
 from mirror.download.shares import Shares
 from mirror.maintenance.janitor import Janitor
 from mirror.maintenance.recheck import Recheck
@@ -83,7 +83,7 @@ class Services:
             self.store.layout,
             self.store.files,
             self.store.threads,
-            Policy(fetchers=config.downloads.connections_per_blob),
+            DownloadLimits(fetchers=config.downloads.connections_per_blob),
             _increment(self.metrics.download_resumes),
             self.janitor.make_room,
         )

@@ -15,7 +15,7 @@ from tests.support.files import opened_under
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     """Retries come at once."""
-    monkeypatch.setattr("mirror.download.coordinator.backoff", lambda *_, **__: 0.0)
+    monkeypatch.setattr("mirror.download.fetcher.backoff", lambda *_, **__: 0.0)
 
 
 @pytest.fixture

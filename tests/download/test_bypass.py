@@ -13,6 +13,7 @@ from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
 from mirror.download.passthrough_stream import PassthroughStream
 from mirror.download.reader import Span, StreamingBody
+from mirror.download.verifier import Verifier
 from mirror.errors import (
     ConnectionWithdrawn,
     DigestMismatch,
@@ -265,13 +266,17 @@ async def test_leaving_in_the_middle_closes_the_stream(world, source, broken_ope
 
 
 async def test_unreadable_partial(world, source, monkeypatch):
-    """If what was written cannot be read back, readers get their bytes past the store."""
-    from mirror.download import verifier
+    """If what an earlier run has written cannot be read back, readers get their bytes past the store."""
+    gate, worker = source.gate(CHUNK), world.worker()
+    world.pull(worker, source)
+    await gate.reached.wait()
+    await worker.close()
+    gate.release()
 
     def unreadable(*args):
         raise StorageError("reading back: Input/output error", "io")
 
-    monkeypatch.setattr(verifier, "hash_piece", unreadable)
+    monkeypatch.setattr(Verifier, "_read_back", unreadable)
     assert await world.pull(world.worker(), source).whole() == DATA
     assert await world.ended() == ["bypassed"]
 
@@ -285,7 +290,7 @@ async def test_read_only_store_and_a_blob_that_upstream_says_is_empty(world, bro
 
 async def test_read_only_store_and_a_silent_upstream(world, source, broken_open):
     """The time limit for the first byte holds past the store, too."""
-    world.policy = dataclasses.replace(world.policy, first_byte=0.2)
+    world.limits = dataclasses.replace(world.limits, first_byte_s=0.2)
     hold = source.hold_answer()
     reader = world.pull(world.worker(), source)
     assert isinstance(await reader.ended_short(), UpstreamTimeout)
@@ -295,7 +300,7 @@ async def test_read_only_store_and_a_silent_upstream(world, source, broken_open)
 
 async def test_reader_behind_a_silent_upstream_when_the_disk_is_full(world, source, disk):
     """So it does for one who has been told the size already."""
-    world.policy = dataclasses.replace(world.policy, first_byte=0.5)
+    world.limits = dataclasses.replace(world.limits, first_byte_s=0.5)
     worker, gate = world.worker(), source.gate(CHUNK)
     disk.room = CHUNK
     first = world.pull(worker, source)

@@ -1,5 +1,6 @@
 """Nothing wrong is ever completed."""
 
+import asyncio
 import threading
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
 from mirror.download.reader import StreamingBody
+from mirror.download.verifier import Verifier
 from mirror.errors import DigestMismatch, MirrorError, NotFound
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK
@@ -102,7 +104,7 @@ async def test_small_blob_is_held_back_until_its_last_byte(world):
     gate = source.gate(len(SMALL) - 1)
     reader = world.pull(world.worker(), source)
     await gate.reached.wait()
-    download = reader.body._download
+    download = reader.body._ingest
     assert download.received == len(SMALL) - 1
     assert not reader.data
     gate.release()
@@ -110,29 +112,24 @@ async def test_small_blob_is_held_back_until_its_last_byte(world):
 
 
 async def test_last_bytes_wait_for_the_verifier(world, source, monkeypatch):
-    """Although every byte has arrived, the last ones are given only when the verifier has read all of them."""
+    """Although every byte has arrived, the last ones are sent only when all of them have been hashed."""
     hold, begun = threading.Event(), threading.Event()
-    from mirror.download import verifier
+    real = Verifier._update
 
-    real = verifier.hash_piece
-
-    def held(hasher, descriptor, position, end):
-        if end == len(DATA):
+    def held(self, data):
+        if self._partial.is_complete():
             begun.set()
-            hold.wait(10)
-        return real(hasher, descriptor, position, end)
+            assert hold.wait(10)
+        real(self, data)
 
-    monkeypatch.setattr(verifier, "hash_piece", held)
+    monkeypatch.setattr(Verifier, "_update", held)
     worker = world.worker()
     reader = world.pull(worker, source)
     await reader.has(len(DATA) - HELD_BACK)
-    import asyncio
-
     assert await asyncio.to_thread(begun.wait, 10)
     late = world.pull(worker, source)
     await late.has(len(DATA) - HELD_BACK)
-    download = worker.find(Digest.of(DATA))
-    assert download.received == len(DATA)
+    assert worker.find(Digest.of(DATA)).received == len(DATA)
     for one in (reader, late):
         assert len(one.data) == len(DATA) - HELD_BACK
     hold.set()

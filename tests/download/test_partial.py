@@ -212,7 +212,7 @@ def test_opening_in_the_moment_of_a_commit_leaves_no_map(layout, begun, monkeypa
 
     def committed_before(path):
         os.rename(begun.path, layout.root + "/elsewhere")
-        begun.forget_map()
+        begun.remove_map()
         return real(path)
 
     monkeypatch.setattr(module, "ChunkMap", committed_before)

@@ -12,9 +12,9 @@ DIGEST = Digest.of(DATA)
 BREAK = 3 * CHUNK + 777
 
 
-@pytest.fixture
-def source():
-    return ScriptedSource(DATA)
+@pytest.fixture(params=[64 << 10, 2 * CHUNK + 5], ids=["small steps", "large steps"])
+def source(request):
+    return ScriptedSource(DATA, request.param)
 
 
 async def interrupted(world, source):
@@ -22,9 +22,7 @@ async def interrupted(world, source):
     gate, worker = source.gate(BREAK), world.worker()
     reader = world.pull(worker, source)
     await gate.reached.wait()
-    partial = worker.find(DIGEST)._ingest.partial
-    while partial.refresh() and partial.map.hashed < BREAK:
-        await reader.body._download._ingest.signal.wait(0.01)
+    assert worker.find(DIGEST).received == BREAK
     await worker.close()
     await reader.ended_short()
     gate.release()
@@ -94,9 +92,9 @@ async def test_follower_waits_for_the_hash(world, source, reboot):
     assert other.try_acquire_driver()
     reader = world.pull(world.worker(), source)
     for _ in range(5):
-        other.map.tell_hashed(CHUNK)
-        await reader.body._download._ingest.signal.wait(0.05)
+        other.map.write_hashed(CHUNK)
+        await reader.body._ingest._change(0.05, None)
     assert not reader.data
-    assert reader.body._download.size is None
+    assert reader.body._ingest.size is None
     other.close()
     assert await reader.whole() == DATA

@@ -114,16 +114,16 @@ async def test_only_a_whole_body_waits_for_the_digest(world, source, start, held
 
 async def test_waiting_far_ahead_costs_no_walk(world, source, monkeypatch):
     """When all connections that may be are at work, a reader far ahead looks through no map, however often it is woken."""
-    world.policy = dataclasses.replace(world.policy, fetchers=1)
+    world.limits = dataclasses.replace(world.limits, fetchers=1)
     worker, gate = world.worker(), source.gate(CHUNK // 2)
     world.pull(worker, source)
     await gate.reached.wait()
-    partial = worker.find(Digest.of(DATA))._ingest.partial
+    partial = worker.find(Digest.of(DATA))._partial
     walks = []
     monkeypatch.setattr(partial, "hole", lambda start: walks.append(start))
     monkeypatch.setattr(partial, "available", lambda position: walks.append(position) or position)
     for _ in range(100):
-        worker.find(Digest.of(DATA))._ingest.coordinator.want(FAR)
+        worker.find(Digest.of(DATA))._fetcher.fetch_ahead(FAR)
     assert walks == []
     monkeypatch.undo()
     gate.release()
@@ -132,24 +132,24 @@ async def test_waiting_far_ahead_costs_no_walk(world, source, monkeypatch):
 
 async def test_readers_are_woken_for_their_own_chunk(world, source):
     """Bytes that arrive elsewhere wake no reader: a thousand that wait far ahead cost nothing."""
-    world.policy = dataclasses.replace(world.policy, fetchers=1)
+    world.limits = dataclasses.replace(world.limits, fetchers=1)
     worker, gate = world.worker(), source.gate(100)
     world.pull(worker, source)
     await gate.reached.wait()
-    signal = worker.find(Digest.of(DATA))._ingest.signal
-    waiting = asyncio.create_task(signal.wait(LIMIT, FAR // CHUNK))
-    mine = asyncio.create_task(signal.wait(LIMIT, 0))
+    partial = worker.find(Digest.of(DATA))._partial
+    waiting = asyncio.create_task(partial.changed(LIMIT, FAR))
+    mine = asyncio.create_task(partial.changed(LIMIT, 0))
     await asyncio.sleep(0)
     gate.release()
-    assert await mine
+    await mine
     assert not waiting.done()
     await world.ended()
-    assert await waiting
+    await waiting
 
 
 async def test_never_more_connections_than_allowed(world, source):
     """When all allowed fillers are at work, a further far reader waits for its turn, and gets its bytes."""
-    world.policy = dataclasses.replace(world.policy, fetchers=2)
+    world.limits = dataclasses.replace(world.limits, fetchers=2)
     worker, gate, far = world.worker(), source.gate(100), source.gate(2 * CHUNK + 100)
     world.pull(worker, source)
     await gate.reached.wait()
@@ -184,7 +184,7 @@ async def test_failed_fetch_ahead_is_made_good(world, source, error):
 
 async def test_upstream_is_not_stormed_for_a_range_that_it_refuses(world, source, monkeypatch):
     """A refused range is asked for again after a pause, not at every block that arrives elsewhere meanwhile."""
-    monkeypatch.setattr("mirror.download.coordinator.backoff", lambda *_, **__: 60.0)
+    monkeypatch.setattr("mirror.download.fetcher.backoff", lambda *_, **__: 60.0)
     gates = [source.gate(place) for place in range(1000, CHUNK // 2, 20_000)]
     source.refuse(*[UpstreamFailing("500")] * 100, start=FAR)
     worker = world.worker()
@@ -234,7 +234,7 @@ async def test_hole_between_two_parts(world, source):
     tail = world.pull(worker, source, FAR, None)
     await tail.has(len(DATA) - FAR - HELD_BACK)
     while world.received(Digest.of(DATA)) < CHUNK // 2 + len(DATA) - FAR:
-        await tail.body._download._ingest.signal.wait(0.01)
+        await tail.body._ingest._partial.changed(0.01)
     await worker.close()
     assert await reader.ended_short()
     gate.release()
@@ -249,10 +249,10 @@ async def test_end_in_the_moment_a_filler_is_wanted(world, source):
     world.pull(worker, source)
     await gate.reached.wait()
     before = opened_under(world.layout.root)
-    coordinator = worker.find(Digest.of(DATA))._ingest.coordinator
-    coordinator.want(FAR)
+    fetcher = worker.find(Digest.of(DATA))._fetcher
+    fetcher.fetch_ahead(FAR)
     assert opened_under(world.layout.root) != before
-    await coordinator.close()
+    await fetcher.close()
     assert opened_under(world.layout.root) == before
     gate.release()
     await world.ended()
@@ -264,9 +264,9 @@ async def test_filler_wanted_after_the_end(world, source):
     world.pull(worker, source)
     await gate.reached.wait()
     before = opened_under(world.layout.root)
-    coordinator = worker.find(Digest.of(DATA))._ingest.coordinator
-    await coordinator.close()
-    coordinator.want(FAR)
+    fetcher = worker.find(Digest.of(DATA))._fetcher
+    await fetcher.close()
+    fetcher.fetch_ahead(FAR)
     assert opened_under(world.layout.root) == before
     gate.release()
     await world.ended()

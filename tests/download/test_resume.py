@@ -116,7 +116,7 @@ async def test_portal_pages_cost_nothing_that_has_arrived(world, source):
     """Answers that are shorter than what has arrived throw nothing away, however many agree: a portal's pages do."""
     source.fail_at(BREAK, UpstreamDisconnected("cut"))
     source.sizes = [len(DATA), *[5000] * 10]
-    world.policy = dataclasses.replace(world.policy, attempts=6)
+    world.limits = dataclasses.replace(world.limits, attempts=6)
     assert isinstance(await world.pull(world.worker(), source).ended_short(), UpstreamProtocolError)
     await world.quiet()
     source.sizes = []
@@ -197,7 +197,7 @@ async def test_disk_takes_meanwhile_what_has_arrived(world, source, monkeypatch)
         parts.append((position, position + length))
 
     monkeypatch.setattr("mirror.download.range_fetcher.start_write_back", start)
-    monkeypatch.setattr("mirror.download.range_fetcher._WRITE_BACK", CHUNK)
+    monkeypatch.setattr("mirror.download.range_fetcher._WRITE_BACK_BYTES", CHUNK)
     assert await world.pull(world.worker(), source).whole() == DATA
     await world.quiet()
     ends = [stop for _, stop in parts]
@@ -233,5 +233,5 @@ async def test_answers_that_end_where_they_should_begin(world, source, at):
     reader = world.pull(worker, source)
     assert isinstance(await reader.ended_short(), UpstreamDisconnected)
     await world.quiet()
-    assert len(source.opens) <= world.policy.attempts + 1
+    assert len(source.opens) <= world.limits.attempts + 1
     assert world.results == ["failed"]

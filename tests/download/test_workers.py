@@ -12,9 +12,9 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.download.chunk_map import Fate
-from mirror.download.download import State
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.reader import StreamingBody
+from mirror.download.states import Verified
 from mirror.errors import NotFound, StorageError
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK, open_partial
@@ -212,7 +212,7 @@ async def test_join_while_the_other_worker_commits(world, second, monkeypatch):
         if str(path).endswith(".map") and not committed:
             committed.append(True)
             world.files.commit(other.path, other.descriptor, DIGEST)
-            other.forget_map()
+            other.remove_map()
         return real(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "open", slow)
@@ -225,7 +225,7 @@ async def test_join_while_the_other_worker_commits(world, second, monkeypatch):
 
 async def test_other_worker_that_makes_no_progress(world, first, second, monkeypatch):
     """A follower does not wait for ever for a worker that hangs: its readers go on past the store, and it keeps what it has."""
-    world.policy = dataclasses.replace(world.policy, stall=0.1)
+    world.limits = dataclasses.replace(world.limits, stall_s=0.1)
     gate = first.gate(MIDDLE)
     driver, follower = world.worker(), world.worker()
     one = world.pull(driver, first)
@@ -248,24 +248,24 @@ def committing(layout):
 
 async def test_hashing_is_no_hang(world, second):
     """While another worker hashes what has arrived, however long that takes, its readers stay with the store."""
-    world.policy = dataclasses.replace(world.policy, stall=0.3)
+    world.limits = dataclasses.replace(world.limits, stall_s=0.3)
     with contextlib.closing(committing(world.layout)) as other:
         reader = world.pull(world.worker(), second)
         await reader.has(len(DATA) - HELD_BACK)
         for hashed in range(8):
-            other.map.tell_hashed(hashed + 1)
+            other.map.write_hashed(hashed + 1)
             await asyncio.sleep(0.1)
         assert second.opens == []
-        other.tell(Fate.VERIFIED)
+        other.publish(Fate.VERIFIED)
         assert await reader.whole() == DATA
     await world.ended()
 
 
 async def test_flushing_is_no_hang(world, second):
     """Bytes that another worker has verified are given out while it flushes them, and it is not taken to hang."""
-    world.policy = dataclasses.replace(world.policy, stall=0.1)
+    world.limits = dataclasses.replace(world.limits, stall_s=0.1)
     with contextlib.closing(committing(world.layout)) as other:
-        other.tell(Fate.VERIFIED)
+        other.publish(Fate.VERIFIED)
         worker = world.worker()
         assert await world.pull(worker, second).whole() == DATA
         await asyncio.sleep(0.5)
@@ -282,9 +282,9 @@ async def test_committed_and_purged_before_the_follower_looks(world, second):
         reader = world.pull(world.worker(), second)
         await reader.has(len(DATA) - HELD_BACK)
         # No turn of the event loop in between.
-        other.tell(Fate.VERIFIED)
+        other.publish(Fate.VERIFIED)
         world.files.commit(other.path, other.descriptor, DIGEST)
-        other.forget_map()
+        other.remove_map()
         world.files.delete(DIGEST)
         assert await reader.whole() == DATA
     await world.quiet()
@@ -324,7 +324,7 @@ async def test_flush_that_fails(world, first, second, monkeypatch, verified):
 
     monkeypatch.setattr(os, "fsync", broken)
     if not verified:
-        monkeypatch.setattr("mirror.download.ingest._FOLLOW_INTERVAL", 0.5)
+        monkeypatch.setattr("mirror.download.follower._POLL_INTERVAL_S", 0.5)
     gate = first.gate(MIDDLE)
     driver, follower = world.worker(), world.worker()
     one = world.pull(driver, first)
@@ -337,7 +337,7 @@ async def test_flush_that_fails(world, first, second, monkeypatch, verified):
     assert await one.whole() == DATA
     assert await asyncio.to_thread(begun.wait, LIMIT)
     if verified:
-        await eventually(lambda: follower.find(DIGEST).state is State.VERIFIED)
+        await eventually(lambda: isinstance(follower.find(DIGEST).state, Verified))
     go.set()
     await world.ended(2)
     assert second.opens == []

@@ -9,7 +9,7 @@ from mirror.core.digest import Digest
 from mirror.download.downloads import Downloads
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.reader import HeldBody, Span, StreamingBody
-from mirror.download.services import DownloadServices, Policy
+from mirror.download.services import DownloadLimits, DownloadServices
 from mirror.download.shares import Shares
 from mirror.errors import MirrorError
 from mirror.storage.blobs import BlobFiles
@@ -114,7 +114,7 @@ class World:
         self.files = BlobFiles(self.layout, SpaceQuota(self.layout, 0, 0))
         self.executor = executor or ThreadPoolExecutor(4)
         self.threads = ThreadPools(*[self.executor] * 6)
-        self.policy = Policy(attempts=3, first_byte=5.0, stall=5.0, fetchers=4, look_ahead=CHUNK)
+        self.limits = DownloadLimits(attempts=3, first_byte_s=5.0, stall_s=5.0, fetchers=4, look_ahead_bytes=CHUNK)
         self.results = []
         self.resumes = []
         self.room_wanted = []
@@ -122,8 +122,8 @@ class World:
         self._workers = []
 
     def worker(self):
-        workshop = DownloadServices(self.layout, self.files, self.threads, self.policy, self.resumes.append, self._make_room)
-        worker = Downloads(workshop, Shares(CountTable.private()), self._ended)
+        services = DownloadServices(self.layout, self.files, self.threads, self.limits, self.resumes.append, self._make_room)
+        worker = Downloads(services, Shares(CountTable.private()), self._ended)
         self._workers.append(worker)
         return worker
 

@@ -22,7 +22,7 @@ HELD_BACK = 64 << 10
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     """Retries come at once."""
-    monkeypatch.setattr("mirror.download.coordinator.backoff", lambda *_, **__: 0.0)
+    monkeypatch.setattr("mirror.download.fetcher.backoff", lambda *_, **__: 0.0)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ CELLS = [
 @pytest.fixture
 async def mirror(hub, tmp_path, monkeypatch, request):
     """A mirror with little patience where upstream is silent, and without pauses between its attempts."""
-    monkeypatch.setattr("mirror.download.coordinator.backoff", lambda *_, **__: 0.0)
+    monkeypatch.setattr("mirror.download.fetcher.backoff", lambda *_, **__: 0.0)
     # Elsewhere a machine that is busy with other things must not be taken for a silent upstream.
     settings = {}
     if isinstance(request.node.callspec.params["fault"], (NoHeaders, Stall)):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from mirror.core.digest import Digest
+from mirror.download.ingest import Ingest
 from mirror.maintenance import leftovers
 from mirror.storage.table import Table
 from tests.fakehub import Html, NoHeaders, Rule, Status
@@ -235,14 +236,16 @@ async def test_fetched_by_another_worker_meanwhile(hub, mirror, monkeypatch, gra
     path = f"/v2/{OTHER}/blobs/{digest}"
     async with MirrorUnderTest(hub, mirror.store_path) as worker:
         looked, go_on = asyncio.Event(), asyncio.Event()
-        downloads, run = worker.mirror._downloads, worker.mirror._downloads._run
+        run = Ingest.run
 
-        async def held_back(*args):
-            looked.set()
-            await go_on.wait()
-            await run(*args)
+        async def held_back(ingest):
+            # The other worker's ingest, which comes later, is not held.
+            if not looked.is_set():
+                looked.set()
+                await go_on.wait()
+            return await run(ingest)
 
-        monkeypatch.setattr(downloads, "_run", held_back)
+        monkeypatch.setattr(Ingest, "run", held_back)
         asking = asyncio.create_task(worker.get(path))
         await asyncio.wait_for(looked.wait(), LIMIT)
         assert (await mirror.get(f"/v2/{ONE}/blobs/{digest}")).body == b"content"

@@ -372,7 +372,7 @@ async def _in_use(janitor, size):
 
 async def test_failing_blobs(hub, start, quiet, monkeypatch):
     """Blobs that upstream cannot deliver fail quietly; the others come, and clients get the true answer for each."""
-    monkeypatch.setattr("mirror.download.coordinator.backoff", lambda *_, **__: 0.0)
+    monkeypatch.setattr("mirror.download.fetcher.backoff", lambda *_, **__: 0.0)
     mirror = await start()
     made = image(hub)
     config, wrong, gone, *right = parts(made)
@@ -392,7 +392,7 @@ async def test_failing_blobs(hub, start, quiet, monkeypatch):
 
 async def test_upstream_fails(hub, start, quiet, monkeypatch):
     """An upstream that answers no blob any more costs the mirror nothing but its tries, and clients a quick answer."""
-    monkeypatch.setattr("mirror.download.coordinator.backoff", lambda *_, **__: 0.0)
+    monkeypatch.setattr("mirror.download.fetcher.backoff", lambda *_, **__: 0.0)
     mirror = await start()
     made = image(hub, layers=40)
     failing = hub.script(Rule(kind="blob", host="registry", times=None), Status(500))

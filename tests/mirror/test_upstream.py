@@ -213,13 +213,13 @@ async def test_silence_in_a_manifest(hub, tmp_path):
 
 def test_time_limits_of_clients():
     """The default limits give an answer before containerd's 30 seconds are over."""
-    from mirror.download.services import Policy
+    from mirror.download.services import DownloadLimits
     from mirror.upstream import registry
     from mirror.upstream.http import Limits
 
     assert Limits().connect + Limits().headers < 25
     assert registry._TIMEOUT_S < 25
-    assert Policy().first_byte < 25
+    assert DownloadLimits().first_byte_s < 25
 
 
 async def test_patience_has_an_end(hub, mirror, monkeypatch):

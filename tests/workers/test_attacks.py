@@ -15,7 +15,7 @@ from tests.workers.test_crashes import check_store
 DIES_IN_COMMIT = """
 import os, signal, sys
 from mirror.download.partial import Partial
-Partial.forget_map = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+Partial.remove_map = lambda self: os.kill(os.getpid(), signal.SIGKILL)
 sys.argv = ["mirror", "serve", "--config", sys.argv[1]]
 from mirror.cli import main
 main()

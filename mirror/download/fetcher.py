@@ -1,0 +1,216 @@
+"""Fetches the holes of one partial file: which hole is next, when to try again, and what readers far ahead wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+
+import structlog
+
+from mirror.core.retry import backoff
+from mirror.download.partial import CHUNK, Partial
+from mirror.download.range_fetcher import RangeFetcher
+from mirror.download.services import DownloadServices
+from mirror.download.source import Source
+from mirror.errors import (
+    ConnectionWithdrawn,
+    MirrorError,
+    StorageError,
+    UpstreamError,
+    UpstreamRateLimited,
+    UpstreamRefusal,
+    UpstreamSizeChanged,
+    UpstreamTimeout,
+)
+
+log = structlog.get_logger(__name__)
+
+# An attempt that brought this many bytes made progress: the count of failures starts again.
+_PROGRESS_BYTES = 256 << 10
+# How often a hole that another writer fills is looked at.
+_POLL_INTERVAL_S = 0.03
+# So many responses in a row have to agree on another size before what has arrived is discarded.
+_AGREEING_SIZES = 2
+
+
+class Fetcher:
+    """Fetches what is missing of one partial file in this process.
+
+    Attributes:
+        write: writes bytes at an offset into the partial file; the driver's hashes them, too.
+    """
+
+    def __init__(self, partial: Partial, source: Source, services: DownloadServices) -> None:
+        self.write: Callable[[int, memoryview], None] = partial.write
+        self._partial = partial
+        self._source = source
+        self._services = services
+        # Stays set between two attempts: readers who wait there are served by the next one, and must not start another.
+        self._main: RangeFetcher | None = None
+        self._ahead: dict[RangeFetcher, asyncio.Task[None]] = {}
+        self._ahead_failures = 0
+        self._ahead_again = 0.0
+        self._closed = False
+        self._other_sizes: list[int | None] = []
+        # A reader starts further range fetchers, but they belong to the ingest, as this one does.
+        self._context = contextvars.copy_context()
+
+    @property
+    def is_contradicted(self) -> bool:
+        """Whether several responses in a row agreed on another size than the first one."""
+        sizes = self._other_sizes[-_AGREEING_SIZES:]
+        return len(sizes) == _AGREEING_SIZES and len(set(sizes)) == 1
+
+    async def run(self) -> None:
+        """Fetch hole after hole until there is none. For the driver.
+
+        Raises:
+            UpstreamError, UpstreamRefusal: the attempts are used up.
+            StorageError: the bytes cannot be written.
+        """
+        failures, loop = 0, asyncio.get_running_loop()
+        progressed_at, seen = loop.time(), -1
+        while not self._partial.is_complete():
+            before = self._partial.received()
+            try:
+                fetched = await self._fetch_first_hole()
+            except ConnectionWithdrawn:
+                # No failure: the wait for another connection is bounded, and the hole begins where the bytes end.
+                continue
+            except (UpstreamError, UpstreamRefusal) as error:
+                progress = self._partial.received() - before
+                failures = 1 if progress >= _PROGRESS_BYTES else failures + 1
+                if isinstance(error, UpstreamSizeChanged):
+                    self._record_size(error.size)
+                elif progress:
+                    self._other_sizes.clear()
+                await self._prepare_retry(error, failures, progressed=progress > 0)
+                continue
+            if not fetched:
+                # Every hole has another writer, perhaps in another process.
+                await self._partial.changed(_POLL_INTERVAL_S)
+                self._partial.refresh()
+                if self._partial.received() != seen:
+                    progressed_at, seen = loop.time(), self._partial.received()
+                    self._partial.announce()
+                elif loop.time() - progressed_at > self._services.limits.stall_s:
+                    raise StorageError(f"another worker holds a part of {self._partial.digest} and hangs", "busy")
+
+    def fetch_ahead(self, position: int) -> None:
+        """Make sure that a range fetcher is on its way to `position`, because a reader waits there."""
+        if self._closed:
+            # The reader has not seen yet that another partial file takes the place of this one.
+            return
+        loop = asyncio.get_running_loop()
+        fetchers = [*self._ahead, *([self._main] if self._main else [])]
+        # Before any search in the map, whose cost to every waiting reader grows with the blob.
+        if len(fetchers) >= self._services.limits.fetchers or loop.time() < self._ahead_again:
+            return
+        start = self._partial.available(position)
+        if self._is_near(start, fetchers):
+            return
+        hole = self._partial.hole(max(start, position // CHUNK * CHUNK))
+        if hole is None or self._is_near(hole[0], fetchers) or not self._start_ahead(hole):
+            # Another writer fills it, perhaps in another process; a reader who waits asks again.
+            self._ahead_again = loop.time() + _POLL_INTERVAL_S
+
+    def _start_ahead(self, hole: tuple[int, int]) -> bool:
+        """Begin to fetch a hole beside what is under way; False if another writer fills it."""
+        fetcher = self._range_fetcher(hole[0])
+        if not fetcher.claim():
+            fetcher.close()
+            return False
+        self._ahead[fetcher] = asyncio.get_running_loop().create_task(
+            self._run_ahead(fetcher, self._stop(hole)), context=self._context.copy()
+        )
+        return True
+
+    def _record_size(self, size: int | None) -> None:
+        # Less than has arrived from its beginning is the size of some portal's page, not of the blob with these bytes.
+        if size is None or size >= self._partial.available(0):
+            self._other_sizes.append(size)
+
+    def _is_near(self, position: int, fetchers: list[RangeFetcher]) -> bool:
+        return any(0 <= position - fetcher.position < self._services.limits.look_ahead_bytes for fetcher in fetchers)
+
+    async def close(self) -> None:
+        """End what still runs, and begin nothing more; the partial file may be closed afterwards."""
+        self._closed = True
+        tasks = list(self._ahead.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # A task that is cancelled before its first step does not close its range fetcher.
+        for fetcher in self._ahead:
+            fetcher.close()
+        self._ahead.clear()
+
+    async def _fetch_first_hole(self) -> bool:
+        """Fetch the first hole that has no other writer; False if there is none."""
+        hole: tuple[int, int | None] | None = (0, None) if self._partial.size is None else self._partial.hole(0)
+        while hole is not None:
+            fetcher = self._range_fetcher(hole[0])
+            try:
+                if self._partial.size is None or fetcher.claim():
+                    self._main = fetcher
+                    await fetcher.fetch(self._stop(hole))
+                    return True
+            finally:
+                fetcher.close()
+            hole = self._partial.hole(hole[1] or 0)
+        self._main = None
+        return False
+
+    async def _run_ahead(self, fetcher: RangeFetcher, stop: int | None) -> None:
+        try:
+            await fetcher.fetch(stop)
+            self._ahead_failures = 0
+        except (ConnectionWithdrawn, UpstreamError, UpstreamRefusal, StorageError) as error:
+            # Not fatal: the driver fetches this part later.
+            log.info("fill_ahead_failed", digest=str(self._partial.digest), at=fetcher.position, cause=str(error))
+            self._ahead_failures += 1
+            self._ahead_again = asyncio.get_running_loop().time() + _pause_s(self._ahead_failures)
+        finally:
+            fetcher.close()
+            self._ahead.pop(fetcher, None)
+            # Another reader may have waited until fewer are under way.
+            self._partial.announce()
+
+    async def _prepare_retry(self, error: UpstreamError | UpstreamRefusal, failures: int, *, progressed: bool) -> None:
+        """Wait as long as necessary before the next attempt, or raise the error if there should be none."""
+        if self._is_hopeless(error, failures):
+            raise error
+        reason = error.reason if isinstance(error, UpstreamError) else "answer"
+        log.info(
+            "download_interrupted",
+            digest=str(self._partial.digest),
+            received=self._partial.received(),
+            reason=reason,
+            cause=str(error),
+        )
+        self._services.resumed(reason)
+        if not progressed and not (isinstance(error, UpstreamError) and error.another):
+            await asyncio.sleep(_pause_s(failures))
+
+    def _is_hopeless(self, error: MirrorError, failures: int) -> bool:
+        if self._partial.received() or (isinstance(error, UpstreamError) and error.another):
+            return failures >= self._services.limits.attempts
+        # Nothing has arrived yet: a client gains more from an early error, after which it turns to another host.
+        no_answer = isinstance(error, UpstreamTimeout) and self._partial.size is None
+        return failures > 1 or no_answer or isinstance(error, UpstreamRefusal | UpstreamRateLimited)
+
+    def _stop(self, hole: tuple[int, int | None]) -> int | None:
+        return None if hole[1] == self._partial.size else hole[1]
+
+    def _range_fetcher(self, position: int) -> RangeFetcher:
+        return RangeFetcher(self._partial, self._source, self._services, position, self._write)
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        # Looked up now: a range fetcher may be older than the verifier.
+        self.write(offset, data)
+
+
+def _pause_s(failures: int) -> float:
+    """How long to wait after so many failures in a row."""
+    return backoff(failures, base=0.25, cap=4.0, jitter=0.5)

@@ -1,0 +1,90 @@
+"""Follows another process that completes a blob, and serves what arrives meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mirror.core.digest import Digest
+from mirror.download.audience import Audience
+from mirror.download.chunk_map import Fate
+from mirror.download.partial import Partial
+from mirror.download.services import DownloadServices
+from mirror.download.states import Committed
+from mirror.errors import DigestMismatch, FlushFailed, StorageError
+
+_POLL_INTERVAL_S = 0.03
+
+
+class Follower:
+    """Waits for the driver of a partial file in another process.
+
+    Args:
+        audience: the readers in this process, of whom the driver learns.
+    """
+
+    def __init__(self, partial: Partial, services: DownloadServices, audience: Audience) -> None:
+        self._partial = partial
+        self._services = services
+        self._audience = audience
+        self._seen = (-1, -1, Fate.OPEN)
+
+    async def run(self) -> Committed | None:
+        """Return when the other process has committed the blob; None if this one has to go on.
+
+        That is so when it has got the driver lock, or when the file was discarded before anything of it was seen here.
+
+        Raises:
+            MirrorError: the other process hangs, or has discarded the file.
+        """
+        partial, loop = self._partial, asyncio.get_running_loop()
+        deadline = loop.time() + self._services.limits.stall_s
+        while partial.is_current():
+            partial.show_readers(bool(self._audience.clients))
+            if self._progressed():
+                limits = self._services.limits
+                deadline = loop.time() + (limits.flush_s if partial.is_verified else limits.stall_s)
+                partial.announce()
+            if loop.time() > deadline:
+                # The lock cannot be taken away: readers go on past the store.
+                raise StorageError(f"another worker makes no progress with {partial.digest}", "busy")
+            await asyncio.sleep(_POLL_INTERVAL_S)
+            if partial.try_acquire_driver() and partial.is_current():
+                partial.show_readers(False)
+                return None
+        return self._ended(partial.digest)
+
+    def _progressed(self) -> bool:
+        """Read the map; whether bytes have arrived or were hashed, or have been verified, since the last time."""
+        partial = self._partial
+        is_valid = partial.refresh()
+        if is_valid and partial.map.fate is Fate.VERIFIED:
+            partial.is_verified = True
+        seen, self._seen = self._seen, (partial.received(), partial.map.hashed, partial.map.fate)
+        return seen != self._seen
+
+    def _ended(self, digest: Digest) -> Committed | None:
+        """What has become of the file, which has lost its name; None if nothing of it was seen here.
+
+        Raises:
+            MirrorError: it was discarded.
+        """
+        partial = self._partial
+        is_valid, fate = partial.refresh(), partial.map.fate
+        if is_valid and fate is Fate.VERIFIED:
+            # Whether it is still held or has been removed since.
+            assert partial.size is not None
+            return Committed(partial.size, fetched=False)
+        size = self._services.files.size_if_same(digest, partial.descriptor)
+        if size is not None:
+            # The map was opened too late: it is not the one that belonged to these bytes.
+            return Committed(size, fetched=False)
+        if fate is Fate.NO_ROOM:
+            raise StorageError(f"another worker had no room for {digest}", "full")
+        if fate is Fate.LOST:
+            raise FlushFailed(f"another worker could not get {digest} onto the disk", "io")
+        if partial.received() and fate is Fate.WRONG:
+            # Readers may have had some of them.
+            raise DigestMismatch(f"what had arrived of {digest} at another worker was wrong")
+        if partial.received():
+            raise StorageError(f"what had arrived of {digest} was cleared away", "busy")
+        return None

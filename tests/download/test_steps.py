@@ -1,0 +1,98 @@
+"""What one step of an ingest does: it writes, marks and hashes all bytes in hand at once."""
+
+import itertools
+
+import pytest
+
+from mirror.core.digest import Digest
+from mirror.download import verifier
+from mirror.download.partial import CHUNK, Partial
+from mirror.errors import StorageError, UpstreamDisconnected
+from tests.download.source import ScriptedSource
+from tests.support.names import content
+
+DATA = content(8 * CHUNK + 12_345)
+FAR = 5 * CHUNK
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """The parts that have been written, as (start, stop)."""
+    parts, write = [], Partial.write
+
+    def recorded(self, offset, data):
+        parts.append((offset, offset + len(data)))
+        write(self, offset, data)
+
+    monkeypatch.setattr(Partial, "write", recorded)
+    return parts
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Nothing that was written can be read back for hashing."""
+
+    def broken(*_):
+        raise StorageError("reading back: Input/output error", "io")
+
+    monkeypatch.setattr(verifier, "read_piece", broken)
+
+
+@pytest.mark.parametrize("block", [1000, 64 << 10, CHUNK, CHUNK + 1000, 3 * CHUNK, len(DATA)])
+async def test_each_block_is_one_write(world, writes, block):
+    """A block of any size, over any number of chunks, is written at once and to its place."""
+    source = ScriptedSource(DATA[: 3 * block] if block < CHUNK else DATA, block)
+    assert await world.pull(world.worker(), source).whole() == source.data
+    assert await world.ended() == ["committed"]
+    assert writes == source.sent
+
+
+@pytest.mark.parametrize("block", [64 << 10, CHUNK, 3 * CHUNK + 7])
+async def test_sequential_miss_is_not_read_back(world, unreadable, block):
+    """Bytes that arrive without a gap are hashed from memory, also across connections that break."""
+    source = ScriptedSource(DATA, block)
+    source.fail_at(FAR + 10, UpstreamDisconnected("cut"))
+    assert await world.pull(world.worker(), source).whole() == DATA
+    assert await world.ended() == ["committed"]
+
+
+@pytest.mark.parametrize("block", [64 << 10, CHUNK, 3 * CHUNK])
+async def test_step_ends_where_another_writer_begins(world, writes, block):
+    """A block that reaches into a chunk of another range fetcher is written up to there; no byte is written twice."""
+    source = ScriptedSource(DATA, block)
+    worker, gate, far = world.worker(), source.gate(100), source.gate(FAR + 500)
+    whole = world.pull(worker, source)
+    await gate.reached.wait()
+    ahead = world.pull(worker, source, FAR, FAR + 10)
+    assert await ahead.whole() == DATA[FAR : FAR + 10]
+    gate.release()
+    await whole.has(FAR)
+    far.release()
+    assert await whole.whole() == DATA
+    assert await world.ended() == ["committed"]
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(sorted(writes)))
+
+
+async def test_hashing_in_hand_goes_on_behind_what_was_read_back(world):
+    """After a restart the old bytes are read back, those that follow are hashed as they arrive, and the digest is right."""
+    source, worker = ScriptedSource(DATA, 3 * CHUNK), world.worker()
+    gate = source.gate(FAR)
+    reader = world.pull(worker, source)
+    await gate.reached.wait()
+    await worker.close()
+    await reader.ended_short()
+    gate.release()
+    assert await world.pull(world.worker(), source).whole() == DATA
+    assert await world.ended() == ["committed"]
+    assert source.opens == [(0, None), (FAR, None)]
+
+
+@pytest.mark.parametrize("at", [0, CHUNK, 3 * CHUNK - 1, len(DATA) - 1])
+async def test_wrong_byte_in_a_large_step(world, at):
+    """However large the steps, one wrong byte is noticed before the end."""
+    source = ScriptedSource(DATA, 3 * CHUNK)
+    source.corrupt(at)
+    reader = world.pull(world.worker(), source, digest=Digest.of(DATA))
+    await reader.ended_short()
+    assert len(reader.data) < len(DATA)
+    assert await world.ended(2) == ["digest_mismatch", "committed"]
