@@ -1,10 +1,10 @@
-"""The databases of the index: SQLite by way of diskcache. The only module that knows diskcache.
+"""The databases of the index: SQLite through diskcache. The only module that knows diskcache.
 
-A database lies in a directory of its own. One that is damaged is neither repaired nor renamed, because other processes may have
-it open, and SQLite works with the names of its files: a successor is made beside it, `tags.2` beside `tags`, and every process
-that finds the successor goes over to it. The newest one counts.
+A database has its own directory. A damaged one is neither repaired nor renamed, because other processes may have it open, and
+SQLite uses the names of its files. Instead a successor is created beside it, `tags.2` beside `tags`, and every process that finds
+the successor changes to it. The newest one counts.
 
-Values are JSON text. diskcache's own way of storing objects, pickle, is neither written nor read (CVE-2025-69872).
+Values are JSON text. Pickle, the object format of diskcache, is neither written nor read (CVE-2025-69872).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-# Seconds that a process waits for another one's write. Facts are not worth more.
-_BUSY = 2.0
-# Each thread has a connection to each table, and each of them keeps so many pages of 4 KiB; the kernel keeps them for all.
+# The longest wait for a write of another process.
+_BUSY_TIMEOUT_S = 2.0
+# Pages of 4 KiB in each connection, of which each thread has one to each table; the kernel caches them for all.
 _CACHED_PAGES = 256
 _ROWS = """SELECT key, value FROM Cache WHERE key >= ? AND key < ? AND mode = ? AND typeof(value) = 'text'
     AND (expire_time IS NULL OR expire_time > ?) ORDER BY key LIMIT ?"""
 _ROWS_AFTER = _ROWS.replace(">= ?", "> ?")
 _KEYS = "SELECT key FROM Cache WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
-# The version of a database in which every value that is to have a label has one.
-_LABELS = 1
+# The version of a database in which all values have their labels.
+_LABELLED_VERSION = 1
 _LABELLED = "SELECT key FROM Cache WHERE tag = ? ORDER BY rowid LIMIT ?"
-# The first key of each group, one look into the index over keys for each: `kind|name|rest` is followed by `kind|name}`.
+# The first key of each group, by one lookup in the index over keys for each: `kind|name}` follows all `kind|name|rest`.
 _GROUPS = """WITH RECURSIVE first(found) AS (
     SELECT min(key) FROM Cache WHERE key >= :prefix AND key < :after
     UNION ALL
@@ -45,28 +45,28 @@ _GROUPS = """WITH RECURSIVE first(found) AS (
         AND key > :prefix || substr(found, :start, instr(substr(found, :start), '|') - 1) || '}'
     ) FROM first WHERE found IS NOT NULL
 ) SELECT found FROM first WHERE found IS NOT NULL"""
-# What is wrong with the file itself (https://www.sqlite.org/rescode.html).
+# Errors of the file itself (https://www.sqlite.org/rescode.html).
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
-# What is wrong with something else.
+# Errors with another cause.
 _PASSING = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_PERM}
 )
-# More than SQLite needs to open a database: its shared memory and the pages that diskcache writes each time.
+# More than SQLite needs to open a database: its shared memory, and the pages that diskcache always writes.
 _PROBE_BYTES = 1 << 20
-# A failure that may lie in the file or in the disk is held against the disk so often before the file is given up.
-_TRIES = 3
-_KEPT_SUPERSEDED = 2
+# A failure of the file or the disk counts as one of the disk so often before the file is superseded.
+_MAX_ATTEMPTS = 3
+_MAX_SUPERSEDED = 2
 
 FAILURES = (sqlite3.Error, diskcache.Timeout, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-"""What reading and writing raises, whatever is in the files."""
+"""The errors of reads and writes, whatever the files contain."""
 
 
 class Unavailable(Exception):
-    """The database cannot be opened at the moment, through no fault of its own: no space, no rights, a lock."""
+    """The database cannot be opened now for another reason than damage: no space, no permission, a lock."""
 
 
 class _JsonDisk(diskcache.Disk):  # type: ignore[misc]
-    """Stores text under text, and nothing else."""
+    """Stores nothing but text under text."""
 
     def put(self, key: str) -> tuple[str, bool]:
         return key, True
@@ -89,44 +89,44 @@ class Database(diskcache.Cache):  # type: ignore[misc]
     """An open database."""
 
     def keys_from(self, prefix: str, most: int) -> list[str]:
-        """Every key that begins with `prefix`, by way of the index over keys; at most `most`, -1 for all."""
+        """Return the keys that begin with `prefix`, through the index over keys; at most `most`, -1 for all."""
         rows = self._sql(_KEYS, (prefix, _after(prefix), most)).fetchall()
         return [key for (key,) in rows]
 
     def labelled(self, label: str, most: int) -> list[str]:
-        """The keys of all values that were put with a label; at most `most`, -1 for all."""
+        """Return the keys with a label; at most `most`, -1 for all."""
         return [key for (key,) in self._sql(_LABELLED, (label, most)).fetchall()]
 
     def written_at(self, key: str) -> float | None:
-        """When a value was put, in seconds since the epoch; None if there is none."""
+        """Return when a value was set, in seconds since the epoch; None if there is none."""
         return next((when for (when,) in self._sql("SELECT store_time FROM Cache WHERE key = ? AND raw = 1", (key,))), None)
 
     def groups_from(self, prefix: str) -> list[str]:
-        """Of all keys `prefix`NAME|… the first one for each NAME."""
+        """Return the first key `prefix`NAME|… for each NAME."""
         values = {"prefix": prefix, "after": _after(prefix), "start": len(prefix) + 1}
         return [key for (key,) in self._sql(_GROUPS, values).fetchall()]
 
     def label(self, prefix: str, expression: str) -> None:
-        """Give a label to those values under `prefix` that an earlier version has put without one.
+        """Label the values under `prefix` that an earlier version has set without a label.
 
         Args:
             expression: SQL over `key` and `value`, which is valid JSON.
         """
-        if self._sql("PRAGMA user_version").fetchall() == [(_LABELS,)]:
+        if self._sql("PRAGMA user_version").fetchall() == [(_LABELLED_VERSION,)]:
             return
         where = "tag IS NULL AND key >= ? AND key < ? AND json_valid(value)"
         with self.transact():
             self._sql(f"UPDATE Cache SET tag = {expression} WHERE {where}", (prefix, _after(prefix)))  # noqa: S608 - our own
-            self._sql(f"PRAGMA user_version = {_LABELS}")
+            self._sql(f"PRAGMA user_version = {_LABELLED_VERSION}")
 
     def rows_from(self, prefix: str, most: int) -> list[tuple[str, str]]:
-        """Every key that begins with `prefix`, with its value as it is stored; at most `most`, -1 for all."""
+        """Return the keys that begin with `prefix`, with their stored values; at most `most`, -1 for all."""
         values = (prefix, _after(prefix), diskcache.core.MODE_TEXT, time.time(), most)
         rows: list[tuple[str, str]] = self._sql(_ROWS, values).fetchall()
         return rows
 
     def rows_after(self, prefix: str, last: str, most: int) -> list[tuple[str, str]]:
-        """The next keys that begin with `prefix` and come after `last`, with their values as they are stored."""
+        """Return the next keys that begin with `prefix` and follow `last`, with their stored values."""
         values = (last, _after(prefix), diskcache.core.MODE_TEXT, time.time(), most)
         rows: list[tuple[str, str]] = self._sql(_ROWS_AFTER, values).fetchall()
         return rows
@@ -141,16 +141,16 @@ class Opened:
 
 
 def open_newest(base: str) -> Opened:
-    """Open the newest database of a name; one that is damaged is superseded.
+    """Open the newest database of a name, and supersede it if it is damaged.
 
     Args:
-        base: path of the first one's directory.
+        base: path of the directory of the first one.
 
     Raises:
-        Unavailable: not now.
+        Unavailable: it cannot be opened now.
     """
     doubts = 0
-    for _ in range(2 * _TRIES):
+    for _ in range(2 * _MAX_ATTEMPTS):
         number = newest(base)
         path = path_of(base, number)
         try:
@@ -160,7 +160,7 @@ def open_newest(base: str) -> Opened:
                 doubts += 1
                 if is_passing(error) or not _is_usable(path):
                     raise Unavailable(f"{type(error).__name__}: {error}") from error
-                if doubts < _TRIES:
+                if doubts < _MAX_ATTEMPTS:
                     continue
             supersede(base, number, str(error))
             doubts = 0
@@ -168,7 +168,7 @@ def open_newest(base: str) -> Opened:
 
 
 def newest(base: str) -> int:
-    """The number of the newest database of a name, 1 if there is none."""
+    """Return the number of the newest database of a name, 1 if there is none."""
     pattern = re.compile(re.escape(os.path.basename(base)) + r"\.([1-9][0-9]{0,8})")
     found = [1]
     with contextlib.suppress(OSError):
@@ -177,40 +177,40 @@ def newest(base: str) -> int:
 
 
 def path_of(base: str, number: int) -> str:
-    """The directory of a database."""
+    """Return the directory of a database."""
     return base if number == 1 else f"{base}.{number}"
 
 
 def file_of(base: str, number: int) -> str:
-    """The file of a database."""
+    """Return the file of a database."""
     return f"{path_of(base, number)}/{diskcache.core.DBNAME}"
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a failure says that what is in the files is wrong."""
+    """Whether a failure means that the files are damaged."""
     if isinstance(error, sqlite3.Error):
         return _code(error) in _DAMAGED
-    # SQLite's words about a damaged schema quote it, which may be no UTF-8; diskcache stumbles over settings of others.
+    # An error about a damaged schema quotes it, perhaps not as UTF-8; diskcache fails on foreign settings with any error.
     return not isinstance(error, (OSError, diskcache.Timeout))
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether a failure says nothing about the database: another process has locked it, or a single value cannot be read."""
+    """Whether a failure has a passing cause: another process has locked the database, or a single value is unreadable."""
     if isinstance(error, sqlite3.Error):
         return _code(error) in _PASSING
     return not isinstance(error, UnicodeDecodeError)
 
 
 def is_full(error: Exception) -> bool:
-    """Whether a write has failed for want of space: what is there can still be read."""
+    """Whether a write failed because no space is left, so that reads still work."""
     return isinstance(error, sqlite3.Error) and _code(error) == sqlite3.SQLITE_FULL
 
 
 def supersede(base: str, number: int, cause: str) -> None:
-    """Make room for a successor to a damaged database; whoever else does so at the same time makes the same one.
+    """Create the successor of a damaged database; processes that do so at the same time create the same one.
 
     Raises:
-        Unavailable: it cannot be made.
+        Unavailable: it cannot be created.
     """
     damaged, successor = path_of(base, number), path_of(base, number + 1)
     try:
@@ -220,12 +220,12 @@ def supersede(base: str, number: int, cause: str) -> None:
     except OSError as error:
         raise Unavailable(f"{successor}: {error.strerror}") from error
     log.warning("index_damaged", path=damaged, successor=successor, cause=cause, consequence="what it knew is learned anew")
-    for old in range(1, number - _KEPT_SUPERSEDED):
+    for old in range(1, number - _MAX_SUPERSEDED):
         shutil.rmtree(path_of(base, old), ignore_errors=True)
 
 
 def superseded(directory: str) -> list[str]:
-    """The paths of all databases in a directory that have a successor."""
+    """Return the paths of all databases in a directory that have a successor."""
     found = []
     with contextlib.suppress(OSError):
         names = os.listdir(directory)
@@ -241,7 +241,7 @@ def _connect(path: str) -> Database:
     _check(f"{path}/{diskcache.core.DBNAME}")
     database = Database(
         path,
-        timeout=_BUSY,
+        timeout=_BUSY_TIMEOUT_S,
         disk=_JsonDisk,
         eviction_policy="none",
         size_limit=1 << 62,
@@ -261,21 +261,21 @@ def _connect(path: str) -> Database:
 
 
 def _check(path: str) -> None:
-    """Find out within a bounded time whether a database can be written; diskcache waits a minute for a lock."""
-    # Exclusively: a descriptor on a database that is open already would take SQLite's locks along when it is closed.
+    """Test within a bounded time whether a database can be written; diskcache waits a minute for a lock."""
+    # Only if it does not exist: closing a descriptor of an open database would release the locks of SQLite.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     # SQLite gives its other files the same mode.
     if os.stat(path).st_mode & 0o077:
         os.chmod(path, 0o600)
-    with contextlib.closing(sqlite3.connect(path, timeout=_BUSY, isolation_level=None)) as connection:
+    with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
         connection.execute("ROLLBACK")
 
 
 def _is_usable(path: str) -> bool:
-    """Whether this process may use the files, and whether the disk takes as many bytes as a database needs to be opened."""
+    """Whether this process may use the files, and the disk takes as many bytes as opening a database needs."""
     files = [f"{path}/{diskcache.core.DBNAME}{suffix}" for suffix in ("", "-wal", "-shm")]
     if not all(os.access(file, os.R_OK | os.W_OK, effective_ids=True) for file in files if os.path.lexists(file)):
         return False
@@ -306,7 +306,7 @@ def _code(error: sqlite3.Error) -> int | None:
 
 
 def _after(prefix: str) -> str:
-    """The first text that sorts after everything that begins with `prefix`."""
+    """Return the first text that sorts after all texts that begin with `prefix`."""
     if not prefix:
         return chr(0x10FFFF)
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)

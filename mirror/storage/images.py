@@ -1,4 +1,4 @@
-"""Images as what the store holds of them: which content a manifest needs, and how much of it is there."""
+"""Cached images: the content that a manifest needs, and how much of it is cached."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from mirror.storage.index import Index
 from mirror.storage.parts import parts_of
 
 MANIFEST_LIMIT = 4 << 20
-# Indexes nest two deep in practice; a hostile one could nest for ever.
-_DEEPEST = 4
+# Real indexes nest two deep; a hostile one could nest endlessly.
+_MAX_DEPTH = 4
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What can be reached from some manifests.
+    """The content that some manifests need.
 
     Attributes:
-        manifests: named as manifests, held or not.
-        blobs: named as config or layer, held or not.
-        complete: whether everything that a client of at least one platform needs is held.
+        manifests: named as manifests, cached or not.
+        blobs: named as config or layer, cached or not.
+        complete: whether everything that a client of at least one platform needs is cached.
     """
 
     manifests: frozenset[Digest]
@@ -36,11 +36,11 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A tag, or a manifest that was pulled by digest, and what is held of it.
+    """A tag, or a manifest that was pulled by digest, and what is cached of it.
 
     Attributes:
-        size: bytes of what is held.
-        pulled: seconds since the epoch; when a client asked for it last.
+        size: bytes of the cached content.
+        pulled: last pull by a client, in seconds since the epoch.
     """
 
     repository: Repository
@@ -52,7 +52,7 @@ class Image:
 
 
 def held_manifest(files: BlobFiles, digest: Digest, media_type: str | None = None) -> Manifest | None:
-    """A held manifest, read; None if it is not held or is none."""
+    """Read a cached manifest; None if it is not cached or is not a manifest."""
     raw = files.read(digest, MANIFEST_LIMIT)
     if raw is None:
         return None
@@ -63,8 +63,8 @@ def held_manifest(files: BlobFiles, digest: Digest, media_type: str | None = Non
 
 
 def is_complete(files: BlobFiles, digest: Digest, depth: int = 0) -> bool:
-    """Whether all blobs of a manifest are held; of an index, whether that is so for at least one of its manifests."""
-    manifest = held_manifest(files, digest) if depth <= _DEEPEST else None
+    """Whether all blobs of a manifest are cached; of an index, those of at least one of its manifests."""
+    manifest = held_manifest(files, digest) if depth <= _MAX_DEPTH else None
     if manifest is None:
         return False
     if manifest.kind is ManifestKind.INDEX:
@@ -74,7 +74,7 @@ def is_complete(files: BlobFiles, digest: Digest, depth: int = 0) -> bool:
 
 
 def reach(files: BlobFiles, roots: Iterable[Digest]) -> Reach:
-    """Everything that the manifests `roots` need. Blocks for as long as reading the held manifests takes."""
+    """Return everything that the manifests `roots` need. Blocks while it reads the cached ones."""
     start = list(roots)
     manifests: set[Digest] = set()
     blobs: set[Digest] = set()
@@ -84,7 +84,7 @@ def reach(files: BlobFiles, roots: Iterable[Digest]) -> Reach:
         if digest in manifests:
             continue
         manifests.add(digest)
-        manifest = held_manifest(files, digest) if depth <= _DEEPEST else None
+        manifest = held_manifest(files, digest) if depth <= _MAX_DEPTH else None
         if manifest is not None:
             blobs.update(blob.digest for blob in manifest.blobs)
             waiting += [(child.digest, depth + 1) for child in manifest.children]
@@ -93,10 +93,10 @@ def reach(files: BlobFiles, roots: Iterable[Digest]) -> Reach:
 
 
 def record_parts(files: BlobFiles, index: Index, pause: Callable[[], bool] = lambda: False) -> None:
-    """Record what the held manifests name, if an earlier version has not, or if that was lost.
+    """Record the parts of cached manifests, if an earlier version has not or they were lost.
 
     Args:
-        pause: called for each manifest; True to have it left at that.
+        pause: called for each manifest; True ends the pass.
     """
     if index.parts.is_complete:
         return
@@ -111,7 +111,7 @@ def record_parts(files: BlobFiles, index: Index, pause: Callable[[], bool] = lam
 
 def _record(files: BlobFiles, index: Index, repository: Repository, digest: Digest, depth: int = 0) -> None:
     manifest = None if index.parts.has(repository, digest) else held_manifest(files, digest)
-    if manifest is None or depth > _DEEPEST:
+    if manifest is None or depth > _MAX_DEPTH:
         return
     index.parts.put(repository, digest, parts_of(manifest))
     for child in manifest.children:
@@ -119,19 +119,19 @@ def _record(files: BlobFiles, index: Index, repository: Repository, digest: Dige
 
 
 def attached(index: Index, repository: Repository, digest: Digest) -> set[Digest]:
-    """The manifests about a manifest that are known in its repository: by its signature tags, and as its referrers."""
+    """Return the manifests about a manifest that are known in its repository: by its signature tags, and as referrers."""
     records = (index.tags.get(repository, tag) for tag in signature_tags(digest))
     return {record.digest for record in records if record is not None} | index.attachments.referrers(repository, digest)
 
 
 def held_size(files: BlobFiles, reached: Reach) -> int:
-    """Bytes of what is held of everything that was reached."""
+    """Return the cached bytes of everything that was reached."""
     return sum(files.size(part) or 0 for part in reached.manifests | reached.blobs)
 
 
 def images(files: BlobFiles, index: Index, pattern: ImagePattern | None = None) -> list[Image]:
-    """Every tag of which the manifest is held, and every manifest that no tag leads to, as far as a pattern matches, by name."""
-    # What no tag leads to is told by all tags of its repository.
+    """Return the tags whose manifest is cached and the cached manifests without a tag that a pattern matches, by name."""
+    # Only all tags of a repository tell which of its manifests have none.
     all_tags = pattern if pattern is None or pattern.tag is not None else replace(pattern, digest=None)
     tagged: dict[Repository, set[Digest]] = {}
     found = []

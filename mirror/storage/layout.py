@@ -1,16 +1,16 @@
-"""Where things lie in the store. Only a parsed digest makes a path.
+"""The paths of a store. Only a parsed digest makes a path.
 
-<store>/LAYOUT                            which layout this is
+<store>/LAYOUT                            the version of the layout
 <store>/blobs/<algorithm>/<2 hex>/<hex>   verified content, never changed
-<store>/partial/<algorithm>/<hex>[.map]   content in the making, and its chunk map
-<store>/tmp/                              small files on their way to blobs/
+<store>/partial/<algorithm>/<hex>[.map]   content that is arriving, and its chunk map
+<store>/tmp/                              small files before they are renamed into blobs/
 <store>/index/                            facts about the above; may be lost without harm
-<store>/account                           how much room is taken (`room`)
-<store>/generation                        changes when something stops being true (`generation`)
+<store>/account                           the used space (`space_quota`)
+<store>/generation                        changes when cached facts become stale (`generation`)
 <store>/janitor.lock, eviction.lock       locked by the process that cleans up, and by the one that evicts
 <store>/manifests.lock                    locked in part by processes that fetch manifests
 <store>/sync.lock                         locked by the process that keeps tags in sync
-<store>/scrub                             how far the scrub has come
+<store>/scrub                             the position of the scrub
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Layout:
 
     @property
     def blobs(self) -> str:
-        """Directory of the held blobs."""
+        """Directory of the cached blobs."""
         return f"{self.root}/blobs"
 
     def blob(self, digest: Digest) -> str:
-        """Path of a held blob."""
+        """Path of a cached blob."""
         return f"{self.blobs}/{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}"
 
     def partial(self, digest: Digest) -> str:
-        """Path of the bytes of a blob in the making."""
+        """Path of the bytes of a partial blob."""
         return f"{self.root}/partial/{digest.algorithm}/{digest.encoded}"
 
     def chunk_map(self, digest: Digest) -> str:
-        """Path of the chunk map of a blob in the making."""
+        """Path of the chunk map of a partial blob."""
         return f"{self.partial(digest)}.map"
 
     @property
@@ -59,53 +59,53 @@ class Layout:
 
     @property
     def account(self) -> str:
-        """The account of how much room is taken."""
+        """File with the used space."""
         return f"{self.root}/account"
 
     @property
     def generation(self) -> str:
-        """Changes when something stops being true."""
+        """File that changes when cached facts become stale."""
         return f"{self.root}/generation"
 
     @property
     def janitor_lock(self) -> str:
-        """Locked for good by the process that cleans up."""
+        """Locked by the process that cleans up, until it ends."""
         return f"{self.root}/janitor.lock"
 
     @property
     def eviction_lock(self) -> str:
-        """Locked by whoever evicts, while it does."""
+        """Locked by a process while it evicts."""
         return f"{self.root}/eviction.lock"
 
     @property
     def sync_lock(self) -> str:
-        """Locked for good by the process that carries out orders to sync."""
+        """Locked by the process that runs sync jobs, until it ends."""
         return f"{self.root}/sync.lock"
 
     @property
     def manifest_turns(self) -> str:
-        """Locked, a byte for each, while manifests are fetched."""
+        """Locked, a byte for each digest, while manifests are fetched."""
         return f"{self.root}/manifests.lock"
 
     @property
     def scrub_cursor(self) -> str:
-        """How far the scrub has come."""
+        """File with the position of the scrub."""
         return f"{self.root}/scrub"
 
     @property
     def temporary(self) -> str:
-        """Directory of files that have no name yet."""
+        """Directory of temporary files."""
         return f"{self.root}/tmp"  # noqa: S108 - inside the store
 
     def prepare(self) -> None:
-        """Create what is missing and check that this is a store that we understand and can write to.
+        """Create what is missing, and check that this is a writable store of this layout.
 
         Raises:
-            ConfigurationError: another layout, not a directory, or not writable.
+            ConfigurationError: it has another layout, is not a directory, or is not writable.
         """
         marker = Path(self.root, "LAYOUT")
         try:
-            # Each by itself: the mode is that of the last one, not of those above it.
+            # One by one: makedirs gives the mode to the last directory only.
             for directory in (
                 "",
                 "blobs",
@@ -118,10 +118,10 @@ class Layout:
                 "index",
             ):
                 os.makedirs(f"{self.root}/{directory}", mode=0o700, exist_ok=True)
-            # Empty is what a crash or a full disk leaves of a marker that was just being written.
+            # A crash or a full disk may leave an empty marker.
             if not marker.exists() or not marker.stat().st_size:
                 self._mark(marker)
-            # Earlier versions have left it readable for all.
+            # Earlier versions left it readable for all users.
             marker.chmod(0o600)
             found = marker.read_text(errors="replace")
             probe = Path(self.temporary, f"probe-{os.getpid()}")
@@ -132,10 +132,10 @@ class Layout:
         self._refuse_another(found)
 
     def require(self) -> None:
-        """Check that this is a store that we understand, and create nothing.
+        """Check that this is a store of this layout, and create nothing.
 
         Raises:
-            ConfigurationError: it is none, or of another layout, or cannot be read.
+            ConfigurationError: it is not a store, has another layout, or cannot be read.
         """
         try:
             found = Path(self.root, "LAYOUT").read_text(errors="replace")
@@ -144,7 +144,7 @@ class Layout:
             raise ConfigurationError([problem]) from error
         except OSError as error:
             raise ConfigurationError([self._unusable(error)]) from error
-        # Empty is what a crash or a full disk leaves; the next start writes it.
+        # A crash or a full disk may leave it empty; the next start writes it.
         self._refuse_another(found or LAYOUT)
 
     def _unusable(self, error: OSError) -> str:
@@ -159,7 +159,7 @@ class Layout:
             raise ConfigurationError([problem])
 
     def _mark(self, marker: Path) -> None:
-        # In one piece: another worker of this store may be looking at the same moment.
+        # Atomically: another worker of this store may read it at the same moment.
         written = Path(self.temporary, f"LAYOUT-{os.getpid()}")
         written.touch(0o600)
         written.write_text(LAYOUT)

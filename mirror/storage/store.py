@@ -1,4 +1,4 @@
-"""The store as one thing: files, index, generation, and the threads that work on them. Outlives reloads."""
+"""The store: files, index, generation, and the threads that work on them. Outlives reloads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Store:
         self.generation = Generation(self.layout.generation)
 
     def is_writable(self) -> bool:
-        """Whether a file can be created just now. Blocks."""
+        """Whether a file can be created now. Blocks."""
         probe = f"{self.layout.temporary}/probe-{uuid.uuid4().hex}"
         try:
             os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -56,7 +56,7 @@ class Store:
         return True
 
     def close(self) -> None:
-        """Let go of everything; waits for the threads."""
+        """Close everything; waits for running work."""
         self.threads.shutdown()
         self.index.close()
         self.jobs.close()

@@ -22,7 +22,7 @@ FILES = ("cache.db", "cache.db-wal", "cache.db-shm")
 PROCESS = """
 import sys
 from mirror.storage import table as tables
-tables._LOOK_INTERVAL_S = tables._MEND_INTERVAL_S = 0.0
+tables._SUCCESSOR_INTERVAL_S = tables._REOPEN_INTERVAL_S = 0.0
 table = tables.Table(sys.argv[1])
 for number in range(40):
     table.set(f"key {number}", "x" * 200)
@@ -79,7 +79,7 @@ def overwrite(path, offset, data):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    for name in ("_LOOK_INTERVAL_S", "_MEND_INTERVAL_S", "_UNAVAILABLE_INTERVAL_S"):
+    for name in ("_SUCCESSOR_INTERVAL_S", "_REOPEN_INTERVAL_S", "_UNAVAILABLE_INTERVAL_S"):
         monkeypatch.setattr(f"mirror.storage.table.{name}", 0.0)
 
 

@@ -198,7 +198,7 @@ def test_database_that_goes_bad_in_use(table, directory):
 
 def test_write_that_another_process_blocks_is_given_up(directory, monkeypatch):
     """A write waits for another process's transaction only so long, and reads go on meanwhile."""
-    monkeypatch.setattr("mirror.storage.database._BUSY", 0.05)
+    monkeypatch.setattr("mirror.storage.database._BUSY_TIMEOUT_S", 0.05)
     table = Table(directory)
     table.set("key", 1)
     blocker = sqlite3.connect(f"{directory}/cache.db", isolation_level=None)
@@ -236,7 +236,7 @@ def test_processes_share_one_table(table, directory):
 
 def test_damaged_in_use_is_learned_anew(directory, monkeypatch):
     """A database that is damaged under an open table is set aside at the next failure, and facts are kept again."""
-    monkeypatch.setattr("mirror.storage.table._MEND_INTERVAL_S", 0.0)
+    monkeypatch.setattr("mirror.storage.table._REOPEN_INTERVAL_S", 0.0)
     table = Table(directory)
     table.set("before", 1)
     for name in os.listdir(directory):
@@ -258,12 +258,12 @@ def test_locked_successor_delays_no_read(tmp_path):
     reader, other = Table(base), Table(base)
     reader.set("key", 1)
     database.supersede(base, 1, "damaged in a test")
-    other._look_at = 0.0
+    other._successor_at = 0.0
     while other._number == 1:
         other.get("key")
     with contextlib.closing(sqlite3.connect(database.file_of(base, 2), isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
-        reader._look_at = 0.0
+        reader._successor_at = 0.0
         began = time.monotonic()
         assert reader.get("key") == 1
         assert time.monotonic() - began < 1.0
