@@ -68,7 +68,7 @@ class AdminGuard:
         if self.token is not None:
             if not _is_bearer(request.headers.get("Authorization", ""), self.token):
                 self._refused(request, "no token, or a wrong one")
-                raise web.HTTPUnauthorized(text="a token is wanted", headers={"WWW-Authenticate": "Bearer"})
+                raise web.HTTPUnauthorized(text="a token is required", headers={"WWW-Authenticate": "Bearer"})
         elif request.method not in _SAFE_METHODS and await self._is_operation(request):
             self._admit_change(request)
 
@@ -82,7 +82,7 @@ class AdminGuard:
             raise web.HTTPForbidden(text="a web page of another origin may change nothing here")
         if (request.method == "POST" or request.can_read_body) and _content_type(request) != "application/json":
             self._refused(request, "not application/json")
-            raise web.HTTPUnsupportedMediaType(text="wanted is Content-Type: application/json, also without a body")
+            raise web.HTTPUnsupportedMediaType(text="Content-Type: application/json is required, also without a body")
 
     def _refused(self, request: web.Request, why: str) -> None:
         path = without_secret(request.path)[:200]

@@ -34,10 +34,10 @@ async def read_body(request: web.BaseRequest) -> bytes:
                     return bytes(body)
                 body += piece
     except TimeoutError as error:
-        raise web.HTTPRequestTimeout(text=f"the body has to be there within {_BODY_TIMEOUT_S:g} seconds") from error
+        raise web.HTTPRequestTimeout(text=f"the body has to arrive within {_BODY_TIMEOUT_S:g} seconds") from error
     except (web.RequestPayloadError, HttpProcessingError) as error:
         raise web.HTTPBadRequest(text="the body cannot be read") from error
-    raise web.HTTPRequestEntityTooLarge(_MAX_BYTES, len(body), text=f"at most {_MAX_BYTES} bytes are taken")
+    raise web.HTTPRequestEntityTooLarge(_MAX_BYTES, len(body), text=f"at most {_MAX_BYTES} bytes are accepted")
 
 
 def json_body(body: bytes, keys: Mapping[str, type], *, required: str | None = None, empty: bool = False) -> dict[str, Any]:
@@ -64,5 +64,5 @@ def json_body(body: bytes, keys: Mapping[str, type], *, required: str | None = N
         if not isinstance(value, keys[key]):
             raise web.HTTPBadRequest(text=f"{key}: has to be {_NAMES[keys[key]]}")
     if required is not None and required not in parsed:
-        raise web.HTTPBadRequest(text=f"{required}: has to say which images")
+        raise web.HTTPBadRequest(text=f"{required}: is required")
     return parsed

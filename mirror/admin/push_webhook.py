@@ -52,7 +52,7 @@ def _member(payload: Any, *keys: str) -> str:
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     if not isinstance(value, str):
-        raise InvalidPush(value, f"{'.'.join(keys)} has to be there, and a text")
+        raise InvalidPush(value, f"{'.'.join(keys)} has to be a text")
     return value
 
 
@@ -94,7 +94,7 @@ class PushWebhook:
         given = unquote_to_bytes(request.raw_path.removeprefix(WEBHOOK_PREFIX).partition("?")[0])
         await self._check(given, request.remote)
         if request.method != "POST":
-            raise web.HTTPMethodNotAllowed(request.method, ["POST"], text="only POST is taken here")
+            raise web.HTTPMethodNotAllowed(request.method, ["POST"], text="only POST is allowed here")
         body = await read_body(request)
         try:
             repository, tag = parse_push(body)
@@ -113,7 +113,7 @@ class PushWebhook:
                 return
             self._refused.inc()
             self._log.tell("warning", "audit", "wrong secret", action="webhook", client=client, refused="wrong secret")
-        raise web.HTTPNotFound(text="there is nothing of this kind here")
+        raise web.HTTPNotFound(text="not found")
 
     async def _secret(self, path: Path) -> bytes | None:
         """Return the current secret; None (logged) if the file is unreadable or the secret too short."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from typing import Annotated
@@ -14,6 +15,7 @@ from mirror.cli.administration import JsonOption
 from mirror.cli.client import configuration
 from mirror.cli.problems import refuse
 from mirror.cli.serving import ConfigOption
+from mirror.config.sections import Storage
 from mirror.core.errors import InvalidInput
 from mirror.core.units import parse_bytes
 from mirror.errors import ConfigurationError
@@ -44,27 +46,31 @@ def verify(
         refuse([f"--rate: {error}"])
     except ConfigurationError as error:
         refuse(error.problems)
-    results: Counter[str] = Counter()
-    files = BlobFiles(layout, SpaceQuota(layout, settings.storage.max_size, settings.storage.min_free))
-    generation = Generation(layout.generation)
-    scrub = Scrub(layout, files, generation, 0, lambda result: results.update([result]))
-    columns = (TextColumn("{task.fields[blobs]} blobs"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
-    try:
-        total = sum(file.size for file in files.walk())
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=as_json) as progress:
-            task = progress.add_task("verify", total=total, blobs=0)
-
-            def paced(count: int) -> None:
-                progress.advance(task, count)
-                pace(count)
-
-            for file in files.walk():
-                scrub.check(file.digest, paced)
-                progress.update(task, blobs=results.total())
-    finally:
-        generation.close()
+    results = _hash_store(settings.storage, layout, pace, quiet=as_json)
     if as_json:
         typer.echo(json.dumps({"checked": results.total(), "wrong": results["wrong"]}))
     else:
         typer.echo(f"{results.total()} blobs checked, {results['wrong']} wrong" + (" and dropped" if results["wrong"] else ""))
     raise typer.Exit(1 if results["wrong"] else 0)
+
+
+def _hash_store(config: Storage, layout: Layout, pace: Pace, *, quiet: bool) -> Counter[str]:
+    """Hash every blob and show the progress; return the number of blobs by result."""
+    results: Counter[str] = Counter()
+    files = BlobFiles(layout, SpaceQuota(layout, config.max_size, config.min_free))
+    columns = (TextColumn("{task.fields[blobs]} blobs"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
+    bars = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet)
+    with contextlib.closing(Generation(layout.generation)) as generation:
+        scrub = Scrub(layout, files, generation, 0, lambda result: results.update([result]))
+        total = sum(file.size for file in files.walk())
+        with bars:
+            task = bars.add_task("verify", total=total, blobs=0)
+
+            def paced(count: int) -> None:
+                bars.advance(task, count)
+                pace(count)
+
+            for file in files.walk():
+                scrub.check(file.digest, paced)
+                bars.update(task, blobs=results.total())
+    return results

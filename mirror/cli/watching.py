@@ -36,7 +36,7 @@ def watch(poll: Callable[[], dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
             order = poll()
             if order["result"] == "waiting":
                 if report_waiting and time.monotonic() - began > _WAITING_AFTER_S:
-                    typer.echo("waits for what was ordered before", err=True)
+                    typer.echo("waiting for earlier jobs", err=True)
                     report_waiting = False
             else:
                 report_waiting = False

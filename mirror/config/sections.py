@@ -57,14 +57,14 @@ class Tls(Section):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.certificate is None and (self.key is not None or self.client_ca is not None):
-            raise ValueError("certificate has to name a file, too")
+            raise ValueError("certificate is required with key or client_ca")
         if self.certificate is not None and self.key is None:
             server_context(self.certificate)
         return self
 
 
 class Access(Section):
-    """Who may use the registry address."""
+    """The clients that may use the registry address."""
 
     htpasswd_file: HtpasswdFile | None = None
     anonymous: bool = True
@@ -74,7 +74,7 @@ class Access(Section):
     @model_validator(mode="after")
     def _somebody(self) -> Self:
         if not self.anonymous and self.htpasswd_file is None:
-            raise ValueError("nobody could pass: anonymous is false, and there is no htpasswd_file")
+            raise ValueError("no client could pass: anonymous is false and htpasswd_file is missing")
         return self
 
 
@@ -102,7 +102,7 @@ class Admin(Section):
     @model_validator(mode="after")
     def _token_where_others_reach_it(self) -> Self:
         if self.token_file is None and not self.listen.is_loopback:
-            raise ValueError(f"{self.listen} can be reached from elsewhere: token_file has to name a file with a token")
+            raise ValueError(f"{self.listen} can be reached from other hosts: token_file is required")
         return self
 
 
@@ -216,7 +216,7 @@ class Notify(Section):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.url is None and self.secret_file is not None:
-            raise ValueError("url has to say who is told, too")
+            raise ValueError("url is required with secret_file")
         return self
 
 
@@ -235,7 +235,7 @@ class Sync(Section):
     @classmethod
     def _at_least_one(cls, platforms: tuple[Platform, ...]) -> tuple[Platform, ...]:
         if not platforms:
-            raise ValueError("nothing could be fetched ahead: at least one is needed")
+            raise ValueError("at least one platform is required")
         return platforms
 
     @field_validator("webhook_secret_file")

@@ -131,7 +131,7 @@ class Notifier:
 
     async def _deliver(self, delivery: _Delivery) -> None:
         """Attempt until it is delivered or refused, or the attempts are used up."""
-        attempt, failure = 0, "nobody is told any more"
+        attempt, failure = 0, "notifications were turned off"
         while (webhook := self._webhook) is not None:
             attempt += 1
             try:

@@ -173,7 +173,7 @@ class Planner:
         plan.limited = plan.limited or configured.limited
         await asyncio.to_thread(plan.include, matching)
         if not matching.targets and not configured.problems:
-            plan.problems[text] = "nothing of that name is held here, and nothing is configured; `warm` would bring it"
+            plan.problems[text] = "nothing of that name is held here or configured; `warm` fetches it"
 
 
 async def _targets(selector: ImageSelector, platforms: tuple[Platform, ...], list_tags: ListTags) -> list[Target]:

@@ -187,7 +187,7 @@ class Run:
             self._skip(registry, str(error))
             return SyncResult("skipped", cause=str(error))
         except TimeoutError:
-            return SyncResult("failed", cause=f"not there within {_IMAGE_TIMEOUT_S:.0f} s; what has been begun goes on")
+            return SyncResult("failed", cause=f"not fetched within {_IMAGE_TIMEOUT_S:.0f} s; its downloads continue")
         if _is_problem(target, synced):
             log.warning("sync_failed", image=str(target), cause=synced.cause)
         if synced.status == "failed" and not syncer.may_ask(registry):

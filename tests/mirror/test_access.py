@@ -373,5 +373,5 @@ def test_nobody_could_pass(tmp_path):
 
     path = tmp_path / "mirror.yaml"
     path.write_text("access: {anonymous: false}")
-    with pytest.raises(ConfigurationError, match=r"^access: nobody could pass"):
+    with pytest.raises(ConfigurationError, match=r"^access: no client could pass"):
         load(path)

@@ -289,8 +289,8 @@ def test_useless_files_are_named(problems, tmp_path, authority, served):
         ({"certificate": certificate, "key": other_key}, f"tls.key: holds no key of the certificate in {certificate}"),
         ({"certificate": certificate, "key": passphrase}, f"tls.key: holds no key of the certificate in {certificate}"),
         ({"certificate": certificate, "key": key, "client_ca": key}, "tls.client_ca: holds no certificates"),
-        ({"key": key}, "tls: certificate has to name a file, too"),
-        ({"client_ca": certificate}, "tls: certificate has to name a file, too"),
+        ({"key": key}, "tls: certificate is required with key or client_ca"),
+        ({"client_ca": certificate}, "tls: certificate is required with key or client_ca"),
     ):
         (line,) = problems(**settings)
         assert line.startswith(expected)
