@@ -308,14 +308,14 @@ async def test_usage(hub, mirror):
     digest = next(file.digest for file in store.files.walk() if str(file.digest) == image.digest)
     layer = next(file.digest for file in store.files.walk() if str(file.digest) == image.layers[0].digest)
     when = time.time() + 100
-    written.manifest(repository, tag, digest, when - 50)
-    written.manifest(repository, tag, digest, when)
+    written.note_manifest(repository, tag, digest, when - 50)
+    written.note_manifest(repository, tag, digest, when)
     written.write(store.files, store.index)
     assert {round(file.used - when, 3) for file in store.files.walk()} == {0.0, 0.02}
     ((_, _, record),) = store.index.tags.matching()
     assert record.pulled == when
-    written.blob(layer, when + 10)
-    written.manifest(repository, tag, digest, when + 5)
+    written.note_blob(layer, when + 10)
+    written.note_manifest(repository, tag, digest, when + 5)
     written.write(store.files, store.index)
     assert store.files.used(layer) == pytest.approx(when + 10)
     written.write(store.files, store.index)
@@ -328,8 +328,8 @@ def test_usage_of_what_is_gone(files, tmp_path):
 
     index, written = Index(str(tmp_path / "index")), Usage()
     digest = Digest.of(b"gone")
-    written.manifest(Repository.parse("docker.io", APP), digest, digest, 5.0)
-    written.blob(digest, 5.0)
+    written.note_manifest(Repository.parse("docker.io", APP), digest, digest, 5.0)
+    written.note_blob(digest, 5.0)
     written.write(files, index)
     assert list(files.walk()) == list(index.tags.matching()) == []
     index.close()
