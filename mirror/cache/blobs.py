@@ -53,6 +53,22 @@ class Blobs:
         grant = self._content.grant("blob", repository, digest)
         return None if grant is None else grant.size
 
+    def open_hit(self, repository: Repository, digest: Digest) -> BlobAnswer | None:
+        """A HIT that waits for nothing; None unless the blob is granted, and held with its granted size.
+
+        Raises:
+            StorageError: no descriptor is left.
+        """
+        context, size = self._context, self.granted_size(repository, digest)
+        held = None if size is None else context.store.files.open(digest)
+        if held is None:
+            return None
+        if held.size != size:
+            held.close()
+            return None
+        context.usage.note_blob(digest, context.clock())
+        return BlobAnswer(digest, held.size, HeldBody(held, context.store.threads.serve), Outcome.HIT)
+
     def read_hit(self, digest: Digest, size: int, start: int, stop: int) -> bytes | None:
         """Read a part of a granted blob without waiting for the disk; None unless it is held with its granted size."""
         body = self._context.store.files.read_resident(digest, size, start, stop)

@@ -20,6 +20,7 @@ from aiohttp.helpers import rfc822_formatted_time
 from mirror.aio import on_descriptor
 from mirror.download.reader import Body, Span
 from mirror.errors import StorageError
+from mirror.listener.file_sender import FileEnd, FileSender
 from mirror.listener.oci_errors import Problem
 from mirror.storage.page_cache import bring_in, resident_until
 
@@ -121,18 +122,27 @@ async def _send_file(request: web.BaseRequest, span: Span, threads: Executor, se
     if request.protocol.ssl_context is not None:
         await _send_encrypted(request, span, threads, sent)
         return
-    position, stop = span.start, span.start + span.count
-    while position < stop:
-        end = await _resident(span, threads, position, stop)
-        span.file.seek(position)
+    if transport.get_write_buffer_size():
+        await _empty_buffer(request, transport)
+    sender, stop = FileSender(transport, span.file.fileno(), span.start), span.start + span.count
+    while sender.position < stop:
+        start = sender.position
+        end = await _resident(span, threads, start, stop)
         try:
-            count = await asyncio.get_running_loop().sendfile(transport, span.file, position, end - position)
+            await sender.send_until(end)
+        except FileEnd as error:
+            raise _shorter() from error
         finally:
-            # It leaves the file where it has come to, also if the client goes in the middle.
-            sent(span.file.tell() - position)
-        if count < end - position:
-            raise _shorter()
-        position = end
+            sent(sender.position - start)
+
+
+async def _empty_buffer(request: web.BaseRequest, transport: asyncio.Transport) -> None:
+    """Wait until the client has taken what was written before."""
+    transport.set_write_buffer_limits(high=0)
+    try:
+        await request.writer.drain()
+    finally:
+        transport.set_write_buffer_limits()
 
 
 async def _resident(span: Span, threads: Executor, position: int, stop: int) -> int:

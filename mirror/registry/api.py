@@ -158,13 +158,16 @@ class RegistryApi:
             size, outcome = await _bounded(self._cache.blobs.head(repository, digest))
             self._count("blob", repository, outcome, 200, 0, started)
             return ReadyResponse(200, described(digest, size, outcome), b"", name)
-        answer, client = await _bounded(self._cache.blobs.get(repository, digest), request), request.remote or ""
+        answer = self._cache.blobs.open_hit(repository, digest)
+        if answer is None:
+            answer = await _bounded(self._cache.blobs.get(repository, digest), request)
+        client, size = request.remote or "", answer.size
         if answer.outcome is Outcome.HIT and "Range" not in request.headers:
             self._recheck.begins(digest, client)
 
         def ended(outcome: Outcome, status: int, sent: int) -> None:
             self._count("blob", repository, outcome, status, sent, started)
-            if outcome is Outcome.HIT and status == 200 and sent == answer.size:
+            if outcome is Outcome.HIT and status == 200 and sent == size:
                 self._recheck.served(digest, client)
 
         try:
