@@ -1,4 +1,4 @@
-"""Small pieces that asyncio lacks: a signal without data, work shared by all who ask for it, threads and what they use."""
+"""Helpers for asyncio: a signal without data, single flight, use counts, and work in threads."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# Hashing and parsing that many bytes takes about as long as a turn of the event loop should.
-_INLINE = 256 << 10
+# Hashing and parsing more bytes would block the event loop for too long.
+_MAX_INLINE_BYTES = 256 << 10
 
 
 async def in_thread(executor: Executor | None, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run blocking work in a thread.
 
-    A cancelled wait is over at once. Work that has begun goes on by itself then, and what has not begun never does: so what the
-    thread uses must not be closed by whoever waits. `on_descriptor` and `Shared` see to that.
+    Cancelling the wait ends it at once. Work that has started continues, so the caller must not close what the thread uses;
+    `on_descriptor` and `Shared` ensure that. Work that has not started never does.
     """
     return await asyncio.get_running_loop().run_in_executor(executor, functools.partial(work, *args, **kwargs))
 
 
 async def on_bytes(size: int, executor: Executor | None, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Hash or parse so many bytes: at once if they are few, else in a thread, for the event loop would stand still meanwhile."""
-    if size <= _INLINE:
+    """Run work on `size` bytes: inline if they are few, else in a thread, so that the event loop is not blocked."""
+    if size <= _MAX_INLINE_BYTES:
         return work(*args, **kwargs)
     return await in_thread(executor, work, *args, **kwargs)
 
@@ -37,7 +37,7 @@ async def on_bytes(size: int, executor: Executor | None, work: Callable[P, T], *
 async def on_descriptor(
     executor: Executor, descriptor: int, work: Callable[Concatenate[int, P], T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Run blocking work on a duplicate of a descriptor, which stays open until the thread is done; else like `in_thread`.
+    """Run blocking work on a duplicate of a descriptor, which stays open until the work ends. See `in_thread`.
 
     Raises:
         OSError: no descriptor is left.
@@ -47,10 +47,10 @@ async def on_descriptor(
 
 
 class Shared:
-    """Something that threads use: closed as soon as its owner has closed it and no thread uses it any more.
+    """A resource that threads use: closed when its owner has closed it and no thread uses it.
 
     Args:
-        close: called once, in whichever thread lets go last.
+        close: called once, in the thread of the last user.
     """
 
     def __init__(self, close: Callable[[], None]) -> None:
@@ -61,11 +61,11 @@ class Shared:
 
     @property
     def is_closed(self) -> bool:
-        """Whether its owner has closed it."""
+        """Whether the owner has closed it."""
         return self._closed
 
     def close(self) -> None:
-        """For the owner: no use begins any more."""
+        """Close it, for the owner. No use may begin afterwards."""
         if not self._closed:
             self._closed = True
             self.drop()
@@ -84,7 +84,7 @@ class Shared:
             self._end()
 
     async def in_thread(self, executor: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking work that uses it, which stays open until the thread is done; else like the function `in_thread`."""
+        """Run blocking work that uses it. See the function `in_thread`."""
         self.keep()
         return await _submitted(executor, functools.partial(work, *args, **kwargs), self.drop)
 
@@ -95,13 +95,13 @@ async def _submitted(executor: Executor, work: Callable[[], T], ended: Callable[
     except BaseException:
         ended()
         raise
-    # Called by the thread, or by whoever cancels what has not begun.
+    # Called by the thread, or on cancellation of work that has not started.
     future.add_done_callback(lambda _: ended())
     return await asyncio.wrap_future(future)
 
 
 async def opened_in_thread(executor: Executor, work: Callable[[], T], close: Callable[[T], None]) -> T:
-    """Open something in a thread; if nobody waits for it any more by then, it is closed again."""
+    """Open something in a thread; close it again if the caller was cancelled meanwhile."""
     future = executor.submit(work)
 
     def forget(done: Future[T]) -> None:
@@ -116,7 +116,7 @@ async def opened_in_thread(executor: Executor, work: Callable[[], T], close: Cal
 
 
 async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Do several things side by side; the first failure cancels the others and is raised as it is."""
+    """Run coroutines concurrently; the first failure cancels the others and is raised unwrapped."""
     try:
         async with asyncio.TaskGroup() as group:
             for work in works:
@@ -141,7 +141,7 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
 
 
 class Signal:
-    """Wakes those who wait; what has changed they see for themselves."""
+    """Wakes waiters. It carries no data: a waiter checks the state itself."""
 
     __slots__ = ("_waiters",)
 
@@ -149,7 +149,7 @@ class Signal:
         self._waiters: dict[Hashable, set[asyncio.Future[None]]] = {}
 
     def pulse(self, key: Hashable = None) -> None:
-        """Wake those who wait under a key, or everybody if none is given. Must be called on the event loop."""
+        """Wake the waiters of a key, or all if it is None. Call on the event loop."""
         keys = list(self._waiters) if key is None else [key]
         for one in keys:
             for waiter in self._waiters.pop(one, ()):
@@ -157,7 +157,7 @@ class Signal:
                     waiter.set_result(None)
 
     async def wait(self, timeout: float, key: Hashable = None) -> bool:
-        """Wait for the next pulse for everybody or for the key, at most `timeout` seconds; False if none came."""
+        """Wait for the next pulse of the key or of all, at most `timeout` seconds; False if there was none."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(key, set()).add(waiter)
         try:
@@ -177,10 +177,10 @@ class Signal:
 
 
 class UseCount:
-    """Counts who still uses something that is to be closed once nobody does.
+    """Counts the users of something that is closed when there are none.
 
     Attributes:
-        users: how many.
+        users: the current number.
     """
 
     __slots__ = ("_released", "users")
@@ -190,18 +190,18 @@ class UseCount:
         self._released: Signal | None = None
 
     def acquire(self) -> None:
-        """Count one more user, who has to call `release`."""
+        """Add a user, which has to call `release`."""
         self.users += 1
 
     def release(self) -> None:
-        """Count one user less. Must be called on the event loop."""
+        """Remove a user. Call on the event loop."""
         self.users -= 1
         if not self.users and self._released is not None:
             self._released.pulse()
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Be a user inside the context."""
+        """Count as a user inside the context."""
         self.acquire()
         try:
             yield
@@ -209,19 +209,19 @@ class UseCount:
             self.release()
 
     async def unused(self) -> None:
-        """Wait until there is no user. Somebody may become one again afterwards."""
+        """Wait until there is no user. There may be new users afterwards."""
         self._released = self._released or Signal()
         while self.users:
             await self._released.wait(60.0)
 
 
 class SingleFlight(Generic[T]):
-    """Runs one piece of work per key at a time; whoever asks meanwhile gets the same result.
+    """Runs one piece of work per key at a time; concurrent callers share its result.
 
-    The work is a task of its own: it goes on when those who wait for it leave.
+    The work is a task of its own, and continues when its callers are cancelled.
 
     Args:
-        in_use: counts each piece of work as a user of what it works with.
+        in_use: counts each piece of work as a user.
     """
 
     def __init__(self, in_use: UseCount | None = None) -> None:
@@ -249,11 +249,11 @@ class SingleFlight(Generic[T]):
         self._tasks.pop(key, None)
         self._in_use.release()
         if not task.cancelled():
-            # Retrieved here, so that a flight whose askers have all left does not complain about an unread error.
+            # Retrieve the exception, so that asyncio does not log it when all callers were cancelled.
             task.exception()
 
     async def close(self) -> None:
-        """Cancel what is under way and wait for its end."""
+        """Cancel the work in progress and wait for its end."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

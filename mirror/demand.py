@@ -1,4 +1,4 @@
-"""For whom, and how urgently, something is asked of upstream: goes with the task that asks."""
+"""The client and the urgency of an upstream request, as context variables of its task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _by_client() -> Urgency:
     return Urgency.CLIENT
 
 
-# Called whenever it matters: a download becomes more urgent when a client joins it, and less so when all have left.
+# Evaluated at each use: a download becomes more urgent when a client joins it, and less when all have left.
 urgency: ContextVar[Callable[[], Urgency]] = ContextVar("urgency", default=_by_client)
-# The client whose request is being served, if it is one's.
+# The client whose request is handled, if any.
 client: ContextVar[ClientCounts | None] = ContextVar("client", default=None)

@@ -1,7 +1,7 @@
-"""What can go wrong, in the words of the domain.
+"""Exceptions of the mirror.
 
-Foreign exceptions (aiohttp, OSError, sqlite3) stop at the adapter that met them and travel on as one of these. Only
-`mirror.listener.oci_errors` knows which HTTP status each becomes. Input that does not parse is `mirror.core.errors.InvalidInput`.
+An adapter turns foreign exceptions (aiohttp, OSError, sqlite3) into one of these. `mirror.listener.oci_errors` alone maps them
+to HTTP statuses. Input that does not parse raises `mirror.core.errors.InvalidInput`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Self
 
 
 class MirrorError(Exception):
-    """Anything this package raises on purpose."""
+    """The base of all exceptions that this package raises on purpose."""
 
 
 class ConfigurationError(MirrorError):
-    """The configuration cannot be used; each problem is one line that names the key.
+    """The configuration is invalid; each problem is one line that names the key.
 
     Attributes:
         problems: the lines, at least one.
@@ -27,14 +27,14 @@ class ConfigurationError(MirrorError):
 
 
 class UpstreamError(MirrorError):
-    """Upstream could not be asked, or did not answer usefully: an outage, so what is held may be served stale.
+    """Upstream failed to answer usefully: an outage, so cached content may be served stale.
 
     Attributes:
         reason: one bounded word for logs and metrics.
-        retry_after: seconds after which upstream wants to be asked again, if it said so.
-        another: another upstream of the list may well do better.
-        transient: the same request may well be answered the next time.
-        asked: upstream was asked, and this is not the memory of an earlier failure.
+        retry_after: seconds that upstream asked to wait before the next request, if it did.
+        another: another configured upstream may succeed.
+        transient: a repeated request may succeed.
+        asked: a request was sent; False if a remembered failure is repeated.
     """
 
     reason = "error"
@@ -47,7 +47,7 @@ class UpstreamError(MirrorError):
         self.retry_after = retry_after
 
     def again(self, prefix: str, retry_after: float) -> Self:
-        """The same failure for somebody for whom upstream was not asked anew."""
+        """A copy for a request for which upstream was not asked again."""
         other = type(self)(f"{prefix}: {self}", retry_after=retry_after)
         other.asked = False
         return other
@@ -67,12 +67,12 @@ class UpstreamError(MirrorError):
         return other
 
     def bare(self) -> Self:
-        """The same failure without traceback and cause, to be kept."""
+        """A copy without traceback and cause, for a cache."""
         return type(self)(str(self), retry_after=self.retry_after)
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No connection to upstream: name, route, refusal, TLS, or none within the time limit."""
+    """No connection to upstream: name resolution, routing, refusal, TLS, or the time limit."""
 
     reason = "connect"
     transient = True
@@ -85,7 +85,7 @@ class UpstreamConnectTimeout(UpstreamUnreachable):
 
 
 class UpstreamTimeout(UpstreamError):
-    """Upstream did not answer or go on within its time limit."""
+    """Upstream did not answer, or stalled, for the time limit."""
 
     reason = "timeout"
 
@@ -104,7 +104,7 @@ class UpstreamRateLimited(UpstreamError):
 
 
 class UpstreamDisconnected(UpstreamError):
-    """Upstream ended a body before its announced end."""
+    """Upstream ended a body before its announced length."""
 
     reason = "cut"
     transient = True
@@ -117,10 +117,10 @@ class UpstreamProtocolError(UpstreamError):
 
 
 class UpstreamSizeChanged(UpstreamProtocolError):
-    """Upstream says that a blob has another size than it said before.
+    """Upstream states another size of a blob than before.
 
     Attributes:
-        size: what it says now, in bytes; None if it only said that there is nothing where bytes were asked for (416).
+        size: in bytes; None if upstream only answered 416.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None, size: int | None = None) -> None:
@@ -129,48 +129,48 @@ class UpstreamSizeChanged(UpstreamProtocolError):
 
 
 class UpstreamBusy(UpstreamError):
-    """The limit of connections to upstream was reached for longer than a client should wait."""
+    """No upstream connection became free within a client's time limit."""
 
     reason = "busy"
 
 
 class ConnectionWithdrawn(MirrorError):
-    """A connection to upstream was taken back from whoever used it. Says nothing about upstream; ask for another one."""
+    """An upstream connection was withdrawn from its user. No failure of upstream; acquire another one."""
 
 
 class MethodRefused(UpstreamProtocolError):
-    """Upstream does not answer HEAD."""
+    """Upstream refuses HEAD."""
 
 
 class CredentialsRefused(UpstreamError):
-    """The configured credentials were refused: the mirror's own fault, not the client's."""
+    """Upstream refused the configured credentials: an error of the mirror, not of the client."""
 
     reason = "credentials"
 
 
 class UpstreamRefusal(MirrorError):
-    """Upstream's negative answer: not an outage, and never replaced by something stale."""
+    """A negative answer of upstream. No outage: nothing stale is served instead."""
 
 
 class NotFound(UpstreamRefusal):
-    """Upstream does not have it (404)."""
+    """Upstream does not have the content (404)."""
 
 
 class AccessDenied(UpstreamRefusal):
-    """Upstream does not grant it (401 or 403 although a token was obtained)."""
+    """Upstream denies access (401 or 403 with a valid token)."""
 
 
 class DigestMismatch(UpstreamProtocolError):
-    """The bytes that upstream delivered do not have the digest they were asked by."""
+    """The bytes from upstream do not have the requested digest."""
 
     reason = "digest_mismatch"
 
 
 class PolicyDenied(MirrorError):
-    """This mirror is configured not to serve it; upstream was not asked.
+    """The configuration forbids serving the content; upstream was not asked.
 
     Attributes:
-        rule: the rule that spoke, in words.
+        rule: the rule that matched, in words.
     """
 
     def __init__(self, message: str, rule: str) -> None:
@@ -179,7 +179,7 @@ class PolicyDenied(MirrorError):
 
 
 class StorageError(MirrorError):
-    """The store cannot take bytes (full, read-only, I/O error); pulls go on without it.
+    """The store cannot take bytes (full, read-only, I/O error); pulls continue without it.
 
     Attributes:
         reason: one bounded word: `full`, `too_large`, `read_only`, `io`, or `busy` if another process holds the blob and hangs.
@@ -191,22 +191,22 @@ class StorageError(MirrorError):
 
 
 class FlushFailed(StorageError):
-    """The disk did not take what was written: the kernel may have dropped it, so the bytes have to be fetched again."""
+    """Flushing failed. The kernel may have dropped the bytes, so they have to be fetched again."""
 
 
 class TooManyDownloads(MirrorError):
-    """A client address has begun as many downloads as it may, and none has ended for some time."""
+    """A client address has reached its limit of downloads, and none ended within the time limit."""
 
 
 class RequestLoop(MirrorError):
-    """A request has come back to the mirror that sent it, by way of its own upstreams."""
+    """A request returned through the upstreams to the mirror that sent it."""
 
 
 class DownloadAbandoned(UpstreamError):
-    """Another worker's download of the same blob ended without the blob."""
+    """The download of the same blob in another worker failed."""
 
     reason = "abandoned"
 
 
 class NotificationRefused(MirrorError):
-    """The receiver of notifications does not want one, and would not want it the next time either."""
+    """The receiver refused a notification permanently."""

@@ -1,4 +1,4 @@
-"""Small files that an operator may renew at any time: secrets, and lists of users. Reading them never blocks the event loop."""
+"""Reads small files that operators renew, secrets and user lists, without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import aiofiles
 
 
 async def read_secret(path: Path) -> bytes:
-    """What a file holds, without white space around it; it may be empty. Raises OSError."""
+    """The content of a file without surrounding white space; may be empty. Raises OSError."""
     async with aiofiles.open(path, "rb") as file:
         return (await file.read()).strip()
 
 
 async def read_text(path: Path) -> str:
-    """What a text file holds. Raises OSError, or UnicodeDecodeError if it is no UTF-8."""
+    """The content of a text file. Raises OSError, or UnicodeDecodeError if it is not UTF-8."""
     async with aiofiles.open(path, encoding="utf-8") as file:
         return await file.read()

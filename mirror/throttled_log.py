@@ -1,4 +1,4 @@
-"""A log that whoever causes its lines cannot fill: equal ones are bounded per reason, and what was left out is counted."""
+"""Logging of events that clients or upstreams cause: lines are bounded per reason, and suppressed ones are counted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# So many lines of one reason may come at once, and then one in so many seconds.
+# A reason may log this many lines at once, and then one per interval.
 BURST = 10
 INTERVAL_S = 1.0
 
@@ -20,11 +20,11 @@ class _Allowance:
 
 
 class Throttle:
-    """Decides which of many equal things are told.
+    """A token bucket for each reason.
 
     Args:
-        burst: of one reason, at once.
-        interval: seconds until another one is told.
+        burst: the size of a bucket.
+        interval: seconds until a token is added.
         clock: seconds.
     """
 
@@ -35,7 +35,7 @@ class Throttle:
         self._allowances: dict[str, _Allowance] = {}
 
     def take(self, reason: str) -> int | None:
-        """How many were left out since the last one that was told; None if this one is left out, too.
+        """Take a token; returns the number of failed attempts since the last success, or None if there is no token.
 
         Args:
             reason: one of a bounded number of words.
@@ -55,12 +55,10 @@ class Throttle:
 
 
 class ThrottledLog:
-    """Logs events that clients or upstreams cause: of each reason some at once, ten as a rule, and then one a second.
-
-    `left_out` tells how many were not logged before a line.
+    """Logs events, of each reason a burst and then one per interval. `left_out` is the number of lines suppressed before a line.
 
     Args:
-        log: a logger of structlog's.
+        log: a structlog logger.
     """
 
     def __init__(
@@ -69,12 +67,12 @@ class ThrottledLog:
         self._log = log
         self._throttle = Throttle(burst, interval, clock)
 
-    def tell(self, level: str, event: str, reason: str = "", /, **fields: object) -> None:
-        """Log an event unless too many equal ones came before it.
+    def log(self, level: str, event: str, reason: str = "", /, **fields: object) -> None:
+        """Log an event unless its reason is exhausted.
 
         Args:
             level: debug, info, warning or error.
-            reason: tells events of one name apart that are to be bounded by themselves; one of a bounded number of words.
+            reason: bounds events of one name separately; one of a bounded number of words.
         """
         left_out = self._throttle.take(f"{event} {reason}")
         if left_out is None:

@@ -1,4 +1,4 @@
-"""Which request is being served, and by way of which mirrors it came: goes into answers, logs, and upstream."""
+"""The identifier of the request being handled, and the mirrors that it has passed; in responses, logs and upstream requests."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PLAIN = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 
 
 class RequestIds:
-    """Names for requests: a client's own if it is short and plain, else the next of ours."""
+    """Identifiers of requests: the client's own if it is short and plain, else a generated one."""
 
     def __init__(self) -> None:
         self._prefix = os.urandom(4).hex()
         self._numbers = itertools.count(1)
 
     def name(self, given: str | None) -> str:
-        """The name of a request that came with `given` in its X-Request-Id."""
+        """The identifier of a request with `given` as its X-Request-Id."""
         if given is not None and _PLAIN.fullmatch(given):
             return given
         return f"{self._prefix}-{next(self._numbers):x}"
@@ -35,17 +35,17 @@ _MAX_HOPS = 8
 
 
 class ViaChain:
-    """The mirrors that a request has come through (RFC 9110 section 7.6.3), this one at its end.
+    """The mirrors that a request has passed (RFC 9110 section 7.6.3), with this one at the end.
 
     Args:
-        name: hexadecimal; another mirror's must be another.
+        name: hexadecimal, unique to this mirror.
     """
 
     def __init__(self, name: str) -> None:
         self._own = f"1.1 registry-mirror-{name}"
 
     def enter(self, values: Iterable[str]) -> None:
-        """Note the way of the request being served, by its Via headers; raises RequestLoop if it has been here before."""
+        """Record the Via headers of the request being handled; raises RequestLoop if it has passed this mirror before."""
         hops = [hop for value in values for part in value.split(",") if _HOP.fullmatch(hop := part.strip())]
         if self._own in hops:
             raise RequestLoop("this request has been here before: an upstream of this mirror has this mirror as its upstream")

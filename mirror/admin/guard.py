@@ -87,7 +87,7 @@ class AdminGuard:
     def _refused(self, request: web.Request, why: str) -> None:
         path = without_secret(request.path)[:200]
         method = request.method[:20]
-        self._log.tell("warning", "audit", why, action="refused", why=why, method=method, path=path, client=request.remote)
+        self._log.log("warning", "audit", why, action="refused", why=why, method=method, path=path, client=request.remote)
 
 
 def error_response(status: int, message: str | None, headers: dict[str, str] | None = None) -> web.StreamResponse:

@@ -112,7 +112,7 @@ class PushWebhook:
             if hmac.compare_digest(given, secret):
                 return
             self._refused.inc()
-            self._log.tell("warning", "audit", "wrong secret", action="webhook", client=client, refused="wrong secret")
+            self._log.log("warning", "audit", "wrong secret", action="webhook", client=client, refused="wrong secret")
         raise web.HTTPNotFound(text="not found")
 
     async def _secret(self, path: Path) -> bytes | None:
@@ -120,10 +120,10 @@ class PushWebhook:
         try:
             secret = await read_secret(path)
         except OSError as error:
-            self._log.tell("error", "webhook_secret_unreadable", file=str(path), cause=error.strerror)
+            self._log.log("error", "webhook_secret_unreadable", file=str(path), cause=error.strerror)
             return None
         if len(secret.decode(errors="replace")) < MIN_WEBHOOK_SECRET:
             cause = f"it holds fewer than {MIN_WEBHOOK_SECRET} characters"
-            self._log.tell("error", "webhook_secret_refused", file=str(path), cause=cause)
+            self._log.log("error", "webhook_secret_refused", file=str(path), cause=cause)
             return None
         return secret

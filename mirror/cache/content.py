@@ -92,7 +92,7 @@ class CachedContent:
         try:
             await context.put(manifest.digest, manifest.raw)
         except StorageError as error:
-            self._log.tell("warning", "manifest_not_stored", digest=str(manifest.digest), cause=str(error))
+            self._log.log("warning", "manifest_not_stored", digest=str(manifest.digest), cause=str(error))
             return False
         # And after them: maintenance deletes rows without bytes.
         context.access.record_grant("manifest", repository, manifest.digest, held.size, force=True)

@@ -202,4 +202,4 @@ class ManifestByTag:
     def _log_stale(self, request: _Request, reason: str, error: MirrorError) -> None:
         fields = {"repository": str(request.repository), "tag": str(request.tag), "reason": reason}
         key = f"{request.repository.registry} {reason}"
-        self._log.tell("warning", "stale_served", key, **fields, said=TABLE[reason].said, cause=str(error))
+        self._log.log("warning", "stale_served", key, **fields, said=TABLE[reason].said, cause=str(error))

@@ -1,12 +1,11 @@
 """Counts that several processes keep together in one piece of memory.
 
-Each process writes only the cells of its own slot, so a change needs neither a lock nor an atomic instruction, and reads the
-cells of all. Whoever wants one more adds it first and looks at the sum then: two processes that do so at once may both be
-refused, but never are both let in beyond the limit. What a process that died had counted goes with its slot, which
-its parent clears.
+Each process writes only the cells of its own slot and reads the cells of all, so a change needs neither a lock nor an atomic
+instruction. To enter, a process first adds one and then compares the sum with the limit: two processes at once may both be
+refused, but are never both admitted beyond the limit. The parent clears the slot of a process that has died.
 
-A row for each client address is found by a hash of it, in a bucket of a few rows; only taking a new row needs a lock. If
-all rows of a bucket are in use, or the lock is not to be had, the address has no row: each process then counts it for itself.
+The row of a client address is found by its hash, in a bucket of a few rows; only taking a new row needs a lock. If all rows of
+a bucket are in use, or the lock is not available, the address has no row, and each process counts it by itself.
 """
 
 from __future__ import annotations
@@ -19,41 +18,41 @@ from typing import Final
 
 
 class Total(enum.IntEnum):
-    """What is counted of all addresses together, and what the queue for connections to upstreams has to say."""
+    """What is counted over all addresses, and the state of the queue for upstream connections."""
 
     CONNECTIONS = 0
-    """Of clients."""
+    """Connections of clients."""
     UPSTREAM = 1
-    """Connections for blobs to upstreams, in use."""
+    """Upstream connections for blobs, in use."""
     PREFETCHING = 2
-    """Those of them that were given for prefetching."""
+    """Those of them that prefetch."""
     YIELDING = 3
-    """Those of them that are about to be given back."""
+    """Those of them that are about to be released."""
     URGENT = 4
-    """Clients that wait for one."""
+    """Clients that wait for such a connection."""
     BEST = 5
-    """The urgency of who is the next to get one here, plus one; 0 if nobody waits."""
+    """The urgency of the next in the queue of this process, plus one; 0 if the queue is empty."""
     SINCE = 6
-    """Since when that one waits, in milliseconds."""
+    """When the next in the queue began to wait, in milliseconds."""
     SEEN = 7
-    """When the queue was looked at last, in milliseconds."""
+    """When the queue was last processed, in milliseconds."""
     ABANDONED = 8
-    """Downloads that nobody reads any more."""
+    """Downloads without readers."""
     PREFETCHES = 9
     """Blobs being prefetched."""
     ADMIN_CONNECTIONS = 10
-    """Of operators."""
+    """Connections to the admin address."""
 
 
 class Field(enum.IntEnum):
     """What is counted of one client address."""
 
     REFERENCES = 0
-    """1 in a process that counts something of it: the row is in use as long as there is one."""
+    """1 in a process that uses the row; the row is free when all are 0."""
     CONNECTIONS = 1
     REQUESTS = 2
     DOWNLOADS = 3
-    """That it has begun and that somebody reads."""
+    """Downloads that it started and that have readers."""
 
 
 _CELL: Final = 4
@@ -68,7 +67,7 @@ _WIDE_CELL: Final = 8
 
 
 class Count:
-    """One number, of which each process has a part."""
+    """A number of which each process has a part."""
 
     __slots__ = ("_cells", "_own")
 
@@ -81,12 +80,12 @@ class Count:
 
     @property
     def total(self) -> int:
-        """Of all processes."""
+        """The sum over all processes."""
         return sum(self._cells)
 
     @property
     def own(self) -> int:
-        """Of this process."""
+        """The part of this process."""
         return int(self._cells[self._own])
 
     @own.setter
@@ -94,7 +93,7 @@ class Count:
         self._cells[self._own] = value
 
     def enter(self, limit: int) -> bool:
-        """Count one more, unless that is more than `limit` of all processes; 0 is no limit."""
+        """Add one, unless the sum would exceed `limit`; 0 is no limit."""
         cells, own = self._cells, self._own
         cells[own] += 1
         if limit and sum(cells) > limit:
@@ -103,15 +102,15 @@ class Count:
         return True
 
     def leave(self) -> None:
-        """Count one less."""
+        """Subtract one."""
         self._cells[self._own] -= 1
 
 
 class ClientCounts:
-    """What one client address has under way, in all processes.
+    """The counts of a client address, in all processes.
 
     Attributes:
-        references: of this process: whoever counts something here holds one.
+        references: users in this process.
     """
 
     __slots__ = ("connections", "downloads", "key", "references", "requests", "row")
@@ -127,10 +126,10 @@ class CountTable:
     """All counts, seen from one process.
 
     Args:
-        memory: `CountTable.size(slots)` bytes, zero at first, shared by all processes.
-        slots: most processes at a time.
-        own: the slot of this one.
-        exclusive: keeps the other processes from taking rows; its value says whether that could be had.
+        memory: `CountTable.size(slots)` zero bytes, shared by all processes.
+        slots: the maximum number of processes.
+        own: the slot of this process.
+        exclusive: a lock between processes for taking rows; its value is False if the lock is not available.
 
     Attributes:
         received: bytes that each slot has received from upstreams. They only grow: whoever takes a slot over counts on.
@@ -154,27 +153,27 @@ class CountTable:
 
     @staticmethod
     def size(slots: int) -> int:
-        """Bytes that are needed; what is never used of them costs nothing where memory is given by the page."""
+        """The bytes that a table needs. Pages that are never used take no memory."""
         return _ROWS * _KEY + slots * (_SLOT * _CELL + _WIDE_CELL)
 
     @classmethod
     def private(cls) -> CountTable:
-        """One for a process that shares with nobody."""
+        """A table for a single process."""
         return cls(memoryview(bytearray(cls.size(1))))
 
     def count(self, total: Total) -> Count:
-        """A number that is of no address."""
+        """A count over all addresses."""
         return Count(self._cells[total::_SLOT], self.own)
 
     def clear(self, slot: int) -> None:
-        """Forget what a process that has ended had counted."""
+        """Clear the counts of a process that has ended."""
         start = slot * _SLOT
         self._cells[start : start + _SLOT] = memoryview(bytes(_SLOT * _CELL)).cast("I")
 
     # ---- clients
 
     def acquire(self, address: str) -> ClientCounts:
-        """What is counted of an address; give it back with `release`."""
+        """The counts of an address; call `release` after use."""
         key = blake2b(address.encode(), digest_size=_KEY).digest()
         client = self._clients.get(key)
         if client is None:
@@ -184,11 +183,11 @@ class CountTable:
         return client
 
     def hold(self, client: ClientCounts) -> None:
-        """Hold once more what has been acquired."""
+        """Add a user."""
         client.references += 1
 
     def release(self, client: ClientCounts) -> None:
-        """Hold it no longer."""
+        """Remove a user."""
         client.references -= 1
         if client.references:
             return
@@ -202,7 +201,7 @@ class CountTable:
         return Count(self._cells[_TOTALS + row * len(Field) + field :: _SLOT], self.own)
 
     def _take_row(self, key: bytes) -> int | None:
-        """The row of an address, marked as in use by this process; None if there is none."""
+        """Find or take the row of an address and mark it as used by this process; None if there is none."""
         bucket = int.from_bytes(key[:4], "little") % _BUCKETS
         rows = range(bucket * _ROWS_OF_BUCKET, (bucket + 1) * _ROWS_OF_BUCKET)
         with self._exclusive() as alone:

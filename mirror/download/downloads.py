@@ -103,7 +103,7 @@ class Downloads:
         if task.cancelled():
             if not self._closing:
                 fields = {"digest": str(ingest.digest), "received": ingest.received}
-                self._log.tell("info", "download_stopped", **fields, cause="nobody reads it")
+                self._log.log("info", "download_stopped", **fields, cause="nobody reads it")
             end: Committed | Failed = ingest.failed(DownloadAbandoned("the mirror is shutting down"))
         else:
             end = task.result()
@@ -122,7 +122,7 @@ class Downloads:
         result = _result(end)
         self._count(result)
         digest, cause = str(ingest.digest), str(end.cause)
-        self._log.tell("warning", "download_failed", result, digest=digest, result=result, cause=cause)
+        self._log.log("warning", "download_failed", result, digest=digest, result=result, cause=cause)
         if retry and result == "digest_mismatch":
             ingest.source.penalize()
             ingest.successor = self.start(ingest.digest, ingest.source, ingest.share.another(), retry=False)

@@ -1,6 +1,6 @@
-"""Accepts connections on a listening socket, and keeps its head when the process is out of descriptors.
+"""Accepts connections on a listening socket, also while the process has no descriptors left.
 
-asyncio's own loop goes on over the whole backlog then, with a traceback for each connection (CPython issue 79197).
+asyncio's own accept loop then runs through the whole backlog and logs a traceback for each connection (CPython issue 79197).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
-# Connections that are accepted before others of the loop have their turn.
+# Connections that are accepted in one iteration of the event loop.
 _MAX_ACCEPTED = 128
-# Until accepting is tried again when there are no descriptors, and how long that may last before something is done about it.
+# Without descriptors, accepting is retried after the pause; after the shortage, idle connections are closed.
 _PAUSE_S = 0.2
 _SHORTAGE_S = 1.0
-# A shortage is over when accepting has not failed for so long.
+# A shortage ends when accepting has not failed for this time.
 _CALM_S = 5.0
-# Connections that are ended unserved at a time, so that nobody waits in the backlog for nothing.
+# Connections that are closed unserved at a time, so that their clients do not wait in the backlog.
 _MAX_SHED = 256
-# Until a client has said what TLS wants of it, and until it has taken what was sent when a connection ends.
+# Limits of the TLS handshake and of the TLS shutdown.
 _HANDSHAKE_S, _SHUTDOWN_S = 10, 60
 
-# What has become of one connection before it was accepted (accept(2), "Error handling"); anything else is the matter with us.
+# Errors of the connection itself (accept(2), "Error handling"); all others are errors of this process.
 _OF_THE_CONNECTION = frozenset(
     {
         errno.ECONNABORTED,
@@ -51,7 +51,7 @@ _OF_THE_CONNECTION = frozenset(
 
 
 class _Tls(sslproto.SSLProtocol):
-    """TLS at the server's end. Clients send small requests: asyncio's 256 KiB for each to receive into would be a waste."""
+    """The server side of TLS. Requests are small, so the receive buffer is smaller than asyncio's 256 KiB."""
 
     max_size = 16 << 10
 
@@ -60,9 +60,9 @@ class Acceptor:
     """Accepts until it is closed.
 
     Args:
-        sock: it listens and does not block; closed in the end.
-        connection: called with a client's address for what serves it; None to end the connection at once.
-        relieve: called when the process has been out of descriptors for a while: has idle connections ended.
+        sock: a listening, non-blocking socket; `close` closes it.
+        connection: returns the protocol for a client's address, or None to close the connection at once.
+        relieve: closes idle connections; called when a shortage of descriptors lasts.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Acceptor:
         self._short_since: float | None = None
         self._short_at = 0.0
         self._closed = False
-        # Given up to accept, and end, one connection when there is no other descriptor.
+        # A descriptor that is given up to accept and close a connection when there is no other.
         self._reserve = _reserve()
 
     def use(self, context: ssl.SSLContext | None) -> None:
-        """Encrypt connections that are accepted from now on; None for plain ones."""
+        """Use a TLS context for connections accepted from now on; None for plain ones."""
         self._context = context
 
     def start(self) -> None:
@@ -94,7 +94,7 @@ class Acceptor:
         self._loop.add_reader(self._socket.fileno(), self._accept)
 
     def close(self) -> None:
-        """Accept no more. What is accepted already goes on."""
+        """Stop accepting. Accepted connections stay open."""
         if self._closed:
             return
         self._closed = True
@@ -105,7 +105,7 @@ class Acceptor:
         self._drop_reserve()
 
     async def abandon(self) -> None:
-        """End connections that are accepted but do not stand yet."""
+        """Close connections whose set-up is not complete."""
         tasks = list(self._connecting)
         for task in tasks:
             task.cancel()
@@ -144,7 +144,7 @@ class Acceptor:
         except BaseException as error:
             connection.abandoned()
             sock.close()
-            # The client's mistakes, and its leaving, are nobody else's business.
+            # Errors of the client, and its disconnect, are not logged.
             if not isinstance(error, OSError):
                 raise
 
@@ -169,12 +169,12 @@ class Acceptor:
     # ---- out of descriptors
 
     def _run_short(self, error: OSError) -> None:
-        """Wait for others to give descriptors back; if that takes too long, take some from who does not use them."""
+        """Pause accepting until descriptors are free; if the shortage lasts, close idle connections."""
         now = self._short_at = self._loop.time()
         if self._short_since is None:
             self._short_since = now
             hint = "raise the limit of open files, or lower limits.connections"
-            self._log.tell("error", "accept_paused", cause=error.strerror, hint=hint)
+            self._log.log("error", "accept_paused", cause=error.strerror, hint=hint)
         if now - self._short_since >= _SHORTAGE_S:
             self._relieve()
             self._shed()
@@ -182,13 +182,13 @@ class Acceptor:
         self._pause = self._loop.call_later(_PAUSE_S, self.start)
 
     def _recover(self, since: float) -> None:
-        """The shortage is over when there has been none for a while: until then one connection more or less tells nothing."""
+        """End the shortage if accepting has not failed for `_CALM_S`; a single success is no proof."""
         if self._loop.time() - self._short_at >= _CALM_S:
-            self._log.tell("info", "accept_resumed", seconds=round(self._short_at - since, 1))
+            self._log.log("info", "accept_resumed", seconds=round(self._short_at - since, 1))
             self._short_since = None
 
     def _shed(self) -> None:
-        """End connections that nobody can serve: their clients turn elsewhere, rather than wait."""
+        """Close connections that cannot be served, so that their clients turn to another host."""
         self._drop_reserve()
         for _ in range(_MAX_SHED):
             try:

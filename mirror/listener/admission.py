@@ -1,4 +1,4 @@
-"""The door of an address: who may pass, before anything is made of what they ask for."""
+"""Admission of requests at an address: limits, networks, host names and credentials, before a request is interpreted."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-# Names by which the address was called rightly; what more there are is looked at each time.
+# Accepted Host headers that are remembered; further ones are checked each time.
 _MAX_NAMES = 256
-# Below it a service upstream tells of pushes, by a secret in the path instead of credentials.
+# Services upstream report pushes below this path; a secret in the path takes the place of credentials.
 WEBHOOK_PREFIX = "/webhooks/dockerhub/"
 
-# Of one address; whoever guesses passwords leaves room for others.
+# Password checks of one address at a time, so that guessing does not block other clients.
 _MAX_CHECKS = 4
 
 _TOO_MANY_REQUESTS = Refusal("requests", oci_errors.too_many("requests at a time from one address"))
@@ -40,14 +40,14 @@ _MISSING = Refusal("credentials", oci_errors.unauthorized("user name and passwor
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """What is asked and answered at an address.
+    """The handlers of an address.
 
     Attributes:
-        name: the section of the configuration that says who may use it.
-        handler: answers the requests that pass.
-        webhook: answers what is sent to webhooks; it looks at their credentials itself.
-        respond: words why a request does not pass.
-        any_host: beginnings of paths that may be asked for whatever the address is called by.
+        name: the section of the configuration that controls access to it.
+        handler: handles admitted requests.
+        webhook: handles requests to webhooks, and checks their credentials itself.
+        respond: builds the response to a refused request.
+        any_host: prefixes of paths that are served under any Host.
         find_inline: returns the request that has a head, if it was answered before.
     """
 
@@ -60,10 +60,10 @@ class Way:
 
 
 class AdmissionMiddleware:
-    """Lets requests through to a handler, or answers why not.
+    """Passes admitted requests to a handler, and refuses others.
 
     Attributes:
-        in_progress: requests that have been let through.
+        in_progress: admitted requests that are not answered yet.
     """
 
     def __init__(self, way: Way, metrics: Metrics, counts: CountTable) -> None:
@@ -90,12 +90,12 @@ class AdmissionMiddleware:
         *,
         anonymous: bool = True,
     ) -> None:
-        """Change who may pass.
+        """Change the rules of admission.
 
         Args:
-            hosts: what the address may be called; None for anything.
-            passwords: None if nobody has one; what clients send is then not looked at.
-            anonymous: whether requests without credentials pass.
+            hosts: the accepted Host headers; None for any.
+            passwords: None if there are no users; credentials are then ignored.
+            anonymous: whether requests without credentials are admitted.
         """
         self.limiter.configure(bounds)
         self._most_requests = bounds.requests_per_address
@@ -104,8 +104,8 @@ class AdmissionMiddleware:
         self._passwords, self._anonymous = passwords, anonymous
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request."""
-        # No cast: it is a call, and every hit comes by here.
+        """Handle one request."""
+        # `cast` is a call, and this is the hot path.
         admission: Admission = request.protocol.admission  # type: ignore[attr-defined]
         peer = admission.peer
         refusal = admission.refusal or admission.source.refusal
@@ -119,7 +119,6 @@ class AdmissionMiddleware:
         demand.client.set(peer.counts)
         self.in_progress += 1
         try:
-            # Most often by a name that was looked at before: every hit comes by here.
             if request.headers.get("Host") not in self._names and not self._is_called_right(request):
                 self._count(self._misdirected, admission.source.address, host=request.headers["Host"][:100])
                 return self._refuse(request, self._misdirected)
@@ -138,14 +137,14 @@ class AdmissionMiddleware:
                 self.limiter.forget(peer)
 
     def respond_inline(self, admission: Admission, head: bytes) -> bytes | None:
-        """Return the whole response to a request that was answered before, or None if it has to take the usual way.
+        """Return the whole response to a request that was answered before; None if it has to be parsed and handled.
 
-        It takes that also to be refused. Nothing is counted as under way, because the response is there on return.
+        A request that has to be refused is handled, too. Nothing is counted as in progress: the response exists on return.
         """
         request, source = self._find_inline(head), admission.source
         if request is None or request.host not in self._names or (admission.refusal or source.refusal) is not None:
             return None
-        # Requests with credentials are not among those.
+        # A remembered request has no credentials.
         if self._passwords is not None and not self._anonymous:
             return None
         most = self._most_requests
@@ -162,7 +161,7 @@ class AdmissionMiddleware:
         return True
 
     async def _unknown(self, passwords: BasicAuthenticator, request: web.BaseRequest, peer: Peer) -> Refusal | None:
-        """Why somebody may not pass who says to be, or does not say to be, one of the users."""
+        """Return the reason why authentication fails, or None."""
         header = request.headers.get("Authorization")
         if header is None:
             return None if self._anonymous else _MISSING
@@ -186,4 +185,4 @@ class AdmissionMiddleware:
     def _count(self, refusal: Refusal, client: str, **details: object) -> None:
         self._metrics.refused.labels(refusal.reason).inc()
         reason, status = refusal.reason, refusal.problem.status
-        self._log.tell("info", "client_refused", reason, reason=reason, client=client, status=status, **details)
+        self._log.log("info", "client_refused", reason, reason=reason, client=client, status=status, **details)

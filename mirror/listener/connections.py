@@ -1,4 +1,4 @@
-"""Clients by their addresses and what each has under way, so that none can have everything."""
+"""Limits of connections and requests, for each client address and in total."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from mirror.core.networks import Network, client_key, is_within, parse_address
 from mirror.listener import oci_errors
 from mirror.listener.oci_errors import Problem
 
-# Each address of the mirror's counts for itself, lest operators and clients keep each other out.
+# The two addresses are counted separately, so that clients cannot lock out operators.
 _TOTALS = {"access": Total.CONNECTIONS, "admin": Total.ADMIN_CONNECTIONS}
-# Connections that are turned away with an answer, of one address and of all; further ones are cut without a word.
-_POLITE, _POLITE_IN_ALL = 16, 256
+# Refused connections that are open to be answered, of one address and in total; further ones are closed without an answer.
+_MAX_ANSWERED, _MAX_ANSWERED_TOTAL = 16, 256
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """From where clients may come, and how much they may have under way; 0 is no limit.
+    """Accepted networks and limits; 0 is no limit.
 
     Attributes:
-        networks: empty for everywhere.
+        networks: empty for all.
         connections: of all addresses together.
     """
 
@@ -32,13 +32,14 @@ class Bounds:
 
 
 class Peer:
-    """One client with connections: an IPv4 address, or a /64 of IPv6, any address of which its owner can take.
+    """A client with connections: an IPv4 address, or an IPv6 /64, whose owner can use any address in it.
 
     Attributes:
         key: the address, or the network.
-        connections: in this process, those that are turned away included.
-        counts: what it has under way in all processes.
-        checks: of passwords, under way.
+        connections: in this process, refused ones included.
+        counts: of all processes.
+        checks: password checks in progress.
+        turned_away: refused connections.
     """
 
     __slots__ = ("checks", "connections", "counts", "key", "turned_away")
@@ -50,12 +51,12 @@ class Peer:
 
 
 class Source:
-    """One address with connections.
+    """An address with connections.
 
     Attributes:
-        peer: the client that it counts for.
-        connections: those that are turned away included.
-        refusal: why nothing is served to this address.
+        peer: the client that owns it.
+        connections: refused ones included.
+        refusal: the reason why this address is refused, or None.
     """
 
     __slots__ = ("address", "connections", "peer", "refusal")
@@ -67,7 +68,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a client is turned away.
+    """The reason for a refusal.
 
     Attributes:
         reason: one bounded word for logs and metrics.
@@ -79,11 +80,11 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What was decided about a connection when it was made.
+    """The decision about a connection, made when it is accepted.
 
     Attributes:
-        refusal: why its requests are not answered; the connection then ends with the first of them.
-        cut: it is to be ended at once: too many are being told why they are refused.
+        refusal: the reason why its first request is refused, with which the connection ends.
+        cut: close it without an answer, because too many refused connections are open.
     """
 
     source: Source
@@ -98,12 +99,12 @@ FULL = Refusal("connections", oci_errors.overloaded("the mirror has all the conn
 
 
 class ConnectionLimiter:
-    """All clients that have connections. Whatever a proxy says about others behind it does not count."""
+    """Admits connections within the limits. Headers that proxies add do not count."""
 
     def __init__(self, refused: Callable[[Refusal, str], None], counts: CountTable, name: str) -> None:
         self.bounds = Bounds()
         self._refused = refused
-        self._limiter: dict[str, Peer] = {}
+        self._peers: dict[str, Peer] = {}
         self._sources: dict[str, Source] = {}
         self._counts = counts
         self._connections = counts.count(_TOTALS[name])
@@ -111,13 +112,13 @@ class ConnectionLimiter:
         self._turned_away = 0
 
     def configure(self, bounds: Bounds) -> None:
-        """Change the bounds; those who are connected and may not be any more are refused from now on."""
+        """Change the bounds. They apply to the next request of open connections, too."""
         self.bounds = bounds
         for source in self._sources.values():
             source.refusal = self._outside(source.address)
 
     def connected(self, address: str) -> Admission:
-        """Decide about a connection that was made; `left` has to be told of its end."""
+        """Decide about an accepted connection; call `left` when it ends."""
         source = self._sources.get(address) or self._new(address)
         source.connections += 1
         peer = source.peer
@@ -125,14 +126,14 @@ class ConnectionLimiter:
         refusal = source.refusal or self._enter(peer)
         if refusal is None:
             return Admission(source, peer)
-        cut = peer.turned_away >= _POLITE or self._turned_away >= _POLITE_IN_ALL
+        cut = peer.turned_away >= _MAX_ANSWERED or self._turned_away >= _MAX_ANSWERED_TOTAL
         peer.turned_away += 1
         self._turned_away += 1
         self._refused(refusal, address)
         return Admission(source, peer, refusal, cut)
 
     def left(self, admission: Admission) -> None:
-        """A connection has ended."""
+        """Record the end of a connection."""
         source, peer = admission.source, admission.peer
         peer.connections -= 1
         if admission.refusal is None:
@@ -147,14 +148,14 @@ class ConnectionLimiter:
         self.forget(peer)
 
     def forget(self, peer: Peer) -> None:
-        """Let go of a client that has nothing under way any more."""
-        if not peer.connections and not peer.counts.requests.own and self._limiter.get(peer.key) is peer:
-            del self._limiter[peer.key]
+        """Drop a client without connections and requests."""
+        if not peer.connections and not peer.counts.requests.own and self._peers.get(peer.key) is peer:
+            del self._peers[peer.key]
             self._counts.release(peer.counts)
 
     def _new(self, address: str) -> Source:
         key = client_key(address)
-        peer = self._limiter.get(key) or self._limiter.setdefault(key, Peer(key, self._counts.acquire(f"{self._name} {key}")))
+        peer = self._peers.get(key) or self._peers.setdefault(key, Peer(key, self._counts.acquire(f"{self._name} {key}")))
         source = self._sources[address] = Source(address, peer, self._outside(address))
         return source
 
@@ -163,7 +164,7 @@ class ConnectionLimiter:
         return NETWORK if networks and not is_within(parse_address(address), networks) else None
 
     def _enter(self, peer: Peer) -> Refusal | None:
-        """Count a connection, unless there are too many."""
+        """Count a connection, or return the limit that it exceeds."""
         if not self._connections.enter(self.bounds.connections):
             return FULL
         if not peer.counts.connections.enter(self.bounds.connections_per_address):

@@ -1,7 +1,7 @@
-"""Sends files over plain connections by sendfile(2), from where they are to the end that is asked for.
+"""Sends files over plain connections by sendfile(2).
 
-asyncio's own `sendfile` registers the socket anew for every piece that a client takes, and stops reading from it also where the
-first piece is the last. Here, what fits into the socket's buffer is sent at once, and for the rest the socket is registered once.
+asyncio's `sendfile` registers the socket again for every piece that a client takes, and pauses reading even if one piece is all.
+A FileSender sends at once what fits into the socket's buffer, and registers the socket once for the rest.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FileSender:
 
     async def _send_rest(self) -> None:
         loop, transport = asyncio.get_running_loop(), self._transport
-        # The end of what the client sends would close the transport in the middle of the body.
+        # Reading a client's end of stream would close the transport while the body is sent.
         reading = transport.is_reading()
         transport.pause_reading()
         # The event loop refuses to watch the descriptor of a transport.

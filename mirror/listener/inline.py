@@ -1,7 +1,7 @@
-"""Responses that are written where their requests are received, without a task and without parsing a request anew.
+"""Requests that are answered in the callback that receives them, without a task and without parsing.
 
-Container clients repeat requests byte for byte. The bytes of a request's head say all that its parsed form says, so what was
-understood once is found again by them. Everything that may have changed since is looked at again for each request.
+Container clients repeat requests byte for byte. Equal bytes parse to equal requests, so the parsed form is found by the bytes of
+the head. Everything that may have changed since is checked again for each request.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from aiohttp import HttpVersion11, hdrs, web
 _MAX_ENTRIES: Final = 4096
 # Longer heads are parsed each time: their length is the client's to choose.
 _MAX_HEAD_BYTES: Final = 1024
-# Secrets are not kept in memory, and a request identifier makes every head another one.
-_NEVER_KEPT: Final = frozenset({hdrs.AUTHORIZATION, hdrs.PROXY_AUTHORIZATION, hdrs.COOKIE, "X-Request-Id"})
+# Credentials are not kept in memory, and request identifiers make heads unique.
+_EXCLUDED: Final = frozenset({hdrs.AUTHORIZATION, hdrs.PROXY_AUTHORIZATION, hdrs.COOKIE, "X-Request-Id"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class InlineRequest:
 
     Attributes:
         host: its Host header.
-        respond: returns the whole response to the client at an address, or None if something has to be waited for.
+        respond: returns the whole response to the client at an address, or None if it has to wait for anything.
     """
 
     host: str | None
@@ -33,24 +33,24 @@ class InlineRequest:
 
 
 class InlineRequests:
-    """Bounded memory of requests by the bytes of their heads."""
+    """A bounded cache of requests by the bytes of their heads."""
 
     def __init__(self) -> None:
         self._requests: dict[bytes, InlineRequest] = {}
 
     def find(self, head: bytes) -> InlineRequest | None:
-        """Return the request that has this head if it was answered before."""
+        """The cached request that has these bytes, or None."""
         return self._requests.get(head)
 
     def add(self, request: web.BaseRequest, respond: Callable[[str], bytes | None]) -> None:
-        """Answer requests like this one by `respond` from now on, if it is fit for that.
+        """Have equal requests answered by `respond`.
 
-        A request is fit if it came in one piece, keeps its connection open, and carries nothing that is its own.
+        Ignores a request that arrived in several pieces, closes its connection, or has an excluded header.
         """
         head: bytes | None = request.protocol.head  # type: ignore[attr-defined]
         if head is None or len(head) > _MAX_HEAD_BYTES or not request.keep_alive or request.version != HttpVersion11:
             return
-        if any(name in request.headers for name in _NEVER_KEPT):
+        if any(name in request.headers for name in _EXCLUDED):
             return
         if len(self._requests) >= _MAX_ENTRIES:
             self._requests.clear()

@@ -1,4 +1,4 @@
-"""One address: its socket, its connections, and the door in front of what answers. The same for both addresses."""
+"""An address of the mirror: its socket, its connections and its admission. The same for both addresses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mirror.metrics import Metrics
 
 
 class Listener:
-    """Bounds what clients may do to an address: connections, requests, and the time until a request's headers are there."""
+    """Serves an address within its limits: connections, requests, and the time until a request's headers are complete."""
 
     def __init__(self, way: Way, metrics: Metrics, counts: CountTable) -> None:
         self._admission = AdmissionMiddleware(way, metrics, counts)
@@ -28,11 +28,11 @@ class Listener:
 
     @property
     def in_progress(self) -> int:
-        """Requests that are being answered."""
+        """Admitted requests that are not answered yet."""
         return self._admission.in_progress
 
     def use(self, context: ssl.SSLContext | None) -> None:
-        """Encrypt new connections; None for plain ones."""
+        """Use a TLS context for new connections; None for plain ones."""
         self._context = context
         if self._acceptor is not None:
             self._acceptor.use(context)
@@ -40,16 +40,16 @@ class Listener:
     def configure(
         self, bounds: Bounds, hosts: HostNames | None, passwords: BasicAuthenticator | None = None, *, anonymous: bool = True
     ) -> None:
-        """Change who may pass; see `AdmissionMiddleware.configure`."""
+        """Change the rules of admission; see `AdmissionMiddleware.configure`."""
         self._admission.configure(bounds, hosts, passwords, anonymous=anonymous)
 
     def open(self, sock: socket.socket, relieve: Callable[[], None], **settings: Any) -> None:
-        """Begin to accept connections.
+        """Start accepting connections.
 
         Args:
-            sock: listens, and is closed in the end.
-            relieve: ends idle connections, of this and other addresses, when there are no descriptors for new ones.
-            settings: further ones of the HTTP server.
+            sock: a listening socket; `close` closes it.
+            relieve: closes idle connections of all addresses when no descriptors are left.
+            settings: further settings of the HTTP server.
         """
         self._server = Server(self._admission, **settings)
         self._acceptor = Acceptor(sock, self._server.connection, relieve)
@@ -57,18 +57,18 @@ class Listener:
         self._acceptor.start()
 
     def end_idle(self) -> None:
-        """End connections that have no request under way, and the others after it."""
+        """Close idle connections now, and the others after their request."""
         if self._server is not None:
             self._server.pre_shutdown()
 
     def close(self) -> None:
-        """Accept no connections any more, and let those that stand end with the request under way."""
+        """Stop accepting, close idle connections, and the others after their request."""
         if self._acceptor is not None:
             self._acceptor.close()
         self.end_idle()
 
     async def shutdown(self, timeout: float) -> None:
-        """End all connections."""
+        """Close all connections."""
         if self._acceptor is not None:
             await self._acceptor.abandon()
         if self._server is not None:

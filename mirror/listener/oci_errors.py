@@ -1,7 +1,7 @@
-"""The one table from what went wrong to what the client is told (OCI distribution-spec, Error Codes).
+"""The mapping from errors to responses (OCI distribution-spec, Error Codes).
 
-The aim is that every client gets an answer fast and then does what helps its user: turns to another host, waits, or stops.
-503 rather than 502 or 504, because containerd goes on to the next host after it; 404 for what upstream denies, because
+A client needs an answer fast, and one after which it does what helps its user: try another host, wait, or stop.
+Errors are 503, not 502 or 504, because containerd tries the next host after 503. What upstream denies is 404, because
 Docker then asks Docker Hub itself, with its user's own credentials.
 """
 
@@ -27,7 +27,7 @@ from mirror.errors import (
 )
 
 _RETRY_AFTER = 10
-# What is the matter with the mirror itself.
+# Errors of the mirror itself.
 _OUT_OF_ORDER: dict[type[Exception], str] = {
     RequestLoop: "the mirrors' upstreams lead in a circle",
     StorageError: "the mirror's store is out of order",
@@ -37,11 +37,11 @@ _OUT_OF_ORDER: dict[type[Exception], str] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """An error answer.
+    """An error response.
 
     Attributes:
-        code: from the specification's table.
-        detail: never empty: Docker retries an error for a minute that has only the code's default message.
+        code: an error code of the specification.
+        detail: never empty; Docker retries an error without detail for a minute.
     """
 
     status: int
@@ -51,13 +51,13 @@ class Problem:
     headers: dict[str, str] = field(default_factory=dict)
 
     def body(self) -> bytes:
-        """The JSON of the specification."""
+        """The JSON body of the specification."""
         error = {"code": self.code, "message": self.message, "detail": self.detail}
         return json.dumps({"errors": [error]}).encode()
 
 
 def problem(error: Exception, kind: str) -> Problem:
-    """The answer to an error that a request of a kind (manifest, blob, tags, referrers) met."""
+    """The response to an error of a request of a kind (manifest, blob, tags, referrers)."""
     text = without_secret(str(error))
     if isinstance(error, core.InvalidInput):
         return Problem(400, _invalid_code(error), "the request is malformed", text)
@@ -87,25 +87,25 @@ def _refused(error: PolicyDenied | TooManyDownloads) -> Problem:
 
 
 def not_found(target: str) -> Problem:
-    """There is no such path."""
+    """The path is unknown."""
     return Problem(404, "UNSUPPORTED", "there is nothing of this kind here", without_secret(target[:200]))
 
 
 def malformed(cause: str) -> Problem:
-    """It is not HTTP, or more of it than is taken."""
+    """The request is not valid HTTP, or exceeds a limit."""
     return Problem(400, "UNSUPPORTED", "the request is malformed", cause)
 
 
 def outside() -> Problem:
-    """The client's address is not one of those that are served."""
+    """The client's address is outside the accepted networks."""
     return Problem(403, "DENIED", "this mirror does not serve your address", "the address lies in none of its networks")
 
 
 def misdirected(key: str) -> Problem:
-    """The client calls the mirror by a name that is none of its own.
+    """The Host header names no host of the mirror.
 
     Args:
-        key: of the configuration, where names are added.
+        key: the configuration key that adds names.
     """
     detail = f"the Host header is no address and no name of this host; {key} can add one"
     return Problem(403, "DENIED", "this mirror does not answer to that name", detail)
@@ -117,12 +117,12 @@ def unauthorized(why: str) -> Problem:
 
 
 def too_many(what: str, detail: str = "try again a little later") -> Problem:
-    """A client has more under way than its share."""
+    """A client exceeds a limit."""
     return Problem(429, "TOOMANYREQUESTS", f"too many {what}", detail, {"Retry-After": "1"})
 
 
 def overloaded(why: str) -> Problem:
-    """All clients together have more under way than can be served."""
+    """All clients together exceed a limit."""
     return Problem(503, "UNAVAILABLE", "this mirror is overloaded", why, {"Retry-After": str(_RETRY_AFTER)})
 
 
@@ -138,7 +138,7 @@ def write_refused(method: str) -> Problem:
 
 
 def range_refused(size: int) -> Problem:
-    """A range that lies outside of the blob (RFC 9110 section 15.5.17)."""
+    """No byte of the range is in the blob (RFC 9110 section 15.5.17)."""
     return Problem(
         416,
         "RANGE_INVALID",

@@ -1,28 +1,28 @@
-"""Pages of a list that is ours (OCI distribution-spec, Listing tags, describes the form)."""
+"""Pagination of lists that the mirror makes itself (OCI distribution-spec, Listing tags)."""
 
 from __future__ import annotations
 
 from mirror.core.errors import InvalidPage
 from mirror.core.links import format_link
 
-_MOST = 1000
+_MAX_ENTRIES = 1000
 
 
 def page_size(n: str | None) -> int:
-    """How many entries a client wants, at most a thousand.
+    """The requested number of entries, at most a thousand.
 
     Raises:
         InvalidPage: `n` is not a number.
     """
     if n is None:
-        return _MOST
+        return _MAX_ENTRIES
     if not (n.isascii() and n.isdigit() and len(n) < 10):
         raise InvalidPage(n, "n must be a number of entries")
-    return min(int(n), _MOST)
+    return min(int(n), _MAX_ENTRIES)
 
 
 def page(names: list[str], n: str | None, last: str | None) -> tuple[list[str], bool]:
-    """The entries after `last`, at most `n` and never more than a thousand; and whether there are more.
+    """The entries after `last`, at most `n` and at most a thousand; and whether more follow.
 
     Raises:
         InvalidPage: `n` is not a number.

@@ -1,4 +1,4 @@
-"""The way in for clients: the registry's listener with its TLS, and who may pass; both as the current files want it."""
+"""The listener of the registry address, with TLS and admission as configured; it follows files that are renewed."""
 
 from __future__ import annotations
 
@@ -30,23 +30,22 @@ from mirror.small_files import read_text
 
 log = structlog.get_logger(__name__)
 
-# How often files are looked at that may have been renewed, in seconds.
-_LOOK = 2.0
-# Files that cannot be used are tried again, and told of again, after so many seconds.
-_AGAIN = 600.0
+# Files that may be renewed are checked at this interval; unusable ones are retried, and logged, at the other.
+_POLL_INTERVAL_S = 2.0
+_RETRY_INTERVAL_S = 600.0
 
 _STILL = "cannot be used as it is now, the log says why; what was read before still counts"
 
 
 class RegistryListener:
-    """Lets in whom the configuration wants. Connections that stand outlive every change.
+    """Serves the registry address. Open connections survive every change of the configuration.
 
     Attributes:
         listener: of the registry address.
-        problems: by their keys, files that cannot be used as they are on disk now; what they were before still counts.
+        problems: configured files that are unusable now, by their keys; their earlier content stays in use.
 
     Args:
-        counts: what all processes have under way.
+        counts: of all processes.
     """
 
     def __init__(self, config: Config, way: Way, metrics: Metrics, counts: CountTable) -> None:
@@ -63,24 +62,24 @@ class RegistryListener:
 
     @property
     def in_progress(self) -> int:
-        """Requests that are being answered."""
+        """Admitted requests that are not answered yet."""
         return self.listener.in_progress
 
     async def open(self, sock: socket.socket, relieve: Callable[[], None]) -> None:
-        """Begin to accept connections; see `Listener.open`.
+        """Start accepting connections; see `Listener.open`.
 
         Raises:
-            ConfigurationError: a file has become useless since it was checked.
+            ConfigurationError: a file has become unusable since it was checked.
         """
         self._on_loopback = is_loopback(sock)
         await self.configure(self._config)
         self.listener.open(sock, relieve)
 
     async def configure(self, config: Config) -> None:
-        """Do as a configuration says from now on.
+        """Apply a configuration.
 
         Raises:
-            ConfigurationError: one of its files is of no use; nothing has changed.
+            ConfigurationError: one of its files is unusable; nothing changes.
         """
         async with self._changing:
             seen = await asyncio.to_thread(_look, _files(config))
@@ -97,11 +96,11 @@ class RegistryListener:
             self._config, self._seen, self.problems = config, seen, {}
 
     async def watch(self) -> None:
-        """Follow the files as they are renewed, for ever."""
+        """Follow renewed files until cancelled."""
         loop, again = asyncio.get_running_loop(), 0.0
         refused: dict[Path, object] = {}
         while True:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_INTERVAL_S)
             files = _files(self._config)
             seen = await asyncio.to_thread(_look, files) if files else self._seen
             if seen == self._seen:
@@ -112,16 +111,16 @@ class RegistryListener:
             try:
                 await self.configure(self._config)
             except ConfigurationError as error:
-                # They may be half way through being renewed: the next change of one of them is another try.
-                refused, again = seen, loop.time() + _AGAIN
-                # In other words than the log's: those can name users, and everybody may ask for problems.
+                # The renewal may be incomplete: the next change of a file is another try.
+                refused, again = seen, loop.time() + _RETRY_INTERVAL_S
+                # The log's text can name users, and `problems` is public.
                 self.problems = {line.partition(":")[0]: _STILL for line in error.problems}
                 log.error("renewed_files_refused", problems=error.problems)
             else:
                 log.info("renewed_files_in_use", files=sorted(map(str, files)))
 
     async def shutdown(self, timeout: float) -> None:
-        """End all connections."""
+        """Close all connections."""
         await self.listener.shutdown(timeout)
         if self._passwords is not None:
             await self._passwords.close()
@@ -135,7 +134,7 @@ def _files(config: Config) -> list[Path]:
 
 
 def _look(files: Iterable[Path]) -> dict[Path, object]:
-    """What changes when a file does."""
+    """The state of each file, which differs after any change of it."""
     found: dict[Path, object] = {}
     for path in files:
         try:

@@ -1,7 +1,6 @@
-"""The two forms of answer at the registry address: short ones that are ready, and bodies that are streamed from files.
+"""Responses of the registry address: short ones that are ready, and bodies that are streamed from files.
 
-A hit of a small answer is the most frequent thing this server does, so its bytes are written as they are, past the header
-machinery of the HTTP library.
+Small hits are the most frequent requests, so the bytes of their responses are written without the header classes of aiohttp.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from mirror.listener.file_sender import FileEnd, FileSender
 from mirror.listener.oci_errors import Problem
 from mirror.storage.page_cache import bring_in, resident_until
 
-# How much is read from a file at a time where it has to be encrypted: the only bytes of a blob that are in memory.
-_PIECE = 256 << 10
-# How much is brought in from the disk at a time; the next so many bytes are begun with.
-_BROUGHT_IN = 4 << 20
+# Where a file has to be encrypted, it is read in pieces of this size: the only bytes of a blob in memory.
+_PIECE_BYTES = 256 << 10
+# Bytes that are read from the disk at a time; reading of as many more is started.
+_READ_AHEAD_BYTES = 4 << 20
 
 API_VERSION = {"Server": "registry-mirror", "Docker-Distribution-Api-Version": "registry/2.0"}
 
@@ -37,14 +36,14 @@ Respond = Callable[[Problem, str], web.StreamResponse]
 
 
 def head(status: int, headers: Mapping[str, str]) -> bytes:
-    """Status line and headers of an HTTP/1.1 response, without the empty line that ends them."""
+    """The status line and headers of an HTTP/1.1 response, without the final empty line."""
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
     lines += [f"{name}: {value}" for name, value in {**API_VERSION, **headers}.items()]
     return ("\r\n".join(lines) + "\r\n").encode("latin-1", "replace")
 
 
 class Rendered(NamedTuple):
-    """A response but for the headers that each response has of its own.
+    """A response without the headers that differ for each response.
 
     Attributes:
         head: see the function of this name.
@@ -65,7 +64,7 @@ class Rendered(NamedTuple):
 
 
 class ReadyResponse(web.StreamResponse):
-    """A response whose head is rendered and whose body is at hand, or is sent by somebody else after `prepare`."""
+    """A response whose head is rendered. Its body is in memory, or is sent by other means after `prepare`."""
 
     def __init__(self, status: int, rendered: bytes, body: bytes, request_id: str) -> None:
         super().__init__(status=status)
@@ -73,7 +72,7 @@ class ReadyResponse(web.StreamResponse):
         self._request_id = request_id
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Write what is at hand, once."""
+        """Write the head and body, once."""
         if self._req is not None:
             return None
         alive = request.keep_alive and self._keep_alive is not False
@@ -87,11 +86,11 @@ class ReadyResponse(web.StreamResponse):
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Everything has been written."""
+        """Do nothing: everything is written."""
 
 
 def problem_response(problem: Problem, request_id: str) -> ReadyResponse:
-    """An error answer."""
+    """An error response."""
     body = problem.body()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **problem.headers}
     return ReadyResponse(problem.status, head(problem.status, headers), body, request_id)
@@ -101,10 +100,10 @@ async def send_spans(request: web.BaseRequest, body: Body, start: int, stop: int
     """Send a part of a blob to the client.
 
     Args:
-        sent: told of bytes that went out, as they do, also before a failure.
+        sent: called with the number of bytes that were sent, also before a failure.
 
     Raises:
-        ConnectionError: the client has gone.
+        ConnectionError: the client has disconnected.
         MirrorError: the blob ended short.
     """
     async for span in body.spans(start, stop):
@@ -146,20 +145,20 @@ async def _empty_buffer(request: web.BaseRequest, transport: asyncio.Transport) 
 
 
 async def _resident(span: Span, threads: Executor, position: int, stop: int) -> int:
-    """The end of what can be sent from `position` on without the event loop waiting for the disk; what cannot is brought in."""
+    """The end of the bytes from `position` that are in the page cache; if there are none, a thread reads some first."""
     descriptor = span.file.fileno()
     end = resident_until(descriptor, position, stop)
     if end == position:
-        end = min(position + _BROUGHT_IN, stop)
-        await on_descriptor(threads, descriptor, bring_in, position, end, min(end + _BROUGHT_IN, stop))
+        end = min(position + _READ_AHEAD_BYTES, stop)
+        await on_descriptor(threads, descriptor, bring_in, position, end, min(end + _READ_AHEAD_BYTES, stop))
     return end
 
 
 async def _send_encrypted(request: web.BaseRequest, span: Span, threads: Executor, sent: Callable[[int], None]) -> None:
-    """What `sendfile` cannot do: asyncio's own stand-in for it goes in steps of 16 KiB, with a thread's turn for each."""
+    """Send through TLS. asyncio's fallback for `sendfile` reads 16 KiB at a time, each in a thread."""
     position, stop = span.start, span.start + span.count
     while position < stop:
-        piece = await on_descriptor(threads, span.file.fileno(), os.pread, min(_PIECE, stop - position), position)
+        piece = await on_descriptor(threads, span.file.fileno(), os.pread, min(_PIECE_BYTES, stop - position), position)
         if not piece:
             raise _shorter()
         await request.writer.write(piece)

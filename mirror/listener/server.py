@@ -1,4 +1,4 @@
-"""The HTTP server of an address: its connections, and what happens to those who do not speak HTTP."""
+"""The HTTP server of an address: its connections, and responses to malformed requests."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
-# A connection whose client is refused waits so long for the request to answer that to. Seconds.
-_REFUSED_FOR = 5.0
-# A request's headers have to be there within this time after the connection or the last answer, in seconds.
-_HEADERS = 30.0
+# Limit for the first request of a refused connection.
+_REFUSED_TIMEOUT_S = 5.0
+# Limit for the headers of a request, from the start of the connection or the end of the last response.
+_HEADERS_TIMEOUT_S = 30.0
 
 
 class Server(web.Server):
-    """Knows who is connected, and answers malformed requests as everything else: with one line in the log, and without
-    a word of what was sent.
-    """
+    """Creates connections, and logs malformed requests in one line, without any of their content."""
 
     def __init__(self, admission: AdmissionMiddleware, **settings: Any) -> None:
-        super().__init__(admission.handle, **settings, access_log=None, keepalive_timeout=_HEADERS, auto_decompress=False)
+        super().__init__(
+            admission.handle, **settings, access_log=None, keepalive_timeout=_HEADERS_TIMEOUT_S, auto_decompress=False
+        )
         self.respond = admission.way.respond
         self.respond_inline = admission.respond_inline
         self.log = ThrottledLog(log)
         self._limiter = admission.limiter
 
     def connection(self, address: str) -> Connection | None:
-        """What serves a new connection from an address; None if that is to be ended without a word."""
+        """The protocol for a new connection from an address; None to close it without an answer."""
         admission = self._limiter.connected(address)
         if admission.cut:
             self._limiter.left(admission)
@@ -45,12 +45,12 @@ class Server(web.Server):
 
 
 class Connection(web.RequestHandler):
-    """One client's connection.
+    """A client's connection.
 
     Attributes:
-        admission: what was decided about it when it was accepted.
+        admission: the decision about it.
         head: the bytes of the request being handled, if all of them came in one piece; see `mirror.listener.inline`.
-        on_lost: called when the client leaves; see `while_connected`.
+        on_lost: called when the client disconnects; see `while_connected`.
     """
 
     __slots__ = ("_at_boundary", "_end", "_left", "_server", "admission", "head", "on_lost")
@@ -67,13 +67,13 @@ class Connection(web.RequestHandler):
         self.on_lost: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve, or give a client that is refused a moment to ask and be told why."""
+        """Start serving; a refused client gets a moment to send a request and receive the reason."""
         super().connection_made(transport)
         if self.admission.refusal is not None:
-            self._end = self._loop.call_later(_REFUSED_FOR, self.force_close)
+            self._end = self._loop.call_later(_REFUSED_TIMEOUT_S, self.force_close)
 
     def data_received(self, data: bytes) -> None:
-        """Answer a request that was answered before; have everything else parsed and handled."""
+        """Answer a remembered request inline; parse and handle everything else."""
         waiter, transport = self._waiter, self.transport
         idle = waiter is not None and not waiter.done()
         whole = idle and self._at_boundary
@@ -96,7 +96,7 @@ class Connection(web.RequestHandler):
         self.head = data if whole and self._at_boundary else None
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give the client's place to another."""
+        """Release the client's place."""
         if self._end is not None:
             self._end.cancel()
         self.abandoned()
@@ -105,13 +105,13 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def abandoned(self) -> None:
-        """Give the client's place to another; the connection may never have been made."""
+        """Release the client's place; the connection may never have been made."""
         if self._left is not None:
             self._left(self.admission)
             self._left = None
 
     def close(self) -> None:
-        """End when the request under way has been answered; at once if there is none: a next one would get no answer."""
+        """Close after the request in progress; at once if there is none, because a next one would not be answered."""
         idle = self._waiter is not None and not self._waiter.done()
         super().close()
         if idle:
@@ -120,10 +120,10 @@ class Connection(web.RequestHandler):
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """The answer to what the parser refused; a client that has left gets none.
+        """The response to a malformed request or a failed handler.
 
         Raises:
-            ConnectionError: there is nobody to answer to, or the answer has begun.
+            ConnectionError: the client has disconnected, or a response has begun.
         """
         if isinstance(exc, ConnectionError):
             raise exc
@@ -131,10 +131,10 @@ class Connection(web.RequestHandler):
             raise ConnectionError("the answer has begun")
         if status < 500:
             cause = _CONSTANT.get(message or "") or _cause(exc)
-            self._server.log.tell("info", "request_malformed", client=request.remote, cause=cause)
+            self._server.log.log("info", "request_malformed", client=request.remote, cause=cause)
             problem = oci_errors.malformed(cause)
         else:
-            self._server.log.tell("error", "request_failed", type(exc).__name__, client=request.remote, exc_info=exc)
+            self._server.log.log("error", "request_failed", type(exc).__name__, client=request.remote, exc_info=exc)
             problem = oci_errors.problem(RuntimeError(type(exc).__name__), "")
         response = self._server.respond(problem, "-")
         response.force_close()
@@ -149,25 +149,25 @@ _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (http_exceptions.TransferEncodingError, "the body's encoding cannot be read"),
     (http_exceptions.ContentEncodingError, "the body's encoding cannot be read"),
 )
-# Words of the parser that repeat nothing.
+# Messages of the parser that repeat nothing of the request.
 _CONSTANT = {"Missing 'Host' header in request.": "there is no Host header", "Too many headers received": "too many headers"}
 
 
 def _cause(error: BaseException | None) -> str:
-    """What is wrong with a request, in our words: those of the parser repeat what was sent, which may be a secret."""
+    """The defect of a request. The parser's messages are not used: they repeat the request, which may contain a secret."""
     return next((words for kind, words in _CAUSES if isinstance(error, kind)), "it is not HTTP/1.1 as it should be")
 
 
 @contextlib.asynccontextmanager
 async def while_connected(request: web.BaseRequest, seconds: float | None = None) -> AsyncIterator[None]:
-    """End what is done inside when the client leaves: what only waits for upstream would not notice.
+    """Cancel the body of the context when the client disconnects, which a wait for upstream does not notice.
 
     Args:
-        seconds: end it after that time, too.
+        seconds: a time limit.
 
     Raises:
-        ConnectionResetError: the client has left.
-        TimeoutError: the time is over.
+        ConnectionResetError: the client has disconnected.
+        TimeoutError: the time limit is exceeded.
     """
     connection: Any = request.protocol
     scope = asyncio.timeout(seconds)

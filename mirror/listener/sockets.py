@@ -9,10 +9,10 @@ from mirror.config.types import Address
 from mirror.core.networks import parse_address
 from mirror.errors import ConfigurationError
 
-# Connections that the kernel takes while the process is busy.
+# Connections that the kernel accepts while the process is busy.
 BACKLOG = 4096
-# A client that takes nothing for this long has its connection ended by the kernel. Milliseconds; inherited by what is accepted.
-_CLIENT_STALL = 60_000
+# The kernel closes a connection whose client acknowledges nothing for this time. Accepted sockets inherit it.
+_CLIENT_STALL_MS = 60_000
 
 
 def is_loopback(sock: socket.socket) -> bool:
@@ -22,10 +22,10 @@ def is_loopback(sock: socket.socket) -> bool:
 
 
 def listen(key: str, address: Address) -> socket.socket:
-    """A socket that listens on an address.
+    """Create a listening socket.
 
     Raises:
-        ConfigurationError: naming `key`, if that cannot be.
+        ConfigurationError: the address cannot be used; the message names `key`.
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
@@ -34,7 +34,7 @@ def listen(key: str, address: Address) -> socket.socket:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _CLIENT_STALL)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _CLIENT_STALL_MS)
             sock.bind(found)
             sock.listen(BACKLOG)
             sock.setblocking(False)

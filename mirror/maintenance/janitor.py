@@ -147,7 +147,7 @@ class Janitor:
             return await in_thread(self._threads, work)
         except (OSError, StorageError) as error:
             # The disk failed or no descriptor is left: a traceback adds nothing.
-            self._log.tell("error", "janitor_failed", what, work=what, cause=str(error))
+            self._log.log("error", "janitor_failed", what, work=what, cause=str(error))
             return None
         except Exception:
             log.exception("janitor_failed", work=what)

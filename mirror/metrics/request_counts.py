@@ -1,4 +1,4 @@
-"""Counts of clients' requests. A hit takes microseconds, so they are plain numbers that become metrics when they are read."""
+"""Counts of clients' requests, as plain numbers that become metrics when they are collected: a hit takes microseconds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Durations:
         self.sum += seconds
 
     def merge(self, other: Durations) -> None:
-        """Count all that another histogram has counted."""
+        """Add the counts of another histogram."""
         self.buckets = [own + more for own, more in zip(self.buckets, other.buckets, strict=True)]
         self.sum += other.sum
 
@@ -73,11 +73,11 @@ class RequestCounts:
 
     def __init__(self) -> None:
         self._series: dict[_Labels, RequestSeries] = {}
-        # Of bodies that are streamed; every other response has its first byte with its last.
+        # Of streamed bodies; all other responses have their first byte with the last.
         self._first_bytes: dict[tuple[str, str], Durations] = {}
 
     def series(self, registry: str, kind: str, outcome: str, status: int) -> RequestSeries:
-        """The requests with these labels, to be counted."""
+        """The series with these labels, created if needed."""
         labels = _Labels(registry, kind, str(outcome), status)
         return self._series.get(labels) or self._series.setdefault(labels, RequestSeries())
 

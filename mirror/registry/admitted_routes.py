@@ -1,4 +1,4 @@
-"""Targets that were understood and admitted before, so that a request for one of them needs neither again."""
+"""Routes that were parsed and admitted before."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AdmittedRoute(NamedTuple):
 
 
 class AdmittedRoutes:
-    """Bounded memory of admitted routes by their targets, for one configuration."""
+    """A bounded cache of admitted routes by their targets, for one configuration."""
 
     def __init__(self, pull_policy: PullPolicy) -> None:
         self._pull_policy = pull_policy
@@ -41,10 +41,10 @@ class AdmittedRoutes:
         return admitted.constant or self._pull_policy.is_cached(route.repository, route.reference)
 
     async def admit(self, route: Route, target: str) -> None:
-        """Check a route and remember that it passed.
+        """Check a route against the pull policy, and cache it.
 
         Raises:
-            PolicyDenied: it does not pass.
+            PolicyDenied: the policy refuses it.
         """
         repository, policy = route.repository, self._pull_policy
         if repository is not None:

@@ -1,6 +1,6 @@
 """The registry address: the read part of the OCI distribution API.
 
-This module only understands requests and words answers; what is answered is decided in `mirror.cache`.
+This module maps requests to `mirror.cache` and its answers to responses. It decides nothing itself.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from mirror.tracing import RequestIds, ViaChain, request_id
 
 log = structlog.get_logger(__name__)
 
-# Clients give up after 30 s, and want to turn elsewhere before. Seconds.
-_PATIENCE = 25.0
+# Clients give up after 30 s, and need time to try another host before.
+_TIMEOUT_S = 25.0
 T = TypeVar("T")
 _PING = head(200, {"Content-Type": "application/json", "Content-Length": "2"})
 
 
 async def _bounded(work: Coroutine[Any, Any, T], request: web.BaseRequest | None = None) -> T:
-    """An answer in the time that clients give, however many questions to upstream it takes; what has been begun goes on.
+    """Bound the wait for an answer, however many upstream requests it takes. Fetches that have started continue.
 
     Args:
-        request: whose client need not be waited for once it has left.
+        request: cancel the wait when its client disconnects.
 
     Raises:
-        UpstreamTimeout: it is not there.
-        ConnectionResetError: the client has left.
+        UpstreamTimeout: the time limit is exceeded.
+        ConnectionResetError: the client has disconnected.
     """
     try:
-        async with while_connected(request, _PATIENCE) if request is not None else asyncio.timeout(_PATIENCE):
+        async with while_connected(request, _TIMEOUT_S) if request is not None else asyncio.timeout(_TIMEOUT_S):
             return await work
     except TimeoutError as error:
-        raise UpstreamTimeout(f"upstream did not answer all that had to be asked within {_PATIENCE:g} s") from error
+        raise UpstreamTimeout(f"upstream did not answer all that had to be asked within {_TIMEOUT_S:g} s") from error
 
 
 class RegistryApi:
@@ -86,7 +86,7 @@ class RegistryApi:
         return self._inline.find(request_head)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request; never raises but for a client that has gone."""
+        """Handle one request. Raises nothing but ConnectionError, when the client has disconnected."""
         started = time.perf_counter()
         name = self._ids.name(request.headers.get("X-Request-Id"))
         if request.method not in ("GET", "HEAD"):
@@ -108,7 +108,7 @@ class RegistryApi:
                     return problem_response(oci_errors.not_found(request.raw_path), name)
                 await self._admitted.admit(route, request.raw_path)
             return await self._answer(request, route, name, started)
-        except Exception as error:  # noqa: BLE001 - the last one to turn it into an answer
+        except Exception as error:  # noqa: BLE001 - nothing else turns it into a response
             return self._failed(request, route, error, name, started)
 
     def _hit(self, request: web.BaseRequest, admitted: AdmittedRoute, started: float) -> Rendered | None:
@@ -119,7 +119,7 @@ class RegistryApi:
         return hit
 
     def _respond_inline(self, admitted: AdmittedRoute, respond: Respond, client: str) -> bytes | None:
-        """The response to a request that was a hit before, if it still is one."""
+        """The response to a request that was a hit before; None if it is no hit any more."""
         started = time.perf_counter()
         if not admitted.constant and not self._admitted.holds(admitted):
             return None
@@ -150,7 +150,7 @@ class RegistryApi:
         self, request: web.BaseRequest, repository: Repository, digest: Digest, name: str, started: float
     ) -> web.StreamResponse:
         if etag_matches(request.headers.get("If-None-Match"), digest):
-            # The client has it, but whether it is still granted is upstream's to say.
+            # The client has the content; only upstream knows whether it is still granted.
             _, outcome = await _bounded(self._cache.blobs.head(repository, digest))
             self._count("blob", repository, outcome, 304, 0, started)
             return ReadyResponse(304, not_modified(digest, outcome), b"", name)
@@ -179,7 +179,7 @@ class RegistryApi:
     # ---- lists
 
     async def _tags(self, repository: Repository, route: Route, name: str, started: float) -> web.StreamResponse:
-        # Upstream would refuse it, too; but that would look like upstream being out of order.
+        # Upstream would refuse it with an error that counts as a failure of upstream.
         page_size(route.parameter("n"))
         answer = await _bounded(self._cache.listings.tags(repository, route.path, dict(route.query)))
         self._count("tags", repository, answer.outcome, 200, len(answer.body), started)
@@ -213,7 +213,7 @@ class RegistryApi:
         self, request: web.BaseRequest, route: Route | None, error: Exception, name: str, started: float
     ) -> web.StreamResponse:
         if isinstance(error, ConnectionError):
-            # The client has gone: whatever is answered fails quietly on its way.
+            # The client has disconnected: writing the response fails silently.
             return ReadyResponse(499, b"", b"", name)
         kind = route.kind if route else ""
         if isinstance(error, PolicyDenied):
@@ -223,10 +223,10 @@ class RegistryApi:
         problem = oci_errors.problem(error, kind)
         reason, path = f"{problem.status} {type(error).__name__}", without_secret(request.raw_path)[:300]
         if problem.status == 500:
-            self._log.tell("error", "request_failed", reason, path=path, exc_info=error)
+            self._log.log("error", "request_failed", reason, path=path, exc_info=error)
         else:
             level = "warning" if isinstance(error, MirrorError) and problem.status >= 500 else "info"
-            self._log.tell(level, "request_refused", reason, path=path, status=problem.status, cause=without_secret(str(error)))
+            self._log.log(level, "request_refused", reason, path=path, status=problem.status, cause=without_secret(str(error)))
         if route is not None and route.repository is not None:
             self._count(kind, route.repository, Outcome.MISS, problem.status, 0, started)
         return problem_response(problem, name)

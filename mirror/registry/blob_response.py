@@ -1,4 +1,4 @@
-"""A blob as a response: whole, one range, or several, from wherever its bytes are."""
+"""Blobs as responses: whole, one range, or several ranges."""
 
 from __future__ import annotations
 
@@ -86,15 +86,15 @@ async def send_blob(
     begun: Callable[[Outcome], None],
     ended: Callable[[Outcome, int, int], None],
 ) -> web.StreamResponse:
-    """Stream what the request asks of a blob. A body that cannot be completed ends short, with an orderly close.
+    """Stream the requested part of a blob. A body that cannot be completed ends short, with an orderly close.
 
     Args:
-        log: told why a body ends short.
-        begun: told when the headers go out.
-        ended: told outcome, status and bytes of the body that were sent.
+        log: for the reason why a body ends short.
+        begun: called with the outcome when the headers are sent.
+        ended: called with the outcome, the status and the bytes of the body that were sent.
 
     Raises:
-        MirrorError: the first byte could not be had; nothing has been sent.
+        MirrorError: the first byte is not available; nothing has been sent.
     """
     try:
         wanted = Query.of(request).ranges(answer.digest, answer.size)
@@ -115,7 +115,7 @@ async def send_blob(
 async def _send(
     request: web.BaseRequest, response: web.StreamResponse, answer: BlobAnswer, parts: _Parts, log: ThrottledLog
 ) -> int:
-    """Send the body as far as it can be had; returns the bytes of the blob that went out."""
+    """Send the body as far as it is available; returns the bytes of the blob that were sent."""
     sent = 0
 
     def went(count: int) -> None:
@@ -129,15 +129,15 @@ async def _send(
                     await request.writer.write(preamble)
                 if part is not None:
                     await send_spans(request, answer.body, part.start, part.stop, went)
-    except Exception as error:  # noqa: BLE001 - an error answer would be taken for a part of the body
-        # The status is out: only an early end can tell the client, who then resumes.
+    except Exception as error:  # noqa: BLE001 - an error response would be taken for a part of the body
+        # The status is sent: the client notices the failure only by the early end, and resumes.
         response.force_close()
         _tell(log, answer, sent, error)
     return sent
 
 
 def _while_wanted(request: web.BaseRequest, answer: BlobAnswer) -> AbstractAsyncContextManager[None]:
-    """What is held waits for nobody but the client, whose leaving ends that by itself."""
+    """Cancels the body of the context when the client disconnects, if it waits for anything but the client."""
     return nullcontext() if answer.outcome is Outcome.HIT else while_connected(request)
 
 
@@ -157,23 +157,23 @@ def _head(digest: Digest, parts: _Parts, outcome: Outcome) -> bytes:
 
 
 def _outcome(answer: BlobAnswer) -> Outcome:
-    """What it has come to by now: a body may leave the store in the middle."""
+    """The current outcome: a body may leave the store while it is sent."""
     return Outcome.BYPASS if answer.body.bypassed else answer.outcome
 
 
 def _tell(log: ThrottledLog, answer: BlobAnswer, sent: int, error: Exception) -> None:
     kind, said = type(error).__name__, {"digest": str(answer.digest), "sent": sent}
     if isinstance(error, MirrorError):
-        log.tell("warning", "body_ended_short", kind, **said, cause=str(error))
+        log.log("warning", "body_ended_short", kind, **said, cause=str(error))
     elif isinstance(error, RuntimeError | OSError):
-        # What asyncio says of clients that leave.
-        log.tell("info", "body_ended_short", kind, **said, cause=str(error))
+        # What asyncio raises when a client disconnects.
+        log.log("info", "body_ended_short", kind, **said, cause=str(error))
     else:
-        log.tell("error", "body_ended_short", kind, **said, exc_info=error)
+        log.log("error", "body_ended_short", kind, **said, exc_info=error)
 
 
 class _Parts:
-    """What goes into the body: everything, one range, or several with their boundaries (RFC 9110 section 14.6)."""
+    """The parts of a body: the whole blob, one range, or several with their boundaries (RFC 9110 section 14.6)."""
 
     def __init__(self, size: int, wanted: Full | tuple[ByteRange, ...]) -> None:
         self.status, self._closing = 206, b""
@@ -194,7 +194,7 @@ class _Parts:
         self.length = sum(len(text) + part.length for text, part in self._parts) + len(self._closing)
 
     def pieces(self) -> list[tuple[bytes, ByteRange | None]]:
-        """Text to send as it is, and the part of the blob that follows it."""
+        """Pairs of text to send and the part of the blob that follows it."""
         return [*self._parts, (self._closing, None)]
 
 

@@ -1,4 +1,4 @@
-"""Hits that need nothing but what is at hand: memory, and pages of the page cache."""
+"""Hits that are served without waiting: from memory, and from the page cache."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from mirror.registry.query import Query
 from mirror.registry.routing import Route
 
 Respond: TypeAlias = Callable[[str, float], Rendered | None]
-"""Returns the response to the client at an address, whose request came at a time of `time.perf_counter`; None if something has
-to be waited for. It may be called for as long as the route is admitted."""
+"""Returns the response to the client at an address, whose request arrived at a time of `time.perf_counter`; None if the response
+has to wait for anything. The caller makes sure that the route is admitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Hits:
     counts: RequestCounts
 
     def of(self, route: Route, query: Query) -> Respond | None:
-        """What responds to a query; None if a route of this kind always has to be waited for."""
+        """The function that responds to a query; None if routes of this kind always wait."""
         repository, reference = route.repository, route.reference
         if repository is None or reference is None:
             return None

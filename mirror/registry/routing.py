@@ -1,4 +1,4 @@
-"""What a path of the registry address asks for. Names contain slashes, so paths are read from their right end."""
+"""Paths of the registry address. Names contain slashes, so paths are parsed from the right."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Kind = Literal["ping", "catalog", "manifest", "blob", "tags", "referrers"]
 
 
 class InvalidTarget(InvalidInput):
-    """Not a path and a query that could be read."""
+    """A target that is no valid path and query."""
 
     what = "target"
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A request, understood.
+    """A parsed target.
 
     Attributes:
-        path: the path as the client wrote it, up to the kind; Link headers are built on it.
-        query: what was asked beside the path.
+        path: as the client sent it, without the query; Link headers are built from it.
+        query: the parameters, in order.
     """
 
     kind: Kind
@@ -38,23 +38,23 @@ class Route:
     query: tuple[tuple[str, str], ...] = ()
 
     def parameter(self, name: str) -> str | None:
-        """The first value of a query parameter."""
+        """The first value of a query parameter, or None."""
         return next((value for key, value in self.query if key == name), None)
 
 
 class Router:
-    """Reads paths for a set of configured registries."""
+    """Parses targets for a set of configured registries."""
 
     def __init__(self, registries: Collection[str], default: str) -> None:
         self._registries = frozenset(registries)
         self._default = default
 
     def route(self, target: str) -> Route | None:
-        """Understand a request's target; None if there is nothing of this kind.
+        """Parse a request's target; None if the path is unknown.
 
         Raises:
-            InvalidInput: a name, tag or digest is malformed, or the target as a whole.
-            NotFound: `ns`, or the first component of the name, is a registry that is not mirrored.
+            InvalidInput: a name, tag or digest, or the whole target, is malformed.
+            NotFound: `ns`, or the first component of the name, is a registry that is not configured.
         """
         raw, _, raw_query = _origin_form(target).partition("?")
         try:
@@ -105,14 +105,14 @@ class Router:
         return Repository.parse(self._default, name)
 
     def _means_registry(self, first: str) -> bool:
-        """Whether the first of several components can only be a registry's host, so that it is no namespace of the default one.
+        """Whether the first of several components can only be a registry's host, and no namespace of the default registry.
 
-        Namespaces of Docker Hub have no dots, those of other registries may.
+        Namespaces of Docker Hub have no dots; those of other registries may.
         """
         return ":" in first or is_known_host(first) or (self._default == DOCKER_HUB and "." in first)
 
     def _mirrored(self, text: str) -> str:
-        """The registry that a client has named; raises NotFound if it is not mirrored."""
+        """The registry that a client names; raises NotFound if it is not configured."""
         registry = canonical_registry(text)
         if registry not in self._registries:
             raise NotFound(f"registry {text[:100]!r} is not mirrored here")
@@ -123,12 +123,12 @@ class Router:
 
 
 def _without(registry: str, name: str) -> str:
-    """A name without its registry: containerd sends both `ns` and whatever path its hosts.toml gives the mirror."""
+    """A name without its registry: containerd sends both `ns` and the path that its hosts.toml gives the mirror."""
     return name.removeprefix(f"{registry}/")
 
 
 def _origin_form(target: str) -> str:
-    """Path and query of a target; proxies are sent it in absolute form (RFC 9112 section 3.2.2), which tells nothing more."""
+    """The path and query of a target; clients send proxies the absolute form (RFC 9112 section 3.2.2)."""
     scheme, colon, rest = target.partition("://")
     if not colon or scheme.lower() not in ("http", "https"):
         return target

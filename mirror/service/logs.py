@@ -35,7 +35,7 @@ class _Libraries(logging.Handler):
         said = record.getMessage().partition("\n")[0][:200]
         level = "error" if record.levelno >= logging.ERROR else "warning"
         where = f"{record.name} {record.module}:{record.lineno}"
-        self._log.tell(level, "library", where, logger=record.name, said=said, exc_info=record.exc_info)
+        self._log.log(level, "library", where, logger=record.name, said=said, exc_info=record.exc_info)
 
 
 def configure(config: Log) -> None:

@@ -72,4 +72,4 @@ class WriteBehind:
         self._waiting.pop(digest, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             # No caller may be waiting any more.
-            self._log.tell("info", "not_stored", digest=str(digest), cause=str(error))
+            self._log.log("info", "not_stored", digest=str(digest), cause=str(error))

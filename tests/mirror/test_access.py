@@ -94,7 +94,7 @@ async def test_changed_networks_count_for_those_connected(mirror):
 
 async def test_refused_and_silent(mirror, monkeypatch):
     """A client that is refused and asks nothing does not keep its connection."""
-    monkeypatch.setattr("mirror.listener.server._REFUSED_FOR", 0.1)
+    monkeypatch.setattr("mirror.listener.server._REFUSED_TIMEOUT_S", 0.1)
     await mirror.reload(access={"networks": ["10.0.0.0/8"]})
     async with Wire(mirror.port) as wire:
         assert await wire.ended() == b""
@@ -163,7 +163,7 @@ async def test_many_refused_connections_are_cut(hub, tmp_path):
             await wires[0].send(PING)
             assert (await wires[0].reply()).status == 403
         limiter = mirror.mirror._registry_listener.listener._admission.limiter
-        await eventually(lambda: not limiter._limiter)
+        await eventually(lambda: not limiter._peers)
         assert (limiter._connections.total, limiter._turned_away) == (0, 0)
 
 
@@ -265,7 +265,7 @@ async def test_credentials_stay_here(hub, tmp_path, htpasswd, log):
 
 async def test_changed_passwords_count_at_once(hub, tmp_path, htpasswd, monkeypatch, log):
     """A new file of users is followed without a reload: what was right is wrong; a damaged one changes nothing and is told."""
-    monkeypatch.setattr("mirror.listener.registry_listener._LOOK", 0.02)
+    monkeypatch.setattr("mirror.listener.registry_listener._POLL_INTERVAL_S", 0.02)
 
     async def until(event, count):
         await eventually(lambda: sum(entry["event"] == event for entry in log) >= count)
@@ -293,8 +293,8 @@ async def test_changed_passwords_count_at_once(hub, tmp_path, htpasswd, monkeypa
 @pytest.mark.parametrize("damage", ["vanished", "plain password", "no user", "no text"])
 async def test_a_damaged_file_of_users_can_be_seen(hub, tmp_path, htpasswd, monkeypatch, log, damage):
     """While the file of users is of no use, the old users pass, /readyz and a metric tell, and the log does again and again."""
-    monkeypatch.setattr("mirror.listener.registry_listener._LOOK", 0.02)
-    monkeypatch.setattr("mirror.listener.registry_listener._AGAIN", 0.05)
+    monkeypatch.setattr("mirror.listener.registry_listener._POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr("mirror.listener.registry_listener._RETRY_INTERVAL_S", 0.05)
 
     async def state():
         async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/readyz") as response:

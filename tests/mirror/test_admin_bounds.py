@@ -30,7 +30,7 @@ def order(headers, path="/api/v1/purge"):
 @pytest.mark.parametrize("start", [b"", b"GET /healthz HTTP/1.1\r\nHost:"], ids=["silent", "half"])
 async def test_headers_have_a_time_limit(hub, tmp_path, monkeypatch, start):
     """A connection that asks nothing, or never to the end, is ended, be it new or used."""
-    monkeypatch.setattr("mirror.listener.server._HEADERS", 0.2)
+    monkeypatch.setattr("mirror.listener.server._HEADERS_TIMEOUT_S", 0.2)
     async with MirrorUnderTest(hub, tmp_path / "store") as mirror:
         async with Wire(mirror.admin_port) as wire:
             await wire.send(start)

@@ -156,7 +156,7 @@ async def test_too_many_requests(image, hub, tmp_path, handled):
     async with MirrorUnderTest(hub, tmp_path / "store", limits={"requests_per_address": 2}) as mirror, Wire(mirror.port) as wire:
         data = kept(TAG)
         await until_inline(wire, data, handled)
-        requests = next(iter(mirror.mirror._registry_listener.listener._admission.limiter._limiter.values())).counts.requests
+        requests = next(iter(mirror.mirror._registry_listener.listener._admission.limiter._peers.values())).counts.requests
         assert requests.own == 0
         requests.own = 2
         assert (await answered(wire, data)).status == 429
@@ -204,7 +204,7 @@ async def test_pieces_and_pipelines(image, mirror, wire, handled):
 
 async def test_idle_connection_ends(image, hub, tmp_path, monkeypatch, handled):
     """The time for the next request's headers counts from the last response, however that was given."""
-    monkeypatch.setattr("mirror.listener.server._HEADERS", 0.4)
+    monkeypatch.setattr("mirror.listener.server._HEADERS_TIMEOUT_S", 0.4)
     async with MirrorUnderTest(hub, tmp_path / "store") as mirror, Wire(mirror.port) as wire:
         await until_inline(wire, kept(TAG), handled)
         for _ in range(4):

@@ -17,7 +17,7 @@ PING = request("/v2/")
 
 async def test_slow_headers(hub, tmp_path, monkeypatch):
     """A request whose headers do not arrive in time ends with its connection, be it the first or a later one."""
-    monkeypatch.setattr("mirror.listener.server._HEADERS", 0.3)
+    monkeypatch.setattr("mirror.listener.server._HEADERS_TIMEOUT_S", 0.3)
     async with MirrorUnderTest(hub, tmp_path / "store") as mirror:
         for start in (b"", b"GET /v2/ HTTP/1.1\r\nHost:"):
             async with Wire(mirror.port) as wire:
@@ -32,7 +32,7 @@ async def test_slow_headers(hub, tmp_path, monkeypatch):
 
 async def test_trickled_headers(hub, tmp_path, monkeypatch):
     """Headers that come byte by byte do not put off the end."""
-    monkeypatch.setattr("mirror.listener.server._HEADERS", 0.3)
+    monkeypatch.setattr("mirror.listener.server._HEADERS_TIMEOUT_S", 0.3)
     async with MirrorUnderTest(hub, tmp_path / "store") as mirror, Wire(mirror.port) as wire:
 
         async def trickle():
@@ -50,7 +50,7 @@ async def test_trickled_headers(hub, tmp_path, monkeypatch):
 
 async def test_long_answer_outlives_the_header_limit(hub, tmp_path, monkeypatch):
     """The time limit is for a request's headers: an answer that takes longer is not cut."""
-    monkeypatch.setattr("mirror.listener.server._HEADERS", 0.2)
+    monkeypatch.setattr("mirror.listener.server._HEADERS_TIMEOUT_S", 0.2)
     image = hub.add_image(APP, "1")
     held = NoHeaders()
     hub.script(Rule(kind="manifest"), held)

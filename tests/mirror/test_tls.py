@@ -187,7 +187,7 @@ async def test_client_certificates(hub, tmp_path, authority, served, trust):
 
 async def test_renewed_certificate(hub, tmp_path, authority, trust, monkeypatch, log):
     """A certificate renewed on disk is shown to new connections without a restart; standing ones go on; nothing is refused."""
-    monkeypatch.setattr("mirror.listener.registry_listener._LOOK", 0.02)
+    monkeypatch.setattr("mirror.listener.registry_listener._POLL_INTERVAL_S", 0.02)
     certificate, key = tmp_path / "tls.pem", tmp_path / "tls.key"
 
     def put(issued, *, halfway=False):

@@ -242,7 +242,7 @@ async def test_several_questions_have_one_end(hub, mirror, monkeypatch):
     hub.script(Rule(kind="manifest", method="HEAD", times=None), Delay(0.4), HeadWithoutDigest())
     entry = hub.script(Rule(kind="manifest", method="GET", times=None), Delay(0.4))
     with monkeypatch.context() as patience:
-        patience.setattr("mirror.registry.api._PATIENCE", 0.6)
+        patience.setattr("mirror.registry.api._TIMEOUT_S", 0.6)
         assert (await mirror.head(TAG)).status == 503
     entry.remove()
     await hub.wait_for(at_least=1, kind="manifest", method="GET")

@@ -46,5 +46,5 @@ def test_nothing_stays(limiter):
     admissions = [limiter.connected(f"2001:db8::{number % 3}") for number in range(6)]
     for admission in admissions:
         limiter.left(admission)
-    assert (limiter._limiter, limiter._sources, limiter._connections.total, limiter._turned_away) == ({}, {}, 0, 0)
+    assert (limiter._peers, limiter._sources, limiter._connections.total, limiter._turned_away) == ({}, {}, 0, 0)
     assert not limiter._counts._clients
