@@ -37,7 +37,7 @@ class Current:
         task = asyncio.get_running_loop().create_task(self._retire(old))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-        await old.rest()
+        await old.hand_over()
 
     async def close(self) -> None:
         """Close all graphs, in use or not."""

@@ -55,10 +55,10 @@ class Graph:
         for upstream in self._upstreams():
             upstream.start()
 
-    async def rest(self) -> None:
+    async def hand_over(self) -> None:
         """Stop probing upstreams: the graph that replaces this one does."""
         for upstream in self._upstreams():
-            await upstream.rest()
+            await upstream.hand_over()
 
     def stop_background(self) -> None:
         """Start no more work that no client waits for."""
@@ -75,7 +75,7 @@ class Graph:
         """Return the health of each upstream."""
         entries = self.config.registries
         return {
-            _account(name, url, entries[name]): upstream.health
+            _health_key(name, url, entries[name]): upstream.health
             for name, registry in self.registries.items()
             for url, upstream in zip(entries[name].upstreams, registry.upstreams, strict=True)
         }
@@ -113,10 +113,10 @@ def _registry(name: str, config: RegistryConfig, http: Http, metrics: Metrics, h
         url, login = URL(text), Login(account, anonymous_fallback=config.anonymous_fallback)
         endpoint = Endpoint(url, tls, config.proxy)
         tokens = Tokens(http, endpoint, config.token_hosts, login)
-        health = healths.get(_account(name, text, config)) or Health(name, url.authority, metrics)
+        health = healths.get(_health_key(name, text, config)) or Health(name, url.authority, metrics)
         upstreams.append(Upstream(endpoint, http, tokens, health, metrics))
     return Registry(name, upstreams, private=account is not None)
 
 
-def _account(name: str, url: str, config: RegistryConfig) -> tuple[object, ...]:
+def _health_key(name: str, url: str, config: RegistryConfig) -> tuple[object, ...]:
     return name, url, config.username, config.password_file

@@ -66,7 +66,7 @@ class Notifier:
         self,
         files: BlobFiles,
         executor: Executor,
-        count: Callable[[str], None] = lambda _: None,
+        count: Callable[[str], None],
         policy: RetryPolicy | None = None,
     ) -> None:
         self._files = files

@@ -88,7 +88,7 @@ class Upstream:
             if not guard.breaker.is_closed:
                 self._watch(guard)
 
-    async def rest(self) -> None:
+    async def hand_over(self) -> None:
         """Leave retrying the login, and probing, to the upstream that has taken over the health."""
         await self._credential_retry.close()
         if self.health.opened != self._watch:
