@@ -486,9 +486,9 @@ async def test_order_that_lost_a_part(hub, mirror, orders):
     lost = {"kind": "warm", "images": ["app:1"] * 20, "platforms": [], "asked": 1.0, "after": 1.0, "by": "operator"}
     ledger = mirror.store.jobs
     ledger._table.set("order|lost", {**lost, "images": lost["images"][:10], "more": 10})
-    assert ledger.order("lost") is None
+    assert ledger.get("lost") is None
     assert (await orders.warm("app:1"))["result"] == "completed"
-    assert ledger.orders() == []
+    assert ledger.pending() == []
 
 
 async def test_pins_that_are_none(hub, mirror):
