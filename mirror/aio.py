@@ -236,14 +236,18 @@ class SingleFlight(Generic[T]):
 
     async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
         """Return the result of the flight under `key`, and whether it was joined rather than started."""
+        joined = key in self._tasks
+        return await asyncio.shield(self.start(key, work)), joined
+
+    def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        """The flight under `key`, begun if there is none. Must be called on the event loop."""
         task = self._tasks.get(key)
-        joined = task is not None
         if task is None:
             task = asyncio.get_running_loop().create_task(work())
             self._tasks[key] = task
             self._in_use.acquire()
             task.add_done_callback(lambda done: self._land(key, done))
-        return await asyncio.shield(task), joined
+        return task
 
     def _land(self, key: Hashable, task: asyncio.Task[T]) -> None:
         self._tasks.pop(key, None)

@@ -22,14 +22,15 @@ from mirror.errors import (
     UpstreamFailing,
     UpstreamProtocolError,
     UpstreamRateLimited,
+    UpstreamRefusal,
     UpstreamSizeChanged,
 )
 from mirror.metrics import Metrics
 from mirror.tracing import request_id, via
 from mirror.upstream import redirects
-from mirror.upstream.attempt import Place
+from mirror.upstream.attempt import Attempt, Place
 from mirror.upstream.health import Health
-from mirror.upstream.http import Endpoint, Http, drain, peer
+from mirror.upstream.http import Endpoint, Http, drain
 from mirror.upstream.receiver import Body
 from mirror.upstream.tokens import Tokens
 
@@ -67,23 +68,15 @@ class UpstreamRequest:
         return URL(f"{url}?{self.query}", encoded=True) if self.query else url
 
 
-@dataclass
+@dataclass(frozen=True)
 class Route:
-    """The way to one upstream, and what is known of it.
-
-    Attributes:
-        is_public: whether its own host is on the Internet, by the address that was connected to.
-    """
+    """The way to one upstream, and what is known of it."""
 
     endpoint: Endpoint
     http: Http
     tokens: Tokens
     health: Health
     metrics: Metrics
-    is_public: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.is_public = not redirects.is_inside(self.endpoint.url.host or "")
 
     @property
     def name(self) -> str:
@@ -127,21 +120,51 @@ class Exchange:
     async def authorized(self) -> aiohttp.ClientResponse:
         """The registry's response, redirects included, with a token if it requires one."""
         route, scope = self._route, pull_scope(self._request.repository)
-        authorization = route.tokens.cached(scope)
+        authorization, ahead = route.tokens.cached(scope), None
+        if authorization is None and route.tokens.is_required:
+            ahead = await self._fetch_ahead(scope)
+            authorization = ahead.result
         response = await self._send(authorization)
-        self._note_address(response)
+        route.endpoint.note_address(response)
         if response.status == 401:
-            challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
-            await drain(response)
-            with self._at_token_host():
-                answer = await route.tokens.answer(challenges, scope, authorization, public=route.is_public)
-            if answer is not None:
-                response = await self._send(answer)
-                route.tokens.answered(scope, answer, response.status)
+            response = await self._answer_challenge(response, scope, authorization, ahead)
+        elif authorization is None:
+            route.tokens.learn([], scope)
         route.health.limits(
             parse_rate_limit(response.headers.get("ratelimit-limit")),
             parse_rate_limit(response.headers.get("ratelimit-remaining")),
         )
+        return response
+
+    async def _fetch_ahead(self, scope: str) -> Attempt[str | None]:
+        """A token fetched before the registry has required one. An error counts only if it does."""
+        try:
+            with self._at_token_host():
+                return Attempt(Place.TOKEN_HOST, await self._route.tokens.fetch_ahead(scope))
+        except (UpstreamError, UpstreamRefusal) as error:
+            self.place = Place.REGISTRY
+            return Attempt(Place.TOKEN_HOST, error=error)
+
+    async def _answer_challenge(
+        self, response: aiohttp.ClientResponse, scope: str, authorization: str | None, ahead: Attempt[str | None] | None
+    ) -> aiohttp.ClientResponse:
+        """Send the request again with another token, unless one that was just fetched is what a 401 asks for."""
+        tokens = self._route.tokens
+        challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
+        if ahead is not None and tokens.has_answered(challenges, scope):
+            if ahead.error is not None:
+                self.place = ahead.place
+            ahead.value()
+            return response
+        if authorization is None:
+            tokens.learn(challenges, scope)
+        await drain(response)
+        with self._at_token_host():
+            answer = await tokens.answer(challenges, scope, authorization)
+        if answer is None:
+            return response
+        response = await self._send(answer)
+        tokens.answered(scope, answer, response.status)
         return response
 
     def body(self, response: aiohttp.ClientResponse) -> Body:
@@ -160,11 +183,6 @@ class Exchange:
         with self._route.health.token():
             yield
         self.place = Place.REGISTRY
-
-    def _note_address(self, response: aiohttp.ClientResponse) -> None:
-        """Learn whether upstream is on the Internet; a proxy's address tells nothing about that."""
-        if self._route.endpoint.proxy is None and (address := peer(response)) is not None:
-            self._route.is_public = not redirects.is_inside(address)
 
     async def _send(self, authorization: str | None) -> aiohttp.ClientResponse:
         endpoint, request = self._route.endpoint, self._request
@@ -187,7 +205,7 @@ class Exchange:
             if hops > redirects.MAX_HOPS:
                 raise UpstreamProtocolError(f"{route.name} redirects more than {redirects.MAX_HOPS} times")
             location = response.headers.get("Location")
-            url = redirects.target(response.url, location, route.endpoint.url, public=route.is_public)
+            url = redirects.target(response.url, location, route.endpoint.url, public=route.endpoint.is_public)
             await drain(response)
             response = await self._redirected(url)
         if hops and response.status in _TARGET_REFUSALS:
@@ -206,7 +224,7 @@ class Exchange:
             {**self._request.headers, **hops},
             tls=route.endpoint.tls if home else True,
             proxy=route.endpoint.proxy,
-            guarded=route.is_public and not home,
+            guarded=route.endpoint.is_public and not home,
         )
         return await self.resources.enter_async_context(request)
 

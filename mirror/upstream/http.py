@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -59,18 +59,28 @@ class Limits:
         return min(self.hedge, (self.connect + self.headers) / 4)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Endpoint:
-    """How a host is reached.
+    """How an upstream is reached.
 
     Attributes:
         url: base URL, without `/v2`.
         proxy: URL of a proxy, if there is one.
+        is_public: whether it is on the Internet, by the address that was connected to.
     """
 
     url: URL
     tls: ssl.SSLContext | bool = True
     proxy: str | None = None
+    is_public: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_public = not is_inside(self.url.host or "")
+
+    def note_address(self, response: aiohttp.ClientResponse) -> None:
+        """Learn from a response whether the upstream is on the Internet; a proxy's address tells nothing about that."""
+        if self.proxy is None and (address := peer(response)) is not None:
+            self.is_public = not is_inside(address)
 
 
 class _Response(aiohttp.ClientResponse):

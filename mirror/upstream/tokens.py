@@ -1,15 +1,18 @@
-"""Tokens: fetched once per scope, shared by all who wait for one, refreshed before they expire.
+"""The tokens of one upstream: fetched once per scope, shared by all requests, renewed before they expire.
 
 The flow is that of the distribution token specification: a 401 names realm, service and scope; the realm is asked, with the
-configured credentials if there are any and the realm may have them; the request is repeated once with the token.
+configured credentials if it may have them; the request is repeated once with the token. The challenge of a registry is kept, so
+that later requests for other repositories fetch their token first and need no 401.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 from yarl import URL
@@ -31,11 +34,28 @@ from mirror.upstream.hedge import hedged
 from mirror.upstream.http import Endpoint, Http, read_bounded, translated
 from mirror.upstream.login import Credentials, Login
 
-_TOKEN_LIMIT = 1 << 20
-# The specification's default and least lifetime of a token, in seconds.
-_SHORTEST = 60.0
-_EARLY = 30.0
+_MAX_RESPONSE_BYTES = 1 << 20
+# The specification's default and least lifetime of a token.
+_MIN_LIFETIME_S = 60.0
+# So long before its end a token is used no more.
+_MARGIN_S = 30.0
+# A use in the rest of its life, behind this part of it, renews a token.
+_RENEWED_AFTER = 2 / 3
 _MAX_SCOPES = 10_000
+
+
+@dataclass(slots=True)
+class _Token:
+    """An Authorization.
+
+    Attributes:
+        challenge: what it answers; None for credentials, which do not expire.
+        renewed_from: the time from which a use renews it.
+    """
+
+    authorization: str = field(repr=False)
+    challenge: Challenge | None
+    renewed_from: float
 
 
 class Tokens:
@@ -62,21 +82,46 @@ class Tokens:
         self._token_hosts = token_hosts
         self.login = login
         self._clock = clock
-        self._tokens: BoundedCache[str, str] = BoundedCache(_MAX_SCOPES)
+        self._tokens: BoundedCache[str, _Token] = BoundedCache(_MAX_SCOPES)
         # The credentials that the registry itself was last shown, by what it was sent.
         self._basic: dict[str, Credentials] = {}
+        # The challenge of requests without a token, as far as it is the same for each repository.
+        self._challenge: Challenge | None = None
         self._flights: SingleFlight[str] = SingleFlight()
 
     def cached(self, scope: str) -> str | None:
-        """The Authorization to send with a request of this scope, if one is still good."""
-        return self._tokens.get(scope, self._clock())
+        """The Authorization of a scope, if there is one that is still good."""
+        now = self._clock()
+        token = self._tokens.get(scope, now)
+        if token is None:
+            return None
+        if token.challenge is not None and now >= token.renewed_from:
+            # Once: if that fails, the first request after its end fetches another one.
+            token.renewed_from = math.inf
+            self._flights.start(scope, partial(self._fetch, token.challenge, scope))
+        return token.authorization
 
-    async def answer(self, challenges: list[Challenge], scope: str, refused: str | None, *, public: bool = False) -> str | None:
+    @property
+    def is_required(self) -> bool:
+        """Whether the registry is known to challenge a request without a token."""
+        return self._challenge is not None
+
+    async def fetch_ahead(self, scope: str) -> str | None:
+        """The Authorization of a scope, fetched without a challenge; None if none is required. Raises like `answer`."""
+        challenge = self._challenge
+        return None if challenge is None else await self._fetched(challenge, scope)
+
+    def learn(self, challenges: list[Challenge], scope: str) -> None:
+        """Note the challenges of a response to a request without an Authorization, none if it was not a 401."""
+        bearer = next((challenge for challenge in challenges if challenge.scheme == "bearer"), None)
+        predictable = bearer is not None and bearer.params.get("scope") in (None, scope)
+        self._challenge = _for_any_scope(bearer) if bearer is not None and predictable else None
+
+    async def answer(self, challenges: list[Challenge], scope: str, refused: str | None) -> str | None:
         """The Authorization that answers a 401, or None if there is nothing to answer it with.
 
         Args:
-            refused: the Authorization that the 401 was the answer to; it is not used again.
-            public: upstream is on the Internet: a realm of its own choice is not looked for in the own network.
+            refused: the Authorization that the 401 answered; it is not used again.
 
         Raises:
             UpstreamError: the token host failed, refused the credentials, or is none that may be asked.
@@ -87,20 +132,23 @@ class Tokens:
                 cached = self.cached(scope)
                 if cached is not None and cached != refused:
                     return cached
-                authorization, _ = await self._flights.run(scope, partial(self._fetch, challenge, scope, public))
+                authorization = await self._fetched(challenge, scope)
                 return authorization if authorization != refused else None
             if challenge.scheme == "basic":
-                if refused is not None:
-                    self.answered(scope, refused, 401)
-                credentials = await self.login.credentials()
-                if credentials is None:
-                    return None
-                self._basic = {credentials.basic(): credentials}
-                return self._keep(scope, credentials.basic(), _SHORTEST)
+                return await self._answer_basic(scope, refused)
         return None
 
+    def has_answered(self, challenges: list[Challenge], scope: str) -> bool:
+        """Whether `fetch_ahead` answers these challenges: another token would bring no other rights."""
+        return any(
+            challenge.scheme == "bearer"
+            and challenge.params.get("scope") in (None, scope)
+            and _for_any_scope(challenge) == self._challenge
+            for challenge in challenges
+        )
+
     def answered(self, scope: str, authorization: str, status: int) -> None:
-        """Note what the registry itself says to credentials (RFC 7617); raises CredentialsRefused if it refuses them."""
+        """Note the registry's own response to credentials (RFC 7617); raises CredentialsRefused if it refuses them."""
         credentials = self._basic.get(authorization)
         if credentials is None:
             return
@@ -110,7 +158,23 @@ class Tokens:
             raise _refusal(self._endpoint.url)
         self.login.accepted(credentials)
 
-    async def _fetch(self, challenge: Challenge, scope: str, public: bool) -> str:
+    async def close(self) -> None:
+        """Stop fetching."""
+        await self._flights.close()
+
+    async def _answer_basic(self, scope: str, refused: str | None) -> str | None:
+        if refused is not None:
+            self.answered(scope, refused, 401)
+        credentials = await self.login.credentials()
+        if credentials is None:
+            return None
+        self._basic = {credentials.basic(): credentials}
+        return self._keep(scope, credentials.basic(), _MIN_LIFETIME_S, None)
+
+    async def _fetched(self, challenge: Challenge, scope: str) -> str:
+        return (await self._flights.run(scope, partial(self._fetch, challenge, scope)))[0]
+
+    async def _fetch(self, challenge: Challenge, scope: str) -> str:
         realm = challenge.params.get("realm", "")
         if not realm_allowed(realm, str(self._endpoint.url), self._token_hosts):
             raise UpstreamProtocolError(
@@ -119,56 +183,58 @@ class Tokens:
             )
         query = {"service": challenge.params["service"]} if "service" in challenge.params else {}
         url = URL(realm).update_query({**query, "scope": challenge.params.get("scope") or scope})
-        guarded = public and not {url.host, url.authority} & self._token_hosts
         with translated(url):
             async with asyncio.timeout(self._http.limits.connect + self._http.limits.headers), self.login.turn():
-                return self._keep(scope, *await self._hedged(url, guarded))
+                authorization, lifetime = await self._hedged(url)
+        return self._keep(scope, authorization, lifetime, challenge)
 
-    async def _hedged(self, url: URL, guarded: bool) -> tuple[str, float]:
+    async def _hedged(self, url: URL) -> tuple[str, float]:
         """A token, asked for once more if no answer comes; but credentials that may be wrong are shown once at a time."""
 
         async def send(_: bool) -> Attempt[tuple[str, float]]:
             try:
-                return Attempt(Place.TOKEN_HOST, await self._asked(url, guarded))
+                return Attempt(Place.TOKEN_HOST, await self._request(url))
             except (UpstreamError, UpstreamRefusal) as error:
                 return Attempt(Place.TOKEN_HOST, error=error)
 
         return (await hedged(send, self._http.limits.hedge_after, lambda: self.login.is_settled)).value()
 
-    async def _asked(self, url: URL, guarded: bool) -> tuple[str, float]:
+    async def _request(self, url: URL) -> tuple[str, float]:
         try:
-            return await self._asked_once(url, guarded)
+            return await self._request_once(url)
         except CredentialsRefused:
             if not self.login.anonymous_fallback:
                 raise
-            return await self._asked_once(url, guarded)
+            return await self._request_once(url)
 
-    async def _asked_once(self, url: URL, guarded: bool) -> tuple[str, float]:
+    async def _request_once(self, url: URL) -> tuple[str, float]:
         credentials = await self.login.credentials()
-        status, body = await self._sent(url, credentials, guarded)
-        if status == 403 and credentials is not None and not await self._is_taken(url, credentials, guarded):
+        status, body = await self._send(url, credentials)
+        if status == 403 and credentials is not None and not await self._is_accepted(url, credentials):
             status = 401
         self._check(status, url, credentials)
         if credentials is not None:
             self.login.accepted(credentials)
         return _parse(body, url)
 
-    async def _is_taken(self, url: URL, credentials: Credentials, guarded: bool) -> bool:
-        """Whether a 403 was about the scope: asked without one, a token host that takes the account gives a token.
+    async def _is_accepted(self, url: URL, credentials: Credentials) -> bool:
+        """Whether a 403 was about the scope: asked without one, a token host that accepts the account gives a token.
 
-        GitHub's answers 403 to an account that is wrong, too.
+        GitHub's token host answers 403 to a wrong account, too.
         """
-        status, _ = await self._sent(url.without_query_params("scope"), credentials, guarded)
+        status, _ = await self._send(url.without_query_params("scope"), credentials)
         if status == 200:
             self.login.accepted(credentials)
         return status not in (401, 403)
 
-    async def _sent(self, url: URL, credentials: Credentials | None, guarded: bool) -> tuple[int, bytes]:
+    async def _send(self, url: URL, credentials: Credentials | None) -> tuple[int, bytes]:
         headers = {"Authorization": credentials.basic()} if credentials else {}
         endpoint = self._endpoint
+        # A realm that a public upstream has chosen must not lead into the own network.
+        guarded = endpoint.is_public and not {url.host, url.authority} & self._token_hosts
         sent = self._http.request("GET", url, headers, tls=endpoint.tls, proxy=endpoint.proxy, guarded=guarded)
         async with sent as response:
-            return response.status, await read_bounded(response, _TOKEN_LIMIT)
+            return response.status, await read_bounded(response, _MAX_RESPONSE_BYTES)
 
     def _check(self, status: int, url: URL, credentials: Credentials | None) -> None:
         if status == 401 and credentials is not None:
@@ -183,14 +249,15 @@ class Tokens:
         if status != 200:
             raise UpstreamProtocolError(f"{url.host} answers {status} to the request for a token")
 
-    def _keep(self, scope: str, authorization: str, lifetime: float) -> str:
-        early = min(_EARLY, lifetime / 2)
-        self._tokens.put(scope, authorization, expires=self._clock() + lifetime - early)
+    def _keep(self, scope: str, authorization: str, lifetime: float, challenge: Challenge | None) -> str:
+        now, usable = self._clock(), lifetime - min(_MARGIN_S, lifetime / 2)
+        self._tokens.put(scope, _Token(authorization, challenge, now + _RENEWED_AFTER * usable), expires=now + usable)
         return authorization
 
-    async def close(self) -> None:
-        """Stop fetching."""
-        await self._flights.close()
+
+def _for_any_scope(challenge: Challenge) -> Challenge:
+    """The realm and service of a challenge."""
+    return Challenge("bearer", {name: challenge.params[name] for name in ("realm", "service") if name in challenge.params})
 
 
 def _refusal(url: URL) -> CredentialsRefused:
@@ -201,8 +268,8 @@ def _parse(body: bytes, url: URL) -> tuple[str, float]:
     try:
         answer = json.loads(body)
         token = answer.get("token") or answer.get("access_token")
-        # Counted from receipt rather than from issued_at: proof against clocks that disagree.
-        lifetime = max(float(answer.get("expires_in") or _SHORTEST), _SHORTEST)
+        # Counted from receipt rather than from issued_at: clocks may disagree.
+        lifetime = max(float(answer.get("expires_in") or _MIN_LIFETIME_S), _MIN_LIFETIME_S)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UpstreamProtocolError(f"{url.host} answers the request for a token with something else") from error
     if not isinstance(token, str) or not token.isprintable() or not token.isascii():

@@ -166,7 +166,7 @@ async def test_headers_without_end(hub, tmp_path):
 @pytest.fixture
 def public(monkeypatch):
     """The fake Hub counts as one on the Internet, by the address that was connected to."""
-    monkeypatch.setattr("mirror.upstream.exchange.peer", lambda response: PUBLIC)
+    monkeypatch.setattr("mirror.upstream.http.peer", lambda response: PUBLIC)
 
 
 INTERNAL = [

@@ -76,7 +76,7 @@ async def test_token_is_renewed_before_its_end(hub, mirror):
     for number in range(3):
         hub.add_image(APP, str(number))
     await mirror.get(f"/v2/{APP}/manifests/0")
-    offset = 265
+    offset = 175
     await mirror.get(f"/v2/{APP}/manifests/1")
     assert hub.count(kind="token") == 1
     offset = 275

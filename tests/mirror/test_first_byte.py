@@ -1,0 +1,133 @@
+"""What stands between a request and its first byte on a miss: each round trip to upstream, in order."""
+
+import asyncio
+
+import pytest
+
+from tests.fakehub import Rule, Status
+from tests.support.names import APP, TAG, manifest_path
+from tests.support.waiting import eventually
+
+OTHER = "library/other"
+TOKEN, HEAD, GET = ("GET", "token", "token"), ("HEAD", "registry", "manifest"), ("GET", "registry", "manifest")
+REDIRECT, CONTENT = ("GET", "registry", "blob"), ("GET", "cdn", "blob")
+
+
+def trips(hub):
+    """The requests that the hub has answered, in order."""
+    return [(seen.method, seen.host, seen.kind) for seen in hub.requests]
+
+
+def tokens(mirror):
+    return mirror.mirror._graph.registries["docker.io"].upstreams[0].route.tokens
+
+
+@pytest.fixture
+async def acquainted(hub, mirror):
+    """The mirror has asked its registry for something before."""
+    hub.add_image(OTHER, "1")
+    assert (await mirror.get(f"/v2/{OTHER}/manifests/1")).status == 200
+    hub.reset_counters()
+    return mirror
+
+
+async def test_token_comes_first(hub, acquainted):
+    """Where the registry is known to require a token, one is fetched before the first request for a repository."""
+    hub.add_image(APP, "1")
+    assert (await acquainted.head(TAG)).status == 200
+    assert trips(hub) == [TOKEN, HEAD]
+
+
+async def test_one_token_ahead_for_many(hub, acquainted):
+    """Requests for one repository share the token that is fetched ahead."""
+    image = hub.add_image(APP, "1")
+    paths = [f"/v2/{APP}/blobs/{blob.digest}" for blob in [image.config, *image.layers]]
+    answers = await asyncio.gather(*[acquainted.get(path) for path in (TAG, *paths)])
+    assert {answer.status for answer in answers} == {200}
+    assert hub.count(kind="token") == 1
+    assert hub.count(status=401) == 0
+
+
+async def test_repository_that_is_not_granted(hub, acquainted):
+    """A registry that refuses a token that was just fetched for what it names is not asked a second time."""
+    hub.add_image(APP, "1")
+    hub.private(APP, ["robot"])
+    assert (await acquainted.head(TAG)).status == 404
+    assert trips(hub) == [TOKEN, HEAD]
+
+
+@pytest.mark.parametrize("fault", [Status(503), Status(403)])
+async def test_token_host_that_fails_ahead(hub, acquainted, fault):
+    """A repository that requires no token is served although the token host fails; one that does is answered as ever."""
+    image = hub.add_image(APP, "1")
+    hub.script(Rule(kind="token", times=None), fault)
+    hub.auth = "none"
+    assert (await acquainted.get(TAG)).body == image.raw
+    hub.auth = "bearer"
+    hub.add_image("library/third", "1")
+    answer = await acquainted.get("/v2/library/third/manifests/1")
+    assert answer.status == (503 if fault.status == 503 else 404)
+
+
+async def test_registry_that_requires_no_token_any_more(hub, acquainted):
+    """After a response without a challenge no token is fetched ahead."""
+    hub.auth = "none"
+    hub.script(Rule(kind="token"), Status(503))
+    hub.add_image(APP, "1")
+    assert (await acquainted.head(TAG)).status == 200
+    hub.add_image("library/third", "1")
+    hub.reset_counters()
+    assert (await acquainted.head("/v2/library/third/manifests/1")).status == 200
+    assert trips(hub) == [HEAD]
+
+
+async def test_unpredictable_scope(hub, mirror):
+    """Where a registry names another scope than its repositories' own, its challenge is awaited each time."""
+    challenge = f'Bearer realm="http://{hub.token_host}/token",service="registry.docker.io",scope="repository:elsewhere:pull"'
+    for name in (OTHER, APP):
+        hub.add_image(name, "1")
+        hub.script(Rule(kind="manifest", challenge=True), Status(401, {"WWW-Authenticate": challenge}))
+        await mirror.head(f"/v2/{name}/manifests/1")
+    assert hub.find(kind="manifest", repository=APP)[0].status == 401
+
+
+async def test_token_in_use_is_renewed(hub, acquainted, monkeypatch):
+    """A token that is used late in its life is renewed meanwhile, so that no request waits for one; an unused one is not."""
+    offset = 0.0
+    clock = tokens(acquainted)._clock
+    monkeypatch.setattr(tokens(acquainted), "_clock", lambda: clock() + offset)
+    for tag in "1234":
+        hub.add_image(APP, tag, layers=[tag.encode()])
+    assert (await acquainted.head(manifest_path("1"))).status == 200
+    offset = 100
+    assert (await acquainted.head(manifest_path("2"))).status == 200
+    assert hub.count(kind="token") == 1
+    offset = 200
+    hub.reset_counters()
+    assert (await acquainted.head(manifest_path("3"))).status == 200
+    await eventually(lambda: hub.count(kind="token") == 1)
+    await eventually(lambda: not tokens(acquainted)._flights)
+    # The first one would have ended by now.
+    offset = 400
+    hub.advance(200)
+    hub.reset_counters()
+    assert (await acquainted.head(manifest_path("4"))).status == 200
+    assert trips(hub)[0] == HEAD
+    assert hub.count(status=401) == 0
+
+
+async def test_renewal_that_fails_is_tried_once(hub, acquainted, monkeypatch):
+    """A token host that is out of order while a token is still good is asked once for a new one, and nobody notices."""
+    offset = 0.0
+    clock = tokens(acquainted)._clock
+    monkeypatch.setattr(tokens(acquainted), "_clock", lambda: clock() + offset)
+    for number in range(5):
+        hub.add_image(APP, str(number), layers=[bytes([number])])
+    assert (await acquainted.head(manifest_path("0"))).status == 200
+    offset = 200
+    hub.reset_counters()
+    hub.script(Rule(kind="token", times=None), Status(503))
+    for number in range(1, 5):
+        assert (await acquainted.head(manifest_path(str(number)))).status == 200
+    await eventually(lambda: not tokens(acquainted)._flights)
+    assert hub.count(kind="token") == 1
