@@ -13,6 +13,7 @@ from mirror.cache.context import Context
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.pull_policy import PullPolicy
 from mirror.cache.tag_store import TagStore
+from mirror.core.digest import Digest
 from mirror.core.freshness import Fresh, TagRecord, decide
 from mirror.core.names import Repository, Tag
 from mirror.core.outcome import Outcome
@@ -132,13 +133,32 @@ class ManifestByTag:
     async def _check(self, request: _Request) -> tuple[ManifestAnswer, float]:
         """Ask upstream what a tag names, update its record, and return the manifest and when it expires.
 
-        The record changes only after the manifest can be served. The check is a HEAD, also for an unknown tag: a HEAD costs no
-        pull, and the GET by digest that follows is shared with requests for the digest and for other tags of the image.
+        The record changes only after the manifest can be served. The check is a HEAD: that costs no pull, and the GET by digest
+        that follows is shared with requests for the digest and for other tags of the image. An unknown tag that a client GETs
+        is fetched at once if that may cost a pull more.
         """
-        repository, tag = request.repository, request.tag
+        repository = request.repository
+        if request.record is None and not request.head and self._context.registry(repository).has_plenty_of_pulls():
+            return await self._fetch_unknown(request)
         asked = self._context.clock()
-        head = await self._by_digest.head_upstream(repository, tag)
-        answer = await self._answer_check(request, head)
+        head = await self._by_digest.head_upstream(repository, request.tag)
+        return await self._record(request, await self._answer_check(request, head), asked)
+
+    async def _fetch_unknown(self, request: _Request) -> tuple[ManifestAnswer, float]:
+        """Fetch an unknown tag, once for all processes."""
+        repository, tag = request.repository, request.tag
+        async with self._context.store.turns.turn(Digest.of(f"{repository}:{tag}".encode())):
+            record = self._tag_store.get(repository, tag)
+            if record is not None:
+                answer = await self._by_digest.get(repository, record.digest, head=False)
+                expires = record.checked + self._context.policies.for_tag(repository, tag).ttl
+                return replace(answer, outcome=Outcome.JOINED), expires
+            asked = self._context.clock()
+            return await self._record(request, await self._fetch_by_tag(request), asked)
+
+    async def _record(self, request: _Request, answer: ManifestAnswer, asked: float) -> tuple[ManifestAnswer, float]:
+        """Update the record of a tag with what a check that began at `asked` has found; the manifest, and when it expires."""
+        repository, tag = request.repository, request.tag
         if answer.outcome is Outcome.BYPASS:
             return answer, 0.0
         record = await self._tag_store.update(repository, tag, answer, asked=asked)

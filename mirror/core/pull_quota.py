@@ -15,6 +15,8 @@ _FIRST: Final = 30.0
 _LONGEST: Final = 900.0
 # With no more pulls left than this, none is spent on an answer that another request may bring as well.
 _FEW: Final = 20
+# After a 429 pulls are saved for so long, in seconds.
+_NEAR: Final = 3600.0
 # A number of pulls left that is older than its window says nothing; for those that come without one, Docker Hub's.
 _WINDOW: Final = 21_600.0
 
@@ -42,6 +44,7 @@ class PullQuota:
     _pulls: Breaker = field(default_factory=_gate)
     _remaining: int | None = None
     _forgotten: float = 0.0
+    _near_until: float = 0.0
 
     def remaining(self, now: float) -> int | None:
         """Pulls left, None if that is not known."""
@@ -82,6 +85,7 @@ class PullQuota:
         if any(gate is self._pulls for gate, _ in permit.gates):
             # A HEAD may get through meanwhile; that says nothing about pulls.
             gates.append(self._pulls)
+        self._near_until = now + _NEAR
         for gate in gates:
             gate.failed(now, self._admission(permit, gate) or Admission.NORMAL, pause=retry_after)
         return gates[0].wait(now)
@@ -100,6 +104,13 @@ class PullQuota:
             return False
         remaining = self.remaining(now)
         return remaining is None or remaining > reserve
+
+    def has_plenty(self, reserve: int, now: float) -> bool:
+        """Whether a pull may be spent where a HEAD might save it: no 429 was near, and far more than `reserve` pulls are left."""
+        if now < self._near_until or not self._pulls.is_closed:
+            return False
+        remaining = self.remaining(now)
+        return remaining is None or remaining > 2 * reserve + _FEW
 
     def allows_second(self, kind: str, method: str, now: float) -> bool:
         """Whether something may be asked for once more, although the first request may still count as a pull."""

@@ -94,7 +94,7 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     limits = Limits(connect=downloads.connect_timeout, stall=downloads.stall_timeout)
     http = Http(limits, user_agent=f"registry-mirror/{__version__}", pool=services.connections)
     healths = {} if previous is None else previous.healths()
-    registries = {name: _registry(name, entry, http, services.metrics, healths) for name, entry in config.registries.items()}
+    registries = {name: _registry(name, config, http, services.metrics, healths) for name in config.registries}
     context = Context(services.cache, registries, TagPolicies.configured(config), UseCount())
     prefetching = group.counts.count(Total.PREFETCHES)
     cache = Cache(config, context, services.downloads, prefetching, services.notifier.moved)
@@ -103,19 +103,19 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     return Graph(config, http, cache, api, SyncServices(syncer, Planner(config, syncer), config.sync.interval))
 
 
-def _registry(name: str, config: RegistryConfig, http: Http, metrics: Metrics, healths: Healths) -> Registry:
-    account = None
-    if config.username is not None and config.password_file is not None:
-        account = Account(config.username, config.password_file)
-    tls = ssl.create_default_context(cafile=str(config.ca_file)) if config.ca_file else True
+def _registry(name: str, config: Config, http: Http, metrics: Metrics, healths: Healths) -> Registry:
+    entry, account = config.registries[name], None
+    if entry.username is not None and entry.password_file is not None:
+        account = Account(entry.username, entry.password_file)
+    tls = ssl.create_default_context(cafile=str(entry.ca_file)) if entry.ca_file else True
     upstreams = []
-    for text in config.upstreams:
-        url, login = URL(text), Login(account, anonymous_fallback=config.anonymous_fallback)
-        endpoint = Endpoint(url, tls, config.proxy)
-        tokens = Tokens(http, endpoint, config.token_hosts, login)
-        health = healths.get(_health_key(name, text, config)) or Health(name, url.authority, metrics)
+    for text in entry.upstreams:
+        url, login = URL(text), Login(account, anonymous_fallback=entry.anonymous_fallback)
+        endpoint = Endpoint(url, tls, entry.proxy)
+        tokens = Tokens(http, endpoint, entry.token_hosts, login)
+        health = healths.get(_health_key(name, text, entry)) or Health(name, url.authority, metrics)
         upstreams.append(Upstream(endpoint, http, tokens, health, metrics))
-    return Registry(name, upstreams, private=account is not None)
+    return Registry(name, upstreams, private=account is not None, reserve=config.sync.reserve)
 
 
 def _health_key(name: str, url: str, config: RegistryConfig) -> tuple[object, ...]:

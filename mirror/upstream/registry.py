@@ -67,11 +67,15 @@ class Registry:
 
     Attributes:
         private: it is used with an account.
+
+    Args:
+        reserve: pulls of the pull limit that are kept for clients.
     """
 
-    def __init__(self, name: str, upstreams: list[Upstream], *, private: bool = False) -> None:
+    def __init__(self, name: str, upstreams: list[Upstream], *, private: bool = False, reserve: int = 0) -> None:
         self.name = name
         self.private = private
+        self._reserve = reserve
         self.upstreams = upstreams
         for upstream in upstreams:
             upstream.health.alone = len(upstreams) == 1
@@ -200,6 +204,11 @@ class Registry:
         order = self._blob_order()
         upstream = next((upstream for upstream in order if upstream.health.is_sound), order[0])
         upstream.health.body_ended(DigestMismatch(f"{upstream.name} has delivered wrong bytes of {digest}"))
+
+    def has_plenty_of_pulls(self) -> bool:
+        """Whether the pull limit is unknown or far away, so that a GET of a manifest need not be saved by a HEAD before it."""
+        healths = [upstream.health for upstream in self.upstreams]
+        return all(health.pull_quota.has_plenty(self._reserve, health.clock()) for health in healths)
 
     def allows_background(self, reserve: int) -> bool:
         """Whether work that nobody waits for may ask: an upstream is in order, and leaves more than `reserve` pulls."""

@@ -244,8 +244,9 @@ async def test_one_kind_does_not_speak_for_another(hub, second, pair):
     """An upstream whose manifests fail is asked for blobs as ever; its manifests come from the next one, without asking it."""
     images = [hub.add_image(APP, str(tag)) for tag in range(5)]
     second.repositories = hub.repositories
+    # A challenge would do for an answer to a probe.
     for kind in ("manifest", "ping"):
-        hub.script(Rule(kind=kind, times=None), Status(503))
+        hub.script(Rule(kind=kind, times=None, challenge=kind == "ping"), Status(503))
     for tag in range(5):
         assert (await pair.get(f"/v2/{APP}/manifests/{tag}")).body == images[tag].raw
     assert hub.count(kind="manifest", status=503) == 3

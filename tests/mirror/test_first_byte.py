@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.clock import Clock
 from tests.fakehub import Rule, Status
 from tests.support.names import APP, TAG, manifest_path
 from tests.support.waiting import eventually
@@ -131,3 +132,66 @@ async def test_renewal_that_fails_is_tried_once(hub, acquainted, monkeypatch):
         assert (await acquainted.head(manifest_path(str(number)))).status == 200
     await eventually(lambda: not tokens(acquainted)._flights)
     assert hub.count(kind="token") == 1
+
+
+# ---- tags
+
+
+async def test_unknown_tag_is_fetched_at_once(hub, acquainted):
+    """The manifest of an unknown tag takes two round trips: the token, and a GET."""
+    image = hub.add_image(APP, "1")
+    answer = await acquainted.get(TAG)
+    assert (answer.body, answer.cache) == (image.raw, "MISS")
+    assert trips(hub) == [TOKEN, GET]
+    hub.reset_counters()
+    assert (await acquainted.get(TAG)).cache == "HIT"
+    assert (await acquainted.get(manifest_path(image.digest))).cache == "HIT"
+    assert trips(hub) == []
+
+
+@pytest.mark.parametrize(("left", "expected"), [(None, [GET]), (1000, [GET]), (61, [GET]), (60, [HEAD, GET]), (10, [HEAD, GET])])
+async def test_pulls_left_decide(hub, acquainted, left, expected):
+    """Where the pull limit leaves few pulls the tag is asked for by HEAD first: another tag may name a held image."""
+    hub.ratelimit_limit, hub.ratelimit_remaining = None if left is None else 1000, left or 0
+    image = hub.add_image(APP, "1")
+    # How many are left the mirror learns from any manifest.
+    assert (await acquainted.head(f"/v2/{OTHER}/manifests/unknown")).status == 404
+    assert (await acquainted.head(f"/v2/{OTHER}/manifests/{hub.add_image(OTHER, '2').digest}")).status == 200
+    hub.reset_counters()
+    assert (await acquainted.get(TAG)).body == image.raw
+    assert trips(hub) == [TOKEN, *expected]
+
+
+async def test_rate_limit_near(hub, acquainted, monkeypatch):
+    """For an hour after a 429 unknown tags are asked for by HEAD first."""
+    clock = Clock(acquainted, monkeypatch)
+    hub.script(Rule(kind="manifest"), Status(429))
+    assert (await acquainted.get(manifest_path("limited", OTHER))).status == 503
+    for minutes, expected in ((30, [HEAD, GET]), (31, [GET])):
+        clock.advance(60 * minutes)
+        tag = str(minutes)
+        hub.add_image(APP, tag, layers=[tag.encode()])
+        hub.reset_counters()
+        assert (await acquainted.get(manifest_path(tag))).status == 200
+        assert [trip for trip in trips(hub) if trip[2] == "manifest"] == expected
+
+
+async def test_head_costs_no_pull(hub, acquainted):
+    """A client's HEAD of an unknown tag stays a HEAD, and its GET by digest is the only pull."""
+    image = hub.add_image(APP, "1")
+    before = hub.ratelimit_remaining
+    head = await acquainted.head(TAG)
+    assert (await acquainted.get(manifest_path(head.headers["Docker-Content-Digest"]))).body == image.raw
+    assert (await acquainted.get(TAG)).body == image.raw
+    assert trips(hub) == [TOKEN, HEAD, GET]
+    assert before - hub.ratelimit_remaining == 1
+
+
+async def test_blob_takes_two_round_trips(hub, acquainted):
+    """A blob of a repository that has a token takes the registry's redirect and the content."""
+    image = hub.add_image(APP, "1")
+    await acquainted.get(TAG)
+    hub.reset_counters()
+    blob = image.layers[0]
+    assert (await acquainted.get(f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
+    assert trips(hub) == [REDIRECT, CONTENT]

@@ -45,7 +45,7 @@ async def test_unknown_tags_are_refused_at_once(hub, mirror, clock, limit, windo
     for expected, wait in ((1, window), (2, window if limit.headers else 2 * window)):
         answers = [await mirror.get(f"/v2/{APP}/manifests/{number}") for number in range(100)]
         assert {(answer.status, answer.code()) for answer in answers} == {(503, "TOOMANYREQUESTS")}
-        assert {int(answer.headers["Retry-After"]) for answer in answers} <= {wait - 1, wait}
+        assert all(wait - 20 < int(answer.headers["Retry-After"]) <= wait for answer in answers)
         assert hub.count(kind="manifest") == expected
         clock.advance(wait)
 
@@ -127,9 +127,18 @@ async def test_background_work_leaves_a_reserve(hub, mirror, clock):
 # ---- one pull per digest
 
 
-async def test_two_tags_of_one_image_cost_one_pull(hub, mirror):
-    """A second tag of an image that is held costs a HEAD only."""
-    image = hub.add_image(APP, "1")
+@pytest.fixture
+async def saving(hub, mirror):
+    """A mirror that knows that few pulls are left."""
+    hub.ratelimit_limit = hub.ratelimit_remaining = 50
+    hub.add_image("library/other", "1")
+    assert (await mirror.head("/v2/library/other/manifests/1")).status == 200
+    return mirror
+
+
+async def test_two_tags_of_one_image_cost_one_pull(hub, saving):
+    """Where pulls are saved, a second tag of an image that is held costs a HEAD only."""
+    mirror, image = saving, hub.add_image(APP, "1")
     hub.move_tag(APP, "latest", image.digest)
     assert (await mirror.get(TAG)).cache == "MISS"
     answer = await mirror.get(f"/v2/{APP}/manifests/latest")
@@ -137,9 +146,9 @@ async def test_two_tags_of_one_image_cost_one_pull(hub, mirror):
     assert hub.count("GET", "manifest", status=200) == 1
 
 
-async def test_tag_and_digest_at_once_cost_one_pull(hub, mirror, all_in):
-    """However many ask for an image by tags and by digest at the same time, upstream counts one pull."""
-    image = hub.add_image(APP, "1")
+async def test_tag_and_digest_at_once_cost_one_pull(hub, saving, all_in):
+    """Where pulls are saved, upstream counts one, however many ask for an image by tags and by digest at the same time."""
+    mirror, image = saving, hub.add_image(APP, "1")
     hub.move_tag(APP, "latest", image.digest)
     held = NoHeaders()
     hub.script(Rule(kind="manifest", method="GET"), held)
@@ -150,7 +159,7 @@ async def test_tag_and_digest_at_once_cost_one_pull(hub, mirror, all_in):
     held.release()
     assert {answer.body for answer in await asyncio.gather(*asking)} == {image.raw}
     assert hub.count("GET", "manifest", status=200) == 1
-    assert hub.ratelimit_remaining == 100_000 - 1
+    assert hub.ratelimit_remaining == 50 - 1
 
 
 # ---- a reload

@@ -266,16 +266,16 @@ async def test_no_connection_free(hub, tmp_path):
 @pytest.mark.parametrize("upstreams", [1, 2])
 async def test_no_connection_free_is_no_fault_of_upstream(hub, tmp_path, monkeypatch, upstreams):
     """Who waits in vain for a connection is told so; the upstream, which answers all others, does not count as out of order."""
-    monkeypatch.setattr("mirror.upstream.registry._TIMEOUT_S", 3.0)
+    monkeypatch.setattr("mirror.upstream.registry._TIMEOUT_S", 1.0)
     entry = {"upstreams": [hub.url, hub.url.replace("127.0.0.1", "localhost")][:upstreams], "token_hosts": [hub.token_host]}
     settings = {
         "registries": {"docker.io": entry},
-        "downloads": {"max_upstream_connections": 1},
+        "downloads": {"max_upstream_connections": 1, "stall_timeout": "20s"},
         "limits": {"downloads_per_address": 2},
     }
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
         http = mirror.mirror._graph.http
-        http.limits = dataclasses.replace(http.limits, queue=3.2)
+        http.limits = dataclasses.replace(http.limits, queue=1.2)
         image = hub.add_image(APP, "1", layers=[b"x" * 300_000, b"y" * 300_000])
         gate = hub.gate(Rule(kind="blob", host="cdn"), after=100_000)
         asking = asyncio.create_task(mirror.get(blob_path(image.layers[0])))
