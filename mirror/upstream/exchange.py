@@ -24,6 +24,7 @@ from mirror.errors import (
     UpstreamRateLimited,
     UpstreamRefusal,
     UpstreamSizeChanged,
+    UpstreamUnreachable,
 )
 from mirror.metrics import Metrics
 from mirror.tracing import request_id, via
@@ -32,6 +33,8 @@ from mirror.upstream.attempt import Attempt, Place
 from mirror.upstream.health import Health
 from mirror.upstream.http import Endpoint, Http, drain
 from mirror.upstream.receiver import Body
+from mirror.upstream.requests import UpstreamRequest
+from mirror.upstream.targets import RedirectTargets
 from mirror.upstream.tokens import Tokens
 
 # Answers of a redirect's target that say nothing about the registry: most likely the signed URL has expired.
@@ -45,30 +48,6 @@ class RedirectRefused(UpstreamError):
 
 
 @dataclass(frozen=True)
-class UpstreamRequest:
-    """A request to a registry.
-
-    Attributes:
-        kind: for metrics and limits: manifest, blob, tags or referrers.
-        repository: path of the repository, without the registry.
-        rest: what follows the repository in the URL's path, for example `manifests/latest`.
-        query: of the URL, encoded.
-    """
-
-    kind: str
-    repository: str
-    rest: str
-    method: str = "GET"
-    headers: dict[str, str] = field(default_factory=dict)
-    query: str = ""
-
-    def url(self, base: URL) -> URL:
-        """Where it is sent."""
-        url = base.joinpath("v2", *self.repository.split("/"), *self.rest.split("/"))
-        return URL(f"{url}?{self.query}", encoded=True) if self.query else url
-
-
-@dataclass(frozen=True)
 class Route:
     """The way to one upstream, and what is known of it."""
 
@@ -77,6 +56,7 @@ class Route:
     tokens: Tokens
     health: Health
     metrics: Metrics
+    targets: RedirectTargets = field(default_factory=RedirectTargets, init=False)
 
     @property
     def name(self) -> str:
@@ -112,7 +92,7 @@ class Exchange:
         """
         began = time.monotonic()
         with self._counted(began):
-            response = await self._followed(await self.authorized())
+            response = await self._from_known_target() or await self._followed(await self.authorized())
         self._count(str(response.status), began)
         self._raise_for(response)
         return response
@@ -197,9 +177,27 @@ class Exchange:
         sent = self._route.http.request(request.method, url, headers, tls=endpoint.tls, proxy=endpoint.proxy)
         return await self.resources.enter_async_context(sent)
 
+    async def _from_known_target(self) -> aiohttp.ClientResponse | None:
+        """The response of where an earlier request was redirected to; None if there is none that can be used again."""
+        route = self._route
+        url = route.targets.get(self._request, route.health.clock()) if route.health.own.breaker.is_closed else None
+        if url is None:
+            return None
+        try:
+            response = await self._redirected(url)
+            if response.status in (200, 206):
+                return response
+            await drain(response)
+        except UpstreamUnreachable:
+            # The registry may know a host that answers.
+            pass
+        route.targets.forget(self._request)
+        self.place = Place.REGISTRY
+        return None
+
     async def _followed(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
         """Follow redirects: without Authorization, and only to where upstream may lead."""
-        route, hops = self._route, 0
+        route, first, hops = self._route, response, 0
         while response.status in redirects.STATUSES:
             hops += 1
             if hops > redirects.MAX_HOPS:
@@ -210,6 +208,8 @@ class Exchange:
             response = await self._redirected(url)
         if hops and response.status in _TARGET_REFUSALS:
             raise RedirectRefused(f"{response.url.host}, to which {route.name} redirects, answers {response.status}")
+        if hops == 1 and response.status in (200, 206):
+            route.targets.keep(self._request, first, url, route.health.clock())
         return response
 
     async def _redirected(self, url: URL) -> aiohttp.ClientResponse:

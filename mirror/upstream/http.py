@@ -29,6 +29,9 @@ from mirror.upstream.resolver import PublicResolver
 # Received of one body before anybody reads it; the bodies of blobs are then received another way.
 _READ_AHEAD = 16 << 10
 
+# An idle connection is kept for so long: registries, their token hosts and CDNs close theirs after a minute or later.
+_KEEPALIVE_S = 60.0
+
 # A longer body costs more to read than a new connection.
 _DISMISSED = 16 << 10
 
@@ -133,7 +136,7 @@ class Http:
 
     def _open(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, resolver=resolver),
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, keepalive_timeout=_KEEPALIVE_S, resolver=resolver),
             # A CDN's cookies are none of the next request's business.
             cookie_jar=aiohttp.DummyCookieJar(),
             # Not sock_read: the client leaves its timer running on a connection that waits for the next request, which then fails

@@ -21,8 +21,9 @@ from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamE
 from mirror.upstream.attempt import Attempt
 from mirror.upstream.blob import ExpectedSize, UpstreamBlob
 from mirror.upstream.connections import withdrawable
-from mirror.upstream.exchange import Exchange, UpstreamRequest
+from mirror.upstream.exchange import Exchange
 from mirror.upstream.http import read_bounded
+from mirror.upstream.requests import UpstreamRequest
 from mirror.upstream.upstream import Upstream, Work
 
 T = TypeVar("T")
@@ -180,21 +181,21 @@ class Registry:
             upstream, attempt = (await self._attempts(request, open_blob, deadline))[-1]
             blob = attempt.value()
             # Around the response, whose end is where the client's exceptions are translated.
-            with self._noted_body(upstream):
+            with self._noted_body(upstream, request):
                 async with attempt.resources:
                     yield blob
 
     @contextlib.contextmanager
-    def _noted_body(self, upstream: Upstream) -> Iterator[None]:
+    def _noted_body(self, upstream: Upstream, request: UpstreamRequest) -> Iterator[None]:
         """Note how the body of a blob ends; its error tells whether another upstream may do better."""
         try:
             yield
         except UpstreamError as error:
-            upstream.health.body_ended(error)
+            upstream.note_body(request, error)
             if any(other.health.is_sound for other in self.upstreams if other is not upstream):
                 raise error.with_alternative() from error
             raise
-        upstream.health.body_ended(None)
+        upstream.note_body(request, None)
 
     def penalize(self, digest: Digest) -> None:
         """Bytes of a blob were wrong: have the upstream that is asked first for blobs be asked last, for a while.
@@ -203,7 +204,7 @@ class Registry:
         """
         order = self._blob_order()
         upstream = next((upstream for upstream in order if upstream.health.is_sound), order[0])
-        upstream.health.body_ended(DigestMismatch(f"{upstream.name} has delivered wrong bytes of {digest}"))
+        upstream.penalize(digest)
 
     def has_plenty_of_pulls(self) -> bool:
         """Whether the pull limit is unknown or far away, so that a GET of a manifest need not be saved by a HEAD before it."""

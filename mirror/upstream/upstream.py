@@ -9,16 +9,18 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeAlias, TypeVar
 
-from mirror.errors import UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamRefusal, UpstreamTimeout
+from mirror.core.digest import Digest
+from mirror.errors import DigestMismatch, UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamRefusal, UpstreamTimeout
 from mirror.metrics import Metrics
 from mirror.upstream.attempt import Attempt, Place
 from mirror.upstream.credential_retry import CredentialRetry
-from mirror.upstream.exchange import Exchange, Route, UpstreamRequest
+from mirror.upstream.exchange import Exchange, Route
 from mirror.upstream.health import Health, TrackedBreaker
 from mirror.upstream.hedge import hedged
 from mirror.upstream.http import Endpoint, Http
 from mirror.upstream.login import Login
 from mirror.upstream.prober import Prober
+from mirror.upstream.requests import UpstreamRequest
 from mirror.upstream.tokens import Tokens
 
 T = TypeVar("T")
@@ -71,7 +73,20 @@ class Upstream:
         except BaseException:
             self.health.release(permit)
             raise
+        if not attempt.is_answer:
+            self.route.targets.forget(request)
         return self.health.note(permit, attempt)
+
+    def note_body(self, request: UpstreamRequest, error: UpstreamError | None) -> None:
+        """Note how the body of a blob ended. After an error the registry chooses anew where the rest comes from."""
+        if error is not None:
+            self.route.targets.forget(request)
+        self.health.body_ended(error)
+
+    def penalize(self, digest: Digest) -> None:
+        """Note that the bytes of a blob were wrong: nothing that this upstream has led to is trusted any more."""
+        self.route.targets.clear()
+        self.health.body_ended(DigestMismatch(f"{self.name} has delivered wrong bytes of {digest}"))
 
     async def probe(self) -> None:
         """Find out at little cost whether it answers; raises UpstreamError if not."""

@@ -1,12 +1,14 @@
 """What stands between a request and its first byte on a miss: each round trip to upstream, in order."""
 
 import asyncio
+import time
 
 import pytest
 
 from tests.clock import Clock
-from tests.fakehub import Rule, Status
-from tests.support.names import APP, TAG, manifest_path
+from tests.fakehub import Reset, Rule, Status
+from tests.mirror.transfers import Transfer
+from tests.support.names import APP, MIB, TAG, manifest_path
 from tests.support.waiting import eventually
 
 OTHER = "library/other"
@@ -195,3 +197,70 @@ async def test_blob_takes_two_round_trips(hub, acquainted):
     blob = image.layers[0]
     assert (await acquainted.get(f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
     assert trips(hub) == [REDIRECT, CONTENT]
+
+
+# ---- redirects
+
+
+async def far_range(hub, mirror):
+    """Read from far ahead of a download that has begun; returns its gate, its client and the blob."""
+    blob = Transfer(hub, mirror, 12 * MIB)
+    gate, client = await blob.started(MIB // 2)
+    hub.clear_script()
+    return blob, gate, client
+
+
+async def test_redirect_is_used_again(hub, mirror):
+    """A second request for a blob goes to where the registry has redirected the first one, while that is valid."""
+    blob, gate, client = await far_range(hub, mirror)
+    hub.reset_counters()
+    assert (await blob.get(Range=f"bytes={10 * MIB}-{10 * MIB + 9}")).body == blob.data[10 * MIB : 10 * MIB + 10]
+    assert trips(hub) == [CONTENT]
+    gate.release()
+    assert await client.whole() == blob.data
+
+
+async def test_redirect_that_has_expired(hub, mirror):
+    """Where the target refuses, the registry is asked for another one, and the client notices nothing."""
+    blob, gate, client = await far_range(hub, mirror)
+    hub.advance(301)
+    hub.reset_counters()
+    assert (await blob.get(Range=f"bytes={10 * MIB}-{10 * MIB + 9}")).body == blob.data[10 * MIB : 10 * MIB + 10]
+    assert trips(hub)[0] == CONTENT
+    assert trips(hub)[-2:] == [REDIRECT, CONTENT]
+    gate.release()
+    assert await client.whole() == blob.data
+
+
+async def test_redirect_after_a_broken_body(hub, mirror):
+    """After a body that broke, the registry chooses anew where the rest comes from."""
+    blob = Transfer(hub, mirror, 2 * MIB)
+    hub.script(Rule(kind="blob", host="cdn"), Reset(MIB))
+    assert (await blob.get()).body == blob.data
+    assert [trip for trip in trips(hub) if trip[2] == "blob"][-4:] == [REDIRECT, CONTENT, REDIRECT, CONTENT]
+
+
+async def test_redirect_is_of_one_repository(hub, mirror):
+    """A repository that is not known to grant a blob is asked for it, although another one's redirect is known."""
+    blob, gate, client = await far_range(hub, mirror)
+    hub.add_image(OTHER, "1")
+    assert (await mirror.get(f"/v2/{OTHER}/blobs/{blob.digest}", headers={"Range": "bytes=0-9"})).status == 404
+    gate.release()
+    assert await client.whole() == blob.data
+
+
+# ---- connections
+
+
+async def test_connections_stay_warm(hub, acquainted, monkeypatch):
+    """Connections to the registry, its token host and its CDN are used again after a pause of most of a minute."""
+    image = hub.add_image(APP, "1", layers=[b"one", b"two"])
+    paths = [f"/v2/{APP}/blobs/{blob.digest}" for blob in image.layers]
+    await acquainted.get(paths[0])
+    await acquainted.idle()
+    before, clock = dict(hub.accepted), time.monotonic
+    monkeypatch.setattr("aiohttp.connector.monotonic", lambda: clock() + 50)
+    assert (await acquainted.get(paths[1])).body == b"two"
+    hub.add_image("library/third", "1")
+    assert (await acquainted.get("/v2/library/third/manifests/1")).status == 200
+    assert hub.accepted == before
