@@ -135,14 +135,17 @@ class ManifestByTag:
 
         The record changes only after the manifest can be served. The check is a HEAD: that costs no pull, and the GET by digest
         that follows is shared with requests for the digest and for other tags of the image. An unknown tag that a client GETs
-        is fetched at once if that may cost a pull more.
+        is fetched at once if that may cost one more pull, and no digest is denied.
         """
-        repository = request.repository
-        if request.record is None and not request.head and self._context.registry(repository).has_plenty_of_pulls():
+        if request.record is None and not request.head and self._spares_head(request.repository):
             return await self._fetch_unknown(request)
         asked = self._context.clock()
-        head = await self._by_digest.head_upstream(repository, request.tag)
+        head = await self._by_digest.head_upstream(request.repository, request.tag)
         return await self._record(request, await self._answer_check(request, head), asked)
+
+    def _spares_head(self, repository: Repository) -> bool:
+        """Whether a GET needs no HEAD before it, which would save a pull, or name a denied digest."""
+        return not self._pull_policy.denies_digests and self._context.registry(repository).has_plenty_of_pulls()
 
     async def _fetch_unknown(self, request: _Request) -> tuple[ManifestAnswer, float]:
         """Fetch an unknown tag, once for all processes."""

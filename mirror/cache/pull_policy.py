@@ -69,6 +69,11 @@ class PullPolicy:
         """Whether `check` has allowed a digest and would do so again. Takes a microsecond."""
         return self._allowed.get((repository, _digest_of(reference)), 0.0) is not None
 
+    @property
+    def denies_digests(self) -> bool:
+        """Whether a rule names a digest."""
+        return bool(self._denied)
+
     def check_content(self, repository: Repository, digest: Digest) -> None:
         """Check the digest that an allowed name stands for.
 

@@ -1,4 +1,4 @@
-"""The body of a blob as it arrives from upstream, checked against what was asked for."""
+"""The body of a blob as it arrives from upstream, checked against the request."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mirror.core.ranges import parse_content_range
 from mirror.errors import UpstreamDisconnected, UpstreamProtocolError, UpstreamTimeout
 from mirror.upstream.receiver import Body, BodyEnded
 
-# A body that brings less than this in so many seconds is as good as none: it would hold a connection, and clients, for ever.
-_LEAST, _WINDOW = 16 << 10, 60.0
+# A body with fewer bytes in a window fails: it would hold a connection, and clients, for ever.
+_MIN_WINDOW_BYTES, _WINDOW_S = 16 << 10, 60.0
 
 
 class _Pace:
-    """Notices a stream that only trickles."""
+    """Detects a stream that is too slow to be of use."""
 
     def __init__(self, host: str) -> None:
         self._host = host
@@ -28,19 +28,19 @@ class _Pace:
         """Note bytes; raises UpstreamTimeout if they come too slowly."""
         self._count += count
         elapsed = time.monotonic() - self._begun
-        if elapsed > _WINDOW:
-            if self._count < _LEAST:
+        if elapsed > _WINDOW_S:
+            if self._count < _MIN_WINDOW_BYTES:
                 raise UpstreamTimeout(f"{self._host} sent {self._count} bytes in {elapsed:.0f} s")
             self._begun, self._count = time.monotonic(), 0
 
 
 class ExpectedSize:
-    """The size of a blob by the word of its manifest, as long as upstream does not contradict it twice in the same way.
+    """The size of a blob by its manifest, until upstream contradicts it twice in the same way.
 
-    An answer of another length is most likely a page for people, or a broken one, with status 200.
+    A response of another length is most likely a web page, or a broken one, with status 200.
 
     Args:
-        named: called for the size in bytes when it is needed; None if no manifest is known that names the blob.
+        named: returns the size in bytes, None if no manifest is known that names the blob.
     """
 
     def __init__(self, named: Callable[[], int | None]) -> None:
@@ -49,10 +49,10 @@ class ExpectedSize:
         self._accepted: int | None = None
 
     def accepts(self, size: int) -> bool:
-        """Whether to take an answer that announces so many bytes."""
+        """Whether to accept a response that announces so many bytes."""
         if size == self._accepted or self._named() in (None, size):
             return True
-        # Manifests can be wrong, too; what the bytes are worth their digest tells.
+        # Manifests can be wrong, too; the digest decides in the end.
         if size == self._contradiction:
             self._accepted = size
         self._contradiction = size
@@ -60,10 +60,10 @@ class ExpectedSize:
 
 
 class UpstreamBlob:
-    """A successful response to the request for a blob, or for a part of it.
+    """A successful response to a request for a blob or a range of it.
 
     Attributes:
-        start: position of the first byte that `blocks` gives.
+        start: position of the first byte of `blocks`.
         size: bytes of the whole blob.
     """
 
@@ -83,14 +83,14 @@ class UpstreamBlob:
         first, self._stop, self.size = _extent(response, digest)
         if first > start:
             raise UpstreamProtocolError(f"{response.url.host} answers from byte {first} where {start} was asked for")
-        # Upstream may ignore a range; then what is in front of it is read and dropped.
+        # Upstream may ignore a range: then the bytes before it are read and dropped.
         self._skip = start - first
 
     async def blocks(self) -> AsyncIterator[memoryview]:
-        """The bytes as they come; each block is good until the next is asked for.
+        """The bytes as they arrive; each block is valid until the next one is requested.
 
         Raises:
-            UpstreamError: they end early, or not at all, or are more than was announced.
+            UpstreamError: the body ends early, stalls, or has more bytes than announced.
         """
         position, skip = self.start - self._skip, self._skip
         pace = _Pace(self._host)
@@ -109,7 +109,7 @@ class UpstreamBlob:
             raise self._cut(position)
 
     def close(self) -> None:
-        """Give back what the body has been received into."""
+        """Release the buffers of the body."""
         self._body.close()
 
     async def _next(self, position: int) -> memoryview:
@@ -123,7 +123,7 @@ class UpstreamBlob:
 
 
 def _extent(response: aiohttp.ClientResponse, digest: Digest) -> tuple[int, int, int]:
-    """First byte, end and whole size of what a response carries (RFC 9110 sections 8.6 and 14.4)."""
+    """Start and end of the range that a response carries, and the size of the blob (RFC 9110 sections 8.6 and 14.4)."""
     host = response.url.host
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UpstreamProtocolError(f"{host} encodes {digest}, although identity was asked for")

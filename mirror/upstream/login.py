@@ -1,4 +1,4 @@
-"""The account that an upstream knows the mirror by: read afresh, and not tried again and again when it is refused."""
+"""The account of the mirror at an upstream: read at each use, and retried with growing pauses after it was refused."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mirror.small_files import read_text
 
 log = structlog.get_logger(__name__)
 
-# Docker Hub locks an account for ten minutes after too many wrong passwords. Seconds until the same ones are tried again.
-FIRST, LONGEST = 60.0, 3600.0
+# Pauses before the same credentials are tried again: Docker Hub locks an account for ten minutes after too many wrong passwords.
+FIRST_PAUSE_S, MAX_PAUSE_S = 60.0, 3600.0
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What an upstream knows the mirror by. Never printed."""
+    """User name and password. Never printed."""
 
     username: str
     password: str = field(repr=False)
@@ -36,7 +36,7 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Account:
-    """An account as it is configured."""
+    """A configured account."""
 
     username: str
     password_file: Path
@@ -54,14 +54,14 @@ class Account:
 
 
 class Login:
-    """The credentials for one upstream, and whether it takes them.
+    """The credentials for one upstream, and whether it accepts them.
 
     Attributes:
-        problem: for people: why they cannot be used now, if that has been found out.
-        anonymous_fallback: go on without them while they cannot be used.
+        problem: for people: why the credentials cannot be used now; None if they can, or that is not known.
+        anonymous_fallback: send requests without credentials while they cannot be used.
 
     Args:
-        account: its password is read at each use, so that a new one counts at once; None for an anonymous mirror.
+        account: its password is read at each use, so that a new one applies at once; None for an anonymous mirror.
     """
 
     def __init__(
@@ -77,35 +77,32 @@ class Login:
         self._clock = clock
         self._known: Credentials | None = None
         self._accepted = False
-        self._breaker = Breaker(FIRST, LONGEST, threshold=1)
-        self._turn = asyncio.Lock()
+        self._breaker = Breaker(FIRST_PAUSE_S, MAX_PAUSE_S, threshold=1)
+        self._lock = asyncio.Lock()
         # One read at a time: a slow one must not bring back an old password.
         self._reading = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """One at a time, as long as nobody knows whether the credentials are right: many wrong ones at once lock an account."""
-        async with contextlib.AsyncExitStack() as turn:
-            if self._account is not None and self._is_doubtful():
-                await turn.enter_async_context(self._turn)
-            if not self._is_doubtful():
-                # Found out by who went before: nobody behind has to wait any more.
-                await turn.aclose()
+    async def serialized(self) -> AsyncIterator[None]:
+        """Admit one request at a time until the credentials are known to be right: many wrong ones at once lock an account."""
+        async with contextlib.AsyncExitStack() as lock:
+            if not self.is_settled:
+                await lock.enter_async_context(self._lock)
+            if self.is_settled:
+                # The request before this one has proved them right: no other one has to wait.
+                await lock.aclose()
             yield
 
     @property
     def is_settled(self) -> bool:
-        """Whether there are no credentials, or the upstream is known to take them."""
-        return self._account is None or not self._is_doubtful()
-
-    def _is_doubtful(self) -> bool:
-        return not self._accepted
+        """Whether there are no credentials, or the upstream is known to accept them."""
+        return self._account is None or self._accepted
 
     async def credentials(self) -> Credentials | None:
-        """What to show, or None for nothing.
+        """The credentials to send, None for an anonymous request.
 
         Raises:
-            CredentialsRefused: there are none that could be read, or they have lately been refused.
+            CredentialsRefused: the password cannot be read, or the credentials were refused a short time ago.
         """
         if self._account is None:
             return None
@@ -123,26 +120,26 @@ class Login:
         refusal = CredentialsRefused("the credentials were refused: check username and password_file")
         raise refusal.again("not tried again for now", max(1.0, self._breaker.wait(now)))
 
-    async def look(self) -> None:
-        """Look whether there are other credentials than those that are known not to be of use."""
+    async def refresh(self) -> None:
+        """Read the password, and drop `problem` if it is another one than the one that was refused."""
         if self._account is not None:
             with contextlib.suppress(CredentialsRefused):
                 await self._current(self._account)
 
     @property
     def wait(self) -> float:
-        """Seconds until credentials that were refused are shown again."""
+        """Seconds until refused credentials are sent again."""
         return self._breaker.wait(self._clock())
 
     def accepted(self, credentials: Credentials) -> None:
-        """The upstream has taken them."""
+        """Note that the upstream accepts credentials."""
         if credentials == self._known:
             self._accepted = True
             self._breaker.succeeded()
             self.problem = None
 
     def refused(self, credentials: Credentials) -> None:
-        """The upstream has refused them."""
+        """Note that the upstream refuses credentials."""
         if credentials == self._known:
             self._accepted = False
             now = self._clock()
@@ -153,7 +150,7 @@ class Login:
         log.error("credentials_refused", username=credentials.username, again_in_seconds=round(self.wait))
 
     async def _current(self, account: Account) -> Credentials:
-        """What is configured now. Whether other credentials than before are taken nobody knows."""
+        """Read the credentials. Others than before are neither accepted nor refused yet."""
         async with self._reading:
             try:
                 found = await account.credentials()
@@ -162,7 +159,7 @@ class Login:
                 raise
             if found != self._known:
                 self._known, self._accepted = found, False
-                self._breaker = Breaker(FIRST, LONGEST, threshold=1)
+                self._breaker = Breaker(FIRST_PAUSE_S, MAX_PAUSE_S, threshold=1)
             if self._breaker.is_closed:
                 self.problem = None
             return found

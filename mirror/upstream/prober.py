@@ -1,4 +1,4 @@
-"""Asks an upstream that is out of order whether it is back, so that no client has to wait to find that out."""
+"""Probes an upstream that is out of order, so that no client has to wait to find out that it answers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = structlog.get_logger(__name__)
 
 
 class Prober:
-    """Probes one upstream while it is out of order; after a probe that was answered one client's request is let through.
+    """Probes one upstream while one of its breakers is open. After a probe that was answered the breaker admits one request.
 
     Args:
-        guard: the breaker that is open.
-        probe: raises UpstreamError if there is no answer; bounded in time.
+        guard: the breaker.
+        probe: raises UpstreamError if the upstream does not answer; bounded in time.
     """
 
     def __init__(self, health: Health, guard: TrackedBreaker, probe: Callable[[], Awaitable[None]]) -> None:
@@ -29,8 +29,8 @@ class Prober:
         self._task: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
-        """Begin to probe, unless it is being done."""
-        # At once: the task's first step comes later.
+        """Begin to probe, unless that is under way."""
+        # Here, since the task begins later.
         self._guard.breaker.reserve()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -47,7 +47,7 @@ class Prober:
         while not breaker.is_closed:
             if wait := breaker.wait(health.clock()):
                 await asyncio.sleep(wait)
-                # A request that had been under way for long may have been answered after all.
+                # A request that was sent before may have closed the breaker meanwhile.
                 continue
             try:
                 await self._probe()

@@ -15,12 +15,11 @@ def target(current: URL, location: str | None, upstream: URL, *, public: bool) -
     """The URL that a redirect leads to, its escapes untouched: they are part of a signature.
 
     Args:
-        public: whether upstream is on the Internet; then names that turn out to be inside have to be refused as well, where
-            they are resolved.
+        public: whether upstream is on the Internet. Names that resolve to internal addresses are refused by `PublicResolver`.
 
     Raises:
-        UpstreamProtocolError: no location, a scheme less safe than upstream's, credentials in the URL, or an address inside
-            this host or its links although upstream is elsewhere.
+        UpstreamProtocolError: no location, a scheme less safe than upstream's, credentials in the URL, or an internal address
+            although upstream is public.
     """
     if not location:
         raise UpstreamProtocolError(f"{current.host} redirects to nowhere")
@@ -40,12 +39,12 @@ def target(current: URL, location: str | None, upstream: URL, *, public: bool) -
 
 
 def is_inside(host: str) -> bool:
-    """Whether a host name is, by itself, an address of this host, a private network, or a link (metadata services)."""
+    """Whether a host name is by itself an internal address: of this host, a private network, or a link (metadata services)."""
     host = host.lower().removesuffix(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     address = parse_address(host)
     if address is None:
-        # Resolvers still take 127.1, 0x7f000001 and 2130706433 for addresses; no public name ends in a number.
+        # Resolvers accept 127.1, 0x7f000001 and 2130706433 as addresses; no public name ends in a number.
         return host.rpartition(".")[2][:1].isdigit()
     return is_internal(address)

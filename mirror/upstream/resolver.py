@@ -1,4 +1,4 @@
-"""Names become addresses here; those of the own network are left out for public upstreams."""
+"""Name resolution that leaves out internal addresses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mirror.upstream.redirects import is_inside
 
 
 class PublicResolver(AbstractResolver):
-    """Gives only addresses on the Internet, and these are the ones that are connected to.
+    """Resolves names to public addresses only.
 
-    So no name that a public upstream redirects to can lead to this host, its network, or the cloud's metadata service.
+    No name that a public upstream redirects to leads to this host, its network, or the cloud's metadata service.
     """
 
     def __init__(self, inner: AbstractResolver) -> None:
@@ -28,5 +28,5 @@ class PublicResolver(AbstractResolver):
         return public
 
     async def close(self) -> None:
-        """Let go of the inner resolver."""
+        """Close the inner resolver."""
         await self._inner.close()

@@ -184,7 +184,7 @@ class Tokens:
         query = {"service": challenge.params["service"]} if "service" in challenge.params else {}
         url = URL(realm).update_query({**query, "scope": challenge.params.get("scope") or scope})
         with translated(url):
-            async with asyncio.timeout(self._http.limits.connect + self._http.limits.headers), self.login.turn():
+            async with asyncio.timeout(self._http.limits.connect + self._http.limits.headers), self.login.serialized():
                 authorization, lifetime = await self._hedged(url)
         return self._keep(scope, authorization, lifetime, challenge)
 
@@ -200,15 +200,15 @@ class Tokens:
         return (await hedged(send, self._http.limits.hedge_after, lambda: self.login.is_settled)).value()
 
     async def _request(self, url: URL) -> tuple[str, float]:
+        credentials = await self.login.credentials()
         try:
-            return await self._request_once(url)
+            return await self._request_with(credentials, url)
         except CredentialsRefused:
             if not self.login.anonymous_fallback:
                 raise
-            return await self._request_once(url)
+            return await self._request_with(None, url)
 
-    async def _request_once(self, url: URL) -> tuple[str, float]:
-        credentials = await self.login.credentials()
+    async def _request_with(self, credentials: Credentials | None, url: URL) -> tuple[str, float]:
         status, body = await self._send(url, credentials)
         if status == 403 and credentials is not None and not await self._is_accepted(url, credentials):
             status = 401

@@ -1,4 +1,4 @@
-"""A receiver of notifications: where they are sent, and how it can tell who sent them."""
+"""Sends signed notifications to a URL."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from mirror.errors import (
 from mirror.small_files import read_secret
 from mirror.upstream.http import translated
 
-# For one attempt, in seconds: until a connection stands, and until the headers of the answer are there.
-_CONNECT, _ANSWER = 5.0, 10.0
+# For one attempt: until the connection is established, and until the headers of the response have arrived.
+_CONNECT_TIMEOUT_S, _RESPONSE_TIMEOUT_S = 5.0, 10.0
 
 
 class Webhook:
     """Sends notifications to one URL.
 
     Args:
-        secret_file: holds the key of the signature; read at each use. None to sign nothing.
+        secret_file: holds the key of the signature; read at each use. None for no signature.
 
     Attributes:
-        host: where they go, for the log; the rest of the URL may be a secret.
+        host: host and port of the URL, for the log; the rest of it may be a secret.
     """
 
     def __init__(self, url: str, secret_file: Path | None = None) -> None:
@@ -44,12 +44,12 @@ class Webhook:
         """Deliver a body in JSON; takes 10 seconds at most. Redirects are not followed.
 
         Args:
-            event: what it is about, in one word.
-            delivery: names it; the same whenever it is tried again, so that the receiver can tell.
+            event: the kind of event, in one word.
+            delivery: identifies the notification, also when it is sent again.
 
         Raises:
-            UpstreamError: it did not arrive, which may be otherwise the next time.
-            NotificationRefused: the receiver does not want it, and will not.
+            UpstreamError: it did not arrive; the next attempt may succeed.
+            NotificationRefused: the receiver refuses it for good.
         """
         headers = {
             "Content-Type": "application/json",
@@ -62,10 +62,10 @@ class Webhook:
             headers["X-Registry-Mirror-Signature"] = "sha256=" + hmac.new(key, body, hashlib.sha256).hexdigest()
         with translated(self._url):
             async with (
-                asyncio.timeout(_ANSWER),
-                # One of its own each time: notifications are rare, and the next may come after hours.
+                asyncio.timeout(_RESPONSE_TIMEOUT_S),
+                # A session each time: notifications are rare, and the next one may come after hours.
                 aiohttp.ClientSession(
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT),
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
                     cookie_jar=aiohttp.DummyCookieJar(),
                     trust_env=False,
                 ) as session,
@@ -75,7 +75,7 @@ class Webhook:
         self._judge(status)
 
     def _judge(self, status: int) -> None:
-        """What an answer means; its body does not matter."""
+        """Raise what a status means."""
         words = f"{self.host} answered {status}"
         if 200 <= status < 300:
             return
@@ -94,6 +94,6 @@ async def _key(path: Path) -> bytes:
     except OSError as error:
         raise CredentialsRefused(f"secret_file {path} cannot be read: {error.strerror}") from error
     if not key:
-        # Anybody could sign with it.
+        # Anybody could sign with an empty key.
         raise CredentialsRefused(f"secret_file {path} is empty")
     return key

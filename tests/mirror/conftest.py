@@ -35,6 +35,18 @@ def all_in(mirror):
 
 
 @pytest.fixture
+def pulls_left(hub):
+    """Has a mirror learn from upstream how many pulls are left."""
+
+    async def learn(mirror, left):
+        hub.ratelimit_limit, hub.ratelimit_remaining = 10_000, left
+        hub.add_image("library/known", "1")
+        assert (await mirror.head("/v2/library/known/manifests/1")).status == 200
+
+    return learn
+
+
+@pytest.fixture
 def log(caplog):
     """The events that the mirror logs, at every level."""
     caplog.set_level(logging.DEBUG)

@@ -58,9 +58,9 @@ async def until_ready(mirror):
 @pytest.fixture
 def restless(monkeypatch):
     """Logins that were refused are tried again after fractions of a second."""
-    for name, seconds in (("FIRST", 0.05), ("LONGEST", 0.05), ("_LOOK", 0.01)):
+    for name, seconds in (("FIRST_PAUSE_S", 0.05), ("MAX_PAUSE_S", 0.05), ("_POLL_INTERVAL_S", 0.01)):
         monkeypatch.setattr(f"mirror.upstream.credential_retry.{name}", seconds)
-        if name != "_LOOK":
+        if name != "_POLL_INTERVAL_S":
             monkeypatch.setattr(f"mirror.upstream.login.{name}", seconds)
 
 
@@ -112,7 +112,7 @@ async def test_readiness_needs_no_clients_to_recover(hub, settled, restless, aut
 
 async def test_a_new_password_makes_ready(hub, settled, monkeypatch):
     """Other credentials than the refused ones are not refused; nobody has to ask for something first."""
-    monkeypatch.setattr("mirror.upstream.credential_retry._LOOK", 0.01)
+    monkeypatch.setattr("mirror.upstream.credential_retry._POLL_INTERVAL_S", 0.01)
     async with settled() as mirror:
         hub.add_image(APP, "1")
         hub.users = {"robot": "another"}

@@ -425,7 +425,7 @@ async def test_upstream_is_told_for_whom(hub, start):
 
 
 @pytest.mark.parametrize("no", ["not there", "denied"])
-async def test_rights_stay(hub, tmp_path, no):
+async def test_rights_stay(hub, tmp_path, pulls_left, no):
     """A blob that is held by way of one private repository is not given to another by fetching it ahead."""
     one, two = "team/one", "team/two"
     (tmp_path / "password").write_text("secret\n")
@@ -438,6 +438,7 @@ async def test_rights_stay(hub, tmp_path, no):
     }
     settings = {"registries": {"docker.io": entry}, "downloads": {"prefetch": True}}
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
+        await pulls_left(mirror, 50)
         made = image(hub, repository=one)
         await mirror.get(manifest_path("1", one))
         assert await done(mirror, 1 + LAYERS) == {"fetched": 1 + LAYERS}

@@ -127,18 +127,10 @@ async def test_background_work_leaves_a_reserve(hub, mirror, clock):
 # ---- one pull per digest
 
 
-@pytest.fixture
-async def saving(hub, mirror):
-    """A mirror that knows that few pulls are left."""
-    hub.ratelimit_limit = hub.ratelimit_remaining = 50
-    hub.add_image("library/other", "1")
-    assert (await mirror.head("/v2/library/other/manifests/1")).status == 200
-    return mirror
-
-
-async def test_two_tags_of_one_image_cost_one_pull(hub, saving):
+async def test_two_tags_of_one_image_cost_one_pull(hub, mirror, pulls_left):
     """Where pulls are saved, a second tag of an image that is held costs a HEAD only."""
-    mirror, image = saving, hub.add_image(APP, "1")
+    await pulls_left(mirror, 50)
+    image = hub.add_image(APP, "1")
     hub.move_tag(APP, "latest", image.digest)
     assert (await mirror.get(TAG)).cache == "MISS"
     answer = await mirror.get(f"/v2/{APP}/manifests/latest")
@@ -146,9 +138,10 @@ async def test_two_tags_of_one_image_cost_one_pull(hub, saving):
     assert hub.count("GET", "manifest", status=200) == 1
 
 
-async def test_tag_and_digest_at_once_cost_one_pull(hub, saving, all_in):
+async def test_tag_and_digest_at_once_cost_one_pull(hub, mirror, pulls_left, all_in):
     """Where pulls are saved, upstream counts one, however many ask for an image by tags and by digest at the same time."""
-    mirror, image = saving, hub.add_image(APP, "1")
+    await pulls_left(mirror, 50)
+    image = hub.add_image(APP, "1")
     hub.move_tag(APP, "latest", image.digest)
     held = NoHeaders()
     hub.script(Rule(kind="manifest", method="GET"), held)

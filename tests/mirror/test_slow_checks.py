@@ -11,7 +11,7 @@ from tests.clock import Clock
 from tests.fakehub import NoHeaders, Rule, Status
 from tests.mirror.test_stale import pulled
 from tests.mirrors import MirrorUnderTest
-from tests.support.names import APP, TAG, manifest_path, tag_name
+from tests.support.names import APP, TAG, tag_name
 from tests.support.waiting import LIMIT, SOON, eventually
 
 WAIT = 0.5
@@ -131,10 +131,10 @@ async def test_limit_of_nothing(hub, mirrors, monkeypatch):
     await eventually(lambda: mirror.get(TAG), holds=lambda answer: answer.cache == "HIT")
 
 
-async def waits(hub, mirror, tag="1"):
+async def waits(hub, mirror, rule=HEAD):
     """Whether a client is kept waiting beyond the limit, until upstream answers."""
-    held, entry = silence(hub)
-    asking = asyncio.create_task(mirror.get(manifest_path(tag)))
+    held, entry = silence(hub, rule)
+    asking = asyncio.create_task(mirror.get(TAG))
     await asyncio.wait_for(held.reached.wait(), LIMIT)
     done, _ = await asyncio.wait([asking], timeout=2 * WAIT)
     end(held, entry)
@@ -154,7 +154,7 @@ async def test_incomplete_image_is_not_served(hub, mirror, clock):
 async def test_unknown_tag_is_waited_for(hub, mirror):
     """A tag that nobody has pulled has nothing old."""
     hub.add_image(APP, "1")
-    assert await waits(hub, mirror) == (True, "MISS")
+    assert await waits(hub, mirror, GET) == (True, "MISS")
 
 
 async def test_nothing_stale_is_wanted(hub, mirrors, monkeypatch):

@@ -15,13 +15,15 @@ HEAD = Rule(kind="manifest", method="HEAD", reference="1")
 
 
 @pytest.fixture
-async def workers(hub, tmp_path):
-    """Two mirrors that share a store, as two worker processes do; each pull of a tag has it checked."""
+async def workers(hub, tmp_path, pulls_left):
+    """Two mirrors that share a store, as two worker processes do; each pull of a tag has it checked, an unknown one by HEAD."""
     settings = {"tags": {"ttl": "0s"}}
     async with (
         MirrorUnderTest(hub, tmp_path / "store", **settings) as one,
         MirrorUnderTest(hub, tmp_path / "store", **settings) as two,
     ):
+        for mirror in (one, two):
+            await pulls_left(mirror, 50)
         yield one, two
 
 
@@ -79,3 +81,16 @@ async def test_slow_refusal_does_not_take_away_a_newer_tag(hub, workers, status)
     assert (await asking).status == 404
     assert recorded(two) == new.digest
     assert (await two.get(TAG)).body == new.raw
+
+
+async def test_unknown_tag_is_fetched_once(hub, tmp_path):
+    """Clients of two workers that ask for an unknown tag at once cost one pull, although no HEAD comes before it."""
+    image = hub.add_image(APP, "1")
+    async with (
+        MirrorUnderTest(hub, tmp_path / "store") as one,
+        MirrorUnderTest(hub, tmp_path / "store") as two,
+    ):
+        answers = await asyncio.gather(one.get(TAG), two.get(TAG), one.get(TAG), two.get(TAG))
+    assert {answer.body for answer in answers} == {image.raw}
+    assert hub.count("HEAD", "manifest") == 0
+    assert hub.count("GET", "manifest", status=200) == 1
