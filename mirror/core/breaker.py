@@ -1,25 +1,25 @@
-"""A circuit breaker: whether something that has failed may be asked again. Times are seconds on any clock that only grows."""
+"""A circuit breaker. Times are seconds on a monotonic clock."""
 
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
 _MAX_DOUBLINGS: Final = 62
-# Seconds after which failures are no longer in a row with those before.
-_ROW: Final = 60.0
+# After this time a failure is not in a row with those before it.
+_ROW_S: Final = 60.0
 
 
 class Admission(Enum):
-    """Leave to ask. Whoever has it says what came of it, by `succeeded`, `failed` or `released`."""
+    """Permission for one request. Its outcome is noted by `succeeded`, `failed` or `released`."""
 
     NORMAL = auto()
     TRIAL = auto()
-    """The only one that is under way; it decides whether others are let in."""
+    """The only request under way; it decides whether others are admitted."""
 
 
 @dataclass(slots=True)
 class Breaker:
-    """Closed: everybody may ask. Open: nobody, for a pause. After the pause: one trial at a time, until one succeeds.
+    """Closed: every request is admitted. Open: none, for a pause. After the pause: one trial at a time, until one succeeds.
 
     Attributes:
         first: seconds of the first pause; each trial that fails doubles it.
@@ -39,21 +39,21 @@ class Breaker:
 
     @property
     def is_closed(self) -> bool:
-        """Whether everybody may ask."""
+        """Whether every request is admitted."""
         return self._opened == 0
 
     def admits(self, now: float) -> bool:
-        """Whether `admit` would."""
+        """Whether `admit` would admit a request."""
         return self.is_closed or (now >= self._until and not self._on_trial)
 
     def admit(self, now: float) -> Admission | None:
-        """Leave to ask, or None."""
+        """Admit a request; None if it is refused."""
         if self.is_closed:
             return Admission.NORMAL
         return self.reserve() if self.admits(now) else None
 
     def reserve(self) -> Admission:
-        """Take the trial before the pause is over, so that nobody else gets it."""
+        """Take the next trial, also before the pause is over."""
         self._on_trial = True
         return Admission.TRIAL
 
@@ -62,24 +62,24 @@ class Breaker:
         return 0.0 if self.is_closed else max(0.0, self._until - now)
 
     def has_failed_for(self, now: float) -> float:
-        """Seconds from the first to the last failure, if the last is recent and nothing has succeeded in between."""
-        return self._last_failure - self._first_failure if self._failures and now - self._last_failure <= _ROW else 0.0
+        """Seconds from the first to the last failure in a row; 0 if the last is not recent."""
+        return self._last_failure - self._first_failure if self._failures and now - self._last_failure <= _ROW_S else 0.0
 
     def succeeded(self) -> None:
-        """Something that was asked has answered, whenever it was let in."""
+        """Note that a request was answered, whenever it was admitted."""
         self._failures = self._opened = 0
         self._on_trial = False
 
     def failed(self, now: float, admission: Admission, *, grave: bool = True, pause: float | None = None) -> bool:
         """Note a failure; True if it has opened the breaker, or opened it anew.
 
-        What was let in before the breaker opened tells nothing new when it fails as well.
+        A request that was admitted before the breaker opened changes nothing when it fails as well.
 
         Args:
             grave: opens it at once.
             pause: at least so many seconds instead of the doubled ones.
         """
-        if not self._failures or now - self._last_failure > _ROW:
+        if not self._failures or now - self._last_failure > _ROW_S:
             self._first_failure = now
         self._last_failure = now
         if admission is Admission.NORMAL and not self.is_closed:
@@ -94,6 +94,6 @@ class Breaker:
         return True
 
     def released(self, admission: Admission) -> None:
-        """Nothing came of it: somebody else may try."""
+        """Note that a request had no outcome: another one may be the trial."""
         if admission is Admission.TRIAL:
             self._on_trial = False

@@ -1,4 +1,4 @@
-"""What a certificate says its server is called."""
+"""The host names of a certificate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def dns_names(der: bytes) -> frozenset[str]:
     """The host names of a certificate, which may begin with `*.`; none if it has no such extension, or cannot be read.
 
     Args:
-        der: a certificate that its reader has taken already: this looks for one extension only.
+        der: a valid certificate: only one extension is read.
     """
     at = der.find(_SUBJECT_ALT_NAME)
     if at < 0:

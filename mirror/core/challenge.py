@@ -17,7 +17,7 @@ _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _SKIP: Final = re.compile(r"[\s,]*")
 _SCHEME: Final = re.compile(rf"(?P<scheme>{_WORD})(?:[ \t]+|(?=,)|$)")
 _TOKEN68: Final = re.compile(r"(?P<token68>[A-Za-z0-9._~+/-]+=*)[ \t]*(?=,|$)")
-# Some registries leave out the quotes around a URL, so an unquoted value is not held to be a token.
+# Some registries omit the quotes around a URL, so an unquoted value need not be a token.
 _PARAMETER: Final = re.compile(rf'(?P<name>{_WORD})[ \t]*=[ \t]*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^\s,"]+))', re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""Conditional requests: whether the client already has what it asks for (RFC 9110 section 13.1.2)."""
+"""Conditional requests: whether the client already has the content (RFC 9110 section 13.1.2)."""
 
 import re
 from typing import Final
@@ -17,5 +17,5 @@ def etag_matches(header: str | None, digest: Digest) -> bool:
         return False
     if header.strip() == "*":
         return True
-    wanted = str(digest)
-    return any(wanted in (match["quoted"], match["bare"]) for match in _MEMBER.finditer(header))
+    tag = str(digest)
+    return any(tag in (match["quoted"], match["bare"]) for match in _MEMBER.finditer(header))

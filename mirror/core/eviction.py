@@ -10,10 +10,10 @@ Reason = Literal["max_size", "min_free"]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """Bytes that have to go.
+    """Bytes to evict.
 
     Attributes:
-        wanted: to come down to the low-water mark, so that it takes a while until the next time.
+        wanted: to reach the low-water mark, so that the next eviction is some time away.
         needed: to keep the limit itself; at most `wanted`.
     """
 
@@ -21,7 +21,7 @@ class Goal:
     needed: int = 0
 
     def within(self, available: int) -> int:
-        """What is worth evicting of so many bytes; 0 if they do not do."""
+        """The bytes to evict if so many are available; 0 if that does not reach the limit."""
         return next((size for size in (self.wanted, self.needed) if size <= available), 0)
 
 
@@ -31,7 +31,7 @@ class Shortage:
 
     Attributes:
         size: above what it may take itself (`storage.max_size`).
-        free: below what it has to leave on the disk (`storage.min_free`), whoever has taken it.
+        free: below what stays free on the disk (`storage.min_free`), whatever program has used it.
     """
 
     size: Goal = Goal()
@@ -43,11 +43,11 @@ class Shortage:
 
 @dataclass(frozen=True, slots=True)
 class Evictable:
-    """Bytes that could go.
+    """Bytes that can be evicted.
 
     Attributes:
-        unpinned: of what is not pinned.
-        pinned: of what is.
+        unpinned: of content that is not pinned.
+        pinned: of pinned content.
     """
 
     unpinned: int = 0
@@ -59,7 +59,7 @@ class Partials:
     """Bytes that blobs in the making have reserved.
 
     Attributes:
-        idle: of those that nobody has filled for a while, which may go.
+        idle: of downloads without progress for some time, which may be deleted.
         busy: of the others.
     """
 
@@ -73,9 +73,9 @@ class Plan:
 
     Attributes:
         size: bytes in all.
-        with_pins: bytes for which pinned content goes, too, if nothing else is left; at most `size`.
-        reason: the bound that most of it is for.
-        unreachable: the bounds that evicting cannot bring back.
+        with_pins: bytes for which pinned content is evicted, too, if nothing else is left; at most `size`.
+        reason: the bound that needs most of it.
+        unreachable: the bounds that eviction cannot restore.
     """
 
     size: int = 0
@@ -100,12 +100,12 @@ def eviction_key(last_used: float, weight: int, *, pinned: bool) -> tuple[float,
 def plan(shortage: Shortage, evictable: Evictable, *, both: bool = False) -> Plan:
     """Decide what to evict.
 
-    Nothing goes for a bound that everything together could not bring back. The size is the store's own doing: it comes down to
-    the low-water mark by what is not pinned, and to the limit by what is pinned, too. The free space is also others': what is
-    pinned never goes for it, and another program that has filled the disk would fill it again.
+    Nothing is evicted for a bound that cannot be restored. For its own size the store evicts content that is not pinned down to
+    the low-water mark, and pinned content only to keep the limit. For free space pinned content is never evicted: another program
+    that has filled the disk would fill it again.
 
     Args:
-        both: nothing less than both goals helps, as for a file that has to fit.
+        both: only both goals together help, as for a file that has to fit.
     """
     everything = evictable.unpinned + evictable.pinned
     lost: dict[Reason, bool] = {

@@ -1,4 +1,4 @@
-"""A short memory of failures, so that what has just failed twice is not tried a thousand times a second."""
+"""Recent failures by key, with a pause after two in a row."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ class _Failure(Generic[E]):
 
 
 class Failures(Generic[E]):
-    """What has failed lately, by key. Times are seconds on any clock that only grows.
+    """Recent failures. Times are seconds on a monotonic clock.
 
-    One failure costs nothing: the next asker may have better luck. From the second in a row on there is a pause, which doubles.
+    After one failure the next request is sent at once. From the second in a row on there is a pause, which doubles.
 
     Args:
         first: seconds of the first pause.
-        longest: seconds of the longest pause; an older failure is forgotten.
+        longest: seconds of the longest pause; after another such time without a failure the count begins anew.
     """
 
     def __init__(self, first: float = 1.0, longest: float = 10.0) -> None:
@@ -38,17 +38,17 @@ class Failures(Generic[E]):
         return len(self._failures)
 
     def lately(self, key: Hashable, now: float) -> tuple[E, float] | None:
-        """The cause of the last failure and the seconds left, while it should not be tried again."""
+        """The cause of the last failure and the seconds left of its pause; None without a pause."""
         failure = self._failures.get(key)
         return (failure.cause, failure.until - now) if failure is not None and now < failure.until else None
 
     def note(self, key: Hashable, cause: E, now: float) -> None:
-        """Remember a failure."""
+        """Note a failure."""
         known = self._failures.pop(key)
         count = 1 if known is None or now > known.until + self._longest else known.count + 1
         pause = 0.0 if count == 1 else min(self._longest, self._first * 2.0 ** min(count - 2, _MAX_DOUBLINGS))
         self._failures.put(key, _Failure(cause, count, now + pause))
 
     def forget(self, key: Hashable) -> None:
-        """It works again."""
+        """Note a success."""
         self._failures.pop(key)

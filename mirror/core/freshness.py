@@ -1,4 +1,4 @@
-"""When a cached tag is served, and when it is checked again."""
+"""When a cached tag is fresh, and when it is revalidated."""
 
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -8,11 +8,14 @@ from mirror.core.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class TagRecord:
-    """What a tag was found to name. The times are seconds since the epoch.
+    """What a tag names. Times are seconds since the epoch.
 
-    `checked`: upstream was asked, and confirmed it; `changed`: it began to name this digest; `pulled`: a client asked last.
-    `due`: since then a check that began earlier does not count, however young it is; 0 if nobody wants that.
-    `denied`: upstream was asked after `checked`, and did not grant it.
+    Attributes:
+        checked: when the last check that confirmed it began.
+        changed: when it began to name this digest.
+        pulled: the last request of a client.
+        due: checks that began before this time do not count; 0 without such a time.
+        denied: a check after `checked` was denied.
     """
 
     digest: Digest
@@ -27,30 +30,30 @@ class TagRecord:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """Serve the record without asking upstream."""
+    """Serve the record without a request to upstream."""
 
     record: TagRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Ask upstream whether the record still holds."""
+    """Revalidate the record."""
 
     record: TagRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Nothing is recorded: only upstream can tell."""
+    """There is no record."""
 
 
 Decision: TypeAlias = Fresh | Due | Unknown
 
 
 def decide(record: TagRecord | None, now: float, ttl: float) -> Decision:
-    """What to do about a tag at `now`, if a check holds for `ttl` seconds.
+    """Decide about a tag at `now`; a check is valid for `ttl` seconds.
 
-    A check in the future was made before the clock was set back, and nothing says how long ago: it is due.
+    A check in the future was made before the clock was set back, at an unknown time: it is due.
     """
     if record is None:
         return Unknown()
@@ -59,15 +62,15 @@ def decide(record: TagRecord | None, now: float, ttl: float) -> Decision:
 
 
 def is_superseded(asked: float, noted: float, now: float) -> bool:
-    """Whether the answer to a question asked of upstream at `asked` is older than what is noted, which was asked for at `noted`.
+    """Whether the result of a check that began at `asked` is older than the recorded one, whose check began at `noted`.
 
-    A note from the future was made before the clock was set back, and says nothing.
+    A record from the future was made before the clock was set back, and does not count.
     """
     return asked < noted <= now
 
 
 def after_check(known: TagRecord | None, found: TagRecord, now: float) -> TagRecord | None:
-    """The record to keep after a check that began at `found.checked`; None if what is known comes from one that began later."""
+    """The record to keep after a check that began at `found.checked`; None if the known one comes from a later check."""
     if known is None:
         return found
     if is_superseded(found.checked, known.checked, now):

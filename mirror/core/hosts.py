@@ -1,7 +1,7 @@
-"""By which names an address on loopback may be called.
+"""The host names by which requests may name an address on loopback.
 
-A web page whose own name is made to lead to this host (DNS rebinding) speaks to it as to its own origin, and reads the answers.
-It cannot help saying its name in `Host` (RFC 9110 section 7.2).
+A web page whose own name resolves to this host (DNS rebinding) sends requests to it as to its own origin, and reads the
+responses. Its name stands in `Host` (RFC 9110 section 7.2).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mirror.core.networks import parse_address
 
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*", re.ASCII)
 _PORT = re.compile(r":[0-9]{0,5}\Z", re.ASCII)
-# Container clients on Docker Desktop call the host so.
+# The name of the host on Docker Desktop.
 _ALWAYS = frozenset({"localhost", "host.docker.internal"})
 
 
@@ -36,14 +36,14 @@ class HostNames:
     """The names of an address on loopback.
 
     Args:
-        names: besides those that nobody else can have; `*.` at the beginning is one label, as in certificates.
+        names: besides those that cannot be registered; `*.` at the beginning is one label, as in certificates.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._names = _ALWAYS | {name.lower() for name in names}
 
     def include(self, header: str | None) -> bool:
-        """Whether a Host header means this address. One that is missing or empty is no web page's."""
+        """Whether a Host header names this address. A missing or empty one does: no web page sends that."""
         if not header:
             return True
         name = _PORT.sub("", header.strip().lower())

@@ -13,7 +13,7 @@ _BCRYPT: Final = re.compile(r"\$2[aby]\$(?P<cost>[0-9]{2})\$[./A-Za-z0-9]{53}", 
 
 
 class InvalidHtpasswd(InvalidInput):
-    """A file that says nothing about some user, or not in a way that is secure."""
+    """A file with a line that is malformed, or with a hash that is not secure."""
 
     what = "htpasswd file"
 

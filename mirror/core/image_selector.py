@@ -1,4 +1,4 @@
-"""What a mirror is told to keep: an image, or those tags of a repository that match."""
+"""Which images a mirror keeps: one, or the tags of a repository that match."""
 
 import re
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ class ImageSelector:
     """One entry of a list of images to keep. Make one with `parse`.
 
     Attributes:
-        reference: the one tag or digest that is wanted; None if `pattern` says which tags are.
-        pattern: a glob over tags; None if `reference` says which.
+        reference: the one tag or digest; None with a `pattern`.
+        pattern: a glob over tags; None with a `reference`.
         versions: only tags whose version is in it.
         newest: only so many, those with the highest versions.
         platforms: those to keep of it; empty for the usual ones.
@@ -66,11 +66,11 @@ class ImageSelector:
 
     @property
     def needs_list(self) -> bool:
-        """Whether the registry has to be asked for its tags to know which are meant."""
+        """Whether the registry's list of tags is needed."""
         return self.pattern is not None
 
     def select(self, tags: Iterable[str]) -> list[Tag]:
-        """Which of a repository's tags are wanted, the highest versions first, then the others by name; at most MOST_TAGS.
+        """The selected tags of a repository, the highest versions first, then the others by name; at most MOST_TAGS.
 
         With `versions` or `newest` only plain versions count, unless the glob has a hyphen, as in `*-alpine`: so neither
         prereleases nor variants get in unasked. What is not a tag is left out. Without a `pattern` there is nothing to select.
@@ -86,7 +86,7 @@ class ImageSelector:
         return chosen[: self.newest or self.MOST_TAGS]
 
     def may_mean(self, tag: Tag) -> bool:
-        """Whether a tag is wanted, as far as its name tells; of several, the newest ones may be others."""
+        """Whether a tag may be selected, by its name alone: with `newest`, other tags may be newer."""
         return self.reference == tag if self.pattern is None else tag in self.select([tag.value])
 
     @property
@@ -106,7 +106,7 @@ class ImageSelector:
 
 
 def _reference(parts: ImagePattern, *, chooses: bool) -> tuple[Reference | None, str | None]:
-    """What one thing is wanted, or else the glob over tags. The digest decides before the tag, as everywhere."""
+    """The one reference, or else the glob over tags. A digest has priority over a tag."""
     if parts.digest is not None:
         return Digest.parse(parts.digest), None
     if parts.tag is None:

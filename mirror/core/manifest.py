@@ -54,7 +54,7 @@ class Descriptor:
 
     @property
     def is_manifest(self) -> bool:
-        """Whether it is to be asked for as a manifest; build caches list layers in an index, too."""
+        """Whether it is requested as a manifest; build caches list layers in an index, too."""
         return media.strip_parameters(self.media_type) in _KINDS
 
 
@@ -80,14 +80,14 @@ class Manifest:
 def parse_manifest(raw: bytes, content_type: str | None, expected: Digest | None) -> Manifest:
     """Check a manifest's body against its type and, if one is expected, its digest.
 
-    The type is the header's if that names a manifest, else the body's `mediaType`, else told by the shape.
+    The type is the header's if that names a manifest, else the body's `mediaType`, else it follows from the shape.
     Raises InvalidManifest for whatever is no manifest, and DigestMismatch for other bytes than expected.
     """
     body = _load(raw)
     media_type = _media_type(body, content_type)
     kind = _KINDS[media_type]
     if kind is ManifestKind.SCHEMA1:
-        # Its digest is over the payload without the signatures: the body's own hash says nothing.
+        # Its digest is over the payload without the signatures: the hash of the body is another one.
         if body.get("schemaVersion") != 1:
             raise InvalidManifest(raw, "said to be schema 1, but schemaVersion is not 1")
         return Manifest(raw, media_type, expected or Digest.of(raw), kind)

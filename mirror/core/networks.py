@@ -1,4 +1,4 @@
-"""Addresses and networks: from where clients may come, who counts as one client, and what is internal."""
+"""Addresses and networks: which clients are admitted, which addresses count as one client, and which are internal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a request was answered: one word, the same in the header, the metrics and the log."""
+"""The outcome of a request: one word, the same in the header, the metrics and the log."""
 
 from enum import StrEnum
 
@@ -7,7 +7,7 @@ class Outcome(StrEnum):
     """The value of `X-Cache` and of the label `outcome`."""
 
     HIT = "HIT"
-    """Everything came from the store, and upstream was not asked."""
+    """Everything came from the store, without a request to upstream."""
 
     MISS = "MISS"
     """This request made the mirror fetch the content from upstream."""
@@ -16,10 +16,10 @@ class Outcome(StrEnum):
     """The content came from a fetch that another request had started."""
 
     REVALIDATED = "REVALIDATED"
-    """The content came from the store, after upstream had confirmed that it is still right."""
+    """The content came from the store, after upstream had confirmed that it is current."""
 
     STALE = "STALE"
-    """The content came from the store although upstream could not be asked whether it is still right."""
+    """The content came from the store, although upstream could not confirm that it is current."""
 
     BYPASS = "BYPASS"
     """The content came from upstream and was not stored."""

@@ -29,7 +29,7 @@ class Platform:
         return cls(os, _ARCHITECTURES.get(architecture, architecture), *variant)
 
     def matches(self, offered: "Platform | None") -> bool:
-        """Whether an index entry for `offered` is what was asked for by this platform.
+        """Whether an index entry for `offered` is selected by this platform.
 
         Without a variant any will do; an entry without one has the usual one (arm64 v8, arm v7).
         An entry without a platform never matches.

@@ -21,7 +21,7 @@ class DigestRule:
 
     @classmethod
     def parse(cls, text: str) -> DigestRule:
-        """Read `REPOSITORY[:TAG]@DIGEST`; the tag says nothing. Raises InvalidName, InvalidTag or InvalidDigest."""
+        """Read `REPOSITORY[:TAG]@DIGEST`; the tag is ignored. Raises InvalidName, InvalidTag or InvalidDigest."""
         name, _, digest = text.partition("@")
         return cls(str(PathPattern.parse(name)), Digest.parse(digest))
 

@@ -1,10 +1,10 @@
-"""How much a tag is asked for: pulls, of which older ones count less."""
+"""The popularity of a tag: its pulls, of which older ones count less."""
 
 from dataclasses import dataclass
 from typing import Final
 
-# A pull counts half as much after this time, in seconds.
-_HALF_LIFE: Final = 7 * 86400.0
+# After this time a pull counts half as much.
+_HALF_LIFE_S: Final = 7 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,19 +13,19 @@ class Pulls:
 
     Attributes:
         last: seconds since the epoch.
-        weight: how many they are worth at `last`.
+        weight: their number at `last`, older ones counting less.
     """
 
     last: float
     weight: float
 
     def at(self, now: float) -> float:
-        """How many they are worth at `now`."""
+        """The weight at `now`."""
         # A clock that was set back makes nothing more popular.
-        return float(self.weight * 0.5 ** (max(0.0, now - self.last) / _HALF_LIFE))
+        return float(self.weight * 0.5 ** (max(0.0, now - self.last) / _HALF_LIFE_S))
 
     def plus(self, count: int, now: float) -> "Pulls":
-        """With some more pulls, the last of them at `now`."""
+        """These and `count` more pulls, the last of them at `now`."""
         return Pulls(max(self.last, now), self.at(now) + count)
 
 

@@ -1,4 +1,4 @@
-"""What a registry's pull limit leaves to ask for, by what it has said so far. No header is needed for that.
+"""Which requests the pull limit of a registry admits, by its responses so far. The headers about the limit are optional.
 
 Docker Hub counts GETs of manifests; HEADs are free (Docker documentation, Pull usage and limits). Its limit against abuse
 answers 429 to requests of any kind.
@@ -10,34 +10,34 @@ from typing import Final
 from mirror.core.breaker import Admission, Breaker
 from mirror.core.ratelimit import RateLimit
 
-# Seconds between probes of a registry that has not said when to come back.
-_FIRST: Final = 30.0
-_LONGEST: Final = 900.0
-# With no more pulls left than this, none is spent on an answer that another request may bring as well.
-_FEW: Final = 20
-# After a 429 pulls are saved for so long, in seconds.
-_NEAR: Final = 3600.0
-# A number of pulls left that is older than its window says nothing; for those that come without one, Docker Hub's.
-_WINDOW: Final = 21_600.0
+# Pauses between probes after a 429 without Retry-After.
+_FIRST_PAUSE_S: Final = 30.0
+_MAX_PAUSE_S: Final = 900.0
+# With no more pulls left than this, none is spent on a response that another request may bring as well.
+_FEW_PULLS: Final = 20
+# After a 429 pulls are saved for so long.
+_NEAR_LIMIT_S: Final = 3600.0
+# The number of pulls left is valid for its window; without one, for Docker Hub's.
+_DEFAULT_WINDOW_S: Final = 21_600.0
 
 
 @dataclass(frozen=True, slots=True)
 class QuotaPermit:
-    """Leave to ask; to be given back with what came of it."""
+    """Permission for one request. It is given back with the outcome."""
 
     gates: tuple[tuple[Breaker, Admission], ...]
 
 
 def _gate() -> Breaker:
-    return Breaker(_FIRST, _LONGEST, threshold=1)
+    return Breaker(_FIRST_PAUSE_S, _MAX_PAUSE_S, threshold=1)
 
 
 @dataclass(slots=True)
 class PullQuota:
     """The pull limit of one registry for one account.
 
-    After a 429 nothing of that kind is asked but one probe for each pause. At no pulls left the same holds for GETs of manifests,
-    while HEADs tell whether there are some again.
+    After a 429 one request of that kind is admitted after each pause, as a probe. With no pulls left the same holds for GETs of
+    manifests; HEADs are admitted, and show when there are some again.
     """
 
     _limited: dict[str, Breaker] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class PullQuota:
         return self._remaining if now < self._forgotten else None
 
     def spend(self, kind: str, method: str, now: float) -> QuotaPermit | float:
-        """Leave to ask for something of a kind, or the seconds after which to try again."""
+        """Admit a request, or return the seconds after which to try again."""
         taken: list[tuple[Breaker, Admission]] = []
         for gate in self._gates(kind, method):
             admission = gate.admit(now)
@@ -62,15 +62,15 @@ class PullQuota:
         return QuotaPermit(tuple(taken))
 
     def note(self, remaining: RateLimit, now: float) -> None:
-        """Note the number of pulls left that an answer names."""
-        self._remaining, self._forgotten = remaining.value, now + (remaining.window or _WINDOW)
+        """Note the number of pulls left by a response."""
+        self._remaining, self._forgotten = remaining.value, now + (remaining.window or _DEFAULT_WINDOW_S)
         if remaining.value:
             self._pulls.succeeded()
         else:
             self._pulls.failed(now, Admission.NORMAL)
 
     def answered(self, permit: QuotaPermit, now: float) -> None:
-        """Note an answer that was no 429, after its number of pulls if it names one."""
+        """Note a response other than 429, after its number of pulls left if it has one."""
         for gate, admission in permit.gates:
             if admission is not Admission.TRIAL:
                 continue
@@ -83,22 +83,22 @@ class PullQuota:
         """Note a 429, with its Retry-After in seconds; returns the seconds until the next probe."""
         gates = [self._limited.setdefault(kind, _gate())]
         if any(gate is self._pulls for gate, _ in permit.gates):
-            # A HEAD may get through meanwhile; that says nothing about pulls.
+            # A HEAD that is answered meanwhile shows nothing about pulls.
             gates.append(self._pulls)
-        self._near_until = now + _NEAR
+        self._near_until = now + _NEAR_LIMIT_S
         for gate in gates:
             gate.failed(now, self._admission(permit, gate) or Admission.NORMAL, pause=retry_after)
         return gates[0].wait(now)
 
     def released(self, permit: QuotaPermit) -> None:
-        """Nothing came of it."""
+        """Note that a request had no outcome."""
         for gate, admission in permit.gates:
             gate.released(admission)
 
     def allows_background(self, reserve: int, now: float) -> bool:
-        """Whether work that nobody waits for may ask: nothing is limited, and more than `reserve` pulls are left.
+        """Whether background work is admitted: nothing is limited, and more than `reserve` pulls are left.
 
-        When a pause is over it may be the probe: at night there is nobody else.
+        After a pause it may be the probe: at night there is no client.
         """
         if not all(gate.admits(now) for gate in (self._pulls, *self._limited.values())):
             return False
@@ -110,13 +110,13 @@ class PullQuota:
         if now < self._near_until or not self._pulls.is_closed:
             return False
         remaining = self.remaining(now)
-        return remaining is None or remaining > 2 * reserve + _FEW
+        return remaining is None or remaining > 2 * reserve + _FEW_PULLS
 
     def allows_second(self, kind: str, method: str, now: float) -> bool:
-        """Whether something may be asked for once more, although the first request may still count as a pull."""
+        """Whether a request may be sent a second time, although the first one may count as a pull."""
         gates = self._gates(kind, method)
         remaining = self.remaining(now) if self._pulls in gates else None
-        return all(gate.is_closed for gate in gates) and (remaining is None or remaining > _FEW)
+        return all(gate.is_closed for gate in gates) and (remaining is None or remaining > _FEW_PULLS)
 
     def _gates(self, kind: str, method: str) -> list[Breaker]:
         gates = [self._limited[kind]] if kind in self._limited else []

@@ -1,4 +1,4 @@
-"""Byte ranges: which part of a blob a request asks for (RFC 9110 section 14)."""
+"""Byte ranges of requests and responses (RFC 9110 section 14)."""
 
 import re
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _CONTENT_RANGE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """No range applies: the whole content is asked for."""
+    """No range applies: the response is the whole content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ FULL: Final = Full()
 
 
 def parse_range(header: str | None, size: int) -> Full | ByteRanges:
-    """What a Range header asks of content of `size` bytes: FULL, or one or more ranges within it.
+    """The ranges of a Range header within content of `size` bytes; FULL if none applies.
 
-    A header that is not understood is ignored, as RFC 9110 section 14.2 wants. So is one with more than 16
+    A header that is not understood is ignored, as RFC 9110 section 14.2 requires. So is one with more than 16
     ranges, or with several that ask for more than the content or of which none can be served: clients take a
     full answer there, but no 416. Raises RangeNotSatisfiable for a single range without a byte in it.
     """

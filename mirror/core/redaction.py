@@ -1,10 +1,10 @@
-"""What may not be repeated, neither in a log nor to whoever sent it."""
+"""Removes secrets from text for logs and error responses."""
 
 from __future__ import annotations
 
 import re
 
-# A webhook's path is its credential, however it is written and wherever in a text it stands.
+# The path of a webhook is its credential, in every spelling and at every place of a text.
 _WEBHOOK = re.compile(r"(webhooks(?:/|%2f|%252f)).*", re.IGNORECASE | re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""How long to wait before asking an upstream again."""
+"""How long to wait before a request is sent again."""
 
 import re
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ from typing import Final
 _SECONDS: Final = re.compile(r"[0-9]+", re.ASCII)
 _MAX_DOUBLINGS: Final = 62
 
-# The window of Docker Hub's pull limit: no registry read about asks for more.
+# The window of Docker Hub's pull limit; no registry is known to send more.
 LONGEST_RETRY_AFTER: Final = 6 * 3600.0
 
 
@@ -16,7 +16,7 @@ def backoff(attempt: int, base: float = 0.25, cap: float = 10.0, jitter: float =
     """Seconds to wait after a failed attempt; the first is number 0.
 
     The wait doubles from `base` to at most `cap`. `jitter`, random from 0 to 1, chooses a place in its
-    upper half, so that those who wait do not all come back together, and none comes back without a wait.
+    upper half, so that clients do not all return together, and none returns without a wait.
     """
     full = min(cap, base * 2.0 ** min(max(attempt, 0), _MAX_DOUBLINGS))
     return full / 2 + full / 2 * jitter

@@ -1,4 +1,4 @@
-"""Which of an index's manifests are wanted for some platforms (OCI image-spec, image-index.md)."""
+"""The manifests of an index for some platforms (OCI image-spec, image-index.md)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,12 +9,12 @@ from mirror.core.platform import Platform
 def chosen(children: Sequence[Descriptor], platforms: Iterable[Platform]) -> tuple[Descriptor, ...]:
     """The entries for these platforms, in the order of the index.
 
-    Each platform gets the first entry that matches it, as clients take it. Where no entry has a platform at all, all are wanted:
-    then the index is no choice between platforms.
+    Each platform selects the first entry that matches it, as clients do. If no entry has a platform, all are selected: the index
+    is no choice between platforms.
     """
     manifests = [child for child in children if child.is_manifest]
     if not any(child.platform for child in manifests):
         return tuple(manifests)
     first = (next((child for child in manifests if platform.matches(child.platform)), None) for platform in platforms)
-    wanted = {child.digest for child in first if child is not None}
-    return tuple({child.digest: child for child in manifests if child.digest in wanted}.values())
+    selected = {child.digest for child in first if child is not None}
+    return tuple({child.digest: child for child in manifests if child.digest in selected}.values())

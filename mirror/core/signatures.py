@@ -17,7 +17,7 @@ _TAG: Final = re.compile(r"sha256-([0-9a-f]{64})(?:\.(?:sig|att|sbom))?", re.ASC
 def signature_tags(digest: Digest) -> tuple[Tag, ...]:
     """The tags under which a repository may have something about a manifest; the fallback for referrers comes first."""
     if digest.algorithm != "sha256":
-        # The encoded part is cut to 64 characters: such a tag does not tell what it is about.
+        # The encoded part is cut to 64 characters: the subject of such a tag is unknown.
         return ()
     return tuple(Tag.parse(f"sha256-{digest.encoded}{suffix}") for suffix in _SUFFIXES)
 

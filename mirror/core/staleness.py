@@ -8,10 +8,10 @@ from typing import Final
 DAY: Final = 86400.0
 
 SLOW: Final = "slow"
-"""The reason of an answer that is given while a check is still under way."""
+"""The reason of an answer that does not wait for a running check."""
 
 DELETED: Final = "deleted"
-"""The reason of an answer that is kept although upstream says 404."""
+"""The reason of an answer that is kept although upstream answers 404."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def said(reason: str) -> str:
 def may_serve(reason: str, age: float, stale_if_error: float) -> bool:
     """Whether what was last checked `age` seconds ago may be served, although upstream failed for a reason of the table.
 
-    A negative age is that of a clock set back: how old it is nobody knows, and old is preferred over nothing.
+    A negative age comes from a clock that was set back: the age is unknown, and a stale answer is better than none.
     """
     verdict = TABLE[reason]
     if not verdict.served:

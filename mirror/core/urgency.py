@@ -1,4 +1,4 @@
-"""Who gets the next connection to an upstream, and who has to give one back. Times are milliseconds on one clock of the host."""
+"""Which request gets the next connection to an upstream, and which one yields. Times are milliseconds on a clock of the host."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# After so long a wait one counts as more urgent by a step, so that nobody is passed over for ever.
+# For each such time a waiter counts as more urgent by one step, so that none waits for ever.
 _AGING_MS: Final = 5_000
-# What has waited so long that it passed more urgent ones keeps its connection at least so long.
+# A holder that waited long enough to pass more urgent ones keeps its connection at least so long.
 _KEPT_MS: Final = 5_000
-# A process that has not looked at its queue for so long hangs, or was stopped: nobody waits for it.
+# A process that has not served its queue for so long hangs, or was stopped: the others ignore it.
 _SILENT_MS: Final = 1_000
 # Counts are numbers of 32 bits: times begin anew after seven weeks.
 _WRAP: Final = 1 << 32
 
 
 class Urgency(enum.IntEnum):
-    """How urgently bytes of a blob are wanted; less is more urgent."""
+    """How urgently bytes of a blob are needed; less is more urgent."""
 
     CLIENT = 0
     """A client reads them."""
     PREFETCH = 1
-    """A client has just been given the manifest that names them."""
+    """A client has just received the manifest that names them."""
     ABANDONED = 2
-    """Clients wanted them, and have left."""
+    """Clients requested them and disconnected."""
     SYNC = 3
-    """They are fetched ahead of all clients."""
+    """No client has requested them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiter:
-    """Somebody who waits for a connection."""
+    """A request that waits for a connection."""
 
     urgency: Urgency
     since: int
 
     def rank(self, now: int) -> tuple[int, int]:
-        """The least is the next: the most urgent one, and of those who waited longest."""
+        """The sort key: the most urgent waiter comes first, and of equal ones the one that has waited longest."""
         waited = elapsed(self.since, now)
         return max(0, self.urgency - waited // _AGING_MS), -waited
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Somebody who has a connection.
+    """A request that has a connection.
 
     Attributes:
-        aged: it was more urgent ones that had to wait for this one to get it.
-        yielding: it is about to give it back.
+        aged: it got the connection before more urgent ones, since it had waited long.
+        yielding: its connection has been withdrawn, and is not given back yet.
     """
 
     urgency: Urgency
@@ -60,12 +60,12 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a process says of its queue.
+    """What a process publishes about its queue.
 
     Attributes:
-        best: the rank that its first waiter has, None if nobody waits.
-        since: when that one began to wait.
-        seen: when the process looked at its queue last.
+        best: the rank of its first waiter, None without one.
+        since: when that waiter began to wait.
+        seen: when the process last served its queue.
     """
 
     best: int | None
@@ -73,21 +73,21 @@ class Standing:
     seen: int
 
     def is_live(self, now: int) -> bool:
-        """Whether the process still looks at its queue."""
+        """Whether the process still serves its queue."""
         return elapsed(self.seen, now) < _SILENT_MS
 
 
 def elapsed(since: int, now: int) -> int:
-    """Milliseconds from one time to another, both modulo 2^32; 0 for one that is yet to come."""
+    """Milliseconds from one time to another, both modulo 2^32; 0 if `since` is in the future."""
     passed = (now - since) % _WRAP
     return passed if passed < _WRAP // 2 else 0
 
 
 def first(waiters: Sequence[Waiter], now: int, *, prefetch: bool = True) -> int | None:
-    """Which of those that wait is the next, by its index; None if none of them may.
+    """The index of the next waiter; None if there is none.
 
     Args:
-        prefetch: whether one more connection may be given for prefetching.
+        prefetch: whether one more connection may be used for prefetching.
     """
     allowed = [index for index, waiter in enumerate(waiters) if prefetch or waiter.urgency is not Urgency.PREFETCH]
     return min(allowed, key=lambda index: waiters[index].rank(now), default=None)
@@ -101,14 +101,13 @@ def precedes(own: Waiter, others: Iterable[Standing], now: int) -> bool:
     )
 
 
-def to_yield(holders: Sequence[Holder], wanted: int, now: int) -> list[int]:
-    """Which of those that have a connection are to give it to clients that wait, by their indexes.
+def to_yield(holders: Sequence[Holder], lacking: int, now: int) -> list[int]:
+    """The indexes of the holders that give their connection to waiting clients.
 
-    Only what no client reads yields: the least urgent first, and of those the one that has had its connection
-    for the shortest time.
+    Only holders that no client reads from yield: the least urgent first, and of equal ones the one that got its connection last.
 
     Args:
-        wanted: how many connections are lacking.
+        lacking: how many connections clients lack.
     """
     able = [
         index
@@ -118,4 +117,4 @@ def to_yield(holders: Sequence[Holder], wanted: int, now: int) -> list[int]:
         and not (holder.aged and elapsed(holder.since, now) < _KEPT_MS)
     ]
     able.sort(key=lambda index: (-holders[index].urgency, elapsed(holders[index].since, now)))
-    return able[: max(0, wanted)]
+    return able[: max(0, lacking)]

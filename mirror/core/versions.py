@@ -9,7 +9,7 @@ from mirror.core.errors import InvalidVersionRange
 
 Numbers: TypeAlias = tuple[int, ...]
 
-# Longer runs of digits are hashes, not numbers that somebody counts up.
+# Longer runs of digits are hashes, not version numbers.
 _NUMBERS: Final = r"[0-9]{1,18}(?:\.[0-9]{1,18})*"
 _SUFFIX: Final = r"(?:[-_]|\.?[a-z])[a-z0-9._-]{0,127}"
 _VERSION: Final = re.compile(rf"v?(?P<numbers>{_NUMBERS})(?P<suffix>{_SUFFIX})?", re.ASCII | re.IGNORECASE)
@@ -26,7 +26,7 @@ _HELP: Final = "expected comparators such as >=1.25 <2, ~1.25, ^1.2, 1.27 or 1.x
 @total_ordering
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What a tag such as `v1.27.0-alpine` says of a version; the leading v says nothing.
+    """The version of a tag such as `v1.27.0-alpine`; a leading v is ignored.
 
     Ordered by number after number, where a missing one is below all others (1.27 < 1.27.0); then those with a suffix
     come before the plain one (1.27-rc1 < 1.27), in the order of their letters and numbers (rc2 < rc10).

@@ -1,7 +1,7 @@
-"""The connections for blobs, which all processes of a mirror share: who is the next to get one, and who gives one back.
+"""The queue for the connections for blobs, which all processes of a mirror share.
 
-`core.urgency` decides. A process serves its own queue as soon as something changes in it, and looks many times a second at what
-the others say of theirs.
+`core.urgency` decides which request gets the next one, and which gives one back. A process serves its own queue as soon as that
+changes, and reads many times a second what the others publish about theirs.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from mirror.errors import ConnectionWithdrawn, UpstreamBusy
 from mirror.upstream.buffers import BufferPool
 from mirror.upstream.intake import Intake
 
-_LOOK_S = 0.05
+_POLL_INTERVAL_S = 0.05
 
-# Ends what the task does with its connections; None where that is bounded by itself.
+# Withdraws the connections of the current task; None where their use is bounded in time.
 withdraw: ContextVar[Callable[[], None] | None] = ContextVar("withdraw", default=None)
 
 
 @contextlib.asynccontextmanager
 async def withdrawable() -> AsyncIterator[None]:
-    """Let connections that are got inside be taken back, in whichever task of this one's they were got.
+    """Allow connections to be withdrawn that this task, or one that it has started, acquires inside the context.
 
     Raises:
-        ConnectionWithdrawn: one was.
+        ConnectionWithdrawn: one was withdrawn.
     """
     scope, loop = asyncio.timeout(None), asyncio.get_running_loop()
     active = True
@@ -57,27 +57,27 @@ async def withdrawable() -> AsyncIterator[None]:
 
 
 class Lease:
-    """A connection, or a place in the queue for one."""
+    """A connection, or a place in the queue."""
 
     def __init__(self, urgency: Callable[[], Urgency], since: int) -> None:
         self.urgency = urgency
         self.since = since
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.aged = self.yielding = self.prefetches = False
-        # None for what cannot be ended from here.
+        # None if it cannot be withdrawn.
         self.withdraw = withdraw.get()
 
     def as_waiter(self) -> Waiter:
-        """For the decision who is the next."""
+        """Its part in the decision which request is the next."""
         return Waiter(self.urgency(), self.since)
 
     def as_holder(self) -> Holder:
-        """For the decision who has to yield."""
+        """Its part in the decision which connection is withdrawn."""
         return Holder(self.urgency(), self.since, self.aged, self.yielding)
 
 
 class Connections:
-    """The queue of one process, and what it knows of the others'. Outlives reloads.
+    """The queue of one process, and what the others publish about theirs. Outlives reloads.
 
     Attributes:
         intake: what all connections of this process receive the bytes of blobs with.
@@ -103,7 +103,7 @@ class Connections:
         )
         self._waiting: list[Lease] = []
         self._holding: list[Lease] = []
-        self._next_look: asyncio.TimerHandle | None = None
+        self._next_poll: asyncio.TimerHandle | None = None
 
     def configure(self, limit: int, most_prefetching: int, max_rate: int = 0) -> None:
         """Change how many there are, how many of them at most are given for prefetching, and their bytes a second; 0: any."""
@@ -112,7 +112,7 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def lease(self, timeout: float) -> AsyncIterator[Lease]:
-        """Wait for a connection, as urgently as `demand.urgency` says.
+        """Wait for a connection with the urgency of `demand.urgency`.
 
         Raises:
             UpstreamBusy: none was free within `timeout` seconds.
@@ -132,7 +132,7 @@ class Connections:
             self._serve()
 
     def _serve(self) -> None:
-        """Give out what is free, take back what is wanted more urgently, and say how the queue stands."""
+        """Grant free connections, withdraw those that more urgent requests need, and publish the state of the queue."""
         now = self._now()
         while (index := self._next(now)) is not None and self._in_use.enter(self._limit):
             lease = self._waiting.pop(index)
@@ -142,15 +142,15 @@ class Connections:
                 self._in_use.leave()
         self._publish(now)
         self._take_back(now)
-        if self._next_look is None and (self._waiting or (self._holding and not self._alone)):
-            self._next_look = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+        if self._next_poll is None and (self._waiting or (self._holding and not self._alone)):
+            self._next_poll = asyncio.get_running_loop().call_later(_POLL_INTERVAL_S, self._poll)
 
-    def _look(self) -> None:
-        self._next_look = None
+    def _poll(self) -> None:
+        self._next_poll = None
         self._serve()
 
     def _next(self, now: int) -> int | None:
-        """The index of who may have the next connection that is free."""
+        """The index of the lease that gets the next free connection; None if another process has a more urgent one."""
         waiters = [lease.as_waiter() for lease in self._waiting]
         index = first(waiters, now, prefetch=self._prefetching.total < self._most_prefetching)
         return index if index is not None and precedes(waiters[index], self._others(), now) else None

@@ -1,4 +1,4 @@
-"""The connections to upstreams. The only place that knows the HTTP client's exceptions, which all end here."""
+"""The HTTP client for upstreams. Its exceptions are translated here, and known to no other module."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from mirror.upstream.receiver import Body, open_body
 from mirror.upstream.redirects import is_inside
 from mirror.upstream.resolver import PublicResolver
 
-# Received of one body before anybody reads it; the bodies of blobs are then received another way.
-_READ_AHEAD = 16 << 10
+# Received of one body before it is read. Bodies of blobs are received by `receiver`.
+_READ_AHEAD_BYTES = 16 << 10
 
 # An idle connection is kept for so long: registries, their token hosts and CDNs close theirs after a minute or later.
 _KEEPALIVE_S = 60.0
 
 # A longer body costs more to read than a new connection.
-_DISMISSED = 16 << 10
+_MAX_DRAINED_BYTES = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Limits:
     """Bounds of the traffic with upstreams; times in seconds.
 
     Attributes:
-        connect: until a connection stands.
+        connect: until a connection is established.
         headers: from the request to the end of the response's headers.
-        hedge: without an answer, after which a request is sent once more beside the first.
-        stall: without a byte of a body.
-        queue: waiting for a free connection.
-        manifest_connections: most connections for everything but blobs at a time, so that blobs cannot starve manifests.
+        hedge: until a request without a response is sent once more beside the first.
+        stall: until a body without a byte has failed.
+        queue: until a request without a free connection has failed.
+        manifest_connections: bound of the connections for everything but blobs, so that blobs cannot starve manifests.
     """
 
     connect: float = 5.0
@@ -58,7 +58,7 @@ class Limits:
 
     @property
     def hedge_after(self) -> float:
-        """`hedge`, but soon enough for the second request to be answered before the first has come to its limit."""
+        """`hedge`, but early enough for a response to the second request before the time limit of the first."""
         return min(self.hedge, (self.connect + self.headers) / 4)
 
 
@@ -87,11 +87,11 @@ class Endpoint:
 
 
 class _Response(aiohttp.ClientResponse):
-    """Remembers where it came from: an answer that is short gives its connection back before anybody can look.
+    """Keeps the address that it came from: a short response gives its connection back before that can be read.
 
     Attributes:
         peer: the address, if it is known.
-        stall: seconds without a byte of the body after which it is taken to hang.
+        stall: seconds without a byte after which the body has failed.
     """
 
     peer: str | None = None
@@ -104,11 +104,11 @@ class _Response(aiohttp.ClientResponse):
 
 
 class Http:
-    """The client with two pools: one for blobs, one for everything else.
+    """The client, with a bound for the connections for blobs and one for all others.
 
     Args:
-        pool: the connections for blobs, which all processes share.
-        resolver: called for what turns names into addresses; None for the system's.
+        pool: the queue for the connections for blobs, which all processes share.
+        resolver: makes a resolver; None for the system's.
     """
 
     def __init__(
@@ -131,16 +131,16 @@ class Http:
     async def start(self) -> None:
         """Open the sessions; needs a running event loop."""
         self._session = self._open(self._resolver())
-        # One of its own: neither its connections nor its remembered addresses may come from where all is allowed.
+        # A session of its own: neither its connections nor its cached addresses may come from the one that allows all.
         self._guarded = self._open(PublicResolver(self._resolver()))
 
     def _open(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, keepalive_timeout=_KEEPALIVE_S, resolver=resolver),
-            # A CDN's cookies are none of the next request's business.
+            # Cookies of a CDN must not be sent with the next request.
             cookie_jar=aiohttp.DummyCookieJar(),
-            # Not sock_read: the client leaves its timer running on a connection that waits for the next request, which then fails
-            # at once. What is read from a response has a bound of its own.
+            # Not sock_read: its timer keeps running on an idle connection, whose next request then fails at once. Reads have
+            # bounds of their own.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.limits.connect),
             response_class=_Response,
             auto_decompress=False,
@@ -154,10 +154,10 @@ class Http:
         return open_body(response, self._connections.intake, self.limits.stall)
 
     async def close(self) -> None:
-        """Close all connections; whoever still reads a blob gets ConnectionWithdrawn."""
+        """Close all connections; readers of blobs get ConnectionWithdrawn."""
         self._closed = True
         for withdraw in list(self._withdraws):
-            # The client would leave whoever reads from a connection that it closes waiting for ever.
+            # The client does not wake a reader of a connection that it closes.
             withdraw()
         for session in (self._session, self._guarded):
             if session is not None:
@@ -168,7 +168,7 @@ class Http:
         """Wait for one of the limited connections.
 
         Raises:
-            UpstreamBusy: that takes too long.
+            UpstreamBusy: none became free in time.
         """
         async with self._connections.lease(self.limits.queue) if blob else self._acquired(self._others):
             with self._withdrawable():
@@ -178,10 +178,10 @@ class Http:
 
     @contextlib.contextmanager
     def _withdrawable(self) -> Iterator[None]:
-        """Have what happens inside ended when everything is closed."""
+        """Withdraw the connections of the context on `close`."""
         withdraw = connections.withdraw.get()
         if withdraw is None:
-            # Bounded in time.
+            # Its use is bounded in time.
             yield
             return
         self._withdraws.add(withdraw)
@@ -213,10 +213,10 @@ class Http:
         proxy: str | None = None,
         guarded: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send one request, follow nothing, and hand out the response as soon as its headers are there.
+        """Send one request without following redirects; the response has its headers.
 
         Args:
-            guarded: connect to addresses on the Internet only. A proxy connects by itself, and is trusted with that.
+            guarded: connect to public addresses only. A proxy connects by itself, and is trusted.
 
         Raises:
             UpstreamError: connection, time limit or protocol, also while the body is read inside the context.
@@ -224,7 +224,7 @@ class Http:
         session = self._guarded if guarded and proxy is None else self._session
         assert session is not None
         if guarded and proxy is None and is_inside(url.host or ""):
-            # An address in the URL is not resolved.
+            # The resolver does not see an address in the URL.
             raise UpstreamProtocolError(f"{url.host} is an internal address, to which a public upstream does not lead")
         with translated(url):
             async with asyncio.timeout(self.limits.connect + self.limits.headers):
@@ -235,14 +235,14 @@ class Http:
                     allow_redirects=False,
                     ssl=tls,
                     proxy=proxy,
-                    read_bufsize=_READ_AHEAD,
+                    read_bufsize=_READ_AHEAD_BYTES,
                 )
             assert isinstance(response, _Response)
             response.stall = self.limits.stall
             try:
                 yield response
             finally:
-                # A body that was read to its end has given its connection back already; any other connection is closed.
+                # After a body that was read to its end the connection is in the pool already; any other one is closed.
                 response.close()
 
 
@@ -283,7 +283,7 @@ def peer(response: aiohttp.ClientResponse) -> str | None:
 
 
 async def read_piece(response: aiohttp.ClientResponse) -> bytes:
-    """What has come of a body, at least a byte; nothing at its end. Raises TimeoutError if it hangs."""
+    """The bytes of a body that have arrived, at least one; empty at its end. Raises TimeoutError if it stalls."""
     async with asyncio.timeout(response.stall if isinstance(response, _Response) else None):
         return await response.content.readany()
 
@@ -306,9 +306,9 @@ async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 async def drain(response: aiohttp.ClientResponse) -> None:
-    """Be done with a response whose body does not matter; a short one is read, so that its connection can be used again."""
+    """End a response whose body does not matter; a short one is read, so that its connection can be used again."""
     length = response.content_length
-    if length is not None and length <= _DISMISSED:
+    if length is not None and length <= _MAX_DRAINED_BYTES:
         while await read_piece(response):
             pass
     response.release()

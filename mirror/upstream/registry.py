@@ -1,4 +1,4 @@
-"""One registry as the mirror sees it: what can be asked of its upstreams, in the words of the OCI distribution specification."""
+"""The client of one registry: its requests are those of the OCI distribution specification."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ MANIFEST_LIMIT = 4 << 20
 _LIST_LIMIT = 8 << 20
 # Until the outcome of a request: clients give up after 30 s.
 _TIMEOUT_S = 20.0
-# Before the one upstream that could be asked is asked once more: a restart of what stands in front of it may take as long.
+# Before the one upstream that could be asked is asked once more: a restart of its proxy may take as long.
 _RETRY_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True)
 class ManifestHead:
-    """What a HEAD of a manifest told; any of it may be missing.
+    """The headers of a manifest; each may be missing.
 
     Attributes:
         size: bytes.
@@ -64,7 +64,7 @@ class Listing:
 
 
 class Registry:
-    """A registry, by way of its upstreams: the first that answers usefully is it.
+    """A registry with its upstreams, which are asked in order.
 
     Attributes:
         private: it is used with an account.
@@ -82,7 +82,7 @@ class Registry:
             upstream.health.alone = len(upstreams) == 1
 
     async def manifest(self, repository: str, reference: Reference) -> Manifest:
-        """Fetch a manifest; its bytes are verified if the reference is a digest, else against upstream's own word.
+        """Fetch a manifest; its bytes are verified against the reference if that is a digest, else against upstream's header.
 
         Raises:
             DigestMismatch: the bytes have another digest.
@@ -106,13 +106,13 @@ class Registry:
         return await self._value(request, get)
 
     async def head_manifest(self, repository: str, reference: Reference) -> ManifestHead:
-        """Ask for a manifest's headers: Docker Hub does not count that as a pull. Raises like `manifest`."""
+        """Fetch the headers of a manifest, which Docker Hub does not count as a pull. Raises like `manifest`."""
         request = UpstreamRequest("manifest", repository, f"manifests/{reference}", "HEAD", {"Accept": UPSTREAM_ACCEPT})
 
         async def head(exchange: Exchange) -> ManifestHead:
             response = await exchange.response()
             media_type = strip_parameters(response.headers.get("Content-Type", ""))
-            # Another type would reach the client, which could be a browser.
+            # Another type would reach the client, which may be a browser.
             known = media_type if media_type in ALL_MANIFEST_TYPES else None
             return ManifestHead(_digest(response), known, _length(response))
 
@@ -122,7 +122,7 @@ class Registry:
             return ManifestHead(None, None, None)
 
     async def head_blob(self, repository: str, digest: Digest) -> int | None:
-        """Ask whether upstream grants a blob, and for its size in bytes, which upstream may not tell."""
+        """Ask whether upstream grants a blob; returns its size in bytes, None if the response has none."""
         request = UpstreamRequest("blob", repository, f"blobs/{digest}", "HEAD")
 
         async def head(exchange: Exchange) -> int | None:
@@ -134,7 +134,7 @@ class Registry:
         return await self._value(request, head)
 
     async def listing(self, kind: str, repository: str, rest: str, query: str) -> Listing:
-        """Fetch a list of tags or of referrers as it is; `query` is encoded, and goes upstream as it is."""
+        """Fetch a list of tags or referrers unchanged; `query` is encoded, and is sent unchanged."""
         request = UpstreamRequest(kind, repository, rest, headers={"Accept": "application/json, */*"}, query=query)
 
         async def get(exchange: Exchange) -> Listing:
@@ -153,11 +153,11 @@ class Registry:
         """Open the stream of a blob from `start` on.
 
         Args:
-            size: what an answer's whole size is held against.
+            size: checks the size of the blob that a response announces.
 
         Raises:
             UpstreamError, UpstreamRefusal: see those; the former also while the stream is read.
-            ConnectionWithdrawn: at any time; somebody else wants the connection more urgently.
+            ConnectionWithdrawn: at any time; a more urgent request needs the connection.
         """
         headers = {}
         if start or stop is not None:
@@ -198,9 +198,9 @@ class Registry:
         upstream.note_body(request, None)
 
     def penalize(self, digest: Digest) -> None:
-        """Bytes of a blob were wrong: have the upstream that is asked first for blobs be asked last, for a while.
+        """Note wrong bytes of a blob: the upstream that is asked first for blobs is asked last, for a while.
 
-        One that is out of order is not asked, and cannot have delivered them.
+        An upstream that is out of order was not asked, and cannot have delivered them.
         """
         order = self._blob_order()
         upstream = next((upstream for upstream in order if upstream.health.is_sound), order[0])
@@ -212,11 +212,11 @@ class Registry:
         return all(health.pull_quota.has_plenty(self._reserve, health.clock()) for health in healths)
 
     def allows_background(self, reserve: int) -> bool:
-        """Whether work that nobody waits for may ask: an upstream is in order, and leaves more than `reserve` pulls."""
+        """Whether background work may ask: an upstream is in order, and has more than `reserve` pulls left."""
         return self.obstacle(reserve) is None
 
     def obstacle(self, reserve: int) -> str | None:
-        """Why work that nobody waits for may not ask; None if it may."""
+        """Why background work may not ask; None if it may."""
         sound = next((upstream.health for upstream in self.upstreams if upstream.health.serves_background), None)
         if sound is None:
             return f"{self.name} cannot be asked for now: {self.upstreams[0].name} is {self.upstreams[0].state}"

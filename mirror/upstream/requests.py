@@ -1,4 +1,4 @@
-"""What is asked of a registry."""
+"""Requests to a registry."""
 
 from __future__ import annotations
 
