@@ -49,7 +49,7 @@ async def test_fresh_tag_needs_no_upstream(hub, mirror, clock):
     hub.add_image(APP, "1")
     await mirror.get(TAG)
     hub.reset_counters()
-    clock.advance(59)
+    clock.advance(45)
     assert (await mirror.get(TAG)).cache == "HIT"
     assert hub.count() == 0
 
