@@ -21,10 +21,12 @@ from mirror.download.reader import Body, Span
 from mirror.errors import StorageError
 from mirror.listener.file_sender import FileEnd, FileSender
 from mirror.listener.oci_errors import Problem
-from mirror.storage.page_cache import bring_in, resident_until
+from mirror.storage.page_cache import bring_in, read_resident, resident_until
 
 # Where a file has to be encrypted, it is read in pieces of this size: the only bytes of a blob in memory.
-_PIECE_BYTES = 256 << 10
+_PIECE_BYTES = 64 << 10
+# Other connections have their turn after so many bytes of one.
+_TURN_BYTES = 256 << 10
 # Bytes that are read from the disk at a time; reading of as many more is started.
 _READ_AHEAD_BYTES = 4 << 20
 
@@ -156,14 +158,21 @@ async def _resident(span: Span, threads: Executor, position: int, stop: int) -> 
 
 async def _send_encrypted(request: web.BaseRequest, span: Span, threads: Executor, sent: Callable[[int], None]) -> None:
     """Send through TLS. asyncio's fallback for `sendfile` reads 16 KiB at a time, each in a thread."""
-    position, stop = span.start, span.start + span.count
+    position, stop, descriptor = span.start, span.start + span.count, span.file.fileno()
     while position < stop:
-        piece = await on_descriptor(threads, span.file.fileno(), os.pread, min(_PIECE_BYTES, stop - position), position)
-        if not piece:
-            raise _shorter()
-        await request.writer.write(piece)
-        position += len(piece)
-        sent(len(piece))
+        end = await _resident(span, threads, position, min(position + _READ_AHEAD_BYTES, stop))
+        while position < end:
+            count = min(_PIECE_BYTES, end - position)
+            piece = read_resident(descriptor, position, position + count)
+            if piece is None:
+                piece = await on_descriptor(threads, descriptor, os.pread, count, position)
+            if not piece:
+                raise _shorter()
+            await request.writer.write(piece)
+            position += len(piece)
+            sent(len(piece))
+            if (position - span.start) % _TURN_BYTES == 0:
+                await asyncio.sleep(0)
 
 
 def _shorter() -> StorageError:
