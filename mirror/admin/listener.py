@@ -14,7 +14,7 @@ from mirror.config.sections import Admin
 from mirror.core.counts import CountTable
 from mirror.core.hosts import HostNames
 from mirror.errors import ConfigurationError
-from mirror.listener.admission import WEBHOOK_PREFIX, Way
+from mirror.listener.admission import WEBHOOK_PREFIX, Handlers
 from mirror.listener.listener import Listener
 from mirror.listener.registry_listener import bounds_of
 from mirror.listener.sockets import is_loopback
@@ -35,8 +35,8 @@ class AdminListener:
     def __init__(self, application: web.Application, metrics: Metrics, counts: CountTable) -> None:
         self._runner = web.AppRunner(application, access_log=None, handle_signals=False)
         self._guard = AdminGuard(self._answer, application.router)
-        way = Way("admin", self._guard.handle, self._guard.handle, respond, any_host=(*OPEN, WEBHOOK_PREFIX))
-        self.listener = Listener(way, metrics, counts)
+        handlers = Handlers("admin", self._guard.handle, self._guard.handle, respond, any_host=(*OPEN, WEBHOOK_PREFIX))
+        self.listener = Listener(handlers, metrics, counts)
         self._on_loopback = False
 
     async def open(self, config: Config, sock: socket.socket, relieve: Callable[[], None]) -> None:

@@ -39,7 +39,7 @@ _MISSING = Refusal("credentials", oci_errors.unauthorized("user name and passwor
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Handlers:
     """The handlers of an address.
 
     Attributes:
@@ -66,15 +66,15 @@ class AdmissionMiddleware:
         in_progress: admitted requests that are not answered yet.
     """
 
-    def __init__(self, way: Way, metrics: Metrics, counts: CountTable) -> None:
-        self.limiter = ConnectionLimiter(self._count, counts, way.name)
-        self.way = way
+    def __init__(self, handlers: Handlers, metrics: Metrics, counts: CountTable) -> None:
+        self.limiter = ConnectionLimiter(self._count, counts, handlers.name)
+        self.handlers = handlers
         self.in_progress = 0
         self._most_requests = 0
-        self._handler = way.handler
-        self._find_inline = way.find_inline
+        self._handler = handlers.handler
+        self._find_inline = handlers.find_inline
         self._metrics = metrics
-        self._misdirected = Refusal("host", oci_errors.misdirected(f"{way.name}.hosts"))
+        self._misdirected = Refusal("host", oci_errors.misdirected(f"{handlers.name}.hosts"))
         self._hosts: HostNames | None = None
         self._names: set[str | None] = set()
         self._ids = RequestIds()
@@ -123,7 +123,7 @@ class AdmissionMiddleware:
                 self._count(self._misdirected, admission.source.address, host=request.headers["Host"][:100])
                 return self._refuse(request, self._misdirected)
             if request.raw_path.startswith(WEBHOOK_PREFIX):
-                return await self.way.webhook(request)
+                return await self.handlers.webhook(request)
             if self._passwords is not None:
                 refusal = await self._unknown(self._passwords, request, peer)
                 if refusal is not None:
@@ -155,7 +155,7 @@ class AdmissionMiddleware:
     def _is_called_right(self, request: web.BaseRequest) -> bool:
         name = request.headers.get("Host")
         if self._hosts is not None and not self._hosts.include(name):
-            return request.raw_path.startswith(self.way.any_host)
+            return request.raw_path.startswith(self.handlers.any_host)
         if len(self._names) < _MAX_NAMES:
             self._names.add(name)
         return True
@@ -180,7 +180,7 @@ class AdmissionMiddleware:
         return None if right else _WRONG
 
     def _refuse(self, request: web.BaseRequest, refusal: Refusal) -> web.StreamResponse:
-        return self.way.respond(refusal.problem, self._ids.name(request.headers.get("X-Request-Id")))
+        return self.handlers.respond(refusal.problem, self._ids.name(request.headers.get("X-Request-Id")))
 
     def _count(self, refusal: Refusal, client: str, **details: object) -> None:
         self._metrics.refused.labels(refusal.reason).inc()

@@ -10,7 +10,7 @@ from typing import Any
 from mirror.core.counts import CountTable
 from mirror.core.hosts import HostNames
 from mirror.listener.acceptor import Acceptor
-from mirror.listener.admission import AdmissionMiddleware, Way
+from mirror.listener.admission import AdmissionMiddleware, Handlers
 from mirror.listener.basic_auth import BasicAuthenticator
 from mirror.listener.connections import Bounds
 from mirror.listener.server import Server
@@ -20,8 +20,8 @@ from mirror.metrics import Metrics
 class Listener:
     """Serves an address within its limits: connections, requests, and the time until a request's headers are complete."""
 
-    def __init__(self, way: Way, metrics: Metrics, counts: CountTable) -> None:
-        self._admission = AdmissionMiddleware(way, metrics, counts)
+    def __init__(self, handlers: Handlers, metrics: Metrics, counts: CountTable) -> None:
+        self._admission = AdmissionMiddleware(handlers, metrics, counts)
         self._context: ssl.SSLContext | None = None
         self._acceptor: Acceptor | None = None
         self._server: Server | None = None

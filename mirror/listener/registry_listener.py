@@ -20,7 +20,7 @@ from mirror.core.hosts import HostNames
 from mirror.core.htpasswd import parse_htpasswd
 from mirror.core.networks import Network, parse_network
 from mirror.errors import ConfigurationError
-from mirror.listener.admission import Way
+from mirror.listener.admission import Handlers
 from mirror.listener.basic_auth import BasicAuthenticator
 from mirror.listener.connections import Bounds
 from mirror.listener.listener import Listener
@@ -48,9 +48,9 @@ class RegistryListener:
         counts: of all processes.
     """
 
-    def __init__(self, config: Config, way: Way, metrics: Metrics, counts: CountTable) -> None:
+    def __init__(self, config: Config, handlers: Handlers, metrics: Metrics, counts: CountTable) -> None:
         self.problems: dict[str, str] = {}
-        self.listener = Listener(way, metrics, counts)
+        self.listener = Listener(handlers, metrics, counts)
         self._executor = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 4), "passwords")
         self._on_loopback = False
         self._passwords: BasicAuthenticator | None = None

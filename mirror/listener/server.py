@@ -30,7 +30,7 @@ class Server(web.Server):
         super().__init__(
             admission.handle, **settings, access_log=None, keepalive_timeout=_HEADERS_TIMEOUT_S, auto_decompress=False
         )
-        self.respond = admission.way.respond
+        self.respond = admission.handlers.respond
         self.respond_inline = admission.respond_inline
         self.log = ThrottledLog(log)
         self._limiter = admission.limiter

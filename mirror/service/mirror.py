@@ -20,7 +20,7 @@ from mirror.admin.sync_operations import SyncOperations
 from mirror.admin.worker_stats import WorkerStats
 from mirror.config.model import Config, load
 from mirror.errors import ConfigurationError
-from mirror.listener.admission import Way
+from mirror.listener.admission import Handlers
 from mirror.listener.inline import InlineRequest
 from mirror.listener.registry_listener import RegistryListener
 from mirror.listener.responses import problem_response
@@ -57,8 +57,8 @@ class Mirror:
         self._sync_scheduler = SyncScheduler(store, metrics, graph.sync_services)
         self._sync_operations = SyncOperations(store)
         self._webhook = PushWebhook(self._sync_operations, metrics)
-        way = Way("access", self._handle, self._webhook.at_registry, problem_response, find_inline=self._find_inline)
-        self._registry_listener = RegistryListener(config, way, metrics, group.counts)
+        handlers = Handlers("access", self._handle, self._webhook.at_registry, problem_response, find_inline=self._find_inline)
+        self._registry_listener = RegistryListener(config, handlers, metrics, group.counts)
         worker_stats = WorkerStats(metrics, group.worker_stats)
         self._operations = AdminOperations(store, downloads, metrics, worker_stats, self._registry_listener)
         application = admin_application(self._operations, self._sync_operations, self._webhook)
