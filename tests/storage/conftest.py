@@ -1,5 +1,6 @@
 """Stores in all conditions: healthy, full, read-only."""
 
+import gc
 import os
 import subprocess
 
@@ -47,4 +48,6 @@ def small_disk(tmp_path, request):
     if not mounted or mounted.returncode:
         pytest.skip("needs the right to mount")
     yield SmallDisk(path)
+    # A connection of a thread that has ended is closed when it is collected.
+    gc.collect()
     subprocess.run(["umount", path], check=True, timeout=LIMIT)
