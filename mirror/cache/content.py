@@ -13,10 +13,9 @@ from mirror.cache.access_index import Grant
 from mirror.cache.context import Context
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
-from mirror.core.manifest import Manifest, parse_manifest
+from mirror.core.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from mirror.core.names import Reference, Repository
 from mirror.errors import AccessDenied, NotFound, StorageError, UpstreamRefusal
-from mirror.storage.images import MANIFEST_LIMIT
 from mirror.storage.manifests import ManifestRecord
 from mirror.storage.parts import parts_of
 from mirror.storage.rows import Kind
@@ -47,13 +46,13 @@ class CachedContent:
         size = context.store.files.size(digest)
         raw = context.store.small.get(digest)
         length = size if raw is None else len(raw)
-        if length is None or length > MANIFEST_LIMIT:
+        if length is None or length > MAX_MANIFEST_BYTES:
             return None
         return await on_bytes(length, context.store.threads.serve, self._read, repository, digest, raw)
 
     def _read(self, repository: Repository, digest: Digest, raw: bytes | None) -> CachedManifest | None:
         if raw is None:
-            raw = self._context.store.files.read(digest, MANIFEST_LIMIT)
+            raw = self._context.store.files.read(digest, MAX_MANIFEST_BYTES)
         if raw is None:
             return None
         if Digest.of(raw, digest.algorithm) != digest:

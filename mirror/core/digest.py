@@ -3,15 +3,19 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from mirror.core.errors import InvalidDigest
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+HEX_DIGITS: Final = MappingProxyType({"sha256": 64, "sha512": 128})
+"""The algorithms, with the number of hex digits of their hashes."""
+
 # Upper-case hex is invalid for both; lowering it would give one blob two names.
-_GRAMMAR = re.compile(r"sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128}", re.ASCII)
+_GRAMMAR = re.compile("|".join(f"{name}:[a-f0-9]{{{digits}}}" for name, digits in HEX_DIGITS.items()), re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,6 @@ class Digest:
 
 
 def _new(algorithm: str, data: bytes = b"") -> "_Hash":
-    match algorithm:
-        case "sha256":
-            return hashlib.sha256(data)
-        case "sha512":
-            return hashlib.sha512(data)
-        case _:
-            raise InvalidDigest(algorithm, "the algorithm is neither sha256 nor sha512")
+    if algorithm not in HEX_DIGITS:
+        raise InvalidDigest(algorithm, f"the algorithm is none of {', '.join(HEX_DIGITS)}")
+    return hashlib.new(algorithm, data)

@@ -13,7 +13,10 @@ from mirror.core.digest import Digest
 from mirror.core.errors import DigestMismatch, InvalidDigest, InvalidManifest
 from mirror.core.platform import Platform
 
-__all__ = ["Descriptor", "Manifest", "ManifestKind", "Platform", "parse_manifest"]
+__all__ = ["MAX_MANIFEST_BYTES", "Descriptor", "Manifest", "ManifestKind", "Platform", "parse_manifest"]
+
+MAX_MANIFEST_BYTES: Final = 4 << 20
+"""Larger manifests are refused (OCI distribution-spec, Pushing manifests)."""
 
 _MAX_SIZE: Final = 2**63 - 1
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from mirror.core.digest import Digest
+from mirror.core.digest import HEX_DIGITS, Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.eviction import Partials, eviction_key
 from mirror.core.names import Repository
@@ -108,7 +108,7 @@ class Leftovers:
 
     def partials(self) -> Iterator[PartialFile]:
         """Yield every partial blob."""
-        for algorithm in ("sha256", "sha512"):
+        for algorithm in HEX_DIGITS:
             for path in _older(Path(self._layout.root, "partial", algorithm), float("inf")):
                 with contextlib.suppress(OSError, InvalidInput):
                     state = path.stat()
@@ -150,7 +150,7 @@ class Leftovers:
 
     def _clear_maps(self) -> None:
         """Remove maps of blobs that were committed or discarded when a crash came."""
-        for algorithm in ("sha256", "sha512"):
+        for algorithm in HEX_DIGITS:
             for path in _older(Path(self._layout.root, "partial", algorithm), self._clock() - _TEMPORARY_S):
                 if path.suffix == ".map" and not path.with_suffix("").exists():
                     with contextlib.suppress(OSError):

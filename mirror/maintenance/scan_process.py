@@ -21,6 +21,7 @@ if __name__ == "__main__":
     # Isolated from the environment, the interpreter does not know where the package lies.
     sys.path.append(os.path.abspath(f"{os.path.dirname(__file__)}/../.."))
 
+from mirror.core.digest import HEX_DIGITS
 from mirror.core.eviction import eviction_key
 
 HEADER = struct.Struct(">QQQ")
@@ -31,7 +32,6 @@ BLOCK_BYTES = 4096
 # Packed like this, keys compare as bytes, which is several times as fast.
 _KEY = struct.Struct(">3d")
 
-_HEX_DIGITS = {"sha256": 64, "sha512": 128}
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -97,7 +97,7 @@ def main(root: str, most: int, pins: frozenset[str], *, only_pinned: bool) -> No
 
 
 def _shards(root: str) -> Iterator[tuple[str, int]]:
-    for algorithm, digits in _HEX_DIGITS.items():
+    for algorithm, digits in HEX_DIGITS.items():
         with contextlib.suppress(OSError):
             for shard in sorted(os.listdir(f"{root}/{algorithm}")):
                 yield f"{root}/{algorithm}/{shard}", digits

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from mirror.core.digest import Digest
+from mirror.core.digest import HEX_DIGITS, Digest
 from mirror.maintenance import scan_process
 from mirror.storage.blobs import CachedFile
 from mirror.storage.layout import Layout
@@ -20,7 +20,8 @@ log = structlog.get_logger(__name__)
 
 # How often to look whether the scan is over its time.
 _POLL_INTERVAL_S = 0.1
-_ALGORITHMS = {32: "sha256", 64: "sha512"}
+# By the bytes of their hashes.
+_ALGORITHMS = {digits // 2: algorithm for algorithm, digits in HEX_DIGITS.items()}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 
-from mirror.core.digest import Digest
+from mirror.core.digest import HEX_DIGITS, Digest
 from mirror.core.errors import InvalidDigest
 from mirror.errors import FlushFailed, StorageError
 from mirror.storage.errors import storage_errors
@@ -199,7 +199,7 @@ class BlobFiles:
 
         Blobs that are added or removed meanwhile may or may not be among them.
         """
-        for algorithm in ("sha256", "sha512"):
+        for algorithm in HEX_DIGITS:
             base = f"{self._layout.root}/blobs/{algorithm}"
             for directory in sorted(_names(base)) if shard == "*" else [shard]:
                 yield from _files(f"{base}/{directory}", algorithm)

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
-from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
+from mirror.core.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestKind, parse_manifest
 from mirror.core.names import ImagePattern, Repository, Tag
 from mirror.core.signatures import signature_tags
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.index import Index
 from mirror.storage.parts import parts_of
 
-MANIFEST_LIMIT = 4 << 20
 # Real indexes nest two deep; a hostile one could nest endlessly.
 _MAX_DEPTH = 4
 
@@ -53,7 +52,7 @@ class Image:
 
 def held_manifest(files: BlobFiles, digest: Digest, media_type: str | None = None) -> Manifest | None:
     """Read a cached manifest; None if it is not cached or is not a manifest."""
-    raw = files.read(digest, MANIFEST_LIMIT)
+    raw = files.read(digest, MAX_MANIFEST_BYTES)
     if raw is None:
         return None
     try:

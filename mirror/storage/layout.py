@@ -19,7 +19,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirror.core.digest import Digest
+from mirror.core.digest import HEX_DIGITS, Digest
 from mirror.errors import ConfigurationError
 
 LAYOUT = "registry-mirror store, layout 1\n"
@@ -109,11 +109,8 @@ class Layout:
             for directory in (
                 "",
                 "blobs",
-                "blobs/sha256",
-                "blobs/sha512",
                 "partial",
-                "partial/sha256",
-                "partial/sha512",
+                *(f"{parent}/{algorithm}" for parent in ("blobs", "partial") for algorithm in HEX_DIGITS),
                 "tmp",
                 "index",
             ):

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from mirror.core.digest import HEX_DIGITS
 from mirror.core.eviction import Goal, Shortage
 from mirror.errors import StorageError
 from mirror.storage.coordination import FileLock, wait_in_thread
@@ -224,7 +225,7 @@ class SpaceQuota:
 
     @property
     def _partials(self) -> list[str]:
-        return [f"{self._root}/partial/{algorithm}" for algorithm in ("sha256", "sha512")]
+        return [f"{self._root}/partial/{algorithm}" for algorithm in HEX_DIGITS]
 
     def _unwritten(self) -> int:
         return sum(

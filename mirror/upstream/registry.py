@@ -14,7 +14,7 @@ from mirror.aio import on_bytes
 from mirror.core import errors
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
-from mirror.core.manifest import Manifest, parse_manifest
+from mirror.core.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from mirror.core.media import ALL_MANIFEST_TYPES, UPSTREAM_ACCEPT, strip_parameters
 from mirror.core.names import Reference
 from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamProtocolError
@@ -28,8 +28,7 @@ from mirror.upstream.upstream import Upstream, Work
 
 T = TypeVar("T")
 
-MANIFEST_LIMIT = 4 << 20
-_LIST_LIMIT = 8 << 20
+_MAX_LIST_BYTES = 8 << 20
 # Until the outcome of a request: clients give up after 30 s.
 _TIMEOUT_S = 20.0
 # Before the one upstream that could be asked is asked once more: a restart of its proxy may take as long.
@@ -93,7 +92,7 @@ class Registry:
 
         async def get(exchange: Exchange) -> Manifest:
             response = await exchange.response()
-            raw = await read_bounded(response, MANIFEST_LIMIT)
+            raw = await read_bounded(response, MAX_MANIFEST_BYTES)
             exchange.received(len(raw))
             digest = expected or _digest(response)
             try:
@@ -139,7 +138,7 @@ class Registry:
 
         async def get(exchange: Exchange) -> Listing:
             response = await exchange.response()
-            body = await read_bounded(response, _LIST_LIMIT)
+            body = await read_bounded(response, _MAX_LIST_BYTES)
             exchange.received(len(body))
             links = tuple(response.headers.getall("Link", []))
             return Listing(body, links, response.headers.get("OCI-Filters-Applied"))
