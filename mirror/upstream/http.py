@@ -1,4 +1,4 @@
-"""The HTTP client for upstreams. Its exceptions are translated here, and known to no other module."""
+"""The HTTP client for upstreams, and the connections that it may use."""
 
 from __future__ import annotations
 
@@ -13,18 +13,12 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.connector import Connection
 from yarl import URL
 
-from mirror.errors import (
-    UpstreamBusy,
-    UpstreamConnectTimeout,
-    UpstreamDisconnected,
-    UpstreamProtocolError,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
+from mirror.errors import UpstreamBusy, UpstreamProtocolError
 from mirror.upstream import connections
 from mirror.upstream.receiver import Body, open_body
 from mirror.upstream.redirects import is_inside
 from mirror.upstream.resolver import PublicResolver
+from mirror.upstream.translation import translated
 
 # Received of one body before it is read. Bodies of blobs are received by `receiver`.
 _READ_AHEAD_BYTES = 16 << 10
@@ -202,6 +196,14 @@ class Http:
         finally:
             pool.release()
 
+    def _session_for(self, url: URL, *, guarded: bool) -> aiohttp.ClientSession:
+        # The resolver does not see an address in the URL.
+        if guarded and is_inside(url.host or ""):
+            raise UpstreamProtocolError(f"{url.host} is an internal address, to which a public upstream does not lead")
+        session = self._guarded if guarded else self._session
+        assert session is not None
+        return session
+
     @contextlib.asynccontextmanager
     async def request(
         self,
@@ -221,11 +223,7 @@ class Http:
         Raises:
             UpstreamError: connection, time limit or protocol, also while the body is read inside the context.
         """
-        session = self._guarded if guarded and proxy is None else self._session
-        assert session is not None
-        if guarded and proxy is None and is_inside(url.host or ""):
-            # The resolver does not see an address in the URL.
-            raise UpstreamProtocolError(f"{url.host} is an internal address, to which a public upstream does not lead")
+        session = self._session_for(url, guarded=guarded and proxy is None)
         with translated(url):
             async with asyncio.timeout(self.limits.connect + self.limits.headers):
                 response = await session.request(
@@ -244,37 +242,6 @@ class Http:
             finally:
                 # After a body that was read to its end the connection is in the pool already; any other one is closed.
                 response.close()
-
-
-@contextlib.contextmanager
-def translated(url: URL) -> Iterator[None]:
-    """Turn the client's exceptions into ours. Messages name the host only: paths may carry signatures."""
-    host = url.authority
-    try:
-        yield
-    except aiohttp.ConnectionTimeoutError as error:
-        raise UpstreamConnectTimeout(f"cannot connect to {host} in time") from error
-    except TimeoutError as error:
-        raise UpstreamTimeout(f"{host} did not answer in time") from error
-    except (
-        aiohttp.ClientConnectorError,
-        aiohttp.ClientProxyConnectionError,
-        aiohttp.ServerFingerprintMismatch,
-    ) as error:
-        raise UpstreamUnreachable(f"cannot connect to {host}: {_short(error)}") from error
-    except (
-        aiohttp.ClientPayloadError,
-        aiohttp.ServerDisconnectedError,
-        aiohttp.ClientOSError,
-        ConnectionError,
-    ) as error:
-        raise UpstreamDisconnected(f"{host} closed the connection: {_short(error)}") from error
-    except (aiohttp.ClientError, ValueError) as error:
-        raise UpstreamProtocolError(f"{host} does not speak HTTP as it should: {type(error).__name__}") from error
-
-
-def _short(error: BaseException) -> str:
-    return str(error)[:200] or type(error).__name__
 
 
 def peer(response: aiohttp.ClientResponse) -> str | None:

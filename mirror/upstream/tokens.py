@@ -31,8 +31,9 @@ from mirror.errors import (
 )
 from mirror.upstream.attempt import Attempt, Place
 from mirror.upstream.hedge import hedged
-from mirror.upstream.http import Endpoint, Http, read_bounded, translated
+from mirror.upstream.http import Endpoint, Http, read_bounded
 from mirror.upstream.login import Credentials, Login
+from mirror.upstream.translation import translated
 
 _MAX_RESPONSE_BYTES = 1 << 20
 # The specification's default and least lifetime of a token.

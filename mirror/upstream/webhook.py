@@ -19,7 +19,7 @@ from mirror.errors import (
     UpstreamTimeout,
 )
 from mirror.small_files import read_secret
-from mirror.upstream.http import translated
+from mirror.upstream.translation import translated
 
 # For one attempt: until the connection is established, and until the headers of the response have arrived.
 _CONNECT_TIMEOUT_S, _RESPONSE_TIMEOUT_S = 5.0, 10.0
