@@ -14,16 +14,16 @@ class Clock:
 
     def __init__(self, under_test, monkeypatch):
         self.offset = 0.0
-        under_test.mirror._graph.cache.manifests._context.clock = self
+        under_test.graph.cache.manifests._context.clock = self
         monkeypatch.setattr(diskcache.core, "time", self)
-        graph = under_test.mirror._graph
+        graph = under_test.graph
         for registry in graph.registries.values():
             for endpoint in registry.upstreams:
                 endpoint.health.clock = endpoint.login._clock = self.monotonic
         by_tag, by_digest = graph.cache.manifests._by_tag, graph.cache.manifests._by_digest
         for flights in (by_tag._checks, by_digest._fetches, graph.cache.listings._requests):
             flights.memory.clock = self.monotonic
-        under_test.mirror._downloads._failures.clock = self.monotonic
+        under_test.downloads._failures.clock = self.monotonic
 
     def __call__(self):
         return time.time() + self.offset

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -16,30 +17,6 @@ from mirror.service.mirror import Mirror
 from mirror.storage.store import Store
 from tests.support.names import sha256
 from tests.support.waiting import LIMIT, eventually
-
-
-class Opened(Mirror):
-    """A mirror whose parts a test reaches by short names, wherever they live."""
-
-    @property
-    def _graph(self) -> Any:
-        return self._current.graph
-
-    @property
-    def _downloads(self) -> Any:
-        return self._services.downloads
-
-    @property
-    def _janitor(self) -> Any:
-        return self._services.janitor
-
-    @property
-    def _notifier(self) -> Any:
-        return self._services.notifier
-
-    @property
-    def _usage(self) -> Any:
-        return self._services.cache.usage
 
 
 class MirrorUnderTest:
@@ -74,7 +51,7 @@ class MirrorUnderTest:
         sockets = listen("listen", config.listen), listen("admin.listen", config.admin.listen)
         self.port, self.admin_port = (sock.getsockname()[1] for sock in sockets)
         self.store = Store(config.storage)
-        self.mirror = Opened(config, None, self.store)
+        self.mirror = Mirror(config, None, self.store)
         self._stop = asyncio.Event()
         self._task = asyncio.create_task(self.mirror.serve(*sockets, self._stop))
         self.session = aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=LIMIT))
@@ -82,9 +59,72 @@ class MirrorUnderTest:
 
     async def __aexit__(self, *_: object) -> None:
         await self.session.close()
-        self._stop.set()
-        await asyncio.wait_for(self._task, LIMIT)
+        self.stop()
+        await self.stopped()
         self.store.close()
+
+    def stop(self) -> None:
+        """Stop it as SIGTERM does."""
+        self._stop.set()
+
+    async def stopped(self) -> None:
+        """Wait until it has stopped."""
+        await asyncio.wait_for(self._task, LIMIT)
+
+    # ---- its parts: the only place of the tests that knows where they are kept
+
+    @property
+    def services(self) -> Any:
+        """What a reload leaves alone (mirror.service.services)."""
+        return self.mirror._services
+
+    @property
+    def graph(self) -> Any:
+        """What a reload replaces (mirror.service.graph)."""
+        return self.mirror._current.graph
+
+    @property
+    def retired(self) -> Any:
+        """The graphs that reloads have replaced and that are still used."""
+        return self.mirror._current.retired
+
+    @property
+    def downloads(self) -> Any:
+        """The downloads that are under way."""
+        return self.services.downloads
+
+    @property
+    def usage(self) -> Any:
+        """When what is cached was used last."""
+        return self.services.cache.usage
+
+    @property
+    def sync_operations(self) -> Any:
+        """What the admin address does for syncing."""
+        return self.mirror._sync_operations
+
+    @property
+    def listener(self) -> Any:
+        """What listens at the registry address."""
+        return self.mirror._registry_listener.listener
+
+    @property
+    def in_progress(self) -> int:
+        """How many requests at the registry address are under way."""
+        return int(self.mirror._registry_listener.in_progress)
+
+    def registry(self, name: str = "docker.io") -> Any:
+        """A registry that it mirrors."""
+        return self.graph.registries[name]
+
+    def upstream(self, registry: str = "docker.io") -> Any:
+        """The first upstream of a registry."""
+        return self.registry(registry).upstreams[0]
+
+    def set_limits(self, **limits: float) -> None:
+        """Change limits of the traffic with upstreams (mirror.upstream.http.Limits), until a reload."""
+        http = self.graph.http
+        http.limits = dataclasses.replace(http.limits, **limits)
 
     def url(self, path: str) -> str:
         return f"{'https' if 'tls' in self.settings else 'http'}://127.0.0.1:{self.port}{path}"
@@ -138,11 +178,11 @@ class MirrorUnderTest:
 
     def download(self, digest: object) -> Any:
         """The download of a blob that is under way."""
-        return next(d for d in self.mirror._downloads if str(d.digest) == str(digest))
+        return next(d for d in self.downloads if str(d.digest) == str(digest))
 
     async def idle(self) -> None:
         """Wait until no download is under way."""
-        await eventually(lambda: not len(self.mirror._downloads))
+        await eventually(lambda: not len(self.downloads))
 
 
 class Answer:

@@ -1,6 +1,5 @@
 """Fixtures for tests of a whole mirror."""
 
-import dataclasses
 import logging
 
 import pytest
@@ -19,8 +18,7 @@ def clock(mirror, monkeypatch):
 @pytest.fixture
 def impatient(mirror):
     """A `mirror` that waits for upstream's headers for a moment only."""
-    http = mirror.mirror._graph.http
-    http.limits = dataclasses.replace(http.limits, connect=0.1, headers=0.2)
+    mirror.set_limits(connect=0.1, headers=0.2)
     return mirror
 
 
@@ -29,7 +27,7 @@ def all_in(mirror):
     """Waits until the mirror has so many requests under way, so that none of them comes after the fact."""
 
     async def wait(count):
-        await eventually(lambda: mirror.mirror._registry_listener.in_progress >= count)
+        await eventually(lambda: mirror.in_progress >= count)
 
     return wait
 

@@ -162,7 +162,7 @@ async def test_many_refused_connections_are_cut(hub, tmp_path):
                 assert await wire.ended() == b""
             await wires[0].send(PING)
             assert (await wires[0].reply()).status == 403
-        limiter = mirror.mirror._registry_listener.listener._admission.limiter
+        limiter = mirror.listener._admission.limiter
         await eventually(lambda: not limiter._peers)
         assert (limiter._connections.total, limiter._turned_away) == (0, 0)
 
@@ -174,7 +174,7 @@ async def test_requests_of_one_address(hub, tmp_path):
     blob = f"/v2/library/app/blobs/{image.layers[0].digest}"
     async with MirrorUnderTest(hub, tmp_path / "store", limits={"requests_per_address": 2}) as mirror:
         slow = [asyncio.create_task(mirror.get(blob)) for _ in range(2)]
-        await eventually(lambda: mirror.mirror._registry_listener.in_progress >= 2)
+        await eventually(lambda: mirror.in_progress >= 2)
         answer = await mirror.get("/v2/")
         assert (answer.status, answer.code()) == (429, "TOOMANYREQUESTS")
         assert int(answer.headers["Retry-After"]) > 0

@@ -104,7 +104,7 @@ async def test_draining(hub, mirror):
     hub.script(Rule(kind="manifest"), held)
     pulling = asyncio.create_task(mirror.get(TAG))
     await asyncio.wait_for(held.reached.wait(), LIMIT)
-    mirror._stop.set()
+    mirror.stop()
     await eventually(lambda: admin(mirror, "/readyz"), holds=lambda answer: answer[0] == 503)
     held.release()
     assert (await pulling).body == image.raw

@@ -12,6 +12,7 @@ from mirror.cache import usage
 from mirror.errors import StorageError
 from mirror.storage.space_quota import on_disk
 from tests.fakehub import Rule
+from tests.mirror.images import age, contents, pull
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB
 from tests.support.waiting import LIMIT, SOON, eventually
@@ -33,10 +34,6 @@ async def bounded(hub, tmp_path, blobs_only):
         yield start
 
 
-def janitor(mirror):
-    return mirror.mirror._janitor
-
-
 def sizes(mirror):
     """Bytes of what is held and in the making, as whole blocks; nothing new is begun while they are added up."""
     found = {}
@@ -48,32 +45,6 @@ def sizes(mirror):
                     if path.is_file() and path.suffix != ".map":
                         found[state.st_ino] = on_disk(state.st_size)
     return sum(found.values())
-
-
-def age(mirror, image_or_digests, when):
-    """Say when content was used last."""
-    digests = image_or_digests if isinstance(image_or_digests, list) else contents(image_or_digests)
-    for digest in digests:
-        os.utime(mirror.blob_path(digest), (when, when))
-
-
-def contents(image):
-    children = [digest for child in image.children.values() for digest in contents(child)]
-    return [image.digest, *children, *({image.config.digest, *(layer.digest for layer in image.layers)} - set(children))]
-
-
-async def pull(mirror, image, tag):
-    """What a client does; returns the outcomes. Every byte is checked."""
-    outcomes = []
-    answer = await mirror.get(f"{MANIFEST}/{tag}")
-    assert (answer.status, answer.body) == (200, image.raw)
-    outcomes.append(answer.cache)
-    for blob in [image.config, *image.layers]:
-        answer = await mirror.get(f"{BLOB}/{blob.digest}")
-        assert (answer.status, answer.sha256) == (200, blob.digest)
-        outcomes.append(answer.cache)
-    await mirror.idle()
-    return outcomes
 
 
 class Watch:
@@ -202,7 +173,7 @@ async def test_partials_count(hub, bounded):
     await eventually(lambda: sizes(mirror))
     assert mirror.store.quota.used() == sizes(mirror) == 5 * MIB
     mirror.store.quota.release(3 * MIB)
-    janitor(mirror)._count()
+    mirror.services.janitor._count()
     assert mirror.store.quota.used() == 5 * MIB
     gate.release()
     await pulling
@@ -239,7 +210,7 @@ async def test_image_in_use_keeps_its_layers(hub, bounded):
     await pull(mirror, used, "used")
     await pull(mirror, idle, "idle")
     # What the pulls have noted would be written over the ages below, and lies within the time by which parts count as used later.
-    janitor(mirror)._usage.write(mirror.store.files, mirror.store.index)
+    mirror.usage.write(mirror.store.files, mirror.store.index)
     age(mirror, used, 1_000)
     age(mirror, idle, 2_000)
     assert (await mirror.get(f"{MANIFEST}/used")).cache == "HIT"
@@ -262,9 +233,9 @@ async def test_manifest_goes_before_its_layers(hub, mirror):
         for blob in [child.config, *child.layers]:
             await mirror.get(f"{BLOB}/{blob.digest}")
     await mirror.idle()
-    janitor(mirror)._usage.write(mirror.store.files, mirror.store.index)
+    mirror.usage.write(mirror.store.files, mirror.store.index)
     await mirror.get(f"{MANIFEST}/1")
-    janitor(mirror)._usage.write(mirror.store.files, mirror.store.index)
+    mirror.usage.write(mirror.store.files, mirror.store.index)
     used = {digest: mirror.blob_path(digest).stat().st_mtime for digest in contents(image)}
     for child in image.children.values():
         assert used[image.digest] < used[child.digest] < used[child.config.digest] <= time.time() + 3 * usage._PART_DELAY_S
@@ -287,7 +258,7 @@ async def test_index_without_its_children(hub, bounded):
     await mirror.recovered()
     # The layer is the oldest, whatever the rule says: a disk that lost times.
     age(mirror, [child.layers[0].digest], 1_000)
-    janitor(mirror)._usage.write(mirror.store.files, mirror.store.index)
+    mirror.usage.write(mirror.store.files, mirror.store.index)
     age(mirror, [child.layers[0].digest], 1_000)
     other = hub.add_synthetic_blob(APP, 1500 * KIB)
     await mirror.get(f"{BLOB}/{other.digest}")
@@ -309,7 +280,7 @@ async def test_pinned_go_last(hub, bounded, log):
     other = hub.add_image(APP, "other", layers=[os.urandom(1 * MIB)])
     await pull(mirror, pinned, "pinned")
     await pull(mirror, other, "other")
-    janitor(mirror)._usage.write(mirror.store.files, mirror.store.index)
+    mirror.usage.write(mirror.store.files, mirror.store.index)
     age(mirror, pinned, 1_000)
     first, second = hub.add_synthetic_blob(APP, 2 * MIB, seed=1), hub.add_synthetic_blob(APP, 3500 * KIB, seed=2)
     await mirror.get(f"{BLOB}/{first.digest}")
@@ -338,7 +309,7 @@ async def test_nothing_goes_while_nobody_knows_what_is_pinned(hub, bounded, log)
     with contextlib.closing(database):
         database.execute("ALTER TABLE Cache RENAME TO Gone")
         blob = hub.add_synthetic_blob(APP, 2 * MIB, seed=1)
-        await janitor(mirror).make_room(2 * MIB)
+        await mirror.services.janitor.make_room(2 * MIB)
         assert (await mirror.get(f"{BLOB}/{blob.digest}")).sha256 == blob.digest
         assert all(mirror.holds(digest) for digest in contents(pinned))
 
@@ -350,14 +321,14 @@ async def test_low_water_mark(hub, bounded):
         blob = hub.add_synthetic_blob(APP, 100 * KIB, seed=i)
         await mirror.get(f"{BLOB}/{blob.digest}")
     await mirror.idle()
-    janitor(mirror)._evict()
+    mirror.services.janitor._evict()
     assert mirror.store.quota.used() == 38 * 100 * KIB
     for i in range(38, 40):
         blob = hub.add_synthetic_blob(APP, 100 * KIB, seed=i)
         await mirror.get(f"{BLOB}/{blob.digest}")
     await mirror.idle()
     assert mirror.store.quota.used() > 0.95 * 4 * MIB
-    while janitor(mirror)._evict():
+    while mirror.services.janitor._evict():
         pass
     assert 0.85 * 4 * MIB < mirror.store.quota.used() <= 0.90 * 4 * MIB
     assert await mirror.metric("evicted_bytes_total", reason="max_size") == 40 * 100 * KIB - mirror.store.quota.used()
@@ -368,7 +339,7 @@ async def test_rows_of_evicted_content_go(hub, bounded):
     mirror = await bounded(4 * MIB)
     image = hub.add_image(APP, "1", layers=[os.urandom(100 * KIB)])
     await pull(mirror, image, "1")
-    store, leftovers = mirror.store, janitor(mirror)._leftovers
+    store, leftovers = mirror.store, mirror.services.janitor._leftovers
     leftovers.clear()
     assert len(list(store.index.manifests.rows())) == 1
     # Of each part: that the repository was given it, and that the registry has given it to anybody.
@@ -393,10 +364,10 @@ async def test_recount_after_a_crash(hub, bounded):
     right = mirror.store.quota.figures()
     assert right == (sizes(mirror), 4)
     mirror.store.quota.claim(1 * MIB, "a file that never came")
-    assert janitor(mirror)._count()
+    assert mirror.services.janitor._count()
     assert mirror.store.quota.figures() == right
     os.unlink(mirror.store_path / "account")
-    assert janitor(mirror)._count()
+    assert mirror.services.janitor._count()
     assert mirror.store.quota.figures() == right
 
 

@@ -7,23 +7,11 @@ import os
 import pytest
 
 from mirror.core.digest import Digest
+from tests.mirror.commands import command
 from tests.mirrors import MirrorUnderTest
 from tests.support.files import flip
-from tests.support.launcher import start_mirror
 from tests.support.names import APP
 from tests.support.ports import free_port
-from tests.support.waiting import LIMIT
-
-
-async def command(*arguments, directory):
-    """Run a command; returns exit status, output and what it complained about."""
-    process = await start_mirror(*arguments, directory=directory)
-    try:
-        async with asyncio.timeout(LIMIT):
-            out, complaint = await process.communicate()
-    finally:
-        process.kill()
-    return process.returncode, out.decode(), complaint.decode()
 
 
 @pytest.fixture

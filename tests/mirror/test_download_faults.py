@@ -26,14 +26,6 @@ def no_pauses(monkeypatch):
 
 
 @pytest.fixture
-async def mirror(hub, tmp_path):
-    """A mirror that does not wait long for a silent upstream."""
-    settings = {"downloads": {"stall_timeout": "0.5s", "connect_timeout": "2s"}}
-    async with MirrorUnderTest(hub, tmp_path / "store", **settings) as under_test:
-        yield under_test
-
-
-@pytest.fixture
 def blob(hub, mirror):
     return Transfer(hub, mirror, SIZE)
 
@@ -55,6 +47,8 @@ def position(header):
 async def test_break_is_resumed_where_it_broke(hub, blob, mirror, fault):
     """Upstream ends early or falls silent; only the rest is asked for, and two clients notice nothing."""
     hub.script(Rule(host="cdn", method="GET"), fault(BREAK))
+    if fault is Stall:
+        mirror.set_limits(stall=1.0)
     answers = await asyncio.gather(blob.get(), blob.get())
     assert [answer.body for answer in answers] == [blob.data] * 2
     first, second = blob.asked()
@@ -186,7 +180,7 @@ async def test_page_instead_of_a_blob(hub, mirror):
 async def test_restart_in_the_middle(hub, tmp_path, monkeypatch, stays):
     """A mirror that is stopped in mid-blob ends its clients orderly, and goes on from there after its start."""
     monkeypatch.setattr("mirror.service.mirror.DRAIN_S", 0.1)
-    mirror = MirrorUnderTest(hub, tmp_path / "other", downloads={"stall_timeout": "20s"})
+    mirror = MirrorUnderTest(hub, tmp_path / "other")
     async with contextlib.AsyncExitStack() as stack:
         async with mirror:
             blob = Transfer(hub, mirror, SIZE)

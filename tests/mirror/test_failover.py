@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import random
 import socket
 import time
@@ -104,8 +103,7 @@ SIZE, BREAK = 3 << 20, 2 << 20
 async def pair(hub, second, tmp_path, monkeypatch):
     """A mirror with a clock that asks `hub` first and `second` after it."""
     entry = {"upstreams": [hub.url, second.url], "token_hosts": [hub.token_host, second.token_host]}
-    settings = {"registries": {"docker.io": entry}, "downloads": {"stall_timeout": "0.5s", "connect_timeout": "0.3s"}}
-    async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
+    async with MirrorUnderTest(hub, tmp_path / "store", registries={"docker.io": entry}) as mirror:
         mirror.clock = Clock(mirror, monkeypatch)
         yield mirror
 
@@ -125,6 +123,8 @@ async def test_second_goes_on_from_the_broken_byte(hub, second, pair, fault):
     """A body that breaks is continued by the second upstream from where it broke; the client sees nothing of it."""
     data, path = same_blob(hub, second)
     hub.script(Rule(host="cdn", method="GET"), fault)
+    if isinstance(fault, Stall):
+        pair.set_limits(stall=1.0)
     assert (await pair.get(path)).body == data
     assert ranges(hub) == [None]
     (rest,) = ranges(second)
@@ -145,6 +145,7 @@ async def test_first_stalls_before_the_first_byte(hub, second, pair):
     """An upstream that announces a blob and sends no byte of it costs one stall, not the pull."""
     data, path = same_blob(hub, second)
     hub.script(Rule(host="cdn", method="GET", times=None), Stall(0))
+    pair.set_limits(stall=0.5)
     assert (await pair.get(path)).body == data
 
 
@@ -193,8 +194,7 @@ async def fast(mirror, path):
 
 
 def limit_headers(mirror, seconds):
-    http = mirror.mirror._graph.http
-    http.limits = dataclasses.replace(http.limits, connect=seconds / 2, headers=seconds / 2, hedge=seconds)
+    mirror.set_limits(connect=seconds / 2, headers=seconds / 2, hedge=seconds)
 
 
 async def test_silent_upstream_costs_one_time_limit(hub, second, pair):
@@ -294,7 +294,7 @@ async def test_silent_cdn_is_not_held_against_its_upstream(hub, second, both, mo
     hub.script(Rule(host="cdn", times=None), held)
     assert (await both.get(path)).body == data
     held.release()
-    health = both.mirror._graph.registries["docker.io"].upstreams[0].health
+    health = both.upstream().health
     assert health.own.breaker.is_closed
     assert not health.content.breaker.is_closed
 

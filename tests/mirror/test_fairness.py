@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 
 import aiohttp
 import pytest
@@ -54,7 +53,7 @@ def held_at_upstream(hub, found, after=64 * KIB):
 
 
 def downloads(mirror):
-    return list(mirror.mirror._downloads)
+    return list(mirror.downloads)
 
 
 async def test_client_leaves_while_upstream_is_silent(hub, mirror):
@@ -63,7 +62,7 @@ async def test_client_leaves_while_upstream_is_silent(hub, mirror):
     gate, first = await blob.started(MIB)
     async with asyncio.timeout(SOON):
         await first.leave()
-        await eventually(lambda: mirror.mirror._downloads.readers == 0)
+        await eventually(lambda: mirror.downloads.readers == 0)
     gate.release()
     assert await blob.held()
 
@@ -76,7 +75,7 @@ async def test_client_leaves_before_the_first_byte(hub, mirror):
     await asyncio.wait_for(gate.reached.wait(), LIMIT)
     asking.cancel()
     async with asyncio.timeout(SOON):
-        await eventually(lambda: mirror.mirror._downloads.readers == 0)
+        await eventually(lambda: mirror.downloads.readers == 0)
     gate.release()
     assert await blob.held()
 
@@ -92,7 +91,7 @@ async def test_those_who_left_make_way(hub, start, address):
         await asyncio.wait_for(gate.reached.wait(), LIMIT)
     for task in asking:
         task.cancel()
-    await eventually(lambda: mirror.mirror._downloads.readers == 0)
+    await eventually(lambda: mirror.downloads.readers == 0)
     async with at_address(address) as session, asyncio.timeout(LIMIT):
         status, body = await whole(session, mirror, wanted)
     assert (status, len(body)) == (200, MIB)
@@ -108,8 +107,7 @@ async def test_those_who_left_make_way(hub, start, address):
 async def test_those_who_wait_for_headers_make_way(hub, start):
     """The same while upstream has not even answered, and is asked twice."""
     mirror = await start(2)
-    http = mirror.mirror._graph.http
-    http.limits = dataclasses.replace(http.limits, hedge=0.05)
+    mirror.set_limits(hedge=0.05)
     left, wanted = blobs(hub, 2)
     faults = [NoHeaders(), NoHeaders()]
     for fault in faults:
@@ -118,7 +116,7 @@ async def test_those_who_wait_for_headers_make_way(hub, start):
     for fault in faults:
         await asyncio.wait_for(fault.reached.wait(), LIMIT)
     asking.cancel()
-    await eventually(lambda: mirror.mirror._downloads.readers == 0)
+    await eventually(lambda: mirror.downloads.readers == 0)
     async with asyncio.timeout(LIMIT):
         assert (await mirror.get(blob_path(wanted))).sha256 == wanted.digest
     for fault in faults:
@@ -135,9 +133,9 @@ async def test_who_comes_back_counts(hub, start):
     asking = asyncio.create_task(mirror.get(blob_path(blob)))
     await asyncio.wait_for(gate.reached.wait(), LIMIT)
     asking.cancel()
-    await eventually(lambda: mirror.mirror._downloads.readers == 0)
+    await eventually(lambda: mirror.downloads.readers == 0)
     again = asyncio.create_task(mirror.get(blob_path(blob)))
-    await eventually(lambda: mirror.mirror._downloads.readers == 1)
+    await eventually(lambda: mirror.downloads.readers == 1)
     async with at_address(OTHER) as session:
         waiting = asyncio.create_task(whole(session, mirror, other))
         await eventually(lambda: len(downloads(mirror)) == 2)
@@ -179,7 +177,7 @@ async def test_share_that_is_used_up(hub, start, monkeypatch):
     assert await mirror.metric("refused_total", reason="downloads") == 1
     assert (await mirror.get(blob_path(held))).cache == "HIT"
     joined = asyncio.create_task(mirror.get(blob_path(blob)))
-    await eventually(lambda: mirror.mirror._downloads.readers == 2)
+    await eventually(lambda: mirror.downloads.readers == 2)
     gate.release()
     assert ((await asking).cache, (await joined).cache) == ("MISS", "JOINED")
     assert (await mirror.get(blob_path(more))).status == 200
@@ -243,7 +241,7 @@ async def test_what_was_read_to_its_end_is_kept(hub, start):
     asking = asyncio.create_task(mirror.get(blob_path(left)))
     await asyncio.wait_for(gate.reached.wait(), LIMIT)
     asking.cancel()
-    await eventually(lambda: mirror.mirror._downloads.readers == 0)
+    await eventually(lambda: mirror.downloads.readers == 0)
     for blob in others:
         assert (await mirror.get(blob_path(blob))).sha256 == blob.digest
     gate.release()
@@ -258,7 +256,7 @@ async def test_limit_is_kept(hub, start):
     hub.latency = 0.01
     answers = await asyncio.gather(*(mirror.get(blob_path(blob)) for blob in found))
     assert [answer.sha256 for answer in answers] == [blob.digest for blob in found]
-    assert mirror.mirror._services.group.counts.count(1).total == 0
+    assert mirror.services.group.counts.count(1).total == 0
 
 
 async def test_limit_after_a_reload(hub, start):

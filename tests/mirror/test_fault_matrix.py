@@ -39,7 +39,7 @@ from tests.fakehub import (
     UntilClose,
     WrongLength,
 )
-from tests.mirror.test_stale import pulled
+from tests.mirror.images import pulled
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP
 from tests.support.waiting import SOON, eventually

@@ -22,7 +22,7 @@ def trips(hub):
 
 
 def tokens(mirror):
-    return mirror.mirror._graph.registries["docker.io"].upstreams[0].route.tokens
+    return mirror.upstream().route.tokens
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ async def test_opaque_pages_of_every_tag(hub, mirror):
     for number in range(5):
         hub.add_image(APP, f"t{number}")
     hub.opaque_links, hub.page_size = True, 2
-    registry = mirror.mirror._graph.registries["docker.io"]
+    registry = mirror.registry()
     assert await every_tag(registry, Repository.parse("docker.io", APP)) == [f"t{number}" for number in range(5)]
 
 
@@ -270,7 +270,7 @@ async def test_catalog_is_walked_once_for_all(hub, mirror, all_in, monkeypatch):
             hold.wait(10)
             return mirror.store.index.tags.repositories()
 
-    monkeypatch.setattr(mirror.mirror._graph.cache.catalog, "_index", Held())
+    monkeypatch.setattr(mirror.graph.cache.catalog, "_index", Held())
     asking = [asyncio.create_task(mirror.get("/v2/_catalog")) for _ in range(10)]
     await all_in(10)
     hold.set()
@@ -303,7 +303,7 @@ async def test_bad_page_size(hub, mirror, path, n):
 async def test_kept_lists_are_bounded(hub, mirror):
     """However many different pages a client asks for, the memory that they take does not grow for ever."""
     hub.add_image(APP, "1")
-    kept = mirror.mirror._graph.cache.listings._cached
+    kept = mirror.graph.cache.listings._cached
     for number in range(1100):
         assert (await mirror.get(TAGS, params={"last": f"t{number}"})).status == 200
     assert 0 < len(kept) <= 1024

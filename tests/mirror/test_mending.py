@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.fakehub import Disconnect, Html, NoHeaders, RateLimited, Reset, Rule, Stall, Status, WrongLength
-from tests.mirror.test_stale import pulled
+from tests.mirror.images import pulled
 from tests.mirror.transfers import Transfer
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, MIB, TAG
@@ -27,8 +27,7 @@ IN_BODY = [pytest.param(Reset(10), id="reset in body"), pytest.param(Stall(10), 
 @pytest.fixture
 def hasty(mirror):
     """A `mirror` that sends a request once more when there is no answer after a moment."""
-    http = mirror.mirror._graph.http
-    http.limits = dataclasses.replace(http.limits, hedge=0.1)
+    mirror.set_limits(hedge=0.1)
     return mirror
 
 
@@ -117,13 +116,12 @@ async def test_slow_answer_is_taken_all_the_same(hub, hasty):
 async def test_connections_of_the_loser_are_given_back(hub, tmp_path):
     """However often the first of two requests loses, all connections can be used again."""
     async with MirrorUnderTest(hub, tmp_path / "store", downloads={"max_upstream_connections": 2}) as mirror:
-        http = mirror.mirror._graph.http
-        http.limits = dataclasses.replace(http.limits, hedge=0.05)
+        mirror.set_limits(hedge=0.05)
         image = hub.add_image(APP, "1", layers=[bytes([number]) * 1000 for number in range(6)])
         for blob in image.layers:
             hub.script(Rule(kind="blob", host="cdn"), silence())
             assert (await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
-        await eventually(lambda: mirror.mirror._services.connections._in_use.total == 0)
+        await eventually(lambda: mirror.services.connections._in_use.total == 0)
 
 
 # ---- within the pull limit

@@ -12,7 +12,7 @@ import pytest
 from mirror.cache.prefetch import max_prefetches
 from mirror.core.digest import Digest
 from tests.fakehub import OCI_MANIFEST, Corrupt, HeadWithoutLength, Rule, Status
-from tests.mirror.test_commands import command
+from tests.mirror.commands import command
 from tests.mirrors import MirrorUnderTest
 from tests.processes import Served
 from tests.support.names import APP, KIB, MIB, blob_path, manifest_path
@@ -247,7 +247,7 @@ def test_share(connections, prefetching):
 async def test_clients_find_connections(hub, start, monkeypatch):
     """Never more than the share is under way; meanwhile a client's own misses get through, of this image and of another."""
     mirror = await start(connections=8)
-    downloads, most = mirror.mirror._downloads, 0
+    downloads, most = mirror.downloads, 0
     begin = downloads.start
 
     def watched(*args, **kwargs):
@@ -481,9 +481,9 @@ async def test_stop_in_the_middle(hub, tmp_path, quiet):
         await mirror.get(manifest_path("1"))
         # The config is smaller than that and has gone through.
         await held_by(gate, 2)
-        await eventually(lambda: sum(download.received for download in mirror.mirror._downloads) >= 2 * MIB)
-        mirror._stop.set()
-        await asyncio.wait_for(mirror._task, LIMIT)
+        await eventually(lambda: sum(download.received for download in mirror.downloads) >= 2 * MIB)
+        mirror.stop()
+        await mirror.stopped()
     assert bodies(hub) == 3
     assert mirror.partials()
     gate.release()

@@ -222,7 +222,7 @@ async def test_age(hub, mirror, operator):
     for tag in ("old", "young", "noted"):
         await pulled(hub, mirror, tag)
     index, (repository, *_) = mirror.store.index, next(iter(mirror.store.index.tags.matching()))
-    mirror.mirror._usage.write(mirror.store.files, index)
+    mirror.usage.write(mirror.store.files, index)
     for repository, tag, record in list(index.tags.matching()):
         if str(tag) != "young":
             index.tags.delete(repository, tag)
@@ -435,7 +435,7 @@ async def test_images(hub, mirror, operator):
     whole = await pulled(hub, mirror, "whole", layers=[os.urandom(1000)])
     part = hub.add_image(APP, "part", layers=[os.urandom(1000)])
     await mirror.get(f"/v2/{APP}/manifests/part")
-    mirror.mirror._usage.write(mirror.store.files, mirror.store.index)
+    mirror.usage.write(mirror.store.files, mirror.store.index)
     listed = {entry["tag"]: entry for entry in await operator.images()}
     pulled_at = listed["whole"].pop("pulled")
     assert time.time() - 60 < pulled_at <= time.time()

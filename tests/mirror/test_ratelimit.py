@@ -6,7 +6,7 @@ import pytest
 
 from tests.clock import Clock
 from tests.fakehub import AbuseLimited, NoHeaders, RateLimited, Rule
-from tests.mirror.test_stale import pulled
+from tests.mirror.images import pulled
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
 from tests.support.waiting import LIMIT, eventually
@@ -109,12 +109,12 @@ async def test_no_headers_needed(hub, mirror, clock):
     hub.ratelimit_limit = None
     await pulled(hub, mirror)
     assert await mirror.metric("upstream_ratelimit_remaining", **UP) == 0
-    assert mirror.mirror._graph.registries["docker.io"].allows_background(10_000)
+    assert mirror.registry().allows_background(10_000)
 
 
 async def test_background_work_leaves_a_reserve(hub, mirror, clock):
     """Work that nobody waits for may ask while there is more than a reserve, and nothing is limited."""
-    registry = mirror.mirror._graph.registries["docker.io"]
+    registry = mirror.registry()
     hub.ratelimit_remaining = 26
     await pulled(hub, mirror)
     assert (registry.allows_background(20), registry.allows_background(25)) == (True, False)
@@ -217,7 +217,7 @@ async def test_reload_goes_on_probing(hub, mirror, clock):
 async def test_probing_after_a_reload(hub, mirror, clock):
     """An upstream that gets out of order after a reload is probed by what has taken over, when all else is closed."""
     image = hub.add_image(APP, "1")
-    old = mirror.mirror._graph
+    old = mirror.graph
     await mirror.reload()
     await eventually(lambda: old.http._session.closed)
     await hub.stop()

@@ -65,13 +65,13 @@ def driven_elsewhere(mirror, digest):
 
 def retired(mirror):
     """How many old graphs are still open."""
-    return len(mirror.mirror._current.retired)
+    return len(mirror.retired)
 
 
 def clients(mirror):
     """How many HTTP clients of this mirror there are in memory."""
     gc.collect()
-    connections = mirror.mirror._services.connections
+    connections = mirror.services.connections
     return sum(isinstance(thing, Http) and thing._connections is connections for thing in gc.get_objects())
 
 
@@ -95,7 +95,7 @@ async def test_download_without_a_request(hub, mirror):
     blob = hub.add_synthetic_blob(APP, 3 * MIB)
     with driven_elsewhere(mirror, blob.digest):
         pulling = asyncio.create_task(mirror.get(f"/v2/{APP}/blobs/{blob.digest}"))
-        await eventually(lambda: len(mirror.mirror._downloads), "the download")
+        await eventually(lambda: len(mirror.downloads), "the download")
         await reloaded(mirror)
     answer = await pulling
     assert (answer.status, answer.sha256) == (200, blob.digest)
@@ -137,7 +137,7 @@ async def test_order_between_requests(hub, mirror, orders):
     image = hub.add_image(APP, "1", layers=[b"one" * 1000, b"two" * 1000])
     with driven_elsewhere(mirror, image.config.digest):
         order = await orders.give("warm", images=["app:1"])
-        await eventually(lambda: len(mirror.mirror._downloads), "its first blob")
+        await eventually(lambda: len(mirror.downloads), "its first blob")
         await reloaded(mirror)
     ended = await orders.ended(order)
     assert (ended["result"], ended["problems"]) == ("completed", {})
@@ -169,7 +169,7 @@ async def test_hundreds_of_reloads(hub, mirror):
     gate.release()
     assert await first.whole() == blob.data
     await eventually(lambda: retired(mirror) == 0, "the last one is closed")
-    await eventually(lambda: not mirror.mirror._downloads, "the download has ended")
+    await eventually(lambda: not mirror.downloads, "the download has ended")
     await forget_cancelled_timers()
     await eventually(lambda: clients(mirror) == 1, "nothing keeps the others in memory")
 
@@ -201,7 +201,7 @@ async def test_reloads_at_once(mirror):
 
     with mock.patch("mirror.service.mirror.load", load), mock.patch("mirror.service.logs.configure"):
         await asyncio.gather(*(mirror.mirror.reload() for _ in range(5)))
-    assert mirror.mirror._graph.config.tags.ttl == 5.0
+    assert mirror.graph.config.tags.ttl == 5.0
     await eventually(lambda: retired(mirror) == 0, "the others are closed")
 
 

@@ -138,8 +138,8 @@ async def test_what_was_interrupted_needs_a_grant(private_hub, both):
     arriving.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await arriving
-    await both.mirror._downloads.close()
-    both.mirror._downloads._closing = False
+    await both.downloads.close()
+    both.downloads._closing = False
     assert both.partials()
     private_hub.reset_counters()
     gate.release()

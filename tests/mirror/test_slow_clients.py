@@ -76,7 +76,7 @@ async def test_client_leaves_before_the_answer(hub, mirror, quiet, kind, method)
     # By the time of this answer the mirror has seen the other connection's end.
     assert (await ask(mirror.port, PING)).status == 200
     held.release()
-    await eventually(lambda: not mirror.mirror._registry_listener.in_progress)
+    await eventually(lambda: not mirror.in_progress)
     await mirror.idle()
     quiet()
     assert (await ask(mirror.port, PING)).status == 200

@@ -86,4 +86,4 @@ async def test_stop_does_not_wait_for_a_client_of_a_slow_disk(hub, mirror, disk,
     """A client that leaves while its blob is being flushed is gone at once."""
     await flushing(hub, mirror, disk, monkeypatch, 1)
     async with asyncio.timeout(SOON):
-        await mirror.mirror._services.downloads.close()
+        await mirror.services.downloads.close()

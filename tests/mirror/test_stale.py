@@ -1,6 +1,5 @@
 """Old over nothing: cached tags in an outage, and when they are not served."""
 
-import dataclasses
 import os
 
 import pytest
@@ -16,22 +15,11 @@ from tests.fakehub import (
     Rule,
     Status,
 )
+from tests.mirror.images import pulled
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
 
 DAY = 86400
-
-
-async def pulled(hub, mirror, **image):
-    """An image that the mirror holds completely."""
-    made = hub.add_image(APP, "1", **image)
-    assert (await mirror.get(TAG)).status == 200
-    for child in made.children.values():
-        assert (await mirror.get(f"/v2/{APP}/manifests/{child.digest}")).status == 200
-    for blob in [made.config, *made.layers]:
-        assert (await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")).status == 200
-    await mirror.idle()
-    return made
 
 
 def manifests_fail(hub, *faults):
@@ -43,8 +31,7 @@ async def refuse(hub, mirror):
 
 
 async def silent(hub, mirror):
-    http = mirror.mirror._graph.http
-    http.limits = dataclasses.replace(http.limits, connect=0.1, headers=0.2)
+    mirror.set_limits(connect=0.1, headers=0.2)
     manifests_fail(hub, NoHeaders())
 
 

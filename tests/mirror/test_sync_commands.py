@@ -14,8 +14,8 @@ import termios
 import pytest
 
 from tests.fakehub import Rule, Slow
+from tests.mirror.commands import command
 from tests.mirror.syncing import Orders, named, pull
-from tests.mirror.test_commands import command
 from tests.mirrors import MirrorUnderTest
 from tests.support.launcher import start_mirror
 from tests.support.names import APP
@@ -192,7 +192,7 @@ async def test_interrupted(hub, mirror, tmp_path):
 
 async def asked(mirror):
     """Wait until the command has asked for its order."""
-    operations, asked = mirror.mirror._sync_operations, asyncio.Event()
+    operations, asked = mirror.sync_operations, asyncio.Event()
     loop, inner = asyncio.get_running_loop(), operations.job
 
     def job(name):

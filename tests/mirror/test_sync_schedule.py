@@ -194,7 +194,7 @@ async def test_clock_that_was_set_back(hub, mirror, orders):
     record = mirror.store.index.tags.get(*tag_name("1"))
     mirror.store.index.tags.put(*tag_name("1"), replace(record, checked=time.time() + ahead))
     row = {"round": time.time() + ahead, "began": time.time() + ahead, "next": time.time() + 2 * ahead}
-    fingerprint = mirror.mirror._graph.sync_services.planner.fingerprint
+    fingerprint = mirror.graph.sync_services.planner.fingerprint
     mirror.store.jobs.put_state("schedule", {**row, "unfinished": True, "fingerprint": fingerprint})
     await mirror.reload(sync={"interval": "1h"})
     assert (await orders.until(lasted))["last"]["schedule"]["tags"] == {"unchanged": 1}
@@ -215,9 +215,9 @@ async def test_what_is_left_is_for_clients(hub, mirror, orders):
     await mirror.get(f"/v2/{APP}/manifests/client")
     hub.reset_counters()
     wanted = {"interval": "1h", "images": ["other:*"]}
-    first = mirror.mirror._graph.registries["docker.io"].upstreams[0].health
+    first = mirror.upstream().health
     await mirror.reload(sync=wanted)
-    mirror.mirror._graph.registries["docker.io"].upstreams[0].health.pull_quota = first.pull_quota
+    mirror.upstream().health.pull_quota = first.pull_quota
     assert (await orders.sync("app"))["result"] == "limited"
     warmed = await orders.warm("app:1")
     assert warmed["result"] == "limited"
@@ -476,7 +476,7 @@ async def test_garbage_in_the_ledger(hub, tmp_path, garbage, quiet):
         assert lasted(await orders.until(lambda state: lasted(state) == "completed")) == "completed"
         assert (await orders.warm("app:1"))["result"] == "completed"
         assert [image["image"] for image in (await orders.state())["images"]] == [f"docker.io/{APP}:1"]
-        assert mirror.mirror._janitor._pinned()
+        assert mirror.services.janitor._pinned()
     quiet()
 
 
@@ -494,7 +494,7 @@ async def test_order_that_lost_a_part(hub, mirror, orders):
 async def test_pins_that_are_none(hub, mirror):
     """What is no image's name in the ledger keeps nobody from evicting."""
     mirror.store.jobs.put_state("kept", {"a": ["x@y", "@", "docker.io/a:b@sha256:0", ":", ""]})
-    assert mirror.mirror._janitor._pinned() == frozenset()
+    assert mirror.services.janitor._pinned() == frozenset()
 
 
 async def test_poison(hub, mirror, orders, quiet):

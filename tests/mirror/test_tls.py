@@ -231,7 +231,7 @@ async def test_no_connection_is_lost_by_renewals(hub, tmp_path, served, trust):
 
         clients = [asyncio.create_task(ask()) for _ in range(4)]
         for _ in range(20):
-            await mirror.mirror._registry_listener.configure(mirror.config())
+            await mirror.reload()
         done.set()
         assert min(await asyncio.gather(*clients)) > 0
 

@@ -25,7 +25,7 @@ PASSWORD = "correct-horse-battery"
 
 def tokens(mirror):
     """What keeps the tokens of the mirror's one upstream."""
-    return mirror.mirror._graph.registries["docker.io"].upstreams[0].route.tokens
+    return mirror.upstream().route.tokens
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ async def test_many_at_once_are_one_check(mirror, added, hashed):
     hashed.may_go_on.clear()
     asking = [asyncio.create_task(mirror.get(f"{BLOB}/{added.digest}")) for _ in range(8)]
     await eventually(lambda: hashed.begun, "the check")
-    await eventually(lambda: mirror.mirror._registry_listener.in_progress == 8, "all requests")
+    await eventually(lambda: mirror.in_progress == 8, "all requests")
     hashed.may_go_on.set()
     answers = await asyncio.gather(*asking)
     assert {(answer.cache, answer.sha256) for answer in answers} == {("HIT", added.digest)}

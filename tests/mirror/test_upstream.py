@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import dataclasses
 import os
 import traceback
 
@@ -274,8 +273,7 @@ async def test_no_connection_free_is_no_fault_of_upstream(hub, tmp_path, monkeyp
         "limits": {"downloads_per_address": 2},
     }
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
-        http = mirror.mirror._graph.http
-        http.limits = dataclasses.replace(http.limits, queue=1.2)
+        mirror.set_limits(queue=1.2)
         image = hub.add_image(APP, "1", layers=[b"x" * 300_000, b"y" * 300_000])
         gate = hub.gate(Rule(kind="blob", host="cdn"), after=100_000)
         asking = asyncio.create_task(mirror.get(blob_path(image.layers[0])))
@@ -284,7 +282,7 @@ async def test_no_connection_free_is_no_fault_of_upstream(hub, tmp_path, monkeyp
         assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
         assert "busy" in refused.body.decode()
         assert await mirror.metric("upstream_up") >= 1
-        assert all(endpoint.health.is_sound for endpoint in mirror.mirror._graph.registries["docker.io"].upstreams)
+        assert all(endpoint.health.is_sound for endpoint in mirror.registry().upstreams)
         gate.release()
         assert (await asking).sha256 == image.layers[0].digest
         assert (await mirror.get(blob_path(image.layers[1]))).sha256 == image.layers[1].digest

@@ -245,7 +245,7 @@ async def test_requests_at_a_time_count(hub, tmp_path, secret_file):
     settings = {"limits": {"requests_per_address": 1}, "sync": {"webhook_secret_file": str(secret_file)}}
     async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror, Wire(mirror.port) as wire:
         await wire.send(f"POST {HOOK} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode())
-        await eventually(lambda: mirror.mirror._registry_listener.in_progress)
+        await eventually(lambda: mirror.in_progress)
         assert (await ask(mirror, json=payload()))[0] == 429
 
 
@@ -356,7 +356,7 @@ async def test_a_body_that_is_cut(hub, mirror, quiet):
     """A sender that leaves in the middle leaves nothing behind."""
     async with Wire(mirror.port) as wire:
         await wire.send(f"POST {HOOK} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
-    await eventually(lambda: not mirror.mirror._registry_listener.in_progress)
+    await eventually(lambda: not mirror.in_progress)
     assert await untouched(hub, mirror)
     quiet()
 

@@ -11,7 +11,7 @@ from tests.processes import Process
 from tests.soak.disturbed import Plan, Soak, opened
 from tests.support.waiting import eventually
 from tests.workers.cluster import Cluster
-from tests.workers.test_crashes import is_counted
+from tests.workers.kills import is_counted
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "300"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))

@@ -65,6 +65,8 @@ class ForkServer:
         """Have nothing of the server's but what it has imported."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # What a shell has started in the background ignores it, and so do its children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         # A shell that runs the tests in the background has it ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, stream in enumerate(streams):

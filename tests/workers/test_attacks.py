@@ -10,7 +10,7 @@ from tests.processes import Process
 from tests.support.names import APP, sha256
 from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, Pull
-from tests.workers.test_crashes import check_store
+from tests.workers.kills import check_store
 
 DIES_IN_COMMIT = """
 import os, signal, sys

@@ -15,7 +15,7 @@ from tests.fakehub import Rule
 from tests.support.names import APP, sha256
 from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, Pull
-from tests.workers.test_crashes import fetched, kill_all, paths
+from tests.workers.kills import fetched, kill_all, paths
 
 CDN = Rule(kind="cdn", times=None)
 
