@@ -18,9 +18,11 @@ from bench.relay import Direction
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 30.0
 HOLD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from bench.line import Line, far_origin
+# A shell that starts the tests in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with far_origin(Path(sys.argv[1]), Path(sys.argv[1]), Line(0.01)) as origin:
     print(origin.host, origin.child.pid, flush=True)
     time.sleep(600)
@@ -100,15 +102,23 @@ def test_nothing_is_left(tmp_path, number):
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         host, pid = process.stdout.readline().split()
         prefix, _, last = host.rpartition(".")
-        near = f" {prefix}.{int(last) - 1}/30 "
-        assert near in _addresses()
+        device = _device(f"{prefix}.{int(last) - 1}")
+        assert device
         process.send_signal(number)
         process.wait(LIMIT)
     deadline = time.monotonic() + LIMIT
-    while os.path.exists(f"/proc/{pid}") or near in _addresses():
-        assert time.monotonic() < deadline, _addresses()
+    # Another line may be given the same address meanwhile.
+    while os.path.exists(f"/proc/{pid}") or device in _devices().values():
+        assert time.monotonic() < deadline, _devices()
         time.sleep(0.05)
 
 
-def _addresses():
-    return subprocess.run(["ip", "-o", "-4", "address"], capture_output=True, text=True, timeout=LIMIT, check=True).stdout
+def _device(address):
+    """The number of the device that has an address; no other one is ever given it."""
+    return _devices().get(f"{address}/30")
+
+
+def _devices():
+    shown = subprocess.run(["ip", "-o", "-4", "address"], capture_output=True, text=True, timeout=LIMIT, check=True).stdout
+    lines = [line.split() for line in shown.splitlines()]
+    return {line[3]: line[0] for line in lines}
