@@ -146,7 +146,7 @@ class Signal:
     __slots__ = ("_waiters",)
 
     def __init__(self) -> None:
-        self._waiters: dict[Hashable, set[asyncio.Future[None]]] = {}
+        self._waiters: dict[Hashable, set[asyncio.Future[bool]]] = {}
 
     def pulse(self, key: Hashable = None) -> None:
         """Wake the waiters of a key, or all if it is None. Call on the event loop."""
@@ -154,26 +154,31 @@ class Signal:
         for one in keys:
             for waiter in self._waiters.pop(one, ()):
                 if not waiter.done():
-                    waiter.set_result(None)
+                    waiter.set_result(True)
 
     async def wait(self, timeout: float, key: Hashable = None) -> bool:
         """Wait for the next pulse of the key or of all, at most `timeout` seconds; False if there was none."""
-        waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
         self._waiters.setdefault(key, set()).add(waiter)
+        # Cheaper than `asyncio.timeout`: readers of a blob wait for each step of it.
+        limit = loop.call_later(timeout, _expire, waiter)
         try:
-            async with asyncio.timeout(timeout):
-                await waiter
-        except TimeoutError:
-            return False
+            return await waiter
         finally:
+            limit.cancel()
             self._leave(key, waiter)
-        return True
 
-    def _leave(self, key: Hashable, waiter: asyncio.Future[None]) -> None:
+    def _leave(self, key: Hashable, waiter: asyncio.Future[bool]) -> None:
         waiters = self._waiters.get(key, set())
         waiters.discard(waiter)
         if not waiters:
             self._waiters.pop(key, None)
+
+
+def _expire(waiter: asyncio.Future[bool]) -> None:
+    if not waiter.done():
+        waiter.set_result(False)
 
 
 class UseCount:

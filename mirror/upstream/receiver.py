@@ -8,8 +8,6 @@ The connection goes back to the client's pool when the body has been read to its
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Protocol
 
 import aiohttp
@@ -17,9 +15,8 @@ import aiohttp
 from mirror.errors import UpstreamTimeout
 from mirror.upstream.intake import Intake, Throttle
 
-# A step is handed out when it has this many bytes, or when its first byte is this old: a slow upstream's bytes are passed on
-# as they come, a fast one's in large steps.
-_ENOUGH = 256 << 10
+# A step is handed out when its buffer is full, or when its first byte is this old: a slow upstream's bytes are passed on as they
+# arrive, a fast one's in large steps.
 _DELAY_S = 0.002
 # The most that TLS may have deciphered beyond what it says is still to be read (RFC 8446 section 5.1).
 _RECORD = 16 << 10
@@ -83,8 +80,10 @@ class ParsedBody:
         # The client stops receiving by itself while nobody reads.
         await asyncio.sleep(self._delay)
         try:
-            async with _unless_silent(self._response, self._stall):
+            async with asyncio.timeout(self._stall):
                 piece = await self._response.content.readany()
+        except TimeoutError as error:
+            raise _silence(self._response, self._stall) from error
         except aiohttp.ClientError as error:
             raise BodyEnded from error
         self._delay = self._rate.spend(len(piece), asyncio.get_running_loop().time())
@@ -207,22 +206,25 @@ class BodyReceiver(asyncio.BufferedProtocol):
     # ---- inside
 
     async def _wait(self) -> None:
+        limit = self._loop.call_later(self._stall + self._throttle.remaining, self._time_out)
         try:
-            async with _unless_silent(self._response, self._stall + self._throttle.remaining):
-                while not self._is_due():
-                    if self._lost:
-                        raise BodyEnded
-                    self._waiter = self._loop.create_future()
-                    await self._waiter
+            while not self._is_due():
+                if self._lost:
+                    raise BodyEnded
+                self._waiter = self._loop.create_future()
+                await self._waiter
         finally:
+            limit.cancel()
             self._waiter = None
+
+    def _time_out(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(_silence(self._response, self._stall))
 
     def _is_due(self) -> bool:
         if not self._filled:
             return not self._left
-        if self._first or self._ripe or self._lost or not self._left or self._filled >= _ENOUGH:
-            return True
-        return self._is_full
+        return self._first or self._ripe or self._lost or self._is_full
 
     @property
     def _is_full(self) -> bool:
@@ -270,13 +272,8 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._response.close()
 
 
-@contextlib.asynccontextmanager
-async def _unless_silent(response: aiohttp.ClientResponse, stall: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(stall):
-            yield
-    except TimeoutError as error:
-        raise UpstreamTimeout(f"{response.url.host} sent nothing for {stall:g} s") from error
+def _silence(response: aiohttp.ClientResponse, stall: float) -> UpstreamTimeout:
+    return UpstreamTimeout(f"{response.url.host} sent nothing for {stall:g} s")
 
 
 def _is_last(response: aiohttp.ClientResponse) -> bool:
