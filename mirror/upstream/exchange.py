@@ -108,7 +108,7 @@ class Exchange:
         route.endpoint.note_address(response)
         if response.status == 401:
             response = await self._answer_challenge(response, scope, authorization, ahead)
-        elif authorization is None:
+        elif authorization is None and response.ok:
             route.tokens.learn([], scope)
         route.health.limits(
             parse_rate_limit(response.headers.get("ratelimit-limit")),

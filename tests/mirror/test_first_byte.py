@@ -84,6 +84,15 @@ async def test_registry_that_requires_no_token_any_more(hub, acquainted):
     assert trips(hub) == [HEAD]
 
 
+async def test_failure_of_all_hosts_is_no_news(hub, acquainted):
+    """A registry that fails, when the token host has failed, is not taken for one that requires no token."""
+    hub.add_image(APP, "1")
+    hub.script(Rule(kind="token"), Status(503))
+    hub.script(Rule(kind="manifest", challenge=True), Status(503))
+    assert (await acquainted.head(TAG)).status == 200
+    assert trips(hub) == [TOKEN, HEAD, TOKEN, HEAD]
+
+
 async def test_unpredictable_scope(hub, mirror):
     """Where a registry names another scope than its repositories' own, its challenge is awaited each time."""
     challenge = f'Bearer realm="http://{hub.token_host}/token",service="registry.docker.io",scope="repository:elsewhere:pull"'
