@@ -34,11 +34,11 @@ class UpstreamError(MirrorError):
         retry_after: seconds that upstream asked to wait before the next request, if it did.
         another: another configured upstream may succeed.
         transient: a repeated request may succeed.
-        asked: a request was sent; False if a remembered failure is repeated.
+        sent: a request was sent; False if a remembered failure is repeated.
     """
 
     reason = "error"
-    asked = True
+    sent = True
     another = False
     transient = False
 
@@ -49,7 +49,7 @@ class UpstreamError(MirrorError):
     def again(self, prefix: str, retry_after: float) -> Self:
         """A copy for a request for which upstream was not asked again."""
         other = type(self)(f"{prefix}: {self}", retry_after=retry_after)
-        other.asked = False
+        other.sent = False
         return other
 
     def delayed(self, retry_after: float) -> Self:

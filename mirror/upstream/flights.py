@@ -34,7 +34,7 @@ class FailureMemory:
         """Note the outcome of a request. Only failures of a request that was sent are kept."""
         if error is None:
             self._failures.forget(key)
-        elif isinstance(error, UpstreamError) and error.asked and error.reason in _REMEMBERED:
+        elif isinstance(error, UpstreamError) and error.sent and error.reason in _REMEMBERED:
             # Not the error itself: its traceback would keep alive what the request had read.
             self._failures.note(key, error.bare(), self.clock())
 

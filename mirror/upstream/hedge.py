@@ -29,18 +29,10 @@ async def hedged(
     tasks = [asyncio.create_task(send(False))]
     chosen: asyncio.Task[Attempt[T]] | None = None
     try:
-        done, pending = await asyncio.wait(tasks, timeout=after)
+        done, _ = await asyncio.wait(tasks, timeout=after)
         if not done and allowed():
             tasks.append(asyncio.create_task(send(True)))
-            done, pending = set(), set(tasks)
-        while pending or done:
-            chosen = next((task for task in done if task.result().is_answer), None)
-            if chosen is not None:
-                return chosen.result()
-            if not pending:
-                break
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        chosen = next((task for task in tasks if not isinstance(task.result().error, UpstreamBusy)), tasks[0])
+        chosen = await _first_answered(tasks)
         return chosen.result()
     finally:
         try:
@@ -49,6 +41,17 @@ async def hedged(
             if chosen is not None:
                 await uninterrupted(chosen.result().close())
             raise
+
+
+async def _first_answered(tasks: list[asyncio.Task[Attempt[T]]]) -> asyncio.Task[Attempt[T]]:
+    """The attempt that is answered first; if all fail, the first one that found a free connection."""
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        answered = next((task for task in done if task.result().is_answer), None)
+        if answered is not None:
+            return answered
+    return next((task for task in tasks if not isinstance(task.result().error, UpstreamBusy)), tasks[0])
 
 
 async def _discard_all(tasks: list[asyncio.Task[Attempt[T]]]) -> None:

@@ -240,13 +240,13 @@ class Registry:
         deadline = loop.time() + _TIMEOUT_S
         attempts = await self._attempts(request, work, deadline)
         attempt = attempts[-1][1]
-        asked = [(upstream, error) for upstream, each in attempts if (error := _failure(each)) is not None and error.asked]
+        asked = [(upstream, error) for upstream, each in attempts if (error := _failure(each)) is not None and error.sent]
         in_time = deadline - loop.time() > 2 * _RETRY_PAUSE_S
         if len(asked) == 1 and not _is_over(attempt) and in_time and _may_retry(request, *asked[0]):
             await asyncio.sleep(_RETRY_PAUSE_S)
             again = await asked[0][0].attempt(request, work, deadline - loop.time())
             error = _failure(again)
-            attempt = again if error is None or error.asked else attempt
+            attempt = again if error is None or error.sent else attempt
         async with attempt.resources:
             return attempt.value()
 

@@ -56,10 +56,8 @@ class Webhook:
             "User-Agent": f"registry-mirror/{__version__}",
             "X-Registry-Mirror-Event": event,
             "X-Registry-Mirror-Delivery": delivery,
+            **await self._signature(body),
         }
-        if self._secret_file is not None:
-            key = await _key(self._secret_file)
-            headers["X-Registry-Mirror-Signature"] = "sha256=" + hmac.new(key, body, hashlib.sha256).hexdigest()
         with translated(self._url):
             async with (
                 asyncio.timeout(_RESPONSE_TIMEOUT_S),
@@ -73,6 +71,12 @@ class Webhook:
             ):
                 status = response.status
         self._judge(status)
+
+    async def _signature(self, body: bytes) -> dict[str, str]:
+        if self._secret_file is None:
+            return {}
+        key = await _key(self._secret_file)
+        return {"X-Registry-Mirror-Signature": "sha256=" + hmac.new(key, body, hashlib.sha256).hexdigest()}
 
     def _judge(self, status: int) -> None:
         """Raise what a status means."""
