@@ -166,3 +166,21 @@ def test_no_second_request_after_a_429():
     budget = limited(kind="blob")
     assert not budget.allows_second("blob", "GET", 1.0)
     assert budget.allows_second("tags", "GET", 1.0)
+
+
+@pytest.mark.parametrize(("remaining", "plenty"), [(None, True), (61, True), (60, False), (0, False)])
+def test_plenty(remaining, plenty):
+    """A pull need not be saved while the limit is unknown, or leaves more than twice the reserve and 20."""
+    budget = PullQuota()
+    if remaining is not None:
+        budget.note(RateLimit(remaining, WINDOW), 0.0)
+    assert budget.has_plenty(20, 1.0) is plenty
+
+
+@pytest.mark.parametrize("kind", ["manifest", "blob"])
+def test_no_plenty_near_a_429(kind):
+    """For an hour after a 429 of any kind pulls are saved, whatever is left."""
+    budget = limited(kind=kind)
+    budget.note(RateLimit(1000, WINDOW), 31.0)
+    assert not budget.has_plenty(20, 3599.0)
+    assert budget.has_plenty(20, 3600.0)
