@@ -67,7 +67,7 @@ class Watch:
         while not self._done:
             self.highest = max(self.highest, self._mirror.store.quota.used(), sizes(self._mirror))
             self.looks += 1
-            time.sleep(0.002)
+            time.sleep(0.01)
 
 
 async def test_many_pulls_through_a_small_store(hub, bounded):

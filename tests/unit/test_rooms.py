@@ -12,7 +12,8 @@ def test_named_files_exist():
 
 
 def test_picture_shows_every_package():
-    assert all(f" {name} " in rooms.picture() for name in rooms.packages())
+    picture = rooms.picture()
+    assert all(f" {name} " in picture for name in rooms.packages())
 
 
 def test_a_package_imports_only_from_rows_below():

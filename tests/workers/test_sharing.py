@@ -32,11 +32,11 @@ async def started(cluster, hub, clients, size=SIZE):
 
 
 async def test_one_download_for_both_workers(cluster, hub):
-    """32 clients of two workers and one cold blob: upstream is asked once, all bytes are right, one download is counted."""
-    blob, gate, pulls = await started(cluster, hub, 32)
+    """16 clients of two workers and one cold blob: upstream is asked once, all bytes are right, one download is counted."""
+    blob, gate, pulls = await started(cluster, hub, 16)
     assert {pull.worker for pull in pulls} == set(cluster.workers())
     # What the other worker says of itself may be a second old.
-    metrics = await eventually(cluster.metrics, holds=lambda seen: seen["registry_mirror_download_readers"] >= 16)
+    metrics = await eventually(cluster.metrics, holds=lambda seen: seen["registry_mirror_download_readers"] >= 8)
     gate.release()
     bodies = await asyncio.gather(*(pull.rest() for pull in pulls))
     assert {sha256(body) for body in bodies} == {blob.digest}
@@ -49,11 +49,11 @@ async def test_one_download_for_both_workers(cluster, hub):
         metrics = await cluster.metrics()
         served = metrics['registry_mirror_served_bytes_total{outcome="MISS",registry="docker.io"}']
         joined = metrics['registry_mirror_served_bytes_total{outcome="JOINED",registry="docker.io"}']
-        return served + joined == 32 * SIZE and metrics
+        return served + joined == 16 * SIZE and metrics
 
     metrics = await eventually(settled, "metrics of both workers")
     assert metrics['registry_mirror_downloads_total{result="committed"}'] == 1
-    assert sum(value for name, value in metrics.items() if "requests_total" in name and 'kind="blob"' in name) >= 32
+    assert sum(value for name, value in metrics.items() if "requests_total" in name and 'kind="blob"' in name) >= 16
 
 
 async def test_downloads_of_both_workers(cluster, hub):
