@@ -15,7 +15,7 @@ from tests.e2e.harness.mounts import break_disk, fill_up, loop_disk, memory_disk
 from tests.e2e.harness.samples import Samples
 from tests.e2e.harness.throttle import Throttle
 from tests.e2e.harness.upstream import Upstream
-from tests.e2e.test_faults import follow_to_quarter, read_exactly, sha256
+from tests.e2e.test_killed_mirror import follow_to_quarter, read_exactly, sha256
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
