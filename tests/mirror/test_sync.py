@@ -242,7 +242,7 @@ async def test_warm_what_is_denied(hub, mirror, orders):
         ("sync", {"images": ["A B"]}, "A B"),
         ("sync", {"image": ["app"]}, "image: there is no such key"),
         ("sync", [], "object"),
-        ("warm", {}, "images: has to say"),
+        ("warm", {}, "images: is required"),
         ("warm", {"images": []}, "at least one"),
         ("warm", {"images": ["quay.io/a/b"]}, "not mirrored here"),
         ("warm", {"images": ["app"], "platforms": ["amd64"]}, "platforms: invalid platform"),
