@@ -64,11 +64,6 @@ class ImageSelector:
         repository = Repository.parse(parts.registry, parts.path)
         return cls(repository, reference, pattern, versions, newest, tuple(platforms))
 
-    @property
-    def needs_list(self) -> bool:
-        """Whether the registry's list of tags is needed."""
-        return self.pattern is not None
-
     def select(self, tags: Iterable[str]) -> list[Tag]:
         """The selected tags of a repository, the highest versions first, then the others by name; at most MOST_TAGS.
 

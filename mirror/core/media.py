@@ -10,17 +10,8 @@ OCI_ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
 SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
-DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
-DOCKER_PLUGIN_CONFIG: Final = "application/vnd.docker.plugin.v1+json"
-DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 DOCKER_FOREIGN_LAYER: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
-OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
-OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
-OCI_LAYER_GZIP: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
-OCI_LAYER_ZSTD: Final = "application/vnd.oci.image.layer.v1.tar+zstd"
 OCI_FOREIGN_LAYER: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"
-OCI_EMPTY: Final = "application/vnd.oci.empty.v1+json"
-OCTET_STREAM: Final = "application/octet-stream"
 
 MANIFEST_TYPES: Final = frozenset({DOCKER_MANIFEST, OCI_MANIFEST})
 INDEX_TYPES: Final = frozenset({DOCKER_LIST, OCI_INDEX})

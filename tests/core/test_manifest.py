@@ -11,8 +11,8 @@ from mirror.core.digest import Digest
 from mirror.core.errors import DigestMismatch, InvalidManifest
 from mirror.core.manifest import ManifestKind, Platform, parse_manifest
 
-CONFIG = {"mediaType": media.OCI_CONFIG, "size": 2, "digest": str(Digest.of(b"c"))}
-LAYER = {"mediaType": media.OCI_LAYER_GZIP, "size": 3, "digest": str(Digest.of(b"l"))}
+CONFIG = {"mediaType": "application/vnd.oci.image.config.v1+json", "size": 2, "digest": str(Digest.of(b"c"))}
+LAYER = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "size": 3, "digest": str(Digest.of(b"l"))}
 FOREIGN = {**LAYER, "mediaType": media.DOCKER_FOREIGN_LAYER, "urls": ["https://example.com/l"]}
 CHILD = {
     "mediaType": media.OCI_MANIFEST,

@@ -45,7 +45,6 @@ def test_entries(text, repository, reference, pattern):
     """A tag, a digest, a glob over tags and Docker's short names are understood."""
     wanted = ImageSelector.parse(text)
     assert (wanted.repository, wanted.reference, wanted.pattern) == (repository, reference, pattern)
-    assert wanted.needs_list is (pattern is not None)
 
 
 def test_what_goes_with_an_entry():
@@ -53,7 +52,6 @@ def test_what_goes_with_an_entry():
     versions, platform = VersionRange.parse(">=1"), Platform("linux", "arm64")
     wanted = ImageSelector.parse("app", "quay.io", versions, 3, [platform])
     assert wanted == ImageSelector(Repository("quay.io", "app"), None, "*", versions, 3, (platform,))
-    assert wanted.needs_list
 
 
 @pytest.mark.parametrize(
