@@ -57,6 +57,8 @@ class Janitor:
 
     Attributes:
         policies: decide which tags are pinned. So are the images that the configuration keeps here.
+        scrub: hashes held blobs, a little at a time.
+        leftovers: deletes what crashes leave behind.
     """
 
     def __init__(self, store: Store, scrub: Scrub, usage: Usage, metrics: Metrics, policies: TagPolicies) -> None:
@@ -66,10 +68,10 @@ class Janitor:
         self._index = store.index
         self._jobs = store.jobs
         self._eviction = Eviction(store.layout, store.files, store.generation)
-        self._scrub = scrub
+        self.scrub = scrub
         self._usage = usage
         self._metrics = metrics
-        self._leftovers = Leftovers(store.layout, store.files, store.index)
+        self.leftovers = Leftovers(store.layout, store.files, store.index)
         # One for each kind of work, so that none waits for another's long walk.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
         self._stopping = threading.Event()
@@ -98,7 +100,7 @@ class Janitor:
             # The shutdown waits for running work, which may be long.
             self._stopping.set()
             self._eviction.stop()
-            self._leftovers.stop()
+            self.leftovers.stop()
             for work in works:
                 work.cancel()
             await asyncio.gather(*works, return_exceptions=True)
@@ -121,23 +123,23 @@ class Janitor:
             due = time.monotonic() > count_at
             if due:
                 count_at = time.monotonic() + _COUNT_INTERVAL_S
-                if await self._guarded("count", self._count) is False:
+                if await self._guarded("count", self.count) is False:
                     count_at = time.monotonic() + _RECOUNT_PAUSE_S
-            while await self._guarded("evict", self._evict):
+            while await self._guarded("evict", self.evict):
                 pass
             if due:
-                await self._guarded("leftovers", self._leftovers.clear)
+                await self._guarded("leftovers", self.leftovers.clear)
             await asyncio.sleep(_INTERVAL_S)
 
     async def _scrub_on(self) -> None:
         while True:
-            step = asyncio.ensure_future(self._guarded("scrub", lambda: self._scrub.step(time.time())))
+            step = asyncio.ensure_future(self._guarded("scrub", lambda: self.scrub.step(time.time())))
             try:
                 await asyncio.shield(step)
             finally:
                 # A large blob takes minutes, which a stop does not wait for.
                 if not step.done():
-                    self._scrub.stop()
+                    self.scrub.stop()
                     await step
             await asyncio.sleep(_INTERVAL_S)
 
@@ -155,12 +157,12 @@ class Janitor:
 
     # ---- in the thread
 
-    def _count(self) -> bool:
+    def count(self) -> bool:
         """Count the files and correct the account; False if that has to be repeated soon."""
         began = time.monotonic()
         quota = self._files.quota
         mark = quota.mark()
-        partials = {partial.digest: on_disk(partial.size) for partial in self._leftovers.partials()}
+        partials = {partial.digest: on_disk(partial.size) for partial in self.leftovers.partials()}
         held = store_scan.take(self._layout, self._stopping.is_set)
         if held is None:
             return False
@@ -170,7 +172,7 @@ class Janitor:
         twice = any(self._files.size(digest) is not None for digest in partials)
         return quota.correct(mark, used, held.blobs) and not twice
 
-    def _evict(self) -> bool:
+    def evict(self) -> bool:
         """Evict for a while if the store is too large; returns whether there is more to do."""
         quota = self._files.quota
         shortage = quota.shortage(_LOW) if self._evicting or quota.shortage(_HIGH) else Shortage()
@@ -228,9 +230,9 @@ class Janitor:
     ) -> tuple[int, frozenset[Reason]]:
         """Make room like `_remove`; raises StorageError if the pins are unknown."""
         began = time.monotonic()
-        pinned = functools.cache(self._pinned)
-        plan = self._eviction.plan(shortage, self._leftovers.reserved(), pinned, deadline, enough, both=both)
-        removed = self._leftovers.clear_idle_partials(plan.size) if plan.size else 0
+        pinned = functools.cache(self.pinned)
+        plan = self._eviction.plan(shortage, self.leftovers.reserved(), pinned, deadline, enough, both=both)
+        removed = self.leftovers.clear_idle_partials(plan.size) if plan.size else 0
         if removed < plan.size:
             rest = replace(plan, size=plan.size - removed, with_pins=max(0, plan.with_pins - removed))
             evicted = self._eviction.evict(rest, pinned(), deadline, enough)
@@ -244,7 +246,8 @@ class Janitor:
                 log.warning("pinned_evicted", blobs=evicted.pinned, hint="raise storage.max_size or pin less")
         return removed, plan.unreachable
 
-    def _pinned(self) -> frozenset[Digest]:
+    def pinned(self) -> frozenset[Digest]:
+        """Return the blobs and manifests of pinned tags and kept images."""
         policies, kept = self.policies, self._jobs.kept_images()
         if not kept and not any(rule.pin for rules in policies.rules.values() for rule in rules):
             return frozenset()

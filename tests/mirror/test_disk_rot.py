@@ -288,7 +288,7 @@ async def test_scrub_of_a_mirror(hub, mirror):
     image = await pulled(hub, mirror, layers=[os.urandom(10_000)])
     path = mirror.blob_path(image.layers[0].digest)
     flip(path)
-    scrub = mirror.services.janitor._scrub
+    scrub = mirror.services.janitor.scrub
     digest = next(file.digest for file in mirror.store.files.walk() if str(file.digest) == image.layers[0].digest)
     assert not await asyncio.to_thread(scrub.check, digest, Pace(0))
     assert not path.exists()

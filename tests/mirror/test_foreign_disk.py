@@ -72,7 +72,7 @@ async def test_what_cannot_help_stays(hub, mirror, disk, images, log):
     """If all of the store could not bring the free space back nothing goes, not even for a request; it is said once."""
     leave(mirror, disk, MIB)
     for _ in range(3):
-        assert mirror.services.janitor._evict() is False
+        assert mirror.services.janitor.evict() is False
     blob = hub.add_synthetic_blob(APP, 100 * KIB, seed=1)
     answer = await mirror.get(f"{BLOB}/{blob.digest}")
     assert (answer.cache, answer.sha256) == ("BYPASS", blob.digest)
@@ -82,7 +82,7 @@ async def test_what_cannot_help_stays(hub, mirror, disk, images, log):
     assert await mirror.metric("storage_min_free_ok") == 0
 
     (disk / "foreign").unlink()
-    assert mirror.services.janitor._evict() is False
+    assert mirror.services.janitor.evict() is False
     assert await mirror.metric("storage_min_free_ok") == 1
     assert len(events(log, "bound_reachable")) == 1
     assert (await mirror.get(f"{BLOB}/{blob.digest}")).cache == "MISS"
@@ -91,7 +91,7 @@ async def test_what_cannot_help_stays(hub, mirror, disk, images, log):
 async def test_what_helps_goes(mirror, disk, images):
     """If some of the store brings the free space back, so much goes, the least recently used first, and no pin."""
     leave(mirror, disk, MIN_FREE - 200 * KIB)
-    while mirror.services.janitor._evict():
+    while mirror.services.janitor.evict():
         pass
     assert held(mirror, images) == ["pinned", "newer"]
     assert mirror.store.quota.free() >= MIN_FREE
@@ -102,7 +102,7 @@ async def test_what_helps_goes(mirror, disk, images):
 async def test_the_limit_itself_will_do(mirror, disk, images):
     """If the mark below the limit is out of reach, the limit itself is kept."""
     leave(mirror, disk, MIN_FREE - 1900 * KIB)
-    while mirror.services.janitor._evict():
+    while mirror.services.janitor.evict():
         pass
     assert held(mirror, images) == ["pinned"]
     assert mirror.store.quota.free() >= MIN_FREE
@@ -111,7 +111,7 @@ async def test_the_limit_itself_will_do(mirror, disk, images):
 async def test_no_pin_for_others(mirror, disk, images, log):
     """What is pinned does not go for the free space: if it would take that, nothing goes."""
     leave(mirror, disk, MIN_FREE - 2500 * KIB)
-    assert mirror.services.janitor._evict() is False
+    assert mirror.services.janitor.evict() is False
     assert held(mirror, images) == ["pinned", "older", "newer"]
     assert events(log, "pinned_evicted") == []
 
@@ -119,14 +119,14 @@ async def test_no_pin_for_others(mirror, disk, images, log):
 async def test_grown_store_is_looked_at_again(mirror, disk, images):
     """What was out of reach is tried again as soon as there is more that could go."""
     leave(mirror, disk, MIN_FREE - 2500 * KIB)
-    assert mirror.services.janitor._evict() is False
+    assert mirror.services.janitor.evict() is False
     # Others brought it here, and the disk has got room for it meanwhile.
     os.truncate(disk / "foreign", (disk / "foreign").stat().st_size - MIB)
     mirror.store.quota.min_free = 0
     data = os.urandom(MIB)
     mirror.store.files.put(Digest.of(data), data)
     mirror.store.quota.min_free = MIN_FREE
-    while mirror.services.janitor._evict():
+    while mirror.services.janitor.evict():
         pass
     assert mirror.store.quota.free() >= MIN_FREE
     assert "pinned" in held(mirror, images)
@@ -136,6 +136,6 @@ async def test_limit_below_what_cannot_go(mirror, images, log):
     """A limit that not even an empty store would keep, for its index alone is larger, is no reason to empty it."""
     mirror.store.quota.min_free, mirror.store.quota.max_size = 0, 4 * KIB
     for _ in range(2):
-        assert mirror.services.janitor._evict() is False
+        assert mirror.services.janitor.evict() is False
     assert held(mirror, images) == ["pinned", "older", "newer"]
     assert [event["bound"] for event in events(log, "bound_unreachable")] == ["max_size"]

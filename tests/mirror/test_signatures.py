@@ -152,7 +152,7 @@ async def test_signatures_age_with_their_image(hub, mirror):
     await mirror.get(f"/v2/{APP}/manifests/1")
     for digest in about:
         os.utime(layout.blob(digest), (1.0, 1.0))
-    mirror.graph.cache.manifests._context.usage.write(files, mirror.store.index)
+    mirror.usage.write(files, mirror.store.index)
     assert all(files.used(digest) >= files.used(Digest.parse(image.digest)) > 1.0 for digest in about)
 
 

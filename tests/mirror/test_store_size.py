@@ -173,7 +173,7 @@ async def test_partials_count(hub, bounded):
     await eventually(lambda: sizes(mirror))
     assert mirror.store.quota.used() == sizes(mirror) == 5 * MIB
     mirror.store.quota.release(3 * MIB)
-    mirror.services.janitor._count()
+    mirror.services.janitor.count()
     assert mirror.store.quota.used() == 5 * MIB
     gate.release()
     await pulling
@@ -321,14 +321,14 @@ async def test_low_water_mark(hub, bounded):
         blob = hub.add_synthetic_blob(APP, 100 * KIB, seed=i)
         await mirror.get(f"{BLOB}/{blob.digest}")
     await mirror.idle()
-    mirror.services.janitor._evict()
+    mirror.services.janitor.evict()
     assert mirror.store.quota.used() == 38 * 100 * KIB
     for i in range(38, 40):
         blob = hub.add_synthetic_blob(APP, 100 * KIB, seed=i)
         await mirror.get(f"{BLOB}/{blob.digest}")
     await mirror.idle()
     assert mirror.store.quota.used() > 0.95 * 4 * MIB
-    while mirror.services.janitor._evict():
+    while mirror.services.janitor.evict():
         pass
     assert 0.85 * 4 * MIB < mirror.store.quota.used() <= 0.90 * 4 * MIB
     assert await mirror.metric("evicted_bytes_total", reason="max_size") == 40 * 100 * KIB - mirror.store.quota.used()
@@ -339,7 +339,7 @@ async def test_rows_of_evicted_content_go(hub, bounded):
     mirror = await bounded(4 * MIB)
     image = hub.add_image(APP, "1", layers=[os.urandom(100 * KIB)])
     await pull(mirror, image, "1")
-    store, leftovers = mirror.store, mirror.services.janitor._leftovers
+    store, leftovers = mirror.store, mirror.services.janitor.leftovers
     leftovers.clear()
     assert len(list(store.index.manifests.rows())) == 1
     # Of each part: that the repository was given it, and that the registry has given it to anybody.
@@ -364,10 +364,10 @@ async def test_recount_after_a_crash(hub, bounded):
     right = mirror.store.quota.figures()
     assert right == (sizes(mirror), 4)
     mirror.store.quota.claim(1 * MIB, "a file that never came")
-    assert mirror.services.janitor._count()
+    assert mirror.services.janitor.count()
     assert mirror.store.quota.figures() == right
     os.unlink(mirror.store_path / "account")
-    assert mirror.services.janitor._count()
+    assert mirror.services.janitor.count()
     assert mirror.store.quota.figures() == right
 
 
@@ -380,7 +380,7 @@ async def test_a_failing_disk_is_told_briefly(bounded, monkeypatch, log):
         failures.append(True)
         raise StorageError("reading the account of the store: Input/output error", "io")
 
-    monkeypatch.setattr("mirror.maintenance.janitor.Janitor._evict", fail)
+    monkeypatch.setattr("mirror.maintenance.janitor.Janitor.evict", fail)
     await bounded(0)
     await eventually(lambda: len(failures) > 30)
     lines = [event for event in log if event["event"] == "janitor_failed"]

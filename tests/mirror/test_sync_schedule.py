@@ -476,7 +476,7 @@ async def test_garbage_in_the_ledger(hub, tmp_path, garbage, quiet):
         assert lasted(await orders.until(lambda state: lasted(state) == "completed")) == "completed"
         assert (await orders.warm("app:1"))["result"] == "completed"
         assert [image["image"] for image in (await orders.state())["images"]] == [f"docker.io/{APP}:1"]
-        assert mirror.services.janitor._pinned()
+        assert mirror.services.janitor.pinned()
     quiet()
 
 
@@ -494,7 +494,7 @@ async def test_order_that_lost_a_part(hub, mirror, orders):
 async def test_pins_that_are_none(hub, mirror):
     """What is no image's name in the ledger keeps nobody from evicting."""
     mirror.store.jobs.put_state("kept", {"a": ["x@y", "@", "docker.io/a:b@sha256:0", ":", ""]})
-    assert mirror.services.janitor._pinned() == frozenset()
+    assert mirror.services.janitor.pinned() == frozenset()
 
 
 async def test_poison(hub, mirror, orders, quiet):
