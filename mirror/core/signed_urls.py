@@ -13,7 +13,8 @@ from typing import Final
 _DEFAULT_S: Final = 60.0
 # Clocks differ, and a request takes a while.
 _MARGIN_S: Final = 30.0
-_MAX_S: Final = 3600.0
+# What a registry has granted it may refuse later: it is asked again as often as a token of Docker Hub expires.
+_MAX_S: Final = 300.0
 _EPOCH: Final = re.compile(r"[0-9]{9,11}", re.ASCII)
 _FORBIDDEN: Final = re.compile(r"\b(no-store|no-cache|private)\b", re.ASCII | re.IGNORECASE)
 

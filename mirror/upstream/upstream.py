@@ -73,7 +73,8 @@ class Upstream:
         except BaseException:
             self.health.release(permit)
             raise
-        if not attempt.is_answer:
+        if attempt.error is not None:
+            # Also after a refusal, by GET or by HEAD: an earlier redirect is no grant any more.
             self.route.targets.forget(request)
         return self.health.note(permit, attempt)
 

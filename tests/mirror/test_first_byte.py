@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+from mirror.core.digest import Digest
+from mirror.errors import NotFound
 from tests.clock import Clock
 from tests.fakehub import Reset, Rule, Status
 from tests.mirror.transfers import Transfer
@@ -256,6 +258,24 @@ async def test_redirect_is_of_one_repository(hub, mirror):
     assert (await mirror.get(f"/v2/{OTHER}/blobs/{blob.digest}", headers={"Range": "bytes=0-9"})).status == 404
     gate.release()
     assert await client.whole() == blob.data
+
+
+async def test_redirect_ends_with_the_grant(hub, mirror):
+    """After the registry has refused a blob, an earlier redirect to it is not followed any more."""
+    digest = Digest.parse(str(hub.add_blob(APP, b"content")))
+
+    async def fetch():
+        hub.reset_counters()
+        async with mirror.registry().blob(APP, digest, 0, 5):
+            pass
+        return trips(hub)
+
+    await fetch()
+    assert await fetch() == [CONTENT]
+    hub.script(Rule(kind="blob", method="HEAD"), Status(404))
+    with pytest.raises(NotFound):
+        await mirror.registry().head_blob(APP, digest)
+    assert await fetch() == [REDIRECT, CONTENT]
 
 
 # ---- connections
