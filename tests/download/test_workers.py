@@ -248,13 +248,14 @@ def committing(layout):
 
 async def test_hashing_is_no_hang(world, second):
     """While another worker hashes what has arrived, however long that takes, its readers stay with the store."""
-    world.limits = dataclasses.replace(world.limits, stall_s=0.3)
+    world.limits = dataclasses.replace(world.limits, stall_s=1.5)
     with contextlib.closing(committing(world.layout)) as other:
         reader = world.pull(world.worker(), second)
         await reader.has(len(DATA) - HELD_BACK)
-        for hashed in range(8):
+        # Longer than that in all, and much less in each step.
+        for hashed in range(5):
             other.map.write_hashed(hashed + 1)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.4)
         assert second.opens == []
         other.publish(Fate.VERIFIED)
         assert await reader.whole() == DATA
