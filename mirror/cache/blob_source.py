@@ -24,6 +24,7 @@ class UpstreamSource:
     digest: Digest
     context: Context = field(compare=False)
     size: ExpectedSize = field(compare=False)
+    lazy_size: int | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, context: Context, repository: Repository, digest: Digest) -> UpstreamSource:

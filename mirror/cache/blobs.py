@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mirror import demand
 from mirror.aio import SingleFlight
 from mirror.cache.access_index import UNKNOWN_SIZE
@@ -126,6 +128,8 @@ class Blobs:
                 self._content.raise_if_negative("blob", repository, digest)
                 await self._head_upstream(repository, digest)
                 authorized = True
+            if self._context.is_lazy(repository):
+                source = replace(source, lazy_size=await self._lazy_size(repository, digest))
             answer: BlobAnswer | None = None
             choice = self._hit_join_or_start(source, client, authorized=authorized)
             if isinstance(choice, CachedBlob):
@@ -138,6 +142,16 @@ class Blobs:
                 await self._downloads.shares.turn(client)
             if answer is not None:
                 return answer
+
+    async def _lazy_size(self, repository: Repository, digest: Digest) -> int | None:
+        """The size that a download of ranges needs in advance; None if it is not known, or if there is no need for it."""
+        if self._context.store.files.size(digest) is not None or self._downloads.find(digest) is not None:
+            return None
+        size = self.granted_size(repository, digest)
+        if size is None or size == UNKNOWN_SIZE:
+            self._content.raise_if_negative("blob", repository, digest)
+            size = await self._head_upstream(repository, digest)
+        return size
 
     def _hit_join_or_start(
         self, source: UpstreamSource, client: ClientCounts | None, *, authorized: bool

@@ -52,13 +52,19 @@ class Context:
     Args:
         registries: by name; no other registry is ever asked.
         in_use: counts the users of the registries; their connections stay open until there is none.
+        lazy: the registries of whose blobs only the requested ranges are fetched.
 
     Attributes:
         clock: returns seconds since the epoch.
     """
 
     def __init__(
-        self, services: CacheServices, registries: Mapping[str, Registry], policies: TagPolicies, in_use: UseCount
+        self,
+        services: CacheServices,
+        registries: Mapping[str, Registry],
+        policies: TagPolicies,
+        in_use: UseCount,
+        lazy: frozenset[str] = frozenset(),
     ) -> None:
         self.store = services.store
         self.access = services.access
@@ -67,6 +73,7 @@ class Context:
         self.registries = registries
         self.policies = policies
         self.in_use = in_use
+        self._lazy = lazy
         self.clock: Callable[[], float] = time.time
         self._make_room = services.make_room
 
@@ -76,6 +83,10 @@ class Context:
         if registry is None:
             raise NotFound(f"registry {repository.registry} is not mirrored here")
         return registry
+
+    def is_lazy(self, repository: Repository) -> bool:
+        """Whether only the requested ranges of the blobs of a repository are fetched."""
+        return repository.registry in self._lazy
 
     def is_private(self, repository: Repository) -> bool:
         """Whether a repository's registry is used with an account: there, only upstream's own answers grant a digest."""

@@ -88,7 +88,7 @@ class Prefetch:
 
         An index has no blobs; its client requests the manifest of a platform next.
         """
-        if not self._max_running or not manifest.blobs:
+        if not self._max_running or not manifest.blobs or self._context.is_lazy(repository):
             return
         self._pending.put((repository, manifest.digest), None)
 

@@ -134,6 +134,7 @@ class RegistryConfig(Section):
     ca_file: CertificatesFile | None = None
     proxy: ProxyUrl | None = None
     keep_deleted: bool = False
+    fill: Literal["whole", "ranges"] = "whole"
     allow: tuple[Pattern, ...] = ()
     deny: tuple[DenyPattern, ...] = ()
     tags: tuple[TagRuleConfig, ...] = ()

@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 _PROGRESS_BYTES = 256 << 10
 # How often a hole that another writer fills is looked at.
 _POLL_INTERVAL_S = 0.03
+# How often a lazy driver looks at what other processes have fetched.
+_LAZY_POLL_INTERVAL_S = 0.25
 # So many responses in a row have to agree on another size before what has arrived is discarded.
 _AGREEING_SIZES = 2
 
@@ -39,10 +41,14 @@ class Fetcher:
 
     Attributes:
         write: writes bytes at an offset into the partial file; the driver's hashes them, too.
+        is_lazy: only what readers request is fetched.
+        failure: why that cannot be fetched, None as long as it can.
     """
 
     def __init__(self, partial: Partial, source: Source, services: DownloadServices) -> None:
         self.write: Callable[[int, memoryview], None] = partial.write
+        self.is_lazy = source.lazy_size is not None
+        self.failure: MirrorError | None = None
         self._partial = partial
         self._source = source
         self._services = services
@@ -69,6 +75,7 @@ class Fetcher:
             UpstreamError, UpstreamRefusal: the attempts are used up.
             StorageError: the bytes cannot be written.
         """
+        await self._run_lazily()
         failures, loop = 0, asyncio.get_running_loop()
         progressed_at, seen = loop.time(), -1
         while not self._partial.is_complete():
@@ -97,8 +104,30 @@ class Fetcher:
                 elif loop.time() - progressed_at > self._services.limits.stall_s:
                     raise StorageError(f"another worker holds a part of {self._partial.digest} and hangs", "busy")
 
-    def fetch_ahead(self, position: int) -> None:
-        """Make sure that a range fetcher is on its way to `position`, because a reader waits there."""
+    async def _run_lazily(self) -> None:
+        """Leave the fetching to the readers of all processes until one of them requires the whole blob."""
+        partial, size = self._partial, self._source.lazy_size
+        if self.is_lazy and partial.size is None and size is not None:
+            first = self._range_fetcher(0)
+            try:
+                await first.begin(size)
+            finally:
+                first.close()
+        while self.is_lazy and not partial.is_complete():
+            await partial.changed(_LAZY_POLL_INTERVAL_S)
+            if self.failure is not None:
+                raise self.failure
+            before = partial.received()
+            partial.refresh()
+            if partial.received() != before:
+                partial.announce()
+
+    def fetch_ahead(self, position: int, until: int | None = None) -> None:
+        """Make sure that a range fetcher is on its way to `position`, because a reader waits there.
+
+        Args:
+            until: how far that reader reads, for a lazy fetcher; None: everything that follows is needed.
+        """
         if self._closed:
             # The reader has not seen yet that another partial file takes the place of this one.
             return
@@ -108,12 +137,20 @@ class Fetcher:
         if len(fetchers) >= self._services.limits.fetchers or loop.time() < self._ahead_again:
             return
         start = self._partial.available(position)
-        if self._is_near(start, fetchers):
+        if self._is_near(start, fetchers) or (until is not None and start >= until):
             return
         hole = self._partial.hole(max(start, position // CHUNK * CHUNK))
-        if hole is None or self._is_near(hole[0], fetchers) or not self._start_ahead(hole):
+        if hole is None or self._is_near(hole[0], fetchers) or not self._start_ahead(_bounded(hole, until)):
             # Another writer fills it, perhaps in another process; a reader who waits asks again.
             self._ahead_again = loop.time() + _POLL_INTERVAL_S
+
+    def fetch_beside(self) -> None:
+        """Fetch what a lazy driver in another process does not, if this process requires the whole blob."""
+        if self._source.lazy_size is None or self.is_lazy or self._partial.size is None:
+            return
+        hole = self._partial.hole(0)
+        if hole is not None:
+            self.fetch_ahead(hole[0])
 
     def _start_ahead(self, hole: tuple[int, int]) -> bool:
         """Begin to fetch a hole beside what is under way; False if another writer fills it."""
@@ -132,7 +169,12 @@ class Fetcher:
             self._other_sizes.append(size)
 
     def _is_near(self, position: int, fetchers: list[RangeFetcher]) -> bool:
-        return any(0 <= position - fetcher.position < self._services.limits.look_ahead_bytes for fetcher in fetchers)
+        reach = self._services.limits.look_ahead_bytes
+        return any(0 <= position - fetcher.position < reach and self._reaches(fetcher, position) for fetcher in fetchers)
+
+    def _reaches(self, fetcher: RangeFetcher, position: int) -> bool:
+        """Whether a fetcher comes to a position; nothing follows one that is lazy."""
+        return not self.is_lazy or fetcher.stop is None or position < fetcher.stop
 
     async def close(self) -> None:
         """End what still runs, and begin nothing more; the partial file may be closed afterwards."""
@@ -167,15 +209,23 @@ class Fetcher:
             await fetcher.fetch(stop)
             self._ahead_failures = 0
         except (ConnectionWithdrawn, UpstreamError, UpstreamRefusal, StorageError) as error:
-            # Not fatal: the driver fetches this part later.
+            # Not fatal unless lazy: the driver fetches this part later.
             log.info("fill_ahead_failed", digest=str(self._partial.digest), at=fetcher.position, cause=str(error))
             self._ahead_failures += 1
             self._ahead_again = asyncio.get_running_loop().time() + _pause_s(self._ahead_failures)
+            if self.is_lazy and self._is_final(error):
+                self.failure = error
         finally:
             fetcher.close()
             self._ahead.pop(fetcher, None)
             # Another reader may have waited until fewer are under way.
             self._partial.announce()
+
+    def _is_final(self, error: MirrorError) -> bool:
+        """Whether readers wait in vain for what a range fetcher could not fetch."""
+        if isinstance(error, UpstreamError | UpstreamRefusal):
+            return self._is_hopeless(error, self._ahead_failures)
+        return isinstance(error, StorageError)
 
     async def _prepare_retry(self, error: UpstreamError | UpstreamRefusal, failures: int, *, progressed: bool) -> None:
         """Wait as long as necessary before the next attempt, or raise the error if there should be none."""
@@ -209,6 +259,12 @@ class Fetcher:
     def _write(self, offset: int, data: memoryview) -> None:
         # Looked up now: a range fetcher may be older than the verifier.
         self.write(offset, data)
+
+
+def _bounded(hole: tuple[int, int], until: int | None) -> tuple[int, int]:
+    """The beginning of a hole, in whole chunks, that a reader up to `until` needs."""
+    start, stop = hole
+    return hole if until is None else (start, min(stop, -(-until // CHUNK) * CHUNK))
 
 
 def _pause_s(failures: int) -> float:

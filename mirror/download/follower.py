@@ -7,6 +7,7 @@ import asyncio
 from mirror.core.digest import Digest
 from mirror.download.audience import Audience
 from mirror.download.chunk_map import Fate
+from mirror.download.fetcher import Fetcher
 from mirror.download.partial import Partial
 from mirror.download.services import DownloadServices
 from mirror.download.states import Committed
@@ -19,11 +20,13 @@ class Follower:
     """Waits for the driver of a partial file in another process.
 
     Args:
+        fetcher: fetches what readers in this process wait for, and everything if the driver is lazy and this process is not.
         audience: the readers in this process, of whom the driver learns.
     """
 
-    def __init__(self, partial: Partial, services: DownloadServices, audience: Audience) -> None:
+    def __init__(self, partial: Partial, fetcher: Fetcher, services: DownloadServices, audience: Audience) -> None:
         self._partial = partial
+        self._fetcher = fetcher
         self._services = services
         self._audience = audience
         self._seen = (-1, -1, Fate.OPEN)
@@ -44,7 +47,10 @@ class Follower:
                 limits = self._services.limits
                 deadline = loop.time() + (limits.flush_s if partial.is_verified else limits.stall_s)
                 partial.announce()
-            if loop.time() > deadline:
+            self._fetcher.fetch_beside()
+            if self._fetcher.failure is not None:
+                raise self._fetcher.failure
+            if loop.time() > deadline and not self._fetcher.is_lazy:
                 # The lock cannot be taken away: readers go on past the store.
                 raise StorageError(f"another worker makes no progress with {partial.digest}", "busy")
             await asyncio.sleep(_POLL_INTERVAL_S)

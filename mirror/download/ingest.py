@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 # A reader far ahead, for whom nothing could be fetched because another writer was about to, asks again after so long.
 _ASK_AGAIN_S = 0.25
+# A lazy ingest without readers ends after so long; a new one would hash again what has arrived of its beginning.
+_IDLE_S = 30.0
 _CONNECTING = Connecting()
 
 
@@ -51,6 +53,8 @@ class Ingest:
         self._services = services
         self._partial: Partial | None = None
         self._fetcher: Fetcher | None = None
+        self._is_lazy = source.lazy_size is not None
+        self._idle: asyncio.TimerHandle | None = None
         self._end: Committed | Failed | None = None
         self._changed = Signal()
 
@@ -81,6 +85,11 @@ class Ingest:
     def readers(self) -> int:
         """How many read it just now."""
         return len(self.audience)
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether nobody needs more bytes of it than have arrived."""
+        return self._is_lazy and not self.audience
 
     @property
     def size(self) -> int | None:
@@ -117,6 +126,17 @@ class Ingest:
             self._close_unread()
         elif urgency is Urgency.CLIENT and self._is_left() and not self.share.abandon() and not self.audience:
             self.stop()
+        elif self.is_unread:
+            self._stop_timer()
+            self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._stop_unread)
+
+    def _stop_unread(self) -> None:
+        if self.is_unread and not (self._partial is not None and self._partial.is_complete()):
+            self.stop()
+
+    def _stop_timer(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
 
     def stop(self) -> None:
         """End it; what has arrived stays on disk for the next pull."""
@@ -138,29 +158,35 @@ class Ingest:
             await self._change_until(deadline, None)
         return size
 
-    async def ready(self, position: int, deadline: float, *, whole: bool) -> None:
-        """Wait until the byte at `position` can be read, or until an empty blob is verified; raises like `sized`."""
+    async def ready(self, position: int, until: int, deadline: float, *, whole: bool) -> None:
+        """Wait until the byte at `position` can be read, or until an empty blob is verified; raises like `sized`.
+
+        Args:
+            until: how far the reader reads, as in `readable`.
+        """
         while self._readable_to(position, whole=whole) <= position and not self._is_empty_rest(position):
-            self._fetch_ahead(position)
+            self._fetch_for_reader(position, until, whole=whole)
             await self._change_until(deadline, position)
 
-    async def readable(self, position: int, *, whole: bool) -> int:
+    async def readable(self, position: int, until: int, *, whole: bool) -> int:
         """Wait until bytes after `position` can be read, and return their end.
 
         Args:
+            until: how far the reader is sure to read; what is behind it is not fetched for it alone.
             whole: the reader takes the blob from its first byte to its last, and trusts it then: its end waits for the digest.
 
         Raises:
             MirrorError: the ingest failed before they arrived.
         """
         while (end := self._readable_to(position, whole=whole)) <= position:
-            self._fetch_ahead(position)
+            self._fetch_for_reader(position, until, whole=whole)
             await self._change(_ASK_AGAIN_S, position)
         return end
 
     async def committed(self) -> None:
         """Wait until the blob is held under its name; raises MirrorError if that fails."""
         while not isinstance(self._end, Committed):
+            self._require_whole()
             await self._change(1.0, None)
 
     def open_file(self) -> FileIO:
@@ -169,9 +195,20 @@ class Ingest:
             raise self._end.cause if isinstance(self._end, Failed) else DownloadAbandoned(f"nothing of {self.digest} is left")
         return self._partial.reader()
 
-    def _fetch_ahead(self, position: int) -> None:
+    def _fetch_for_reader(self, position: int, until: int, *, whole: bool) -> None:
+        if whole:
+            self._require_whole()
         if self._fetcher is not None and isinstance(self.state, Receiving):
-            self._fetcher.fetch_ahead(position)
+            self._fetcher.fetch_ahead(position, until if self._is_lazy else None)
+
+    def _require_whole(self) -> None:
+        """Have everything fetched from now on, whichever readers leave."""
+        if self._is_lazy:
+            self._is_lazy = False
+            if self._fetcher is not None:
+                self._fetcher.is_lazy = False
+            if self._partial is not None:
+                self._partial.announce()
 
     async def _change_until(self, deadline: float, position: int | None) -> None:
         left = deadline - asyncio.get_running_loop().time()
@@ -220,7 +257,7 @@ class Ingest:
         while True:
             partial, fetcher = await self._open()
             if not (partial.try_acquire_driver() and partial.is_current()):
-                committed = await Follower(partial, self._services, self.audience).run()
+                committed = await Follower(partial, fetcher, self._services, self.audience).run()
                 if committed is not None:
                     return committed
                 if not partial.is_current():
@@ -236,6 +273,7 @@ class Ingest:
             services.threads.write, lambda: Partial(services.layout, services.files.quota, self.digest), Partial.abandon
         )
         self._partial, self._fetcher = partial, Fetcher(partial, self.source, services)
+        self._fetcher.is_lazy = self._is_lazy
         self._changed.pulse()
         if discarded is not None:
             discarded.announce()
@@ -252,6 +290,7 @@ class Ingest:
     def end(self, end: Committed | Failed) -> None:
         """Enter the last state. Readers who have not finished keep the bytes open."""
         self._end = end
+        self._stop_timer()
         if self._partial is not None:
             self._partial.abandon(keep_readable=True)
             self._partial.announce()

@@ -29,6 +29,7 @@ class RangeFetcher:
 
     Attributes:
         position: where the next byte will be written; what is before it has arrived.
+        stop: where it ends, None if that is not known.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class RangeFetcher:
         self._lock = partial.locks()
         self._first, self._next = position // CHUNK, position // CHUNK
         self.position = position
+        self.stop: int | None = None
         self._written_back = position - position % _WRITE_BACK_BYTES
         self._writing_back: Future[None] | None = None
         partial.shared.keep()
@@ -54,6 +56,15 @@ class RangeFetcher:
     def claim(self) -> bool:
         """Claim the chunk at `position`; False if another writer has it, or has already gone further in it."""
         return self._claim_next(self.position % CHUNK)
+
+    async def begin(self, size: int) -> None:
+        """Start the partial file of a blob of `size` bytes.
+
+        Raises:
+            StorageError: there is no space.
+        """
+        await self._stored(size, self._partial.begin, size)
+        self._partial.announce()
 
     async def fetch(self, stop: int | None) -> None:
         """Fetch up to `stop` (None: to the end); return there, or where another writer's chunk begins.
@@ -64,12 +75,12 @@ class RangeFetcher:
             UpstreamError, UpstreamRefusal: the stream ended before the hole did; what has arrived is kept.
             StorageError: the bytes could not be written.
         """
+        self.stop = stop
         async with self._source.open(self.position, stop) as stream:
             if self._partial.size is None:
                 # Claimed before another process can see that there is a chunk: its reader would have it fetched as well.
                 is_claimed = self._lock.try_acquire(0, CHUNK)
-                await self._stored(stream.size, self._partial.begin, stream.size)
-                self._partial.announce()
+                await self.begin(stream.size)
                 if not is_claimed:
                     return
                 self._next = 1

@@ -12,6 +12,7 @@ from io import FileIO
 from typing import Protocol
 
 from mirror.core.urgency import Urgency
+from mirror.download.chunk_map import CHUNK
 from mirror.download.ingest import Ingest
 from mirror.download.passthrough_stream import PassthroughStream
 from mirror.errors import DigestMismatch, StorageError, UpstreamProtocolError, UpstreamTimeout
@@ -165,7 +166,8 @@ class StreamingBody:
                 size = await self._ingest.sized(self._deadline)
                 if self._size not in (None, size):
                     raise UpstreamProtocolError(f"{self._ingest.digest} had {self._size} bytes at first, and now {size}")
-                await self._ingest.ready(start, self._deadline, whole=_is_whole(start, stop, size))
+                until = _until(start, start, stop, size)
+                await self._ingest.ready(start, until, self._deadline, whole=_is_whole(start, stop, size))
                 break
             except DigestMismatch as error:
                 self._move_on(error)
@@ -177,7 +179,8 @@ class StreamingBody:
         position, whole = start, _is_whole(start, stop, self._size)
         while position < stop and self._bypass is None:
             try:
-                end = min(await self._ingest.readable(position, whole=whole), stop, position + _MAX_SPAN_BYTES)
+                until = _until(start, position, stop, self._size)
+                end = min(await self._ingest.readable(position, until, whole=whole), stop, position + _MAX_SPAN_BYTES)
                 if self._file is None:
                     self._file = self._ingest.open_file()
             except StorageError:
@@ -230,6 +233,14 @@ class StreamingBody:
         successor.join(self._urgency)
         self._ingest.leave(self._urgency)
         self._ingest = successor
+
+
+def _until(start: int, position: int, stop: int, size: int | None) -> int:
+    """How far a reader of a part is sure to read: to its end; but to the blob's end only after it has read as much already.
+
+    Clients request to the end and hang up when they have their part.
+    """
+    return stop if stop != size else min(stop, position + max(CHUNK, position - start))
 
 
 def _is_whole(start: int, stop: int, size: int | None) -> bool:

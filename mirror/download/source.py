@@ -30,7 +30,14 @@ class BlobStream(Protocol):
 
 
 class Source(Protocol):
-    """Where the bytes of one blob come from; hashable, and equal to others that lead to the same place."""
+    """Where the bytes of one blob come from; hashable, and equal to others that lead to the same place.
+
+    Attributes:
+        lazy_size: bytes of the blob, if only those that readers request are to be fetched; otherwise None.
+    """
+
+    @property
+    def lazy_size(self) -> int | None: ...
 
     def __hash__(self) -> int: ...
     def held(self) -> AbstractContextManager[None]:

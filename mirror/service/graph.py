@@ -95,7 +95,8 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     http = Http(limits, user_agent=f"registry-mirror/{__version__}", pool=services.connections)
     healths = {} if previous is None else previous.healths()
     registries = {name: _registry(name, config, http, services.metrics, healths) for name in config.registries}
-    context = Context(services.cache, registries, TagPolicies.configured(config), UseCount())
+    lazy = frozenset(name for name, entry in config.registries.items() if entry.fill == "ranges")
+    context = Context(services.cache, registries, TagPolicies.configured(config), UseCount(), lazy)
     prefetching = group.counts.count(Total.PREFETCHES)
     cache = Cache(config, context, services.downloads, prefetching, services.notifier.moved)
     api = RegistryApi(Router(registries, config.default_registry), cache, services.recheck, group.via_chain)

@@ -67,6 +67,8 @@ class ScriptedSource:
         self._refusals = []
         self._answer = None
 
+    lazy_size = None
+
     def held(self):
         """It never closes."""
         return contextlib.nullcontext()

@@ -1,5 +1,6 @@
 """Ranges of blobs that are held, and of blobs that are still arriving (RFC 9110 section 14)."""
 
+import asyncio
 import email
 
 import pytest
@@ -114,6 +115,26 @@ async def test_far_range_does_not_wait_for_what_is_before_it(hub, mirror):
     gate.release()
     assert await client.whole() == blob.data
     assert await blob.held()
+
+
+async def test_parallel_open_ended_ranges(hub, mirror):
+    """Clients that request to the end and hang up behind their part, as containerd does, and a late one that reads it all."""
+    parts = 8
+    blob = Transfer(hub, mirror, parts * 2 * MIB)
+    hub.latency = 0.01
+
+    async def part(number):
+        start = number * 2 * MIB
+        client = await blob.client(Range=f"bytes={start}-")
+        await client.has(2 * MIB)
+        await client.leave()
+        return client.data[: 2 * MIB]
+
+    pieces = await asyncio.gather(*map(part, range(parts)))
+    assert b"".join(pieces) == blob.data
+    assert (await blob.get()).body == blob.data
+    assert await blob.held()
+    assert sum(seen.body_bytes_sent for seen in blob.fetched()) <= len(blob.data) + len(blob.fetched()) * MIB
 
 
 async def test_ignored_conditions_of_ranges(there):

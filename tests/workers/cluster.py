@@ -39,10 +39,10 @@ class Cluster(Served):
         """The process ids of the workers that live, oldest first."""
         return children(self.process.pid)
 
-    async def pull(self, path, worker=None):
-        """Begin to read over a connection of its own, to a certain worker if that is said."""
+    async def pull(self, path, worker=None, *headers):
+        """Begin to read over a connection of its own, to a certain worker if that is said; `headers` are whole lines."""
         async with self._stopped(worker):
-            return await Pull(self.port).begin(path, self if worker is not None else None)
+            return await Pull(self.port, headers).begin(path, self if worker is not None else None)
 
     async def admin(self, path, worker=None, method="GET", **body):
         """The body of an answer at the admin address."""
@@ -80,8 +80,9 @@ class Cluster(Served):
 class Pull:
     """One request over a connection of its own."""
 
-    def __init__(self, port):
+    def __init__(self, port, headers=()):
         self._port = port
+        self._headers = headers
         self.writer = None
 
     async def begin(self, path, accepted_by=None, method="GET", **body):
@@ -89,7 +90,7 @@ class Pull:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
         data = json.dumps(body).encode() if body else b""
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
-        head += "Content-Type: application/json\r\n\r\n"
+        head += "\r\n".join(["Content-Type: application/json", *self._headers, "", ""])
         self.local = self.writer.get_extra_info("sockname")[1]
         if accepted_by is not None:
             self.worker = await eventually(lambda: owner(self._port, self.local, accepted_by.workers()), "accepted")
