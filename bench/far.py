@@ -10,13 +10,12 @@ from pathlib import Path
 from statistics import median
 
 from bench import docker, servers
-from bench.clients import download, get
+from bench.clients import download
 from bench.content import Content
 from bench.line import RATE, Line, far_origin, means
-from bench.lineup import Lineup, Settings, or_absent, settle
+from bench.lineup import Lineup, Settings, expect_ok, or_absent, settle
 from bench.load import Load
 from bench.plot import Chart, Panel
-from bench.process import NotTakenError
 from bench.report import DIRECT, DOCKER_REGISTRY, MIRROR, NGINX, Bar, Report, Row
 from bench.servers import Origin, Server
 
@@ -87,7 +86,7 @@ def _measure_line(plan: _Plan, line: Line, number: int, report: Report) -> None:
         lineup = stack.enter_context(Lineup(_starters(plan, origin)))
         small = plan.content.blob(SMALL_BYTES)
         # A server in use has connections to its upstream.
-        lineup.each(lambda _, server: _expect_ok(server, small))
+        lineup.each(lambda _, server: expect_ok(server, small))
         for clients in plan.clients:
             what = f"{line}, {size / MEGA:.0f} MB, {clients} client{'s' if clients > 1 else ''}"
             first, last = Row(f"{what}: first byte", "ms"), Row(f"{what}: last byte", "s")
@@ -164,9 +163,3 @@ def _direct(origin: Origin) -> Iterator[Server]:
 def _own_home(settings: Settings) -> Iterator[Settings]:
     with tempfile.TemporaryDirectory(dir=settings.home, ignore_cleanup_errors=True) as home:
         yield replace(settings, home=Path(home))
-
-
-def _expect_ok(server: Server, path: str) -> None:
-    status, beginning = get(server.port, path, host=server.host)
-    if status != 200:
-        raise NotTakenError(f"GET {path} answered {status}: {beginning[:200]!r}")

@@ -8,7 +8,7 @@ from http.client import HTTPConnection, HTTPException
 from bench import servers
 from bench.content import Content
 from bench.line import Line, far_origin
-from bench.lineup import Lineup, Settings, settle
+from bench.lineup import Lineup, Settings, expect_ok, settle
 from bench.process import NotTakenError
 from bench.report import MIRROR, Bar, Report, Row
 from bench.servers import Server
@@ -20,6 +20,7 @@ RANGES = 40
 RANGE_BYTES = 64_000
 # What a mirror fetches at least: it marks what it has by chunks.
 CHUNK_BYTES = 1 << 20
+SMALL_BYTES = 1000
 ROUND_TRIP = 0.1
 LIMIT = 60.0
 MILLI = 1e3
@@ -40,6 +41,9 @@ def measure(settings: Settings) -> Report:
         url = f"http://{origin.host}:{origin.port}"
         starters = {MIRROR: lambda: servers.mirror_of(settings.home, url, settings.workers, {KEY: "ranges"})}
         lineup = stack.enter_context(Lineup(starters))
+        small = content.blob(SMALL_BYTES)
+        # A mirror in use has connections to its upstream.
+        lineup.each(lambda _, server: expect_ok(server, small))
         for number in range(settings.rounds()):
             blob = content.blob(size)
 

@@ -100,3 +100,10 @@ def settle(origin: Origin, limit: float) -> dict[str, int]:
             raise NotTakenError(f"the origin was still sending after {limit:.0f} s")
         time.sleep(POLL_SECONDS)
     return counters
+
+
+def expect_ok(server: Server, path: str) -> None:
+    """Pull something once. Raises NotTakenError if that fails."""
+    status, beginning = get(server.port, path, host=server.host)
+    if status != 200:
+        raise NotTakenError(f"GET {path} answered {status}: {beginning[:200]!r}")
