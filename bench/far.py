@@ -90,7 +90,7 @@ def _measure_line(plan: _Plan, line: Line, number: int, report: Report) -> None:
         for clients in plan.clients:
             what = f"{line}, {size / MEGA:.0f} MB, {clients} client{'s' if clients > 1 else ''}"
             first, last = Row(f"{what}: first byte", "ms"), Row(f"{what}: last byte", "s")
-            if line.connection_rate and not line.loss:
+            if line.connection_rate and not line.loss and clients == 1:
                 last.bars = [Bar(0.35, False, f"<= 0.35 x {mirror_with(1)}", mirror_with(1), of=mirror_with(4))]
             report.rows += [first, last]
             blob = plan.content.blob(size)
