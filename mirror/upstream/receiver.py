@@ -136,6 +136,8 @@ class BodyReceiver(asyncio.BufferedProtocol):
         """See `Body`."""
         if self._begun:
             begun, self._begun, self._first = self._begun, b"", False
+            # What has come since then was due with it, and has no timer.
+            self._ripe = self._filled > 0
             return memoryview(begun)
         self._take_back()
         if not self._is_due():

@@ -15,8 +15,8 @@ from mirror.upstream.buffers import LARGEST, SMALLEST, BufferPool
 from mirror.upstream.intake import Intake
 from mirror.upstream.receiver import BodyEnded, open_body
 from tests.certificates import Authority
+from tests.support.waiting import LIMIT, SOON, eventually
 
-LIMIT = 10.0
 LARGE = os.urandom(5_000_003)
 
 
@@ -181,6 +181,28 @@ async def test_bytes_are_passed_on_as_they_come(session, pool):
             seen.append(bytes(await body.step()))
         assert seen == [b"a", b"b", b"c", b"d"]
         assert not await body.step()
+        body.close()
+
+
+async def test_bytes_that_come_before_the_first_step(session, pool):
+    """What comes while the bytes behind the head wait to be taken is passed on, also if nothing follows it."""
+    opened_body, taken = asyncio.Event(), asyncio.Event()
+
+    async def script(writer):
+        writer.write(head(9) + b"hello")
+        await opened_body.wait()
+        writer.write(b"you")
+        await taken.wait()
+        writer.write(b"!")
+
+    async with Peer(script) as peer:
+        body = await opened(session, peer, pool)
+        opened_body.set()
+        await eventually(lambda: pool.lent, "bytes in a buffer")
+        async with asyncio.timeout(SOON):
+            assert [bytes(await body.step()) for _ in range(2)] == [b"hello", b"you"]
+        taken.set()
+        assert bytes(await body.step()) == b"!"
         body.close()
 
 

@@ -166,9 +166,11 @@ def _janitor(cluster, pids):
     path = cluster.store / "janitor.lock"
     if not path.exists():
         return None
-    inode = path.stat().st_ino
+    status = path.stat()
+    file = f" {os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino} "
     with open("/proc/locks") as locks:
-        holders = [int(line.split()[4]) for line in locks if "FLOCK" in line and f":{inode} " in line and "->" not in line]
+        # A set: a list that changes while it is read may show a line twice.
+        holders = {int(line.split()[4]) for line in locks if "FLOCK" in line and file in line and "->" not in line}
     assert len(holders) <= 1
     return next((pid for pid in holders if pid in pids), None)
 
