@@ -7,7 +7,7 @@ offset (`range_fetcher`). *Readers* read the file at their own position as far a
 from byte 0: the bytes in hand while they arrive without a gap, else what it reads back (`verifier`). At the end the blob is
 committed, or the file is discarded.
 
-A step is what upstream's connection has received since the last one, up to a MiB. It costs one turn of a thread, which writes,
+A step is what upstream's connection has received since the last one, up to 2 MiB. It costs one turn of a thread, which writes,
 marks and hashes it, and one wake-up of each reader who waits for these bytes.
 
 Locks of the kernel on the partial file decide who writes, between the processes that share a store as well as inside one:

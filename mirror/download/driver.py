@@ -34,17 +34,23 @@ class Driver:
             partial.replace_by(held)
             await partial.in_thread(services.threads.write, partial.discard)
             return Committed(held.size, fetched=False)
-        await rehash(partial, services.threads.write)
-        if await partial.in_thread(services.threads.write, partial.refresh):
-            if partial.received():
-                services.resumed("restart")
-            partial.announce()
+        if not partial.is_new():
+            await self._resume()
         await self._fetch()
         partial.publish(Fate.VERIFIED)
         partial.announce()
         await self._commit()
         assert partial.size is not None
         return Committed(partial.size, fetched=True)
+
+    async def _resume(self) -> None:
+        """Take up what an earlier ingest has left."""
+        partial, services = self._partial, self._services
+        await rehash(partial, services.threads.write)
+        if await partial.in_thread(services.threads.write, partial.refresh):
+            if partial.received():
+                services.resumed("restart")
+            partial.announce()
 
     async def _fetch(self) -> None:
         """Return when every byte has arrived and the digest has matched."""

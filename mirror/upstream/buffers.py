@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-LARGEST = 1 << 20
+LARGEST = 2 << 20
 SMALLEST = 16 << 10
-_TOTAL = 8 << 20
+_TOTAL = 12 << 20
 
 
 class BufferPool:

@@ -1,7 +1,7 @@
 """Receives the body of a response straight into buffers, below the HTTP client that has read its head.
 
 The client's own way costs an object, a copy and a wake-up for each piece that the kernel hands out. Here the kernel writes
-into a buffer of up to a MiB (`asyncio.BufferedProtocol`), and whoever takes the bytes is woken once for all that have come.
+into a buffer of up to 2 MiB (`asyncio.BufferedProtocol`), and whoever takes the bytes is woken once for all that have come.
 The connection goes back to the client's pool when the body has been read to its end.
 """
 

@@ -406,7 +406,7 @@ async def test_more_than_was_announced(session, pool, caplog, transport):
 
 def test_buffers_are_large_while_few_are_lent():
     """Who comes first gets a large buffer, and so does the next."""
-    pool = BufferPool(8 << 20)
+    pool = BufferPool()
     assert [len(pool.lend()) for _ in range(3)] == [LARGEST] * 3
 
 
