@@ -220,7 +220,10 @@ class BodyReceiver(asyncio.BufferedProtocol):
             self._waiter = None
 
     def _time_out(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self._filled:
+            # It came while the event loop was busy for as long as the limit.
+            self._ripen()
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(_silence(self._response, self._stall))
 
     def _is_due(self) -> bool:

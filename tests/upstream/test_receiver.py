@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import ssl
+import time
 
 import aiohttp
 import pytest
@@ -221,6 +222,29 @@ async def test_silence(session, pool):
             await body.step()
         body.close()
         silent.set()
+    assert pool.lent == 0
+
+
+async def test_bytes_that_came_while_the_event_loop_was_busy(session, pool):
+    """A busy event loop is no silent upstream: what has come within the stall time is handed out, however late."""
+    go_on, written = asyncio.Event(), asyncio.Event()
+
+    async def script(writer):
+        writer.write(head(5) + b"a")
+        await go_on.wait()
+        writer.write(b"bcd")
+        written.set()
+
+    async with Peer(script) as peer:
+        body = await opened(session, peer, pool, stall=0.05)
+        with contextlib.closing(body):
+            assert bytes(await body.step()) == b"a"
+            go_on.set()
+            step = asyncio.create_task(body.step())
+            await written.wait()
+            # The only wait here that blocks: it stands for the work of others on the event loop.
+            time.sleep(0.1)
+            assert bytes(await step) == b"bcd"
     assert pool.lent == 0
 
 
