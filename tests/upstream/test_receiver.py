@@ -200,9 +200,11 @@ async def test_bytes_that_come_before_the_first_step(session, pool):
         body = await opened(session, peer, pool)
         opened_body.set()
         await eventually(lambda: pool.lent, "bytes in a buffer")
-        async with asyncio.timeout(SOON):
-            assert [bytes(await body.step()) for _ in range(2)] == [b"hello", b"you"]
-        taken.set()
+        try:
+            async with asyncio.timeout(SOON):
+                assert [bytes(await body.step()) for _ in range(2)] == [b"hello", b"you"]
+        finally:
+            taken.set()
         assert bytes(await body.step()) == b"!"
         body.close()
 
