@@ -116,6 +116,10 @@ class UpstreamProtocolError(UpstreamError):
     reason = "protocol"
 
 
+class RangeIgnored(UpstreamProtocolError):
+    """Upstream answers the request for a range with the whole blob."""
+
+
 class UpstreamSizeChanged(UpstreamProtocolError):
     """Upstream states another size of a blob than before.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -37,6 +37,10 @@ class UpstreamSource:
         async with self.registry.blob(self.repository.path, self.digest, start, stop, self.size) as stream:
             self.context.access.record_grant("blob", self.repository, self.digest, stream.size)
             yield stream
+
+    @property
+    def origin(self) -> Hashable:
+        return self.registry.name
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         return self.context.in_use.hold()

@@ -159,6 +159,7 @@ class DownloadsConfig(Section):
     """How blobs are fetched."""
 
     connections_per_blob: Annotated[int, Field(ge=1, le=16)] = 4
+    parallel_from: Size = 32 << 20
     max_upstream_connections: Annotated[int, Field(ge=1, le=10_000)] = 64
     connect_timeout: Annotated[Duration, Field(gt=0, le=10)] = 5.0
     stall_timeout: Annotated[Duration, Field(gt=0, le=600)] = 15.0

@@ -23,7 +23,7 @@ class Urgency(enum.IntEnum):
     CLIENT = 0
     """A client reads them."""
     PREFETCH = 1
-    """A client has just received the manifest that names them."""
+    """A client has just received the manifest that names them, or reads them while another connection fetches the same blob."""
     ABANDONED = 2
     """Clients requested them and disconnected."""
     SYNC = 3

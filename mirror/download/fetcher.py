@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import structlog
 
+from mirror.core.pieces import END, Lane
 from mirror.core.retry import backoff
+from mirror.download.lanes import Lanes
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.range_fetcher import RangeFetcher
 from mirror.download.services import DownloadServices
@@ -59,6 +61,7 @@ class Fetcher:
         self._ahead_again = 0.0
         self._closed = False
         self._other_sizes: list[int | None] = []
+        self._lanes = Lanes(partial, source, services, self._range_fetcher)
         # A reader starts further range fetchers, but they belong to the ingest, as this one does.
         self._context = contextvars.copy_context()
 
@@ -69,13 +72,22 @@ class Fetcher:
         return len(sizes) == _AGREEING_SIZES and len(set(sizes)) == 1
 
     async def run(self) -> None:
-        """Fetch hole after hole until there is none. For the driver.
+        """Fetch hole after hole until there is none, a large blob over several connections. For the driver.
 
         Raises:
             UpstreamError, UpstreamRefusal: the attempts are used up.
             StorageError: the bytes cannot be written.
         """
         await self._run_lazily()
+        widening = asyncio.get_running_loop().create_task(self._lanes.run())
+        try:
+            await self._fetch_all()
+        finally:
+            widening.cancel()
+            await asyncio.gather(widening, return_exceptions=True)
+            await self._lanes.close()
+
+    async def _fetch_all(self) -> None:
         failures, loop = 0, asyncio.get_running_loop()
         progressed_at, seen = loop.time(), -1
         while not self._partial.is_complete():
@@ -108,7 +120,7 @@ class Fetcher:
         """Leave the fetching to the readers of all processes until one of them requires the whole blob."""
         partial, size = self._partial, self._source.lazy_size
         if self.is_lazy and partial.size is None and size is not None:
-            first = self._range_fetcher(0)
+            first = self._range_fetcher(Lane(0))
             try:
                 await first.begin(size)
             finally:
@@ -136,6 +148,7 @@ class Fetcher:
         # Before any search in the map, whose cost to every waiting reader grows with the blob.
         if len(fetchers) >= self._services.limits.fetchers or loop.time() < self._ahead_again:
             return
+        fetchers += self._lanes.fetchers
         start = self._partial.available(position)
         if self._is_near(start, fetchers) or (until is not None and start >= until):
             return
@@ -154,13 +167,12 @@ class Fetcher:
 
     def _start_ahead(self, hole: tuple[int, int]) -> bool:
         """Begin to fetch a hole beside what is under way; False if another writer fills it."""
-        fetcher = self._range_fetcher(hole[0])
+        fetcher = self._range_fetcher(Lane(*hole))
         if not fetcher.claim():
             fetcher.close()
             return False
-        self._ahead[fetcher] = asyncio.get_running_loop().create_task(
-            self._run_ahead(fetcher, self._stop(hole)), context=self._context.copy()
-        )
+        self._lanes.pieces.add(fetcher.lane)
+        self._ahead[fetcher] = asyncio.get_running_loop().create_task(self._run_ahead(fetcher), context=self._context.copy())
         return True
 
     def _record_size(self, size: int | None) -> None:
@@ -174,7 +186,7 @@ class Fetcher:
 
     def _reaches(self, fetcher: RangeFetcher, position: int) -> bool:
         """Whether a fetcher comes to a position; nothing follows one that is lazy."""
-        return not self.is_lazy or fetcher.stop is None or position < fetcher.stop
+        return not self.is_lazy or position < fetcher.lane.stop
 
     async def close(self) -> None:
         """End what still runs, and begin nothing more; the partial file may be closed afterwards."""
@@ -184,29 +196,40 @@ class Fetcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         # A task that is cancelled before its first step does not close its range fetcher.
-        for fetcher in self._ahead:
-            fetcher.close()
-        self._ahead.clear()
+        for fetcher in list(self._ahead):
+            self._end_ahead(fetcher)
 
     async def _fetch_first_hole(self) -> bool:
-        """Fetch the first hole that has no other writer; False if there is none."""
-        hole: tuple[int, int | None] | None = (0, None) if self._partial.size is None else self._partial.hole(0)
+        """Fetch the first hole that has no other writer, or the next piece of it; False if there is none."""
+        piece = self._lanes.take()
+        if piece is not None and await self._fetch_main(piece):
+            return True
+        hole: tuple[int, int] | None = (0, END) if self._partial.size is None else self._partial.hole(0)
         while hole is not None:
-            fetcher = self._range_fetcher(hole[0])
-            try:
-                if self._partial.size is None or fetcher.claim():
-                    self._main = fetcher
-                    await fetcher.fetch(self._stop(hole))
-                    return True
-            finally:
-                fetcher.close()
-            hole = self._partial.hole(hole[1] or 0)
+            piece = Lane(*hole)
+            self._lanes.pieces.add(piece)
+            if await self._fetch_main(piece):
+                return True
+            hole = self._partial.hole(hole[1])
         self._main = None
         return False
 
-    async def _run_ahead(self, fetcher: RangeFetcher, stop: int | None) -> None:
+    async def _fetch_main(self, piece: Lane) -> bool:
+        """Fetch a piece; False if it has another writer."""
+        fetcher = self._range_fetcher(piece)
         try:
-            await fetcher.fetch(stop)
+            if self._partial.size is not None and not fetcher.claim():
+                return False
+            self._main = fetcher
+            await fetcher.fetch()
+            return True
+        finally:
+            self._lanes.pieces.remove(piece)
+            fetcher.close()
+
+    async def _run_ahead(self, fetcher: RangeFetcher) -> None:
+        try:
+            await fetcher.fetch()
             self._ahead_failures = 0
         except (ConnectionWithdrawn, UpstreamError, UpstreamRefusal, StorageError) as error:
             # Not fatal unless lazy: the driver fetches this part later.
@@ -216,8 +239,7 @@ class Fetcher:
             if self.is_lazy and self._is_final(error):
                 self.failure = error
         finally:
-            fetcher.close()
-            self._ahead.pop(fetcher, None)
+            self._end_ahead(fetcher)
             # Another reader may have waited until fewer are under way.
             self._partial.announce()
 
@@ -226,6 +248,11 @@ class Fetcher:
         if isinstance(error, UpstreamError | UpstreamRefusal):
             return self._is_hopeless(error, self._ahead_failures)
         return isinstance(error, StorageError)
+
+    def _end_ahead(self, fetcher: RangeFetcher) -> None:
+        if self._ahead.pop(fetcher, None) is not None:
+            fetcher.close()
+            self._lanes.pieces.remove(fetcher.lane)
 
     async def _prepare_retry(self, error: UpstreamError | UpstreamRefusal, failures: int, *, progressed: bool) -> None:
         """Wait as long as necessary before the next attempt, or raise the error if there should be none."""
@@ -250,11 +277,8 @@ class Fetcher:
         no_answer = isinstance(error, UpstreamTimeout) and self._partial.size is None
         return failures > 1 or no_answer or isinstance(error, UpstreamRefusal | UpstreamRateLimited)
 
-    def _stop(self, hole: tuple[int, int | None]) -> int | None:
-        return None if hole[1] == self._partial.size else hole[1]
-
-    def _range_fetcher(self, position: int) -> RangeFetcher:
-        return RangeFetcher(self._partial, self._source, self._services, position, self._write)
+    def _range_fetcher(self, lane: Lane) -> RangeFetcher:
+        return RangeFetcher(self._partial, self._source, self._services, lane, self._write)
 
     def _write(self, offset: int, data: memoryview) -> None:
         # Looked up now: a range fetcher may be older than the verifier.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import ParamSpec
 
 from mirror.aio import Shared
+from mirror.core.pieces import Lane
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.services import DownloadServices
 from mirror.download.source import BlobStream, Source
-from mirror.errors import UpstreamDisconnected, UpstreamSizeChanged
+from mirror.errors import RangeIgnored, UpstreamDisconnected, UpstreamSizeChanged
 from mirror.storage.page_cache import start_write_back
 from mirror.storage.space_quota import retry_with_room
 
@@ -28,8 +30,7 @@ class RangeFetcher:
         write: writes bytes at an offset into the partial file; called in a thread.
 
     Attributes:
-        position: where the next byte will be written; what is before it has arrived.
-        stop: where it ends, None if that is not known.
+        lane: where the next byte will be written, before which all has arrived, and where to stop.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class RangeFetcher:
         partial: Partial,
         source: Source,
         services: DownloadServices,
-        position: int,
+        lane: Lane,
         write: Callable[[int, memoryview], None],
     ) -> None:
         self._partial = partial
@@ -45,13 +46,18 @@ class RangeFetcher:
         self._services = services
         self._write = write
         self._lock = partial.locks()
+        self.lane = lane
+        position = lane.position
         self._first, self._next = position // CHUNK, position // CHUNK
-        self.position = position
-        self.stop: int | None = None
         self._written_back = position - position % _WRITE_BACK_BYTES
         self._writing_back: Future[None] | None = None
         partial.shared.keep()
         self._shared = Shared(self._release)
+
+    @property
+    def position(self) -> int:
+        """Where the next byte will be written; what is before it has arrived."""
+        return self.lane.position
 
     def claim(self) -> bool:
         """Claim the chunk at `position`; False if another writer has it, or has already gone further in it."""
@@ -66,17 +72,25 @@ class RangeFetcher:
         await self._stored(size, self._partial.begin, size)
         self._partial.announce()
 
-    async def fetch(self, stop: int | None) -> None:
-        """Fetch up to `stop` (None: to the end); return there, or where another writer's chunk begins.
+    async def fetch(self, *, partially: bool = False) -> None:
+        """Fetch the lane; return at its end, or where another writer's chunk begins.
 
         The first chunk has to be claimed, unless the size of the blob is unknown; then it is learned here.
 
+        Args:
+            partially: do not read what upstream sends in front of the lane.
+
         Raises:
-            UpstreamError, UpstreamRefusal: the stream ended before the hole did; what has arrived is kept.
+            RangeIgnored: it sends that.
+            UpstreamError, UpstreamRefusal: the stream ended before the lane did; what has arrived is kept.
             StorageError: the bytes could not be written.
         """
-        self.stop = stop
-        async with self._source.open(self.position, stop) as stream:
+        lane, size, began = self.lane, self._partial.size, time.monotonic()
+        stop = None if size is None or lane.stop >= size else lane.stop
+        async with self._source.open(lane.position, stop) as stream:
+            lane.round_trip = time.monotonic() - began
+            if partially and not stream.is_partial:
+                raise RangeIgnored(f"upstream ignores the request for a range of {self._partial.digest}")
             if self._partial.size is None:
                 # Claimed before another process can see that there is a chunk: its reader would have it fetched as well.
                 is_claimed = self._lock.try_acquire(0, CHUNK)
@@ -87,24 +101,29 @@ class RangeFetcher:
             if stream.size != self._partial.size:
                 message = f"upstream now says that {self._partial.digest} has {stream.size} bytes, not {self._partial.size}"
                 raise UpstreamSizeChanged(message, size=stream.size)
-            await self._copy(stream, stream.size if stop is None else stop)
+            await self._copy(stream)
 
-    async def _copy(self, stream: BlobStream, stop: int) -> None:
-        if self.position >= stop:
+    async def _copy(self, stream: BlobStream) -> None:
+        lane = self.lane
+        if lane.position >= stream.size:
             return
         async for block in stream.blocks():
-            start, end = self.position, min(self.position + len(block), stop)
+            # Other connections may have been given the end of the piece meanwhile.
+            stop = min(lane.stop, stream.size)
+            start, end = lane.position, min(lane.position + len(block), stop)
+            if start >= stop:
+                return
             # Before other processes can see that a chunk is full: a follower would claim the next one otherwise.
             claimed = self._claim_up_to(end, stop)
             await self._stored(stop - start, self._write, start, memoryview(block)[: claimed - start])
-            self.position = claimed
+            lane.position = claimed
             self._release_full(stop)
             self._write_back()
             self._partial.announce_bytes(start, claimed)
             if claimed >= stop or claimed < end or self._next * CHUNK <= claimed:
                 return
         # The response may have announced no more; if it counted as done, upstream would be asked for the rest for ever.
-        raise UpstreamDisconnected(f"upstream ended {self._partial.digest} at byte {self.position}, where more was asked for")
+        raise UpstreamDisconnected(f"upstream ended {self._partial.digest} at byte {lane.position}, where more was asked for")
 
     def _claim_up_to(self, end: int, stop: int) -> int:
         """Claim the chunks that a step up to `end` reaches, and the next one if it fills its last; returns how far it may go."""

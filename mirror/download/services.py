@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
 
+from mirror.core.bounded_cache import BoundedCache
+from mirror.core.pieces import Speed
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
 from mirror.storage.threads import ThreadPools
+
+_MAX_SPEEDS = 256
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class DownloadLimits:
             client who waits for its first byte still gets it, past the store.
         flush_s: the same once the other process has verified the blob and flushes it.
         fetchers: most connections to upstream for one blob.
+        parallel_from_bytes: a blob of this size or more is fetched over several connections, if they bring more than one.
         look_ahead_bytes: a reader who is further ahead of a range fetcher than this gets one of its own.
     """
 
@@ -29,6 +34,7 @@ class DownloadLimits:
     stall_s: float = 18.0
     flush_s: float = 600.0
     fetchers: int = 4
+    parallel_from_bytes: int = 32 << 20
     look_ahead_bytes: int = 8 << 20
 
 
@@ -39,6 +45,7 @@ class DownloadServices:
     Attributes:
         resumed: counts an ingest that continues after an interruption, by its reason.
         make_room: tries to make so many bytes fit into the store, within a bounded time.
+        speeds: what several connections to an upstream bring, by `Source.origin`.
     """
 
     layout: Layout
@@ -47,3 +54,4 @@ class DownloadServices:
     limits: DownloadLimits
     resumed: Callable[[str], None]
     make_room: Callable[[int], Awaitable[None]]
+    speeds: BoundedCache[Hashable, Speed] = field(default_factory=lambda: BoundedCache(_MAX_SPEEDS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
@@ -13,12 +13,15 @@ class BlobStream(Protocol):
     Attributes:
         start: position of the first byte that will arrive.
         size: bytes of the whole blob.
+        is_partial: upstream sends only what was requested.
     """
 
     @property
     def start(self) -> int: ...
     @property
     def size(self) -> int: ...
+    @property
+    def is_partial(self) -> bool: ...
 
     def blocks(self) -> AsyncIterator[bytes | memoryview]:
         """The bytes, in blocks of whatever size arrives; each is valid until the next is requested.
@@ -40,6 +43,11 @@ class Source(Protocol):
     def lazy_size(self) -> int | None: ...
 
     def __hash__(self) -> int: ...
+    @property
+    def origin(self) -> Hashable:
+        """Equal for sources whose bytes come from the same upstreams."""
+        ...
+
     def held(self) -> AbstractContextManager[None]:
         """Keep the way to it open inside the context, across reloads of the configuration."""
         ...

@@ -206,5 +206,6 @@ def _changed_but_fixed(old: Config, new: Config) -> list[str]:
         "admin.listen": old.admin.listen != new.admin.listen,
         "storage": old.storage != new.storage,
         "downloads.connections_per_blob": old.downloads.connections_per_blob != new.downloads.connections_per_blob,
+        "downloads.parallel_from": old.downloads.parallel_from != new.downloads.parallel_from,
     }
     return [key for key, changed in keys.items() if changed]

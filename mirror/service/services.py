@@ -83,7 +83,7 @@ class Services:
             self.store.layout,
             self.store.files,
             self.store.threads,
-            DownloadLimits(fetchers=config.downloads.connections_per_blob),
+            DownloadLimits(fetchers=config.downloads.connections_per_blob, parallel_from_bytes=config.downloads.parallel_from),
             _increment(self.metrics.download_resumes),
             self.janitor.make_room,
         )

@@ -65,6 +65,7 @@ class UpstreamBlob:
     Attributes:
         start: position of the first byte of `blocks`.
         size: bytes of the whole blob.
+        is_partial: upstream sends only what was requested.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class UpstreamBlob:
             raise UpstreamProtocolError(f"{response.url.host} answers from byte {first} where {start} was asked for")
         # Upstream may ignore a range: then the bytes before it are read and dropped.
         self._skip = start - first
+        self.is_partial = response.status == 206
 
     async def blocks(self) -> AsyncIterator[memoryview]:
         """The bytes as they arrive; each block is valid until the next one is requested.

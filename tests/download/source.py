@@ -25,6 +25,7 @@ class Stream:
     def __init__(self, source, start, stop, size):
         self.start = start
         self.size = size
+        self.is_partial = not source.ignores_ranges
         self._source = source
         self._stop = stop
         self._position = start
@@ -60,6 +61,7 @@ class ScriptedSource:
         self.sent = []
         self.under_way = 0
         self.sizes = []
+        self.ignores_ranges = False
         self.ends = set()
         self._gates = {}
         self._faults = {}
@@ -68,6 +70,7 @@ class ScriptedSource:
         self._answer = None
 
     lazy_size = None
+    origin = "upstream"
 
     def held(self):
         """It never closes."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
+from mirror.core.bounded_cache import BoundedCache
 from mirror.core.counts import CountTable
 from mirror.core.digest import Digest
 from mirror.download.downloads import Downloads
@@ -115,6 +116,7 @@ class World:
         self.executor = executor or ThreadPoolExecutor(4)
         self.threads = ThreadPools(*[self.executor] * 6)
         self.limits = DownloadLimits(attempts=3, first_byte_s=5.0, stall_s=5.0, fetchers=4, look_ahead_bytes=CHUNK)
+        self.speeds = BoundedCache(8)
         self.results = []
         self.resumes = []
         self.room_wanted = []
@@ -122,7 +124,8 @@ class World:
         self._workers = []
 
     def worker(self):
-        services = DownloadServices(self.layout, self.files, self.threads, self.limits, self.resumes.append, self._make_room)
+        work = self.layout, self.files, self.threads
+        services = DownloadServices(*work, self.limits, self.resumes.append, self._make_room, self.speeds)
         worker = Downloads(services, Shares(CountTable.private()), self._ended)
         self._workers.append(worker)
         return worker

@@ -1,0 +1,164 @@
+"""Further connections for one large blob, beside the main one, for as long as they bring more bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+
+import structlog
+
+from mirror import demand
+from mirror.core.pieces import Lane, Pieces, Speed, Verdict, Width
+from mirror.core.urgency import Urgency
+from mirror.download.partial import Partial
+from mirror.download.range_fetcher import RangeFetcher
+from mirror.download.services import DownloadServices
+from mirror.download.source import Source
+from mirror.errors import (
+    ConnectionWithdrawn,
+    RangeIgnored,
+    StorageError,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamRateLimited,
+    UpstreamRefusal,
+)
+
+log = structlog.get_logger(__name__)
+
+# How often the speed is looked at.
+_LOOK_INTERVAL_S = 0.1
+_SIZE_TIMEOUT_S = 1.0
+# After a failure that says nothing about parallel connections, none is opened for so long.
+_PAUSE_S = 1.0
+# So many further connections in a row that fail, and the blob is left to one.
+_MAX_FAILURES = 3
+# What an upstream gives to several connections is found out again after so long.
+_SPEED_TTL_S = 600.0
+
+
+class Lanes:
+    """Hands the missing bytes of a blob out to further connections, and opens these.
+
+    Args:
+        open_fetcher: returns a range fetcher for a piece.
+
+    Attributes:
+        pieces: those of all connections, the main one included.
+    """
+
+    def __init__(
+        self, partial: Partial, source: Source, services: DownloadServices, open_fetcher: Callable[[Lane], RangeFetcher]
+    ) -> None:
+        self.pieces = Pieces(partial.hole)
+        self._partial = partial
+        self._services = services
+        self._open_fetcher = open_fetcher
+        self._origin = source.origin
+        known = services.speeds.get(self._origin, asyncio.get_running_loop().time())
+        self._width = Width(services.limits.fetchers, known or Speed())
+        self._tasks: dict[RangeFetcher, asyncio.Task[None]] = {}
+        self._failures = 0
+        self._again = 0.0
+        self._context = contextvars.copy_context()
+        self._context.run(_be_less_urgent)
+
+    @property
+    def fetchers(self) -> tuple[RangeFetcher, ...]:
+        """The range fetchers of the further connections."""
+        return tuple(self._tasks)
+
+    def take(self) -> Lane | None:
+        """The next piece for the main connection, which is one of several; None if it is the only one, or if nothing is left."""
+        return self._take() if self._width.connections > 1 else None
+
+    async def run(self) -> None:
+        """Watch the speed of a large blob, and open connections until one is enough; `close` has to follow."""
+        while (size := self._partial.size) is None:
+            await self._partial.changed(_SIZE_TIMEOUT_S)
+        if size >= self._services.limits.parallel_from_bytes:
+            while self._width.speed.verdict is not Verdict.SINGLE:
+                self._look(size)
+                await asyncio.sleep(_LOOK_INTERVAL_S)
+
+    async def close(self) -> None:
+        """Cancel the further connections."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # A task that is cancelled before its first step does not close its range fetcher.
+        for fetcher in self.fetchers:
+            self._end(fetcher)
+
+    def _look(self, size: int) -> None:
+        received, before = self._partial.received(), self._width.speed.verdict
+        self._width.note(asyncio.get_running_loop().time(), received, size - received, self.pieces.lanes)
+        self._record(before)
+        self._open_more()
+
+    def _record(self, before: Verdict) -> None:
+        """Keep what is known for the next blob from there."""
+        speed = self._width.speed
+        if speed.verdict is Verdict.UNKNOWN:
+            return
+        self._services.speeds.put(self._origin, speed, expires=asyncio.get_running_loop().time() + _SPEED_TTL_S)
+        if before is not speed.verdict:
+            log.info(
+                "parallel_fetch", digest=str(self._partial.digest), origin=str(self._origin), verdict=speed.verdict.name.lower()
+            )
+
+    def _take(self) -> Lane | None:
+        if asyncio.get_running_loop().time() < self._again:
+            return None
+        return self.pieces.take(self._width.connections, self._width.speed)
+
+    def _open_more(self) -> None:
+        while self._width.connections > 1 and (lane := self._take()) is not None:
+            fetcher = self._open_fetcher(lane)
+            if fetcher.claim():
+                task = self._context.copy().run(asyncio.get_running_loop().create_task, self._fetch(fetcher))
+                self._tasks[fetcher] = task
+            else:
+                # Another process fills it; where its piece ends is unknown.
+                fetcher.close()
+                self.pieces.remove(lane)
+                self._pause()
+
+    async def _fetch(self, fetcher: RangeFetcher) -> None:
+        try:
+            await fetcher.fetch(partially=True)
+            self._failures = 0
+        except (ConnectionWithdrawn, UpstreamBusy, StorageError):
+            # The main connection goes on, and meets the same if it lasts.
+            self._pause()
+        except (UpstreamError, UpstreamRefusal) as error:
+            self._fail(error)
+        finally:
+            self._end(fetcher)
+        self._open_more()
+
+    def _fail(self, error: UpstreamError | UpstreamRefusal) -> None:
+        self._failures += 1
+        log.info("parallel_fetch_failed", digest=str(self._partial.digest), cause=str(error))
+        if self._failures >= _MAX_FAILURES or isinstance(error, RangeIgnored | UpstreamRateLimited | UpstreamRefusal):
+            before = self._width.speed.verdict
+            self._width.refuse()
+            self._record(before)
+        else:
+            self._pause()
+
+    def _pause(self) -> None:
+        self._again = asyncio.get_running_loop().time() + _PAUSE_S
+
+    def _end(self, fetcher: RangeFetcher) -> None:
+        if self._tasks.pop(fetcher, None) is not None:
+            fetcher.close()
+            self.pieces.remove(fetcher.lane)
+
+
+def _be_less_urgent() -> None:
+    """Let the first connection of another blob come first, and give a connection back to it."""
+    urgency = demand.urgency.get()
+    demand.urgency.set(lambda: max(urgency(), Urgency.PREFETCH))

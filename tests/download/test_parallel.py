@@ -1,0 +1,176 @@
+"""A large blob over several connections: every byte once, and one connection wherever more bring nothing."""
+
+import asyncio
+import dataclasses
+import itertools
+
+import pytest
+
+from mirror.core.pieces import Speed, Verdict
+from mirror.download.partial import CHUNK
+from mirror.errors import (
+    AccessDenied,
+    ConnectionWithdrawn,
+    DigestMismatch,
+    UpstreamBusy,
+    UpstreamDisconnected,
+    UpstreamRateLimited,
+)
+from tests.download.source import ScriptedSource
+from tests.support.files import opened_under
+from tests.support.names import content
+from tests.support.waiting import eventually
+
+DATA = content(24 * CHUNK + 4321)
+# A piece has two chunks: half a second of such a connection.
+KNOWN = Speed(Verdict.PARALLEL, 4 * CHUNK, 0.01)
+
+
+@pytest.fixture
+def source():
+    return ScriptedSource(DATA)
+
+
+@pytest.fixture
+def parallel(world, source):
+    """A world in which several connections to the source are known to bring more than one."""
+    world.limits = dataclasses.replace(world.limits, parallel_from_bytes=CHUNK, look_ahead_bytes=64 * CHUNK)
+    world.speeds.put(source.origin, KNOWN)
+    return world
+
+
+async def begun(world, source):
+    """A pull whose first connection stands still, so that the others are needed; returns its gate and its reader."""
+    gate = source.gate(CHUNK // 2)
+    reader = world.pull(world.worker(), source)
+    await gate.reached.wait()
+    return gate, reader
+
+
+def pieces(source):
+    """The pieces that further connections requested, in order."""
+    return [(start, stop) for start, stop in source.opens if start]
+
+
+async def test_pieces_are_fetched_once_and_in_order(parallel, source):
+    """While the first connection stands still the others fetch everything behind its piece, in order."""
+    gate, reader = await begun(parallel, source)
+    await eventually(lambda: source.given() >= len(DATA) - 4 * CHUNK)
+    gate.release()
+    assert await reader.whole() == DATA
+    assert await parallel.ended() == ["committed"]
+    assert source.fetched_twice() == []
+    assert source.given() == len(DATA)
+    starts = [start for start, _ in pieces(source)]
+    assert starts[:3] == sorted(starts[:3])
+    assert all(start % CHUNK == 0 for start in starts)
+    assert max(start - before for before, start in itertools.pairwise(sorted(starts))) <= 3 * CHUNK
+
+
+async def test_so_many_connections_at_once(parallel, source):
+    """A blob has at most as many connections as are configured, the first one included."""
+    gates = [source.gate(at * CHUNK + 100) for at in (2, 4, 6)]
+    gate, reader = await begun(parallel, source)
+    for further in gates:
+        await further.reached.wait()
+    assert source.under_way == parallel.limits.fetchers
+    for further in (gate, *gates):
+        further.release()
+    assert await reader.whole() == DATA
+
+
+@pytest.mark.parametrize("refusal", [AccessDenied("403"), UpstreamRateLimited("429")])
+async def test_refused_further_connection(parallel, source, refusal):
+    """If upstream refuses a further connection the blob comes over the first one, and so does the next blob."""
+    source.refuse(refusal, start=2 * CHUNK)
+    source.refuse(refusal, start=4 * CHUNK)
+    source.refuse(refusal, start=6 * CHUNK)
+    gate, reader = await begun(parallel, source)
+    await eventually(lambda: parallel.speeds.get(source.origin).verdict is Verdict.SINGLE)
+    gate.release()
+    assert await reader.whole() == DATA
+    assert source.fetched_twice() == []
+    assert await parallel.ended() == ["committed"]
+
+
+async def test_upstream_that_ignores_ranges(parallel, source):
+    """If upstream sends the whole blob for a range nothing of that is read, and the first connection fetches it all."""
+    source.ignores_ranges = True
+    gate, reader = await begun(parallel, source)
+    await eventually(lambda: parallel.speeds.get(source.origin).verdict is Verdict.SINGLE)
+    gate.release()
+    assert await reader.whole() == DATA
+    assert source.fetched_twice() == []
+
+
+@pytest.mark.parametrize(
+    "error", [UpstreamDisconnected("cut"), ConnectionWithdrawn("needed elsewhere"), UpstreamBusy("none is free")]
+)
+async def test_further_connection_that_breaks(parallel, source, error):
+    """What a broken connection leaves missing another one fetches, from the byte where it broke."""
+    source.fail_at(4 * CHUNK + 70_000, error)
+    gate, reader = await begun(parallel, source)
+    await eventually(lambda: source.given() >= 12 * CHUNK)
+    gate.release()
+    assert await reader.whole() == DATA
+    assert source.fetched_twice() == []
+    assert await parallel.ended() == ["committed"]
+
+
+async def test_first_connection_that_breaks(parallel, source):
+    """If the first connection breaks its piece is taken up again, while the others go on."""
+    source.fail_at(CHUNK, UpstreamDisconnected("cut"))
+    gate, reader = await begun(parallel, source)
+    await eventually(lambda: len(pieces(source)) >= 3)
+    gate.release()
+    assert await reader.whole() == DATA
+    assert source.fetched_twice() == []
+
+
+async def test_wrong_byte_of_a_further_connection(parallel, source):
+    """A byte that a further connection brought wrong is caught by the digest, and the blob is fetched again."""
+    source.corrupt(5 * CHUNK)
+    gate, reader = await begun(parallel, source)
+    gate.release()
+    assert isinstance(await reader.ended_short(), DigestMismatch)
+    assert await parallel.ended(2) == ["digest_mismatch", "committed"]
+    assert parallel.holds(DATA)
+
+
+async def test_reader_of_another_process(parallel, source):
+    """A process that follows reads the blob as it comes over several connections, and fetches nothing itself."""
+    gate, reader = await begun(parallel, source)
+    follower = parallel.pull(parallel.worker(), source)
+    await eventually(lambda: source.given() >= 10 * CHUNK)
+    gate.release()
+    assert await reader.whole() == await follower.whole() == DATA
+    assert source.fetched_twice() == []
+
+
+async def test_holes_are_fetched_after_a_restart(parallel, source):
+    """An ingest that ended with holes between its pieces is taken up by another process, which fetches only these."""
+    worker = parallel.worker()
+    gate, far = source.gate(CHUNK // 2), source.gate(6 * CHUNK)
+    reader = parallel.pull(worker, source)
+    await asyncio.gather(gate.reached.wait(), far.reached.wait())
+    await eventually(lambda: source.given() >= 16 * CHUNK)
+    await worker.close()
+    await reader.ended_short()
+    # Threads may be at work on the files still.
+    await eventually(lambda: not opened_under(parallel.layout.root))
+    before = source.given()
+    gate.release()
+    far.release()
+    assert await parallel.pull(parallel.worker(), source).whole() == DATA
+    # A block that each connection had in hand is lost.
+    assert source.given() <= len(DATA) + parallel.limits.fetchers * source.block
+    assert source.given() - before < 8 * CHUNK
+
+
+async def test_small_blob_has_one_connection(parallel, source):
+    """Below the configured size nothing is measured or tried."""
+    parallel.limits = dataclasses.replace(parallel.limits, parallel_from_bytes=len(DATA) + 1)
+    gate, reader = await begun(parallel, source)
+    gate.release()
+    assert await reader.whole() == DATA
+    assert source.opens == [(0, None)]
