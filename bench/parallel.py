@@ -67,5 +67,5 @@ def _report(title: str, rows: list[Row], reasons: set[str]) -> Report:
         ratio.rounds[MIRROR] = [fast / slow for fast, slow in zip(several, one, strict=True)]
     report = Report(title, [*rows, ratio])
     for reason in reasons:
-        report.absent[MIRROR] = f"{KEY} is not built yet: {reason}" if KEY in reason else reason
+        report.absent[MIRROR] = reason
     return report
