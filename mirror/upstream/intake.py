@@ -43,8 +43,9 @@ class Throttle:
 
     def spend(self, count: int) -> bool:
         """Count bytes that have been received; False if the connection may not receive more before it is resumed."""
-        delay = self._rate.spend(count, self._loop.time())
-        self.cancel()
+        delay = self._rate.spend(count, self._loop.time()) if self._rate.limit else 0.0
+        if self._timer is not None:
+            self.cancel()
         if delay:
             self._timer = self._loop.call_later(delay, self._open)
         return not delay
