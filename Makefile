@@ -34,11 +34,11 @@ e2e: $(VENV)/.dev
 	tests/e2e/install.sh
 	$(BIN)/python -m pytest tests/e2e -m 'not full'
 
-# What takes too long for every change: all of the end-to-end tests, and the long ones of the others.
+# What takes too long for every change: the long tests as well, and other examples of the properties each time.
 e2e-full: $(VENV)/.dev
 	tests/e2e/install.sh
 	$(BIN)/python -m pytest tests/e2e
-	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/soak -m full
+	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/soak -n $(TESTS_AT_ONCE)
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/soak

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fakehub.plugin import hub
 from tests.mirrors import MirrorUnderTest
@@ -16,6 +17,11 @@ from tests.support.ports import close_ports
 from tests.support.unhurried import move_limits
 
 __all__ = ["hub"]
+
+# No test may fail because the machine is busy, nor because of the examples that it draws; `explore` draws others in each run.
+settings.register_profile("repeatable", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("explore", settings.get_profile("repeatable"), derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 MEMORY = Path("/dev/shm")
 _ROOM = 4 << 30
