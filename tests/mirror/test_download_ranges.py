@@ -10,6 +10,8 @@ from tests.support.names import MIB
 
 SIZE = 3 * MIB + 4321
 ARRIVED = 2 * MIB
+# More than the buffers of a connection hold: those of its sockets, and that of the mirror.
+IN_FLIGHT = 4 * MIB
 
 
 @pytest.fixture
@@ -134,7 +136,10 @@ async def test_parallel_open_ended_ranges(hub, mirror):
     assert b"".join(pieces) == blob.data
     assert (await blob.get()).body == blob.data
     assert await blob.held()
-    assert sum(seen.body_bytes_sent for seen in blob.fetched()) <= len(blob.data) + len(blob.fetched()) * MIB
+    # A connection that ends where another one has begun leaves in its buffers what upstream has sent beyond.
+    fetched = blob.fetched()
+    assert len(fetched) <= 4
+    assert sum(seen.body_bytes_sent for seen in fetched) <= len(blob.data) + len(fetched) * IN_FLIGHT
 
 
 async def test_ignored_conditions_of_ranges(there):
