@@ -12,7 +12,7 @@ from tests.e2e.harness.dockerd import Dockerd
 from tests.e2e.harness.mirror import Mirror, start_mirror
 from tests.e2e.harness.samples import Samples
 from tests.e2e.harness.skopeo import Skopeo
-from tests.e2e.harness.throttle import Throttle
+from tests.e2e.harness.throttle import ONE_CONNECTION, Throttle
 from tests.e2e.harness.upstream import Upstream
 from tests.support.waiting import wait_until
 
@@ -31,7 +31,7 @@ def throttle(directory: Path, numbers: Iterator[int], upstream: Upstream) -> Ite
 @pytest.fixture
 def mirror(directory: Path, numbers: Iterator[int], throttle: Throttle) -> Iterator[Mirror]:
     """A mirror with an empty store behind the slow line."""
-    with closing(start_mirror(directory / f"mirror-{next(numbers)}", [throttle.url])) as started:
+    with closing(start_mirror(directory / f"mirror-{next(numbers)}", [throttle.url], sections=ONE_CONNECTION)) as started:
         yield started
 
 

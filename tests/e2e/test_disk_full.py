@@ -13,7 +13,7 @@ from tests.e2e.harness.images import Content
 from tests.e2e.harness.mirror import Mirror, start_mirror
 from tests.e2e.harness.mounts import break_disk, fill_up, loop_disk, memory_disk
 from tests.e2e.harness.samples import Samples
-from tests.e2e.harness.throttle import Throttle
+from tests.e2e.harness.throttle import ONE_CONNECTION, Throttle
 from tests.e2e.harness.upstream import Upstream
 from tests.e2e.test_killed_mirror import follow_to_quarter, read_exactly, sha256
 from tests.support.ports import free_port
@@ -95,6 +95,7 @@ def test_disk_full_in_the_middle_of_a_pull(
         port=port,
         workers=workers,
         storage={"path": str(disk / "store"), "min_free": "0"},
+        sections=ONE_CONNECTION,
     )
     stack.enter_context(closing(mirror))
     with dockerd.pulling("large", "1", timeout=90) as progress:
@@ -140,7 +141,11 @@ def test_disk_read_only_in_the_middle_of_a_pull(
     """A disk that becomes read-only while dockerd pulls: the pull succeeds, and so do later ones, cached or not."""
     disk = stack.enter_context(loop_disk(directory / f"disk-{next(numbers)}", 160 * MEGABYTE))
     mirror = start_mirror(
-        directory / f"mirror-{next(numbers)}", [throttle.url], port=port, storage={"path": str(disk / "store"), "min_free": "0"}
+        directory / f"mirror-{next(numbers)}",
+        [throttle.url],
+        port=port,
+        storage={"path": str(disk / "store"), "min_free": "0"},
+        sections=ONE_CONNECTION,
     )
     stack.enter_context(closing(mirror))
     held = samples.single.layers[0]
@@ -188,7 +193,10 @@ def test_body_goes_on_where_it_was(
     layer = samples.large.layers[0]
     path = f"/v2/library/large/blobs/{layer.digest}"
     mirror = start_mirror(
-        directory / f"mirror-{next(numbers)}", [throttle.url], storage={"path": str(disk / "store"), "min_free": "0"}
+        directory / f"mirror-{next(numbers)}",
+        [throttle.url],
+        storage={"path": str(disk / "store"), "min_free": "0"},
+        sections=ONE_CONNECTION,
     )
     stack.enter_context(closing(mirror))
     before = throttle.bytes_sent(path)

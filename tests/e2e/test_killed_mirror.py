@@ -12,7 +12,7 @@ from tests.e2e.harness.client import request, stream
 from tests.e2e.harness.dockerd import Dockerd, Progress, PullError
 from tests.e2e.harness.mirror import Mirror, start_mirror
 from tests.e2e.harness.samples import Samples
-from tests.e2e.harness.throttle import Throttle
+from tests.e2e.harness.throttle import ONE_CONNECTION, Throttle
 from tests.e2e.harness.upstream import Upstream
 from tests.support.ports import free_port
 
@@ -42,7 +42,7 @@ def port() -> int:
 @pytest.fixture
 def mirror(directory: Path, numbers: Iterator[int], throttle: Throttle, port: int) -> Iterator[Mirror]:
     """A mirror with an empty store behind the slow line."""
-    started = start_mirror(directory / f"mirror-{next(numbers)}", [throttle.url], port=port)
+    started = start_mirror(directory / f"mirror-{next(numbers)}", [throttle.url], port=port, sections=ONE_CONNECTION)
     try:
         yield started
     finally:

@@ -36,6 +36,10 @@ http {{
 _SENT = re.compile(r"^GET (?P<path>\S+) 20[06] (?P<size>\d+)$", re.MULTILINE)
 
 
+ONE_CONNECTION = {"downloads": {"connections_per_blob": 1}}
+"""Sections of a configuration with which the limit of a response is that of a blob."""
+
+
 class Throttle:
     """An nginx between the mirror and the upstream that sends each response body at a limited rate."""
 
