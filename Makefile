@@ -25,7 +25,7 @@ run: $(VENV)/.dev
 	$(BIN)/registry-mirror serve
 
 # Many tests wait for each other's processes, so one more at a time than there are cores.
-TESTS_AT_ONCE ?= $(shell expr $$(nproc) + 1)
+TESTS_AT_ONCE ?= $(shell expr 2 \* $$(nproc))
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/soak -m 'not full' -n $(TESTS_AT_ONCE) --dist worksteal
