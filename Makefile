@@ -24,7 +24,7 @@ lock:
 run: $(VENV)/.dev
 	$(BIN)/registry-mirror serve
 
-# Many tests wait for each other's processes, so one more at a time than there are cores.
+# Many tests wait for processes, and for upstreams that are silent on purpose.
 TESTS_AT_ONCE ?= $(shell expr 2 \* $$(nproc))
 
 test: $(VENV)/.dev
