@@ -59,7 +59,7 @@ class ScriptedSource:
         self.block = block
         self.opens = []
         self.sent = []
-        self.under_way = 0
+        self.under_way = self.most_under_way = 0
         self.sizes = []
         self.ignores_ranges = False
         self.ends = set()
@@ -111,6 +111,7 @@ class ScriptedSource:
                 self._refusals.remove(refusal)
                 raise refusal[1]
         self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             yield Stream(self, start, stop, self.sizes.pop(0) if self.sizes else len(self.data))
         finally:

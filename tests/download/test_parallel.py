@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import itertools
 
 import pytest
 
@@ -64,27 +63,25 @@ async def test_pieces_are_fetched_once_and_in_order(parallel, source):
     starts = [start for start, _ in pieces(source)]
     assert starts[:3] == sorted(starts[:3])
     assert all(start % CHUNK == 0 for start in starts)
-    assert max(start - before for before, start in itertools.pairwise(sorted(starts))) <= 3 * CHUNK
 
 
 async def test_so_many_connections_at_once(parallel, source):
     """A blob has at most as many connections as are configured, the first one included."""
-    gates = [source.gate(at * CHUNK + 100) for at in (2, 4, 6)]
+    gates = [source.gate(at * CHUNK + 100) for at in range(2, 24)]
     gate, reader = await begun(parallel, source)
-    for further in gates:
-        await further.reached.wait()
-    assert source.under_way == parallel.limits.fetchers
+    await eventually(lambda: source.under_way == parallel.limits.fetchers)
     for further in (gate, *gates):
         further.release()
     assert await reader.whole() == DATA
+    assert source.most_under_way == parallel.limits.fetchers
 
 
 @pytest.mark.parametrize("refusal", [AccessDenied("403"), UpstreamRateLimited("429")])
 async def test_refused_further_connection(parallel, source, refusal):
     """If upstream refuses a further connection the blob comes over the first one, and so does the next blob."""
-    source.refuse(refusal, start=2 * CHUNK)
-    source.refuse(refusal, start=4 * CHUNK)
-    source.refuse(refusal, start=6 * CHUNK)
+    # The first piece ends at the second or third chunk, by what has arrived when the others are handed out.
+    for chunk in range(2, 8):
+        source.refuse(refusal, start=chunk * CHUNK)
     gate, reader = await begun(parallel, source)
     await eventually(lambda: parallel.speeds.get(source.origin).verdict is Verdict.SINGLE)
     gate.release()
