@@ -14,6 +14,9 @@ from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, driver
 from tests.workers.kills import check_store, fetched, is_counted, kill_all, paths
 
+# Loops of kills take long: `make e2e-full` runs them.
+pytestmark = pytest.mark.full
+
 ROUNDS = 5
 
 
