@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
+from mirror.aio import uninterrupted
 from mirror.core.pieces import END, Lane
 from mirror.core.retry import backoff
 from mirror.download.lanes import Lanes
@@ -79,13 +80,11 @@ class Fetcher:
             StorageError: the bytes cannot be written.
         """
         await self._run_lazily()
-        widening = asyncio.get_running_loop().create_task(self._lanes.run())
+        self._lanes.start()
         try:
             await self._fetch_all()
         finally:
-            widening.cancel()
-            await asyncio.gather(widening, return_exceptions=True)
-            await self._lanes.close()
+            await uninterrupted(self._lanes.close())
 
     async def _fetch_all(self) -> None:
         failures, loop = 0, asyncio.get_running_loop()

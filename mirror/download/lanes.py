@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections.abc import Callable
 
 import structlog
@@ -59,6 +60,7 @@ class Lanes:
         known = services.speeds.get(self._origin, asyncio.get_running_loop().time())
         self._width = Width(services.limits.fetchers, known or Speed())
         self._tasks: dict[RangeFetcher, asyncio.Task[None]] = {}
+        self._watch: asyncio.Task[None] | None = None
         self._failures = 0
         self._again = 0.0
         self._context = contextvars.copy_context()
@@ -73,8 +75,11 @@ class Lanes:
         """The next piece for the main connection, which is one of several; None if it is the only one, or if nothing is left."""
         return self._take() if self._width.connections > 1 else None
 
-    async def run(self) -> None:
-        """Watch the speed of a large blob, and open connections until one is enough; `close` has to follow."""
+    def start(self) -> None:
+        """Begin to watch the speed, and to open connections until one is enough; `close` has to follow."""
+        self._watch = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
         while (size := self._partial.size) is None:
             await self._partial.changed(_SIZE_TIMEOUT_S)
         if size >= self._services.limits.parallel_from_bytes:
@@ -83,8 +88,9 @@ class Lanes:
                 await asyncio.sleep(_LOOK_INTERVAL_S)
 
     async def close(self) -> None:
-        """Cancel the further connections."""
-        tasks = list(self._tasks.values())
+        """Cancel the further connections, and open no more."""
+        self._again = math.inf
+        tasks = [*self._tasks.values(), *([self._watch] if self._watch else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

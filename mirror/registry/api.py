@@ -123,7 +123,10 @@ class RegistryApi:
         started = time.perf_counter()
         if not admitted.constant and not self._admitted.holds(admitted):
             return None
-        hit = respond(client, started)
+        try:
+            hit = respond(client, started)
+        except Exception:  # noqa: BLE001 - `handle` meets the same, and responds to it
+            return None
         return None if hit is None else hit.whole(self._ids.name(None))
 
     async def _answer(self, request: web.BaseRequest, route: Route, name: str, started: float) -> web.StreamResponse:

@@ -55,6 +55,6 @@ def _date(response: aiohttp.ClientResponse) -> datetime:
     """The time by the clock of the host that has answered (RFC 9110 section 6.6.1)."""
     try:
         date = parsedate_to_datetime(response.headers.get("Date", ""))
-    except ValueError:
+    except (ValueError, OverflowError):
         return datetime.now(UTC)
     return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -5,7 +5,9 @@ import dataclasses
 
 import pytest
 
+from mirror.core.digest import Digest
 from mirror.core.pieces import Speed, Verdict
+from mirror.download.lanes import Lanes
 from mirror.download.partial import CHUNK
 from mirror.errors import (
     AccessDenied,
@@ -160,6 +162,35 @@ async def test_holes_are_fetched_after_a_restart(parallel, source):
     assert await parallel.pull(parallel.worker(), source).whole() == DATA
     # A block that each connection had in hand is lost.
     assert source.given() <= len(DATA) + parallel.limits.fetchers * source.block
+
+
+async def test_cancelled_again_while_connections_end(parallel, source, monkeypatch):
+    """A second cancellation while the further connections are being ended leaves none of them behind."""
+    closing, go_on, close = asyncio.Event(), asyncio.Event(), Lanes.close
+
+    async def held_up(lanes):
+        closing.set()
+        await go_on.wait()
+        await close(lanes)
+
+    monkeypatch.setattr(Lanes, "close", held_up)
+    gates = [source.gate(at * CHUNK + 100) for at in range(2, 24)]
+    worker, gate = parallel.worker(), source.gate(CHUNK // 2)
+    reader = parallel.pull(worker, source)
+    await gate.reached.wait()
+    await eventually(lambda: source.under_way == parallel.limits.fetchers)
+    ingest = worker.find(Digest.of(DATA))
+    ingest.stop()
+    await closing.wait()
+    ingest.task.cancel()
+    # A turn in which the cancellation arrives.
+    await asyncio.sleep(0)
+    go_on.set()
+    await reader.ended_short()
+    assert source.under_way == 0
+    for held in (gate, *gates):
+        held.release()
+    await eventually(lambda: not opened_under(parallel.layout.root))
 
 
 async def test_small_blob_has_one_connection(parallel, source):

@@ -1,10 +1,12 @@
 """Requests that are answered where they are received: with the responses of the usual way, and refused as soon as it refuses."""
 
 import asyncio
+import errno
 
 import pytest
 
 from mirror.registry.api import RegistryApi
+from mirror.storage.blobs import BlobFiles
 from tests.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG, manifest_path
 from tests.support.waiting import eventually
@@ -90,6 +92,27 @@ async def test_same_response(image, mirror, wire, handled, what, headers, method
     assert [await mirror.metric(family, outcome="HIT") for family in families] == [
         count + more for count, more in zip(counts, added, strict=True)
     ]
+
+
+async def test_failure(image, mirror, wire, handled, monkeypatch):
+    """A request whose inline response fails takes the usual way; its connection goes on."""
+    blob = image.layers[0]
+    await mirror.get(TAG)
+    await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
+    await mirror.idle()
+    data = kept(f"/v2/{APP}/blobs/{blob.digest}")
+    usual, _ = await until_inline(wire, data, handled)
+    real, failures = BlobFiles.read_resident, [OSError(errno.EIO, "Input/output error")]
+
+    def read(*args):
+        if failures:
+            raise failures.pop()
+        return real(*args)
+
+    monkeypatch.setattr(BlobFiles, "read_resident", read)
+    before = len(handled)
+    assert same(usual, await answered(wire, data))
+    assert len(handled) == before + 1
 
 
 async def test_purged(image, mirror, wire, handled, hub):
