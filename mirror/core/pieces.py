@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-MIB: Final = 1 << 20
+CHUNK: Final = 1 << 20
+"""Bytes of a chunk. One connection at a time writes into a chunk, so pieces begin and end at chunks."""
 END: Final = 1 << 62
 """A stop beyond any blob: up to its end."""
-# Pieces begin and end at chunks, so that one connection at a time writes into a chunk.
-_MIN_PIECE_BYTES: Final = MIB
-_MAX_PIECE_BYTES: Final = 32 * MIB
+_MIN_PIECE_BYTES: Final = CHUNK
+_MAX_PIECE_BYTES: Final = 32 * CHUNK
 # A connection may be about to write so many bytes, or have them claimed.
-_IN_HAND_BYTES: Final = 2 * MIB
+_IN_HAND_BYTES: Final = 2 * CHUNK
 # A piece takes so long that the round trip before it, and the ramp of its connection, cost little.
 _PIECE_S: Final = 0.5
 _PIECE_ROUND_TRIPS: Final = 8
@@ -25,7 +25,7 @@ _FORGETTING: Final = 0.8
 # A trial ends after this time even if not all connections bring something by then.
 _MAX_TRIAL_S: Final = 5.0
 # A single connection that is faster than this fills a Gigabit link: further ones cost CPU time and bring nothing.
-_FAST_BYTES_PER_S: Final = 100 * MIB
+_FAST_BYTES_PER_S: Final = 100 * CHUNK
 # What is missing has to take a single connection so long that further ones are worth their set-up.
 _WORTH_S: Final = 0.5
 _WORTH_ROUND_TRIPS: Final = 4
@@ -60,11 +60,11 @@ class Lane:
 def piece_length(rate: float, round_trip: float) -> int:
     """Bytes of a piece for a connection of `rate` bytes per second whose response takes `round_trip` seconds to begin."""
     wanted = rate * max(_PIECE_ROUND_TRIPS * round_trip, _PIECE_S)
-    return round(min(max(wanted, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES) / MIB) * MIB
+    return round(min(max(wanted, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES) / CHUNK) * CHUNK
 
 
 class Pieces:
-    """Hands the missing bytes of one blob out to connections, in order, so that they arrive nearly in order.
+    """Hands out the missing bytes of one blob to connections, from the first to the last, so that they arrive nearly in sequence.
 
     Args:
         hole: returns the first run of missing bytes that ends after a position, None if there is none.
@@ -91,24 +91,20 @@ class Pieces:
         """Hand out a piece; None if so many connections are at work, or if they have all that is missing.
 
         Args:
-            connections: how many there should be; a single one gets all that is missing in one piece.
+            connections: how many there should be, more than one: a single one needs no plan.
         """
         if len(self._lanes) >= connections:
             return None
-        if connections == 1:
-            return self._taken(self._first_free(END))
         length = piece_length(speed.rate, speed.round_trip)
         for lane in self._lanes:
             # The first connection requests the whole blob.
             if lane.stop - lane.position > 2 * length:
                 lane.stop = _chunk_end(lane.position + max(length, _IN_HAND_BYTES))
         worth = max(2 * speed.round_trip * speed.rate, _MIN_PIECE_BYTES)
-        return self._taken(self._first_free(length) or self._second_half(worth))
-
-    def _taken(self, lane: Lane | None) -> Lane | None:
-        if lane is not None:
-            self._lanes.append(lane)
-        return lane
+        taken = self._first_free(length) or self._second_half(worth)
+        if taken is not None:
+            self._lanes.append(taken)
+        return taken
 
     def _first_free(self, length: int) -> Lane | None:
         lanes = sorted(self._lanes, key=lambda lane: lane.position)
@@ -116,7 +112,7 @@ class Pieces:
         while hole is not None:
             start, stop = hole
             for lane in lanes:
-                if lane.position // MIB * MIB <= start < lane.stop:
+                if lane.position // CHUNK * CHUNK <= start < lane.stop:
                     start = lane.stop
             if start < stop:
                 ahead = min((lane.position for lane in lanes if start < lane.position), default=stop)
@@ -138,7 +134,7 @@ class Pieces:
 
 
 def _chunk_end(position: int) -> int:
-    return -(-position // MIB) * MIB
+    return -(-position // CHUNK) * CHUNK
 
 
 class Verdict(enum.Enum):

@@ -17,9 +17,9 @@ import os
 import struct
 from array import array
 
+from mirror.core.pieces import CHUNK
 from mirror.storage.boot import boot_id
 
-CHUNK = 1 << 20
 _HEADER = struct.Struct("=8sQQQ16sQQ")
 _FATE, _HASHED = 48, 56
 _MARK = struct.Struct("=I")

@@ -12,7 +12,8 @@ from typing import ParamSpec, TypeVar
 
 from mirror.aio import Shared, Signal
 from mirror.core.digest import Digest
-from mirror.download.chunk_map import CHUNK, ChunkMap, Fate
+from mirror.core.pieces import CHUNK
+from mirror.download.chunk_map import ChunkMap, Fate
 from mirror.errors import StorageError
 from mirror.storage.blobs import CachedBlob
 from mirror.storage.coordination import RangeLock, reopened

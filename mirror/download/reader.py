@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import Protocol
 
+from mirror.core.pieces import CHUNK
 from mirror.core.urgency import Urgency
-from mirror.download.chunk_map import CHUNK
 from mirror.download.ingest import Ingest
 from mirror.download.passthrough_stream import PassthroughStream
 from mirror.errors import DigestMismatch, StorageError, UpstreamProtocolError, UpstreamTimeout

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mirror.core.pieces import MIB, Lane, Pieces, Speed, Verdict, Width, piece_length
+from mirror.core.pieces import Lane, Pieces, Speed, Verdict, Width, piece_length
+from tests.support.names import MIB
 
 TICK_S = 0.02
 SIZE = 160 * MIB
@@ -63,12 +64,22 @@ class Far:
         received = sum(self.arrived)
         if flowing:
             self.width.note(self.now, received, self.size - received, self.pieces.lanes)
-        while lane := self.pieces.take(self.width.connections, self.width.speed):
+        while lane := self._next():
             self._ask(lane)
         self.now += TICK_S
         for lane in flowing:
             self._flow(lane, round(min(self.rate, self.line / len(flowing)) * TICK_S))
         self.fronts.append(self.size if (hole := self.hole(0)) is None else hole[0])
+
+    def _next(self):
+        if self.width.connections > 1:
+            return self.pieces.take(self.width.connections, self.width.speed)
+        hole = self.hole(0)
+        if hole is None or self.pieces.lanes:
+            return None
+        lane = Lane(*hole)
+        self.pieces.add(lane)
+        return lane
 
     def _flow(self, lane, count):
         while count and lane.position < lane.stop:
