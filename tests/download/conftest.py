@@ -7,24 +7,17 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
-from mirror.storage.layout import Layout
 from tests.download.world import World, open_partial
 from tests.support.files import opened_under
+from tests.support.stores import layout
+
+__all__ = ["layout"]
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     """Retries come at once."""
     monkeypatch.setattr("mirror.download.fetcher.backoff", lambda *_, **__: 0.0)
-
-
-@pytest.fixture
-def layout(tmp_path):
-    """A store, which has to be left without an open file."""
-    layout = Layout(str(tmp_path / "store"))
-    layout.prepare()
-    yield layout
-    assert opened_under(layout.root) == []
 
 
 @pytest.fixture

@@ -2,11 +2,13 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.harness.dockerd import Dockerd
 from tests.e2e.harness.mirror import Mirror, start_mirror
 from tests.e2e.harness.samples import Samples, build_samples
 from tests.e2e.harness.upstream import Upstream
@@ -70,3 +72,17 @@ def mirror(directory: Path, numbers: Iterator[int], upstream: Upstream) -> Itera
         yield started
     finally:
         started.close()
+
+
+@pytest.fixture(scope="module")
+def daemon(directory: Path, numbers: Iterator[int], mirror: Mirror) -> Iterator[Dockerd]:
+    """One daemon for a file, with the mirror in its `registry-mirrors`."""
+    with closing(Dockerd(directory / f"dockerd-{next(numbers)}", mirror.url)) as started:
+        yield started
+
+
+@pytest.fixture
+def dockerd(daemon: Dockerd) -> Dockerd:
+    """The daemon, holding no image."""
+    daemon.remove_all()
+    return daemon

@@ -50,16 +50,6 @@ def mirror(directory: Path, numbers: Iterator[int], upstream: Upstream, htpasswd
         started.close()
 
 
-@pytest.fixture(scope="module")
-def dockerd(directory: Path, numbers: Iterator[int], mirror: Mirror) -> Iterator[Dockerd]:
-    """A daemon with the mirror for everybody as its mirror."""
-    started = Dockerd(directory / f"dockerd-{next(numbers)}", mirror.url)
-    try:
-        yield started
-    finally:
-        started.close()
-
-
 @pytest.fixture
 def skopeo(directory: Path, numbers: Iterator[int]) -> Skopeo:
     """skopeo without mirrors of its own."""

@@ -48,13 +48,6 @@ def daemon(directory: Path, numbers: Iterator[int], port: int) -> Iterator[Docke
 
 
 @pytest.fixture
-def dockerd(daemon: Dockerd) -> Dockerd:
-    """The daemon, holding no image."""
-    daemon.remove_all()
-    return daemon
-
-
-@pytest.fixture
 def stack() -> Iterator[ExitStack]:
     """What is entered here is left at the end of the test."""
     with ExitStack() as entered:

@@ -1,8 +1,6 @@
 """Pulls by a real Docker daemon whose only configuration is `registry-mirrors`."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,23 +12,6 @@ from tests.e2e.harness.samples import Samples
 from tests.e2e.harness.upstream import Upstream
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def daemon(directory: Path, numbers: Iterator[int], mirror: Mirror) -> Iterator[Dockerd]:
-    """One daemon for this file."""
-    started = Dockerd(directory / f"dockerd-{next(numbers)}", mirror.url)
-    try:
-        yield started
-    finally:
-        started.close()
-
-
-@pytest.fixture
-def dockerd(daemon: Dockerd) -> Dockerd:
-    """The daemon, holding no image."""
-    daemon.remove_all()
-    return daemon
 
 
 @pytest.mark.parametrize("name", ["app", "oci", "single"])

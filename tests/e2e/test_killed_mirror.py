@@ -60,13 +60,6 @@ def daemon(directory: Path, numbers: Iterator[int], port: int) -> Iterator[Docke
 
 
 @pytest.fixture
-def dockerd(daemon: Dockerd) -> Dockerd:
-    """The daemon, holding no image."""
-    daemon.remove_all()
-    return daemon
-
-
-@pytest.fixture
 def layer_path(samples: Samples) -> str:
     """The path of the large layer."""
     return f"/v2/library/large/blobs/{samples.large.layers[0].digest}"

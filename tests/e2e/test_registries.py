@@ -88,23 +88,6 @@ def containerd(service: Containerd) -> Containerd:
 
 
 @pytest.fixture(scope="module")
-def daemon(directory: Path, numbers: Iterator[int], mirror: Mirror) -> Iterator[Dockerd]:
-    """One daemon for this file, with the mirror in its `registry-mirrors`."""
-    started = Dockerd(directory / f"dockerd-{next(numbers)}", mirror.url)
-    try:
-        yield started
-    finally:
-        started.close()
-
-
-@pytest.fixture
-def dockerd(daemon: Dockerd) -> Dockerd:
-    """The daemon, holding no image."""
-    daemon.remove_all()
-    return daemon
-
-
-@pytest.fixture(scope="module")
 def skopeo(directory: Path, numbers: Iterator[int]) -> Skopeo:
     """skopeo without mirrors of its own."""
     return Skopeo(directory / f"skopeo-{next(numbers)}")

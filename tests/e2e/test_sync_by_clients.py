@@ -35,16 +35,6 @@ def mirror(directory: Path, numbers: Iterator[int], upstream: Upstream) -> Itera
         started.close()
 
 
-@pytest.fixture(scope="module")
-def dockerd(directory: Path, numbers: Iterator[int], mirror: Mirror) -> Iterator[Dockerd]:
-    """A daemon with the mirror as its only registry."""
-    started = Dockerd(directory / f"dockerd-{next(numbers)}", mirror.url)
-    try:
-        yield started
-    finally:
-        started.close()
-
-
 def command(directory: Path, mirror: Mirror, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run one of the mirror's own commands."""
     environment = {**client_environment(directory), "PYTHONPATH": str(Path.cwd())}
