@@ -1,6 +1,6 @@
 """How fast the bytes of blobs may arrive from upstreams, in all processes of a mirror together.
 
-Whoever has received bytes is told when the rate allows more. It waits for that time whatever others receive meanwhile, so
+A connection that has received bytes learns when the rate allows more. It waits until then whatever others receive meanwhile, so
 connections that receive as fast as they may take turns, and what one does not use the others get. Each process counts what it
 has received in a cell of its own and reads the cells of all: there is no lock and no server. A process that has been idle
 may be ahead of the others by `BURST_S` of the rate.

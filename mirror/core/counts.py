@@ -132,7 +132,7 @@ class CountTable:
         exclusive: a lock between processes for taking rows; its value is False if the lock is not available.
 
     Attributes:
-        received: bytes that each slot has received from upstreams. They only grow: whoever takes a slot over counts on.
+        received: bytes that each slot has received from upstreams. They only grow: the next owner of a slot continues its count.
     """
 
     def __init__(

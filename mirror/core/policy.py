@@ -39,7 +39,7 @@ class Policy:
     is every tag, as if there were no tag part.
 
     Attributes:
-        digests: rules of `deny`, too. Whoever holds something against a policy holds its digest against them.
+        digests: rules of `deny` that name digests; the caller compares them with the digest of the content.
     """
 
     allow: tuple[PathPattern, ...] = ()

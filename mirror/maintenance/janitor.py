@@ -1,4 +1,4 @@
-"""The janitor: keeps the store within its bounds and in order, in one process of a store at a time, off the requests' path.
+"""The janitor: evicts, scrubs and removes leftovers, in one process of a store at a time, off the path of requests.
 
 It has its own threads, so that a walk over files and the writes of a download never wait for each other. A walk over all blobs
 has a process of its own (`maintenance.store_scan`).

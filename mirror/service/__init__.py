@@ -1,1 +1,1 @@
-"""The running mirror: builds the object graph, listens, reloads, and stops in order."""
+"""The running mirror: builds the object graph, listens, reloads, and stops."""

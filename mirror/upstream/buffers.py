@@ -48,11 +48,11 @@ class BufferPool:
             self._kept_bytes += size
 
     def forget(self, buffer: bytearray) -> None:
-        """Leave a buffer to whoever still refers to it."""
+        """Do not use a buffer again: something may still refer to it."""
         self.lent -= len(buffer)
 
     def _size(self) -> int:
-        """A quarter of what is left at most, so that whoever comes next gets a large one, too."""
+        """A quarter of what is left at most, so that the next borrower gets a large one, too."""
         size, left = LARGEST, self._total - self.lent
         while size > SMALLEST and size * 4 > left:
             size //= 2

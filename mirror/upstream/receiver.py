@@ -1,7 +1,7 @@
 """Receives the body of a response straight into buffers, below the HTTP client that has read its head.
 
 The client's own way costs an object, a copy and a wake-up for each piece that the kernel hands out. Here the kernel writes
-into a buffer of up to 2 MiB (`asyncio.BufferedProtocol`), and whoever takes the bytes is woken once for all that have come.
+into a buffer of up to 2 MiB (`asyncio.BufferedProtocol`), and the reader of the body wakes once for all of its bytes.
 The connection goes back to the client's pool when the body has been read to its end.
 """
 
@@ -120,13 +120,13 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._filled = 0
         self._handed: bytearray | None = None
         self._first = True
-        # Whoever took what the client had received already has stopped the transport.
+        # `_received` has paused the transport.
         self._paused = True
         self._lost = self._excess = self._finished = False
         self._timer: asyncio.TimerHandle | None = None
         self._ripe = False
         self._waiter: asyncio.Future[None] | None = None
-        # Whoever reads an earlier response of the same connection late makes the client resume reading: it must not reach it now.
+        # A late reader of an earlier response on this connection makes the client resume the transport: hide it.
         self._handler.transport = None
         self._transport.set_protocol(self)
         self._throttle.spend(len(begun))
