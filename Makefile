@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# Tests and checks start hundreds of interpreters, each of which would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test e2e e2e-full soak bench check rooms lock clean
 
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet

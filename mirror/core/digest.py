@@ -3,16 +3,13 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from mirror.core.algorithms import HEX_DIGITS
 from mirror.core.errors import InvalidDigest
 
 if TYPE_CHECKING:
     from hashlib import _Hash
-
-HEX_DIGITS: Final = MappingProxyType({"sha256": 64, "sha512": 128})
-"""The algorithms, with the number of hex digits of their hashes."""
 
 # Upper-case hex is invalid for both; lowering it would give one blob two names.
 _GRAMMAR = re.compile("|".join(f"{name}:[a-f0-9]{{{digits}}}" for name, digits in HEX_DIGITS.items()), re.ASCII)

@@ -1,4 +1,4 @@
-"""What to evict: the order of blobs, and how many bytes, which is none where no goal can be reached."""
+"""How many bytes to evict, which is none where no goal can be reached."""
 
 from __future__ import annotations
 
@@ -82,19 +82,6 @@ class Plan:
     with_pins: int = 0
     reason: Reason = "max_size"
     unreachable: frozenset[Reason] = frozenset()
-
-
-def eviction_key(last_used: float, weight: int, *, pinned: bool) -> tuple[float, float, float]:
-    """Return the sort key of a blob by its usage, no part of it negative: the blob with the smallest key is evicted first.
-
-    The order is least recently used first, pinned blobs last, and the lighter of two first: a manifest before its layers. Another
-    policy is another function.
-
-    Args:
-        last_used: seconds since the epoch.
-        weight: bytes.
-    """
-    return pinned, last_used, weight
 
 
 def plan(shortage: Shortage, evictable: Evictable, *, both: bool = False) -> Plan:

@@ -1,4 +1,4 @@
-"""Evicts blobs in the order of `core.eviction`. Blocks for long; belongs in a thread of its own."""
+"""Evicts blobs in the order of `core.eviction_order`. Blocks for long; belongs in a thread of its own."""
 
 from __future__ import annotations
 

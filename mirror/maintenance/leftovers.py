@@ -12,9 +12,11 @@ from pathlib import Path
 
 import structlog
 
-from mirror.core.digest import HEX_DIGITS, Digest
+from mirror.core.algorithms import HEX_DIGITS
+from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
-from mirror.core.eviction import Partials, eviction_key
+from mirror.core.eviction import Partials
+from mirror.core.eviction_order import eviction_key
 from mirror.core.names import Repository
 from mirror.download.partial import Partial
 from mirror.errors import StorageError

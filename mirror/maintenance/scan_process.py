@@ -21,8 +21,8 @@ if __name__ == "__main__":
     # Isolated from the environment, the interpreter does not know where the package lies.
     sys.path.append(os.path.abspath(f"{os.path.dirname(__file__)}/../.."))
 
-from mirror.core.digest import HEX_DIGITS
-from mirror.core.eviction import eviction_key
+from mirror.core.algorithms import HEX_DIGITS
+from mirror.core.eviction_order import eviction_key
 
 HEADER = struct.Struct(">QQQ")
 """Bytes of all blobs, each file rounded up to whole blocks; bytes of the pinned ones; blobs."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from mirror.core.digest import HEX_DIGITS, Digest
+from mirror.core.algorithms import HEX_DIGITS
+from mirror.core.digest import Digest
 from mirror.maintenance import scan_process
 from mirror.storage.blobs import CachedFile
 from mirror.storage.layout import Layout

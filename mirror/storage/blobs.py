@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 
-from mirror.core.digest import HEX_DIGITS, Digest
+from mirror.core.algorithms import HEX_DIGITS
+from mirror.core.digest import Digest
 from mirror.core.errors import InvalidDigest
 from mirror.errors import FlushFailed, StorageError
 from mirror.storage.errors import storage_errors

@@ -19,7 +19,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirror.core.digest import HEX_DIGITS, Digest
+from mirror.core.algorithms import HEX_DIGITS
+from mirror.core.digest import Digest
 from mirror.errors import ConfigurationError
 
 LAYOUT = "registry-mirror store, layout 1\n"

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from mirror.core.digest import HEX_DIGITS
+from mirror.core.algorithms import HEX_DIGITS
 from mirror.core.eviction import Goal, Shortage
 from mirror.errors import StorageError
 from mirror.storage.coordination import FileLock, wait_in_thread

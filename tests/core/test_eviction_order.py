@@ -2,7 +2,7 @@
 
 import random
 
-from mirror.core.eviction import eviction_key
+from mirror.core.eviction_order import eviction_key
 
 
 def test_least_recently_used_goes_first_and_pins_last():

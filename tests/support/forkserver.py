@@ -67,8 +67,6 @@ class ForkServer:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # What a shell has started in the background ignores it, and so do its children.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # A shell that runs the tests in the background has it ignored.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         os.closerange(_STREAMS, max(self._wake, *streams, *self._news.values(), self._orders.fileno()) + 1)
