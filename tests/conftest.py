@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -25,6 +26,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 MEMORY = Path("/dev/shm")
 _ROOM = 4 << 30
+# Each test makes some ten thousand objects, nearly none of them garbage in a circle.
+_GC_THRESHOLDS = (10_000, 10, 10)
 
 
 def pytest_configure():
@@ -32,6 +35,13 @@ def pytest_configure():
     if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= _ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     move_limits()
+
+
+def pytest_collection_finish():
+    """Have the garbage collector leave alone what lives to the end: the tests themselves, and all modules."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def pytest_unconfigure():

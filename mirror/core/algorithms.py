@@ -1,4 +1,4 @@
-"""The hash algorithms of digests (OCI image-spec, descriptor.md, Digests). Imports next to nothing, so that a scan starts at once."""
+"""The hash algorithms of digests (OCI image-spec, descriptor.md, Digests). Imports next to nothing: a scan starts at once."""
 
 from types import MappingProxyType
 
