@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.fakehub.plugin import hub
-from tests.mirrors import MirrorUnderTest
 from tests.support.launcher import close_launcher
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.ports import close_ports
 from tests.support.unhurried import move_limits
 

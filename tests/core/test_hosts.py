@@ -6,7 +6,7 @@ from mirror.config.tls import certificate_names
 from mirror.core.certificate import dns_names
 from mirror.core.errors import InvalidInput
 from mirror.core.hosts import HostNames, parse_host
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 
 OWN = [
     None,

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import Authority
 from tests.e2e.harness.client import get_manifest, request
 from tests.e2e.harness.dockerd import Dockerd
 from tests.e2e.harness.mirror import Mirror, start_mirror
@@ -13,6 +12,7 @@ from tests.e2e.harness.process import client_environment, run, succeed
 from tests.e2e.harness.samples import Samples
 from tests.e2e.harness.skopeo import CopyError, Skopeo
 from tests.e2e.harness.upstream import Upstream
+from tests.support.certificates import Authority
 
 pytestmark = pytest.mark.e2e
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.fakehub import Rule, Status
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 
 TAG = "/v2/library/app/manifests/1"
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 import structlog
 
-from tests.clock import Clock
+from tests.support.clock import Clock
 from tests.support.waiting import eventually
 
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.waiting import LIMIT
-from tests.wire import Wire, ask, request
+from tests.support.wire import Wire, ask, request
 
 KEPT = b"GET /healthz HTTP/1.1\r\nHost: mirror\r\n\r\n"
 PURGE = '{"match": "app"}'

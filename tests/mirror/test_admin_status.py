@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.fakehub import NoHeaders, RateLimited, Rule, Status
 from tests.support.names import APP, TAG
 from tests.support.waiting import LIMIT, eventually
-from tests.wire import ask, request
+from tests.support.wire import ask, request
 
 # design: Interfaces, Metrics; those that this version has.
 FAMILIES = {

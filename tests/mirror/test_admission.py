@@ -11,10 +11,10 @@ import pytest
 
 from mirror.errors import ConfigurationError
 from tests.fakehub import Rule
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import ABSENT
 from tests.support.waiting import LIMIT, eventually
-from tests.wire import Wire, ask, request
+from tests.support.wire import Wire, ask, request
 
 PING = request("/v2/")
 KEPT = b"GET /v2/ HTTP/1.1\r\nHost: mirror\r\n\r\n"

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG, blob_path
 from tests.support.waiting import LIMIT, SOON
 

@@ -8,8 +8,8 @@ import pytest
 
 from mirror.core.digest import Digest
 from tests.mirror.commands import command
-from tests.mirrors import MirrorUnderTest
 from tests.support.files import flip
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 from tests.support.ports import free_port
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.clock import Clock
 from tests.fakehub import Fault, NoHeaders, Rule, Status
-from tests.mirrors import MirrorUnderTest
+from tests.support.clock import Clock
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
 from tests.support.slow_files import SlowFile
 from tests.support.waiting import LIMIT, eventually

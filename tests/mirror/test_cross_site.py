@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.mirrors import MirrorUnderTest
-from tests.wire import ask
+from tests.support.mirrors import MirrorUnderTest
+from tests.support.wire import ask
 
 APP = "library/app"
 JSON = "Content-Type: application/json"

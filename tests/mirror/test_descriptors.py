@@ -8,9 +8,9 @@ import socket
 
 import pytest
 
-from tests.processes import Served
+from tests.support.processes import Served
 from tests.support.waiting import LIMIT
-from tests.wire import ask, request
+from tests.support.wire import ask, request
 
 
 def descriptors(pid):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakehub import BadContentRange, Corrupt, Cut, ExpiredUrl, IgnoreRange, Reset, Rule, Stall, Status
 from tests.mirror.transfers import CDN, Transfer, raw, raw_body, raw_head
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import MIB
 from tests.support.waiting import LIMIT
 

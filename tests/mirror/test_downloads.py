@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.mirror.transfers import Transfer, raw, raw_head
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import MIB
 
 SIZE = 3 * MIB + 4321

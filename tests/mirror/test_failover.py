@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from tests.clock import Clock
 from tests.fakehub import (
     BadContentRange,
     Corrupt,
@@ -24,7 +23,8 @@ from tests.fakehub import (
     Stall,
     Status,
 )
-from tests.mirrors import MirrorUnderTest
+from tests.support.clock import Clock
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 from tests.support.waiting import SOON, eventually
 

@@ -10,7 +10,7 @@ from mirror.download import shares
 from tests.fakehub import NoHeaders, Rule
 from tests.mirror.syncing import Orders
 from tests.mirror.transfers import Transfer
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB, blob_path, manifest_path
 from tests.support.waiting import LIMIT, SOON, eventually
 

@@ -40,7 +40,7 @@ from tests.fakehub import (
     WrongLength,
 )
 from tests.mirror.images import pulled
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 from tests.support.waiting import SOON, eventually
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakehub import Corrupt, Rule, Status
 from tests.mirror.transfers import Transfer
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import KIB, MIB, manifest_path
 from tests.support.waiting import eventually
 

@@ -7,9 +7,9 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.errors import NotFound
-from tests.clock import Clock
 from tests.fakehub import Reset, Rule, Status
 from tests.mirror.transfers import Transfer
+from tests.support.clock import Clock
 from tests.support.names import APP, MIB, TAG, manifest_path
 from tests.support.waiting import eventually
 

@@ -8,7 +8,7 @@ import pytest
 
 from mirror.core.digest import Digest
 from tests.mirror.images import age, contents, pull
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB
 from tests.support.waiting import LIMIT
 

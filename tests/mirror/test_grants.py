@@ -10,7 +10,7 @@ from mirror.download.ingest import Ingest
 from mirror.maintenance import leftovers
 from mirror.storage.table import Table
 from tests.fakehub import Html, NoHeaders, Rule, Status
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.waiting import LIMIT, eventually
 
 ONE, OTHER = "library/one", "library/other"

@@ -23,7 +23,7 @@ from tests.fakehub import (
     Status,
     WrongLength,
 )
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, MIB
 from tests.support.ports import free_port
 from tests.support.waiting import SOON

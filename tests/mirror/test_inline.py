@@ -7,10 +7,10 @@ import pytest
 
 from mirror.registry.api import RegistryApi
 from mirror.storage.blobs import BlobFiles
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG, manifest_path
 from tests.support.waiting import eventually
-from tests.wire import Wire
+from tests.support.wire import Wire
 
 OWN = ("date", "x-request-id")
 

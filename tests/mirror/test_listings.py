@@ -9,7 +9,7 @@ import pytest
 from mirror.cache.upstream_tags import every_tag
 from mirror.core.names import Repository
 from tests.fakehub import OCI_INDEX, Html, RateLimited, Rule, Status
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 
 TAGS = f"/v2/{APP}/tags/list"

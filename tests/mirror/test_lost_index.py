@@ -10,7 +10,7 @@ from mirror.cache import blobs
 from mirror.core.digest import Digest
 from mirror.storage import blobs as files
 from tests.fakehub import HeadWithoutLength, Rule, Status
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB
 from tests.support.waiting import LIMIT, eventually
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.names import APP
-from tests.wire import Wire, ask, request
+from tests.support.wire import Wire, ask, request
 
 HEX = "a" * 64
 PING = request("/v2/")

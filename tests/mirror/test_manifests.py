@@ -16,7 +16,7 @@ from tests.fakehub import (
     NoHeaders,
     Rule,
 )
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG, manifest_path
 from tests.support.waiting import LIMIT
 

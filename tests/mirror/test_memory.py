@@ -7,7 +7,7 @@ import pytest
 
 from tests.fakehub import OCI_MANIFEST
 from tests.support.names import APP, MIB
-from tests.wire import Wire
+from tests.support.wire import Wire
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fakehub import OCI_MANIFEST, Headers, Rule, Status
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
 
 SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"

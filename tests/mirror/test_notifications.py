@@ -17,11 +17,11 @@ from mirror.core.names import Repository, Tag
 from mirror.storage.store import Store
 from mirror.sync.notifier import Notifier, RetryPolicy
 from mirror.upstream.webhook import Webhook
-from tests.clock import Clock
 from tests.mirror.syncing import Orders
-from tests.mirrors import MirrorUnderTest
-from tests.receiver import Receiver
+from tests.support.clock import Clock
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
+from tests.support.receiver import Receiver
 from tests.support.waiting import LIMIT, eventually
 
 QUICK = RetryPolicy(attempts=3, base=0.01, longest=0.02)

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from tests.clock import Clock
 from tests.fakehub import Rule, Status
-from tests.mirrors import MirrorUnderTest
+from tests.support.clock import Clock
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import ABSENT
 from tests.support.waiting import eventually
 

@@ -13,9 +13,9 @@ from mirror.cache.prefetch import max_prefetches
 from mirror.core.digest import Digest
 from tests.fakehub import OCI_MANIFEST, Corrupt, HeadWithoutLength, Rule, Status
 from tests.mirror.commands import command
-from tests.mirrors import MirrorUnderTest
-from tests.processes import Served
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB, blob_path, manifest_path
+from tests.support.processes import Served
 from tests.support.waiting import LIMIT, eventually
 
 OTHER = "library/other"

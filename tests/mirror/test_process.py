@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.fakehub import Rule, Status
-from tests.processes import Process, Served
 from tests.support.names import APP, TAG
 from tests.support.ports import free_port
+from tests.support.processes import Process, Served
 from tests.support.waiting import LIMIT, eventually
 
 

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from tests.fakehub import Rule
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
 from tests.support.waiting import LIMIT
-from tests.wire import ask, request
+from tests.support.wire import ask, request
 
 
 class Operator:

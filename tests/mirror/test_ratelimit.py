@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from tests.clock import Clock
 from tests.fakehub import AbuseLimited, NoHeaders, RateLimited, Rule
 from tests.mirror.images import pulled
-from tests.mirrors import MirrorUnderTest
+from tests.support.clock import Clock
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
 from tests.support.waiting import LIMIT, eventually
 

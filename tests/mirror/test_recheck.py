@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from mirror.core.digest import Digest
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB
 from tests.support.waiting import LIMIT, SOON, eventually
 

@@ -17,7 +17,7 @@ from mirror.upstream.http import Http
 from tests.fakehub import Rule
 from tests.mirror.syncing import APP, Orders
 from tests.mirror.transfers import Transfer
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import MIB
 from tests.support.slow_files import SlowFile
 from tests.support.waiting import LIMIT, eventually

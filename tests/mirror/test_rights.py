@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from tests.fakehub import FakeHub, NoHeaders, Rule
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.waiting import LIMIT, eventually
 
 ONE, OTHER = "team/one", "team/other"

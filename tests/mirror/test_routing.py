@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.fakehub import FakeHub
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 
 METHODS = ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 

@@ -9,7 +9,7 @@ from mirror.download.reader import HeldBody
 from tests.mirror.transfers import Transfer
 from tests.support.names import MIB
 from tests.support.waiting import LIMIT, eventually
-from tests.wire import Wire
+from tests.support.wire import Wire
 
 # More than the buffers of two sockets take.
 SIZE = 32 * MIB

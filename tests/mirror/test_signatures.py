@@ -10,10 +10,10 @@ from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.maintenance.leftovers import Leftovers
 from mirror.storage.layout import Layout
-from tests.clock import Clock
 from tests.fakehub import OCI_INDEX, OCI_MANIFEST
 from tests.mirror.syncing import Orders
-from tests.mirrors import MirrorUnderTest
+from tests.support.clock import Clock
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 from tests.support.waiting import eventually
 

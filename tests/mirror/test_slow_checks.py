@@ -7,10 +7,10 @@ import time
 import pytest
 
 from mirror.core.staleness import said
-from tests.clock import Clock
 from tests.fakehub import NoHeaders, Rule, Status
 from tests.mirror.images import pulled
-from tests.mirrors import MirrorUnderTest
+from tests.support.clock import Clock
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG, tag_name
 from tests.support.waiting import LIMIT, SOON, eventually
 

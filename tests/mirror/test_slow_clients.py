@@ -7,10 +7,10 @@ import socket
 import pytest
 
 from tests.fakehub import NoHeaders, Rule
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 from tests.support.waiting import LIMIT, eventually
-from tests.wire import Wire, ask, request
+from tests.support.wire import Wire, ask, request
 
 PING = request("/v2/")
 

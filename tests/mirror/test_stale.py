@@ -16,7 +16,7 @@ from tests.fakehub import (
     Status,
 )
 from tests.mirror.images import pulled
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
 
 DAY = 86400

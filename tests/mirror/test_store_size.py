@@ -13,7 +13,7 @@ from mirror.errors import StorageError
 from mirror.storage.space_quota import on_disk
 from tests.fakehub import Rule
 from tests.mirror.images import age, contents, pull
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB
 from tests.support.waiting import LIMIT, SOON, eventually
 

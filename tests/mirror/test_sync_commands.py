@@ -16,8 +16,8 @@ import pytest
 from tests.fakehub import Rule, Slow
 from tests.mirror.commands import command
 from tests.mirror.syncing import Orders, named, pull
-from tests.mirrors import MirrorUnderTest
 from tests.support.launcher import start_mirror
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 from tests.support.waiting import LIMIT
 

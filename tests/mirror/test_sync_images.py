@@ -10,7 +10,7 @@ from mirror.sync import run, scheduler
 from tests.fakehub import OCI_INDEX, OCI_MANIFEST, Rule, Status
 from tests.fakehub.catalog import Repository
 from tests.mirror.syncing import Orders, named, pull
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 from tests.support.waiting import LIMIT, eventually
 

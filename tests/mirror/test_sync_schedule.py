@@ -12,10 +12,10 @@ import pytest
 
 from mirror.sync import run, scheduler
 from mirror.sync.job import by_webhook
-from tests.clock import Clock
 from tests.fakehub import NoHeaders, RateLimited, Rule
 from tests.mirror.syncing import Orders, known, named, pull
-from tests.mirrors import MirrorUnderTest
+from tests.support.clock import Clock
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, tag_name
 from tests.support.waiting import LIMIT, eventually
 

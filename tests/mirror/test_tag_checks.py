@@ -6,7 +6,7 @@ import pytest
 
 from mirror.core.names import Repository, Tag
 from tests.fakehub import NoHeaders, Rule, Status
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.waiting import LIMIT
 
 APP = "library/app"

@@ -3,7 +3,7 @@
 import re
 import sys
 
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, MIB, TAG, blob_path, content, manifest_path
 from tests.support.rooms import DOCUMENT
 

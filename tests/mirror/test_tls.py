@@ -12,9 +12,9 @@ import pytest
 
 from mirror.config.model import load
 from mirror.errors import ConfigurationError
-from tests.certificates import Authority, openssl
 from tests.fakehub import Corrupt, Rule
-from tests.mirrors import MirrorUnderTest
+from tests.support.certificates import Authority, openssl
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, blob_path, content
 from tests.support.waiting import LIMIT, SOON, eventually
 

@@ -16,7 +16,7 @@ from tests.fakehub import (
     Rule,
     Status,
 )
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG
 
 TOKENS = Rule(kind="token", times=None)

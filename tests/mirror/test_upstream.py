@@ -28,7 +28,7 @@ from tests.fakehub import (
     UntilClose,
     WrongLength,
 )
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG, blob_path
 from tests.support.waiting import LIMIT, SOON
 

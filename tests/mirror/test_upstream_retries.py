@@ -11,7 +11,7 @@ import pytest
 from tests.fakehub import Disconnect, Html, NoHeaders, RateLimited, Reset, Rule, Stall, Status, WrongLength
 from tests.mirror.images import pulled
 from tests.mirror.transfers import Transfer
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, MIB, TAG
 from tests.support.waiting import LIMIT, SOON, eventually
 

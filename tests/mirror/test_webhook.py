@@ -13,11 +13,11 @@ from mirror.admin import push_webhook
 from mirror.admin.push_webhook import parse_push
 from mirror.core.names import Repository, Tag
 from tests.mirror.syncing import Orders, pull
-from tests.mirrors import MirrorUnderTest
-from tests.receiver import Receiver
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
+from tests.support.receiver import Receiver
 from tests.support.waiting import eventually
-from tests.wire import Wire
+from tests.support.wire import Wire
 
 SECRET = "one/hundred %41pes & 0123456789"
 QUOTED = "one%2Fhundred%20%2541pes%20&%200123456789"

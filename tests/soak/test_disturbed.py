@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from tests.processes import Process
 from tests.soak.disturbed import Plan, Soak, opened
+from tests.support.processes import Process
 from tests.support.waiting import eventually
 from tests.workers.cluster import Cluster
 from tests.workers.kills import is_counted

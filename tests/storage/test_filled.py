@@ -9,7 +9,7 @@ from mirror.storage.images import images
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import SpaceQuota
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 
 
 def test_filled_store(tmp_path):

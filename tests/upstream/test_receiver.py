@@ -15,7 +15,7 @@ from mirror.errors import UpstreamTimeout
 from mirror.upstream.buffers import LARGEST, SMALLEST, BufferPool
 from mirror.upstream.intake import Intake
 from mirror.upstream.receiver import BodyEnded, open_body
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 from tests.support.waiting import LIMIT, SOON, eventually
 
 LARGE = os.urandom(5_000_003)

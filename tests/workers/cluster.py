@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from tests.processes import Served
+from tests.support.processes import Served
 from tests.support.waiting import LIMIT, eventually
 
 

@@ -10,8 +10,8 @@ from mirror.storage.blobs import BlobFiles
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import SpaceQuota, on_disk
-from tests.processes import Process
 from tests.support.names import APP, sha256
+from tests.support.processes import Process
 from tests.workers.cluster import Pull
 
 

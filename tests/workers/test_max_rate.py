@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from mirror.core.byte_rate import BURST_S
-from tests.mirrors import MirrorUnderTest
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, KIB, MIB, blob_path, sha256
 from tests.workers.cluster import Cluster
 

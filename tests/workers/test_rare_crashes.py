@@ -6,8 +6,8 @@ import resource
 import sys
 
 from tests.fakehub import Rule
-from tests.processes import Process
 from tests.support.names import APP, sha256
+from tests.support.processes import Process
 from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, Pull
 from tests.workers.kills import check_store

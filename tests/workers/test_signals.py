@@ -8,9 +8,9 @@ import socket
 import pytest
 
 from tests.fakehub import Rule
-from tests.processes import Process
 from tests.support.names import APP, TAG, sha256
 from tests.support.ports import free_port
+from tests.support.processes import Process
 from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, children, state
 
