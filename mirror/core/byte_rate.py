@@ -41,7 +41,7 @@ class ByteRate:
 
     @property
     def quantum(self) -> int:
-        """The most bytes that a connection should receive at once, so that all of them get a turn soon."""
+        """The most bytes that a connection should receive at once under a limit, so that all of them get a turn soon."""
         return max(MIN_QUANTUM, int(self._limit * _QUANTUM_S))
 
     def spend(self, count: int, now: float) -> float:

@@ -184,6 +184,14 @@ class ChunkMap:
                 return max(position, i * CHUNK + count)
         return min(self.size, (index + _LOOK_AHEAD_CHUNKS) * CHUNK)
 
+    def received(self) -> int:
+        """Bytes that have arrived in all."""
+        return sum(self.arrived)
+
+    def is_complete(self) -> bool:
+        """Whether every byte has arrived."""
+        return self.size is not None and self.received() == self.size
+
     def hole(self, start: int) -> tuple[int, int] | None:
         """The first hole that ends after `start`: where its bytes are missing, from and to; None if there is none."""
         if self.size is None or start >= self.size:

@@ -40,15 +40,15 @@ class Driver:
         partial.publish(Fate.VERIFIED)
         partial.announce()
         await self._commit()
-        assert partial.size is not None
-        return Committed(partial.size, fetched=True)
+        assert partial.map.size is not None
+        return Committed(partial.map.size, fetched=True)
 
     async def _resume(self) -> None:
         """Take up what an earlier ingest has left."""
         partial, services = self._partial, self._services
         await rehash(partial, services.threads.write)
         if await partial.in_thread(services.threads.write, partial.refresh):
-            if partial.received():
+            if partial.map.received():
                 services.resumed("restart")
             partial.announce()
 
@@ -63,7 +63,7 @@ class Driver:
             await verification
         except MirrorError as error:
             fate = self._fate(error)
-            if fate is not Fate.OPEN or not partial.received():
+            if fate is not Fate.OPEN or not partial.map.received():
                 await partial.in_thread(threads.write, partial.discard, fate)
             raise
         finally:

@@ -89,15 +89,15 @@ class Fetcher:
     async def _fetch_all(self) -> None:
         failures, loop = 0, asyncio.get_running_loop()
         progressed_at, seen = loop.time(), -1
-        while not self._partial.is_complete():
-            before = self._partial.received()
+        while not self._partial.map.is_complete():
+            before = self._partial.map.received()
             try:
                 fetched = await self._fetch_first_hole()
             except ConnectionWithdrawn:
                 # No failure: the wait for another connection is bounded, and the hole begins where the bytes end.
                 continue
             except (UpstreamError, UpstreamRefusal) as error:
-                progress = self._partial.received() - before
+                progress = self._partial.map.received() - before
                 failures = 1 if progress >= _PROGRESS_BYTES else failures + 1
                 if isinstance(error, UpstreamSizeChanged):
                     self._record_size(error.size)
@@ -109,8 +109,8 @@ class Fetcher:
                 # Every hole has another writer, perhaps in another process.
                 await self._partial.changed(_POLL_INTERVAL_S)
                 self._partial.refresh()
-                if self._partial.received() != seen:
-                    progressed_at, seen = loop.time(), self._partial.received()
+                if self._partial.map.received() != seen:
+                    progressed_at, seen = loop.time(), self._partial.map.received()
                     self._partial.announce()
                 elif loop.time() - progressed_at > self._services.limits.stall_s:
                     raise StorageError(f"another worker holds a part of {self._partial.digest} and hangs", "busy")
@@ -118,19 +118,19 @@ class Fetcher:
     async def _run_lazily(self) -> None:
         """Leave the fetching to the readers of all processes until one of them requires the whole blob."""
         partial, size = self._partial, self._source.lazy_size
-        if self.is_lazy and partial.size is None and size is not None:
+        if self.is_lazy and partial.map.size is None and size is not None:
             first = self._range_fetcher(Lane(0))
             try:
                 await first.begin(size)
             finally:
                 first.close()
-        while self.is_lazy and not partial.is_complete():
+        while self.is_lazy and not partial.map.is_complete():
             await partial.changed(_LAZY_POLL_INTERVAL_S)
             if self.failure is not None:
                 raise self.failure
-            before = partial.received()
+            before = partial.map.received()
             partial.refresh()
-            if partial.received() != before:
+            if partial.map.received() != before:
                 partial.announce()
 
     def fetch_ahead(self, position: int, until: int | None = None) -> None:
@@ -148,19 +148,19 @@ class Fetcher:
         if len(fetchers) >= self._services.limits.fetchers or loop.time() < self._ahead_again:
             return
         fetchers += self._lanes.fetchers
-        start = self._partial.available(position)
+        start = self._partial.map.available(position)
         if self._is_near(start, fetchers) or (until is not None and start >= until):
             return
-        hole = self._partial.hole(max(start, position // CHUNK * CHUNK))
+        hole = self._partial.map.hole(max(start, position // CHUNK * CHUNK))
         if hole is None or self._is_near(hole[0], fetchers) or not self._start_ahead(_bounded(hole, until)):
             # Another writer fills it, perhaps in another process; a reader who waits asks again.
             self._ahead_again = loop.time() + _POLL_INTERVAL_S
 
     def fetch_beside(self) -> None:
         """Fetch what a lazy driver in another process does not, if this process requires the whole blob."""
-        if self._source.lazy_size is None or self.is_lazy or self._partial.size is None:
+        if self._source.lazy_size is None or self.is_lazy or self._partial.map.size is None:
             return
-        hole = self._partial.hole(0)
+        hole = self._partial.map.hole(0)
         if hole is not None:
             self.fetch_ahead(hole[0])
 
@@ -176,7 +176,7 @@ class Fetcher:
 
     def _record_size(self, size: int | None) -> None:
         # Less than has arrived from its beginning is the size of some portal's page, not of the blob with these bytes.
-        if size is None or size >= self._partial.available(0):
+        if size is None or size >= self._partial.map.available(0):
             self._other_sizes.append(size)
 
     def _is_near(self, position: int, fetchers: list[RangeFetcher]) -> bool:
@@ -203,13 +203,13 @@ class Fetcher:
         piece = self._lanes.take()
         if piece is not None and await self._fetch_main(piece):
             return True
-        hole: tuple[int, int] | None = (0, END) if self._partial.size is None else self._partial.hole(0)
+        hole: tuple[int, int] | None = (0, END) if self._partial.map.size is None else self._partial.map.hole(0)
         while hole is not None:
             piece = Lane(*hole)
             self._lanes.pieces.add(piece)
             if await self._fetch_main(piece):
                 return True
-            hole = self._partial.hole(hole[1])
+            hole = self._partial.map.hole(hole[1])
         self._main = None
         return False
 
@@ -217,7 +217,7 @@ class Fetcher:
         """Fetch a piece; False if it has another writer."""
         fetcher = self._range_fetcher(piece)
         try:
-            if self._partial.size is not None and not fetcher.claim():
+            if self._partial.map.size is not None and not fetcher.claim():
                 return False
             self._main = fetcher
             await fetcher.fetch()
@@ -261,7 +261,7 @@ class Fetcher:
         log.info(
             "download_interrupted",
             digest=str(self._partial.digest),
-            received=self._partial.received(),
+            received=self._partial.map.received(),
             reason=reason,
             cause=str(error),
         )
@@ -270,10 +270,10 @@ class Fetcher:
             await asyncio.sleep(_pause_s(failures))
 
     def _is_hopeless(self, error: MirrorError, failures: int) -> bool:
-        if self._partial.received() or (isinstance(error, UpstreamError) and error.another):
+        if self._partial.map.received() or (isinstance(error, UpstreamError) and error.another):
             return failures >= self._services.limits.attempts
         # Nothing has arrived yet: a client gains more from an early error, after which it turns to another host.
-        no_answer = isinstance(error, UpstreamTimeout) and self._partial.size is None
+        no_answer = isinstance(error, UpstreamTimeout) and self._partial.map.size is None
         return failures > 1 or no_answer or isinstance(error, UpstreamRefusal | UpstreamRateLimited)
 
     def _range_fetcher(self, lane: Lane) -> RangeFetcher:

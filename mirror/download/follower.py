@@ -65,7 +65,7 @@ class Follower:
         is_valid = partial.refresh()
         if is_valid and partial.map.fate is Fate.VERIFIED:
             partial.is_verified = True
-        seen, self._seen = self._seen, (partial.received(), partial.map.hashed, partial.map.fate)
+        seen, self._seen = self._seen, (partial.map.received(), partial.map.hashed, partial.map.fate)
         return seen != self._seen
 
     def _ended(self, digest: Digest) -> Committed | None:
@@ -78,8 +78,8 @@ class Follower:
         is_valid, fate = partial.refresh(), partial.map.fate
         if is_valid and fate is Fate.VERIFIED:
             # Whether it is still held or has been removed since.
-            assert partial.size is not None
-            return Committed(partial.size, fetched=False)
+            assert partial.map.size is not None
+            return Committed(partial.map.size, fetched=False)
         size = self._services.files.size_if_same(digest, partial.descriptor)
         if size is not None:
             # The map was opened too late: it is not the one that belonged to these bytes.
@@ -88,9 +88,9 @@ class Follower:
             raise StorageError(f"another worker had no room for {digest}", "full")
         if fate is Fate.LOST:
             raise FlushFailed(f"another worker could not get {digest} onto the disk", "io")
-        if partial.received() and fate is Fate.WRONG:
+        if partial.map.received() and fate is Fate.WRONG:
             # Readers may have had some of them.
             raise DigestMismatch(f"what had arrived of {digest} at another worker was wrong")
-        if partial.received():
+        if partial.map.received():
             raise StorageError(f"what had arrived of {digest} was cleared away", "busy")
         return None

@@ -67,9 +67,9 @@ class Ingest:
         if self._end is not None:
             return self._end
         partial = self._partial
-        if partial is None or partial.size is None:
+        if partial is None or partial.map.size is None:
             return _CONNECTING
-        return Verified(partial.size) if partial.is_verified else Receiving(partial.size)
+        return Verified(partial.map.size) if partial.is_verified else Receiving(partial.map.size)
 
     # ---- for readers
 
@@ -96,7 +96,7 @@ class Ingest:
         """Bytes of the blob, once known."""
         if isinstance(self._end, Committed):
             return self._end.size
-        return None if self._partial is None else self._partial.size
+        return None if self._partial is None else self._partial.map.size
 
     @property
     def limits(self) -> DownloadLimits:
@@ -111,7 +111,7 @@ class Ingest:
     @property
     def received(self) -> int:
         """Bytes that have arrived, as far as this process knows."""
-        return self._partial.received() if self._partial else 0
+        return self._partial.map.received() if self._partial else 0
 
     def join(self, urgency: Urgency) -> None:
         """Add a reader: until `leave` the bytes can be read, even if the blob is committed and purged meanwhile."""
@@ -131,7 +131,7 @@ class Ingest:
             self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._stop_unread)
 
     def _stop_unread(self) -> None:
-        if self.is_unread and not (self._partial is not None and self._partial.is_complete()):
+        if self.is_unread and not (self._partial is not None and self._partial.map.is_complete()):
             self.stop()
 
     def _stop_timer(self) -> None:
@@ -236,7 +236,7 @@ class Ingest:
         limit = state.limit(whole=whole)
         if self._partial is None or isinstance(state, Committed) or limit <= position:
             return limit
-        return min(self._partial.available(position), limit)
+        return min(self._partial.map.available(position), limit)
 
     # ---- the task
 
@@ -283,9 +283,9 @@ class Ingest:
     def failed(self, cause: MirrorError) -> Failed:
         """The state after a failure: what has arrived may be read, unless it is or may be wrong."""
         partial = self._partial
-        if partial is None or partial.size is None or isinstance(cause, DigestMismatch | FlushFailed):
+        if partial is None or partial.map.size is None or isinstance(cause, DigestMismatch | FlushFailed):
             return Failed(cause, 0)
-        return Failed(cause, partial.size if partial.is_verified else unverified_end(partial.size))
+        return Failed(cause, partial.map.size if partial.is_verified else unverified_end(partial.map.size))
 
     def end(self, end: Committed | Failed) -> None:
         """Enter the last state. Readers who have not finished keep the bytes open."""

@@ -52,7 +52,7 @@ class Lanes:
     def __init__(
         self, partial: Partial, source: Source, services: DownloadServices, open_fetcher: Callable[[Lane], RangeFetcher]
     ) -> None:
-        self.pieces = Pieces(partial.hole)
+        self.pieces = Pieces(partial.map.hole)
         self._partial = partial
         self._services = services
         self._open_fetcher = open_fetcher
@@ -80,7 +80,7 @@ class Lanes:
         self._watch = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        while (size := self._partial.size) is None:
+        while (size := self._partial.map.size) is None:
             await self._partial.changed(_SIZE_TIMEOUT_S)
         if size >= self._services.limits.parallel_from_bytes:
             while self._width.speed.verdict is not Verdict.SINGLE:
@@ -99,7 +99,7 @@ class Lanes:
             self._end(fetcher)
 
     def _look(self, size: int) -> None:
-        received, before = self._partial.received(), self._width.speed.verdict
+        received, before = self._partial.map.received(), self._width.speed.verdict
         self._width.note(asyncio.get_running_loop().time(), received, size - received, self.pieces.lanes)
         self._record(before)
         self._open_more()

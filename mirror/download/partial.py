@@ -137,11 +137,6 @@ class Partial:
 
     # ---- the map
 
-    @property
-    def size(self) -> int | None:
-        """Bytes of the blob, None until upstream has told a process."""
-        return self.map.size
-
     def is_new(self) -> bool:
         """Whether nothing has begun with the file, so that there is no map."""
         return os.fstat(self._data).st_size == 0
@@ -201,28 +196,6 @@ class Partial:
         self.is_verified = self.is_verified or fate is Fate.VERIFIED
         with contextlib.suppress(OSError):
             self.map.write_fate(fate)
-
-    # ---- what has arrived
-
-    def available(self, position: int) -> int:
-        """The end of what can be read from `position` on without a hole (at most some chunks ahead)."""
-        return self.map.available(position)
-
-    def arrived_in_chunk(self, index: int) -> int:
-        """How many bytes of a chunk have arrived."""
-        return self.map.arrived[index]
-
-    def hole(self, start: int) -> tuple[int, int] | None:
-        """The first hole that ends after `start`: where its bytes are missing, from and to; None if there is none."""
-        return self.map.hole(start)
-
-    def received(self) -> int:
-        """Bytes that have arrived in all."""
-        return sum(self.map.arrived)
-
-    def is_complete(self) -> bool:
-        """Whether every byte has arrived."""
-        return self.size is not None and self.received() == self.size
 
     # ---- reading, and the end
 

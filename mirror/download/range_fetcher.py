@@ -85,21 +85,21 @@ class RangeFetcher:
             UpstreamError, UpstreamRefusal: the stream ended before the lane did; what has arrived is kept.
             StorageError: the bytes could not be written.
         """
-        lane, size, began = self.lane, self._partial.size, time.monotonic()
+        lane, size, began = self.lane, self._partial.map.size, time.monotonic()
         stop = None if size is None or lane.stop >= size else lane.stop
         async with self._source.open(lane.position, stop) as stream:
             lane.round_trip = time.monotonic() - began
             if partially and not stream.is_partial:
                 raise RangeIgnored(f"upstream ignores the request for a range of {self._partial.digest}")
-            if self._partial.size is None:
+            if self._partial.map.size is None:
                 # Claimed before another process can see that there is a chunk: its reader would have it fetched as well.
                 is_claimed = self._lock.try_acquire(0, CHUNK)
                 await self.begin(stream.size)
                 if not is_claimed:
                     return
                 self._next = 1
-            if stream.size != self._partial.size:
-                message = f"upstream now says that {self._partial.digest} has {stream.size} bytes, not {self._partial.size}"
+            if stream.size != self._partial.map.size:
+                message = f"upstream now says that {self._partial.digest} has {stream.size} bytes, not {self._partial.map.size}"
                 raise UpstreamSizeChanged(message, size=stream.size)
             await self._copy(stream)
 
@@ -135,7 +135,7 @@ class RangeFetcher:
     def _claim_next(self, arrived: int) -> bool:
         """Claim the chunk behind those that are claimed; False if another writer has it or has written into it."""
         index = self._next
-        if not self._partial.claim(self._lock, index) or self._partial.arrived_in_chunk(index) != arrived:
+        if not self._partial.claim(self._lock, index) or self._partial.map.arrived[index] != arrived:
             return False
         self._next += 1
         return True

@@ -56,7 +56,7 @@ class Verifier:
         finally:
             if is_idle:
                 self._lock.release()
-        if not is_next or self._position == self._partial.size:
+        if not is_next or self._position == self._partial.map.size:
             # Otherwise there is nothing to do for `run`.
             self._loop.call_soon_threadsafe(self._partial.signal.pulse, self)
 
@@ -68,18 +68,18 @@ class Verifier:
             StorageError: the file could not be read back.
         """
         partial = self._partial
-        while partial.size is None:
+        while partial.map.size is None:
             await partial.changed(_TIMEOUT_S)
         # Read once in each turn: a thread that hashes what it has written moves it on meanwhile.
-        while (position := self._position) < partial.size:
-            end = partial.available(position)
+        while (position := self._position) < partial.map.size:
+            end = partial.map.available(position)
             if end > position and not self._lock.locked():
                 await partial.in_thread(self._executor, self._read_back, end)
             else:
                 await partial.signal.wait(_TIMEOUT_S, self)
-        found = self._hasher.hexdigest()
+        found, size = self._hasher.hexdigest(), partial.map.size
         if found != partial.digest.encoded:
-            raise DigestMismatch(f"{partial.size} bytes that should be {partial.digest} are {partial.digest.algorithm}:{found}")
+            raise DigestMismatch(f"{size} bytes that should be {partial.digest} are {partial.digest.algorithm}:{found}")
 
     def _read_back(self, end: int) -> None:
         """Hash one piece of what has arrived up to `end`."""

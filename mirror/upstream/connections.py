@@ -17,8 +17,7 @@ from mirror.core.byte_rate import ByteRate
 from mirror.core.counts import CountTable, Total
 from mirror.core.urgency import Holder, Standing, Urgency, Waiter, first, precedes, to_yield
 from mirror.errors import ConnectionWithdrawn, UpstreamBusy
-from mirror.upstream.buffers import BufferPool
-from mirror.upstream.intake import Intake
+from mirror.upstream.intake import BufferPool, Intake
 
 _POLL_INTERVAL_S = 0.05
 

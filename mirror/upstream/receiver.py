@@ -112,6 +112,8 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._handler = connection.protocol
         self._pool = intake.buffers
         self._throttle = Throttle(intake.rate, self._resume)
+        # Asked once for each step: it is on the path of every piece that the kernel hands out.
+        self._is_limited = False
         self._begun = begun
         self._left = left
         self._stall = stall
@@ -178,8 +180,11 @@ class BodyReceiver(asyncio.BufferedProtocol):
         may_end = self._is_last and sizehint > 0
         if self._buffer is None:
             self._buffer = self._pool.lend(sizehint + _RECORD if may_end else 0)
+            self._is_limited = self._throttle.is_limited
         room = self._left + 1
-        return memoryview(self._buffer)[self._filled : self._filled + (room if may_end else self._throttle.room(room))]
+        if self._is_limited and not may_end:
+            room = self._throttle.room(room)
+        return memoryview(self._buffer)[self._filled : self._filled + room]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes have come."""
@@ -187,7 +192,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
             self._excess, nbytes = True, self._left
         self._filled += nbytes
         self._left -= nbytes
-        if not self._throttle.spend(nbytes) or self._is_full:
+        if (self._is_limited and not self._throttle.spend(nbytes)) or self._is_full:
             self._paused = True
             self._transport.pause_reading()
         if self._is_due():

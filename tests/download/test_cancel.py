@@ -35,7 +35,7 @@ def free(layout):
         if not partial.refresh():
             return True
         with contextlib.closing(partial.locks()) as lock:
-            return all(partial.claim(lock, index) for index in range(-(-partial.size // CHUNK)))
+            return all(partial.claim(lock, index) for index in range(-(-partial.map.size // CHUNK)))
 
 
 async def interrupted(world, source, keyed_lock, readers):

@@ -6,7 +6,8 @@ import dataclasses
 import pytest
 
 from mirror.core.digest import Digest
-from mirror.download.partial import CHUNK, Partial
+from mirror.download.chunk_map import ChunkMap
+from mirror.download.partial import CHUNK
 from mirror.errors import UpstreamDisconnected, UpstreamFailing, UpstreamProtocolError
 from tests.download.source import ScriptedSource
 from tests.download.world import HELD_BACK
@@ -120,8 +121,8 @@ async def test_waiting_far_ahead_costs_no_walk(world, source, monkeypatch):
     await gate.reached.wait()
     partial = worker.find(Digest.of(DATA))._partial
     walks = []
-    monkeypatch.setattr(partial, "hole", lambda start: walks.append(start))
-    monkeypatch.setattr(partial, "available", lambda position: walks.append(position) or position)
+    monkeypatch.setattr(partial.map, "hole", lambda start: walks.append(start))
+    monkeypatch.setattr(partial.map, "available", lambda position: walks.append(position) or position)
     for _ in range(100):
         worker.find(Digest.of(DATA))._fetcher.fetch_ahead(FAR)
     assert walks == []
@@ -212,8 +213,8 @@ async def test_readers_do_not_double_the_attempts(world, source, monkeypatch):
 async def test_waiting_where_bytes_arrive_is_cheap(world, source, monkeypatch):
     """Readers who wait for the next block do not look through the whole map at each one: large blobs have large maps."""
     looks = []
-    hole = Partial.hole
-    monkeypatch.setattr(Partial, "hole", lambda self, start: (looks.append(start), hole(self, start))[1])
+    hole = ChunkMap.hole
+    monkeypatch.setattr(ChunkMap, "hole", lambda self, start: (looks.append(start), hole(self, start))[1])
     worker, gates = world.worker(), [source.gate(place) for place in range(10_000, CHUNK, 50_000)]
     readers = [world.pull(worker, source) for _ in range(10)]
     for gate in gates:

@@ -79,10 +79,10 @@ def test_claim_tells_what_everybody_has_written(pair):
     """After a claim it is known how far the chunk is, also by writes of another process."""
     one, two = pair
     one.write(CHUNK, b"x" * 300)
-    assert two.arrived_in_chunk(1) == 0
+    assert two.map.arrived[1] == 0
     with contextlib.closing(two.locks()) as lock:
         assert two.claim(lock, 1)
-    assert two.arrived_in_chunk(1) == 300
+    assert two.map.arrived[1] == 300
 
 
 OTHER = """
@@ -127,7 +127,7 @@ def test_processes_exclude_each_other_until_one_is_killed(pair, layout):
         process.wait(10)
         assert one.try_acquire_driver()
         assert one.claim(lock, 1)
-        assert one.arrived_in_chunk(1) == 70
+        assert one.map.arrived[1] == 70
 
 
 def test_locks_held_here_hold_in_another_process(pair, layout):

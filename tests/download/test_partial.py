@@ -67,12 +67,12 @@ def test_any_order_of_writes(size, writes):
         again = open_partial(layout, DIGEST)
         assert again.refresh()
         for seen in (partial, again):
-            assert seen.size == size
-            assert seen.received() == sum(model.arrived)
-            assert seen.is_complete() == all(model.arrived)
+            assert seen.map.size == size
+            assert seen.map.received() == sum(model.arrived)
+            assert seen.map.is_complete() == all(model.arrived)
             for position in range(size):
-                assert seen.available(position) == model.available(position)
-                assert seen.hole(position) == model.hole(position)
+                assert seen.map.available(position) == model.available(position)
+                assert seen.map.hole(position) == model.hole(position)
         with again.reader() as file:
             on_disk = file.read()
         assert all(on_disk[i] == content[i] for i in range(size) if model.arrived[i])
@@ -83,11 +83,11 @@ def test_nothing_is_known_before_it_has_begun(layout):
     """Without a size there is nothing to read, no hole, and it is not complete."""
     valid, partial = reopened(layout, DIGEST)
     assert not valid
-    assert partial.size is None
-    assert partial.available(5) == 5
-    assert partial.hole(0) is None
-    assert partial.received() == 0
-    assert not partial.is_complete()
+    assert partial.map.size is None
+    assert partial.map.available(5) == 5
+    assert partial.map.hole(0) is None
+    assert partial.map.received() == 0
+    assert not partial.map.is_complete()
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
@@ -96,14 +96,14 @@ def test_complete_at_every_size(layout, size):
     partial = open_partial(layout, DIGEST)
     partial.begin(size)
     for start in range(0, size, CHUNK):
-        assert not partial.is_complete()
+        assert not partial.map.is_complete()
         partial.write(start, bytes(min(CHUNK, size - start)))
-    assert partial.is_complete()
-    assert partial.hole(0) is None
+    assert partial.map.is_complete()
+    assert partial.map.hole(0) is None
     partial.close()
     valid, again = reopened(layout, DIGEST)
     assert valid
-    assert again.is_complete()
+    assert again.map.is_complete()
 
 
 def test_map_of_another_file_is_not_believed(layout, begun):
@@ -112,8 +112,8 @@ def test_map_of_another_file_is_not_believed(layout, begun):
     # Held open, so that the new file cannot get the same inode.
     valid, partial = reopened(layout, DIGEST)
     assert not valid
-    assert partial.size is None
-    assert partial.received() == 0
+    assert partial.map.size is None
+    assert partial.map.received() == 0
 
 
 def test_truncated_map_is_not_believed(layout, begun):
@@ -125,7 +125,7 @@ def test_truncated_map_is_not_believed(layout, begun):
         os.truncate(path, length)
         valid, partial = reopened(layout, DIGEST)
         assert not valid
-        assert partial.received() == 0
+        assert partial.map.received() == 0
 
 
 def rewrite(layout, offset, data):
@@ -154,7 +154,7 @@ def test_contradictory_map_is_not_believed(layout, begun, offset, data):
     rewrite(layout, offset, data)
     valid, partial = reopened(layout, DIGEST)
     assert not valid
-    assert partial.received() == 0
+    assert partial.map.received() == 0
 
 
 @settings(max_examples=100, deadline=None)
@@ -178,10 +178,10 @@ def test_map_of_a_file_that_was_cut_is_not_believed(layout, begun):
 def test_begin_forgets_what_was_there(layout, begun):
     """Starting over leaves nothing of the earlier bytes and marks."""
     begun.begin(CHUNK + 5)
-    assert begun.received() == 0
+    assert begun.map.received() == 0
     with begun.reader() as file:
         assert file.read() == bytes(CHUNK + 5)
-    assert reopened(layout, DIGEST)[1].size == CHUNK + 5
+    assert reopened(layout, DIGEST)[1].map.size == CHUNK + 5
 
 
 def test_bytes_are_written_before_their_mark(begun, monkeypatch):

@@ -22,7 +22,7 @@ def test_short_writes_are_continued(begun, monkeypatch):
     begun.write(100, bytes(range(200)))
     with begun.reader() as file:
         assert os.pread(file.fileno(), 200, 100) == bytes(range(200))
-    assert begun.available(0) == 300
+    assert begun.map.available(0) == 300
 
 
 @pytest.mark.parametrize("fails", ["bytes", "mark"])
@@ -40,8 +40,8 @@ def test_failed_write_is_not_vouched_for(layout, begun, monkeypatch, fails):
         with pytest.raises(StorageError) as caught:
             begun.write(100, b"y" * 50)
     assert caught.value.reason == "full"
-    assert begun.available(0) == 100
-    assert reopened(layout, DIGEST)[1].available(0) == 100
+    assert begun.map.available(0) == 100
+    assert reopened(layout, DIGEST)[1].map.available(0) == 100
 
 
 @pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
@@ -56,7 +56,7 @@ def test_failed_begin_is_no_map(layout, monkeypatch, call):
         patched.setattr(os, call, broken)
         with pytest.raises(StorageError):
             partial.begin(CHUNK)
-    assert partial.size is None
+    assert partial.map.size is None
     partial.close()
     assert not reopened(layout, DIGEST)[0]
 

@@ -117,7 +117,7 @@ async def test_last_bytes_wait_for_the_verifier(world, source, monkeypatch):
     real = Verifier._update
 
     def held(self, data):
-        if self._partial.is_complete():
+        if self._partial.map.is_complete():
             begun.set()
             assert hold.wait(10)
         real(self, data)

@@ -174,6 +174,6 @@ class World:
         """What the map on disk says has arrived."""
         partial = open_partial(self.layout, digest)
         partial.refresh()
-        count = partial.received()
+        count = partial.map.received()
         partial.close()
         return count

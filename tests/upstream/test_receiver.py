@@ -12,8 +12,7 @@ import pytest
 from mirror.core.byte_rate import BURST_S, ByteRate
 from mirror.core.counts import CountTable
 from mirror.errors import UpstreamTimeout
-from mirror.upstream.buffers import LARGEST, SMALLEST, BufferPool
-from mirror.upstream.intake import Intake
+from mirror.upstream.intake import LARGEST, SMALLEST, BufferPool, Intake
 from mirror.upstream.receiver import BodyEnded, open_body
 from tests.support.certificates import Authority
 from tests.support.waiting import LIMIT, SOON, eventually
