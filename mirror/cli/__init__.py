@@ -8,6 +8,7 @@ import typer
 
 from mirror import __version__
 from mirror.cli import administration, serving, syncing, verification
+from mirror.cli.client_config import client_config
 
 app = typer.Typer(
     help="A pull-through caching mirror for container registries.",
@@ -37,6 +38,7 @@ app.command()(administration.purge)
 app.command()(syncing.sync)
 app.command()(syncing.warm)
 app.command()(verification.verify)
+app.command("client-config")(client_config)
 
 
 def main() -> None:

@@ -22,6 +22,12 @@ class InvalidInput(ValueError):
         self.reason = reason
 
 
+class InvalidUrl(InvalidInput):
+    """Not a URL of the kind that is needed."""
+
+    what = "URL"
+
+
 class InvalidDigest(InvalidInput):
     """Not a digest this mirror can verify."""
 

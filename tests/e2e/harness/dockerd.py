@@ -54,8 +54,8 @@ class _UnixConnection(HTTPConnection):
 class Dockerd:
     """A daemon with its own directories; images of other registries than the mirror's cannot be reached."""
 
-    def __init__(self, directory: Path, mirror_url: str) -> None:
-        """Start the daemon with one entry of `registry-mirrors` and wait until it answers."""
+    def __init__(self, directory: Path, mirror_url: str | None = None, *, config: Path | None = None) -> None:
+        """Start the daemon with one entry of `registry-mirrors`, or with a daemon.json, and wait until it answers."""
         directory.mkdir(parents=True)
         self._socket = directory / "d.sock"
         self._data = directory / "data"
@@ -68,7 +68,8 @@ class Dockerd:
             f"--exec-root={directory / 'exec'}",
             f"--pidfile={directory / 'pid'}",
             f"--host=unix://{self._socket}",
-            f"--registry-mirror={mirror_url}",
+            *([] if mirror_url is None else [f"--registry-mirror={mirror_url}"]),
+            *([] if config is None else [f"--config-file={config}"]),
         ]
         environment = client_environment(directory / "home")
         # The daemon makes TMPDIR private to itself, by default below its data root.

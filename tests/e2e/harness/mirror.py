@@ -27,12 +27,12 @@ class Mirror:
         self.admin_url = f"http://127.0.0.1:{admin_port}"
         self.store = Path(configuration["storage"]["path"])
         self._log = directory / "mirror.log"
-        self._file = directory / "mirror.yaml"
-        self._file.write_text(yaml.safe_dump(dict(configuration)))
+        self.config = directory / "mirror.yaml"
+        self.config.write_text(yaml.safe_dump(dict(configuration)))
 
     def start(self) -> None:
         """Start the process and wait until it says that it is alive."""
-        self._program = Program([sys.executable, "-m", "mirror", "serve", "--config", str(self._file)], self._log)
+        self._program = Program([sys.executable, "-m", "mirror", "serve", "--config", str(self.config)], self._log)
         self._program.wait_ready(lambda: answers(f"{self.admin_url}/healthz"), "GET /healthz", _STARTUP_SECONDS)
 
     def terminate(self) -> None:

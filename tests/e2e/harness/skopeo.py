@@ -23,14 +23,15 @@ class CopyError(Exception):
 class Skopeo:
     """skopeo with a home of its own, and optionally with a mirror of docker.io in its registries.conf."""
 
-    def __init__(self, directory: Path, mirror_port: int | None = None) -> None:
-        """Write the configuration; without a mirror docker.io cannot be reached."""
+    def __init__(self, directory: Path, mirror_port: int | None = None, *, configuration: Path | None = None) -> None:
+        """Write the configuration, unless a file is given; without a mirror docker.io cannot be reached."""
         directory.mkdir(parents=True)
         self._directory = directory
         self._copies = 0
-        configuration = directory / "registries.conf"
-        location = f"127.0.0.1:{mirror_port}"
-        configuration.write_text("" if mirror_port is None else _MIRRORS.format(location=location))
+        if configuration is None:
+            configuration = directory / "registries.conf"
+            location = f"127.0.0.1:{mirror_port}"
+            configuration.write_text("" if mirror_port is None else _MIRRORS.format(location=location))
         self._environment = client_environment(directory / "home")
         self._command = ["skopeo", "--insecure-policy", "--registries-conf", str(configuration)]
 
