@@ -139,7 +139,7 @@ class Blobs:
                 answer = await self._serve_download(source, download, StreamingBody(download, urgency), outcome)
             else:
                 assert client is not None
-                await self._downloads.shares.turn(client)
+                await self._downloads.shares.wait(client)
             if answer is not None:
                 return answer
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import structlog
 
-from mirror import demand
 from mirror.core.digest import Digest
-from mirror.core.urgency import Urgency
 from mirror.download.ingest import Ingest
 from mirror.download.passthrough_body import PassthroughBody
 from mirror.download.passthrough_stream import PassthroughStream
@@ -77,7 +74,7 @@ class Downloads:
             retry: whether to start a second one if this one meets a wrong digest.
         """
         ingest = self._active[digest] = Ingest(digest, source, self._services, share or Share(self.shares, None))
-        ingest.task = asyncio.get_running_loop().create_task(_run(ingest), name=f"download {digest}")
+        ingest.task = asyncio.get_running_loop().create_task(ingest.run(), name=f"download {digest}")
         self._tasks.add(ingest.task)
         # Not in the task itself: one that is cancelled before its first step would not come to that.
         ingest.task.add_done_callback(partial(self._on_end, ingest, retry))
@@ -128,14 +125,6 @@ class Downloads:
             ingest.successor = self.start(ingest.digest, ingest.source, ingest.share.another(), retry=False)
         else:
             self._failures.note(ingest.source, end.cause)
-
-
-async def _run(ingest: Ingest) -> Committed | Failed:
-    # Timers keep their context for a while after they were cancelled; they must not keep the source and its configuration.
-    running = weakref.ref(ingest)
-    demand.urgency.set(lambda: Urgency.SYNC if (found := running()) is None else found.urgency)
-    with ingest.source.held():
-        return await ingest.run()
 
 
 def _result(end: Failed) -> str:

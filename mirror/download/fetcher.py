@@ -181,7 +181,7 @@ class Fetcher:
 
     def _is_near(self, position: int, fetchers: list[RangeFetcher]) -> bool:
         reach = self._services.limits.look_ahead_bytes
-        return any(0 <= position - fetcher.position < reach and self._reaches(fetcher, position) for fetcher in fetchers)
+        return any(0 <= position - fetcher.lane.position < reach and self._reaches(fetcher, position) for fetcher in fetchers)
 
     def _reaches(self, fetcher: RangeFetcher, position: int) -> bool:
         """Whether a fetcher comes to a position; nothing follows one that is lazy."""
@@ -232,7 +232,7 @@ class Fetcher:
             self._ahead_failures = 0
         except (ConnectionWithdrawn, UpstreamError, UpstreamRefusal, StorageError) as error:
             # Not fatal unless lazy: the driver fetches this part later.
-            log.info("fill_ahead_failed", digest=str(self._partial.digest), at=fetcher.position, cause=str(error))
+            log.info("fill_ahead_failed", digest=str(self._partial.digest), at=fetcher.lane.position, cause=str(error))
             self._ahead_failures += 1
             self._ahead_again = asyncio.get_running_loop().time() + _pause_s(self._ahead_failures)
             if self.is_lazy and self._is_final(error):

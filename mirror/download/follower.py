@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from mirror.core.digest import Digest
-from mirror.download.audience import Audience
 from mirror.download.chunk_map import Fate
 from mirror.download.fetcher import Fetcher
 from mirror.download.partial import Partial
 from mirror.download.services import DownloadServices
+from mirror.download.shares import Readers
 from mirror.download.states import Committed
 from mirror.errors import DigestMismatch, FlushFailed, StorageError
 
@@ -21,14 +21,14 @@ class Follower:
 
     Args:
         fetcher: fetches what readers in this process wait for, and everything if the driver is lazy and this process is not.
-        audience: the readers in this process, of whom the driver learns.
+        readers: those in this process; the driver sees whether clients are among them.
     """
 
-    def __init__(self, partial: Partial, fetcher: Fetcher, services: DownloadServices, audience: Audience) -> None:
+    def __init__(self, partial: Partial, fetcher: Fetcher, services: DownloadServices, readers: Readers) -> None:
         self._partial = partial
         self._fetcher = fetcher
         self._services = services
-        self._audience = audience
+        self._readers = readers
         self._seen = (-1, -1, Fate.OPEN)
 
     async def run(self) -> Committed | None:
@@ -42,7 +42,7 @@ class Follower:
         partial, loop = self._partial, asyncio.get_running_loop()
         deadline = loop.time() + self._services.limits.stall_s
         while partial.is_current():
-            partial.show_readers(bool(self._audience.clients))
+            partial.show_readers(bool(self._readers.clients))
             if self._progressed():
                 limits = self._services.limits
                 deadline = loop.time() + (limits.flush_s if partial.is_verified else limits.stall_s)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Executor
+import weakref
 from io import FileIO
 
 import structlog
 
+from mirror import demand
 from mirror.aio import Signal, opened_in_thread
 from mirror.core.digest import Digest
 from mirror.core.urgency import Urgency
-from mirror.download.audience import Audience
 from mirror.download.driver import Driver
 from mirror.download.fetcher import Fetcher
 from mirror.download.follower import Follower
 from mirror.download.partial import Partial
-from mirror.download.services import DownloadLimits, DownloadServices
-from mirror.download.shares import Share
+from mirror.download.services import DownloadServices
+from mirror.download.shares import Readers, Share
 from mirror.download.source import Source
 from mirror.download.states import Committed, Connecting, Failed, Receiving, State, Verified, unverified_end
 from mirror.errors import DigestMismatch, DownloadAbandoned, FlushFailed, MirrorError, UpstreamTimeout
@@ -36,20 +36,22 @@ class Ingest:
 
     Attributes:
         share: its place in the counts.
-        audience: its readers.
         successor: a second ingest from scratch, if this one met a wrong digest.
         task: runs it.
-        is_stopped: it is being ended, so nobody may join it any more.
+        is_stopped: it is being ended, so no reader may join it.
+        limits: the limits that it keeps.
+        threads: for reading the file.
     """
 
     def __init__(self, digest: Digest, source: Source, services: DownloadServices, share: Share) -> None:
         self.digest = digest
         self.source = source
         self.share = share
-        self.audience = Audience()
         self.successor: Ingest | None = None
         self.task: asyncio.Task[Committed | Failed] | None = None
         self.is_stopped = False
+        self.limits, self.threads = services.limits, services.threads.serve
+        self._readers = Readers()
         self._services = services
         self._partial: Partial | None = None
         self._fetcher: Fetcher | None = None
@@ -66,30 +68,29 @@ class Ingest:
         """How far it is: how it has ended, else what the partial file says."""
         if self._end is not None:
             return self._end
-        partial = self._partial
-        if partial is None or partial.map.size is None:
+        if self._partial is None or (size := self._partial.map.size) is None:
             return _CONNECTING
-        return Verified(partial.map.size) if partial.is_verified else Receiving(partial.map.size)
+        return Verified(size) if self._partial.is_verified else Receiving(size)
 
     # ---- for readers
 
     @property
     def urgency(self) -> Urgency:
         """How urgently its bytes are needed just now, by the readers of all processes."""
-        own, partial = self.audience.urgency, self._partial
+        own, partial = self._readers.urgency, self._partial
         if own is not Urgency.CLIENT and partial is not None and partial.has_readers_elsewhere():
             return Urgency.CLIENT
         return own
 
     @property
     def readers(self) -> int:
-        """How many read it just now."""
-        return len(self.audience)
+        """The number of its readers."""
+        return len(self._readers)
 
     @property
     def is_unread(self) -> bool:
-        """Whether nobody needs more bytes of it than have arrived."""
-        return self._is_lazy and not self.audience
+        """Whether no reader needs more bytes of it than have arrived."""
+        return self._is_lazy and not self._readers
 
     @property
     def size(self) -> int | None:
@@ -99,32 +100,22 @@ class Ingest:
         return None if self._partial is None else self._partial.map.size
 
     @property
-    def limits(self) -> DownloadLimits:
-        """The limits that it keeps."""
-        return self._services.limits
-
-    @property
-    def threads(self) -> Executor:
-        """Threads for reading the file."""
-        return self._services.threads.serve
-
-    @property
     def received(self) -> int:
         """Bytes that have arrived, as far as this process knows."""
         return self._partial.map.received() if self._partial else 0
 
     def join(self, urgency: Urgency) -> None:
         """Add a reader: until `leave` the bytes can be read, even if the blob is committed and purged meanwhile."""
-        self.audience.join(urgency)
+        self._readers.join(urgency)
         if urgency is Urgency.CLIENT:
-            self.share.read()
+            self.share.resume()
 
     def leave(self, urgency: Urgency) -> None:
         """Remove a reader; the ingest goes on, unless too many go on without a client already."""
-        self.audience.leave(urgency)
+        self._readers.leave(urgency)
         if self._end is not None:
             self._close_unread()
-        elif urgency is Urgency.CLIENT and self._is_left() and not self.share.abandon() and not self.audience:
+        elif urgency is Urgency.CLIENT and self._is_left() and not self.share.abandon() and not self._readers:
             self.stop()
         elif self.is_unread:
             self._stop_timer()
@@ -146,7 +137,7 @@ class Ingest:
 
     def _is_left(self) -> bool:
         """Whether no client reads what is still being fetched."""
-        return not self.audience.clients and isinstance(self.state, Connecting | Receiving)
+        return not self._readers.clients and isinstance(self.state, Connecting | Receiving)
 
     async def sized(self, deadline: float) -> int:
         """Wait until the size of the blob is known, but not beyond `deadline` of the event loop's time.
@@ -242,22 +233,26 @@ class Ingest:
 
     async def run(self) -> Committed | Failed:
         """Bring the blob into the store; `end` has to follow with the result. Raises nothing but CancelledError."""
-        try:
-            return await self._complete()
-        except MirrorError as error:
-            return self.failed(error)
-        except Exception as error:
-            log.exception("download_bug", digest=str(self.digest))
-            return self.failed(DownloadAbandoned(f"internal error: {error}"))
-        finally:
-            if self._fetcher is not None:
-                await self._fetcher.close()
+        # Timers keep their context for a while after they were cancelled; they must not keep the source and its configuration.
+        running = weakref.ref(self)
+        demand.urgency.set(lambda: Urgency.SYNC if (found := running()) is None else found.urgency)
+        with self.source.held():
+            try:
+                return await self._complete()
+            except MirrorError as error:
+                return self.failed(error)
+            except Exception as error:
+                log.exception("download_bug", digest=str(self.digest))
+                return self.failed(DownloadAbandoned(f"internal error: {error}"))
+            finally:
+                if self._fetcher is not None:
+                    await self._fetcher.close()
 
     async def _complete(self) -> Committed:
         while True:
             partial, fetcher = await self._open()
             if not (partial.try_acquire_driver() and partial.is_current()):
-                committed = await Follower(partial, fetcher, self._services, self.audience).run()
+                committed = await Follower(partial, fetcher, self._services, self._readers).run()
                 if committed is not None:
                     return committed
                 if not partial.is_current():
@@ -298,5 +293,5 @@ class Ingest:
         self._close_unread()
 
     def _close_unread(self) -> None:
-        if self._partial is not None and not self.audience:
+        if self._partial is not None and not self._readers:
             self._partial.close()

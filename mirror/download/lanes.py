@@ -47,29 +47,25 @@ class Lanes:
 
     Attributes:
         pieces: those of all connections, the main one included.
+        fetchers: the range fetchers of the further connections, and their tasks.
     """
 
     def __init__(
         self, partial: Partial, source: Source, services: DownloadServices, open_fetcher: Callable[[Lane], RangeFetcher]
     ) -> None:
         self.pieces = Pieces(partial.map.hole)
+        self.fetchers: dict[RangeFetcher, asyncio.Task[None]] = {}
         self._partial = partial
         self._services = services
         self._open_fetcher = open_fetcher
         self._origin = source.origin
         known = services.speeds.get(self._origin, asyncio.get_running_loop().time())
         self._width = Width(services.limits.fetchers, known or Speed())
-        self._tasks: dict[RangeFetcher, asyncio.Task[None]] = {}
         self._watch: asyncio.Task[None] | None = None
         self._failures = 0
         self._again = 0.0
         self._context = contextvars.copy_context()
         self._context.run(_be_less_urgent)
-
-    @property
-    def fetchers(self) -> tuple[RangeFetcher, ...]:
-        """The range fetchers of the further connections."""
-        return tuple(self._tasks)
 
     def take(self) -> Lane | None:
         """The next piece for the main connection, which is one of several; None if it is the only one, or if nothing is left."""
@@ -90,12 +86,12 @@ class Lanes:
     async def close(self) -> None:
         """Cancel the further connections, and open no more."""
         self._again = math.inf
-        tasks = [*self._tasks.values(), *([self._watch] if self._watch else [])]
+        tasks = [*self.fetchers.values(), *([self._watch] if self._watch else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         # A task that is cancelled before its first step does not close its range fetcher.
-        for fetcher in self.fetchers:
+        for fetcher in list(self.fetchers):
             self._end(fetcher)
 
     def _look(self, size: int) -> None:
@@ -125,7 +121,7 @@ class Lanes:
             fetcher = self._open_fetcher(lane)
             if fetcher.claim():
                 task = self._context.copy().run(asyncio.get_running_loop().create_task, self._fetch(fetcher))
-                self._tasks[fetcher] = task
+                self.fetchers[fetcher] = task
             else:
                 # Another process fills it; where its piece ends is unknown.
                 fetcher.close()
@@ -159,7 +155,7 @@ class Lanes:
         self._again = asyncio.get_running_loop().time() + _PAUSE_S
 
     def _end(self, fetcher: RangeFetcher) -> None:
-        if self._tasks.pop(fetcher, None) is not None:
+        if self.fetchers.pop(fetcher, None) is not None:
             fetcher.close()
             self.pieces.remove(fetcher.lane)
 

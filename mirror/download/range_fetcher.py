@@ -24,7 +24,7 @@ _WRITE_BACK_BYTES = 8 << 20
 
 
 class RangeFetcher:
-    """Writes from `position` on until the hole is filled or a chunk of another writer begins.
+    """Writes from the position of a lane on until the hole is filled or a chunk of another writer begins.
 
     Args:
         write: writes bytes at an offset into the partial file; called in a thread.
@@ -54,14 +54,9 @@ class RangeFetcher:
         partial.shared.keep()
         self._shared = Shared(self._release)
 
-    @property
-    def position(self) -> int:
-        """Where the next byte will be written; what is before it has arrived."""
-        return self.lane.position
-
     def claim(self) -> bool:
-        """Claim the chunk at `position`; False if another writer has it, or has already gone further in it."""
-        return self._claim_next(self.position % CHUNK)
+        """Claim the chunk at the lane's position; False if another writer has it, or has already gone further in it."""
+        return self._claim_next(self.lane.position % CHUNK)
 
     async def begin(self, size: int) -> None:
         """Start the partial file of a blob of `size` bytes.
@@ -142,7 +137,7 @@ class RangeFetcher:
 
     def _release_full(self, stop: int) -> None:
         """Release the chunks that have been filled, but for the one that ends the hole."""
-        full = min(self.position, stop - 1) // CHUNK
+        full = min(self.lane.position, stop - 1) // CHUNK
         if full > self._first:
             self._lock.release(self._first * CHUNK, (full - self._first) * CHUNK)
             self._first = full
@@ -154,7 +149,7 @@ class RangeFetcher:
 
     def _write_back(self) -> None:
         """Have the kernel begin to write to the disk meanwhile, so that the flush finds little to do; one part at a time."""
-        ready = self.position - self.position % _WRITE_BACK_BYTES
+        ready = self.lane.position - self.lane.position % _WRITE_BACK_BYTES
         if ready <= self._written_back or (self._writing_back is not None and not self._writing_back.done()):
             return
         self._shared.keep()

@@ -124,6 +124,7 @@ class StreamingBody:
     """
 
     def __init__(self, ingest: Ingest, urgency: Urgency = Urgency.CLIENT) -> None:
+        self.threads = ingest.threads
         self._ingest = ingest
         self._urgency = urgency
         self._for_store = urgency is not Urgency.CLIENT
@@ -140,10 +141,6 @@ class StreamingBody:
     @property
     def bypassed(self) -> bool:
         return self._bypass is not None
-
-    @property
-    def threads(self) -> Executor:
-        return self._ingest.threads
 
     async def sized(self) -> int:
         """Wait for the size."""
