@@ -11,8 +11,7 @@ import structlog
 
 from mirror.core.digest import Digest
 from mirror.download.ingest import Ingest
-from mirror.download.passthrough_body import PassthroughBody
-from mirror.download.passthrough_stream import PassthroughStream
+from mirror.download.passthrough import PassthroughBody, PassthroughStream
 from mirror.download.services import DownloadServices
 from mirror.download.shares import Share, Shares
 from mirror.download.source import Source

@@ -14,7 +14,7 @@ from typing import Protocol
 from mirror.core.pieces import CHUNK
 from mirror.core.urgency import Urgency
 from mirror.download.ingest import Ingest
-from mirror.download.passthrough_stream import PassthroughStream
+from mirror.download.passthrough import PassthroughStream
 from mirror.errors import DigestMismatch, StorageError, UpstreamProtocolError, UpstreamTimeout
 from mirror.storage.blobs import CachedBlob
 

@@ -11,7 +11,7 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
-from mirror.download.passthrough_stream import PassthroughStream
+from mirror.download.passthrough import PassthroughStream
 from mirror.download.reader import Span, StreamingBody
 from mirror.download.verifier import Verifier
 from mirror.errors import (
