@@ -176,8 +176,9 @@ class Partial:
         """
         with storage_errors(f"starting the partial file of {self.digest}"):
             self.map.empty()
-            self._quota.release(os.fstat(self._data).st_size)
-            os.ftruncate(self._data, 0)
+            if not self.is_new():
+                self._quota.release(os.fstat(self._data).st_size)
+                os.ftruncate(self._data, 0)
             self._quota.claim(size, str(self.digest), lambda: os.ftruncate(self._data, size))
             self.map.begin(os.fstat(self._data))
 
@@ -223,9 +224,10 @@ class Partial:
         return self._path
 
     def remove_map(self) -> None:
-        """Remove the map after the commit."""
+        """Remove the map after the commit, for good: the last close of a file frees it, which may take the disk a while."""
         with contextlib.suppress(OSError):
             os.unlink(self._map_path)
+        self.map.close()
 
     def discard(self, fate: Fate = Fate.OPEN) -> None:
         """Remove bytes and map. Only for the driver. Readers with a descriptor can still read.

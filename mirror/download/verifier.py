@@ -47,14 +47,14 @@ class Verifier:
 
         A step that is not hashed here is read back later.
         """
-        is_idle = self._lock.acquire(blocking=False)
+        # A piece from elsewhere does not take the lock: the front piece that comes meanwhile would have to be read back.
+        is_next = offset == self._position and self._lock.acquire(blocking=False)
         try:
             self._partial.write(offset, data)
-            is_next = is_idle and offset == self._position
             if is_next:
                 self._update(data)
         finally:
-            if is_idle:
+            if is_next:
                 self._lock.release()
         if not is_next or self._position == self._partial.map.size:
             # Otherwise there is nothing to do for `run`.

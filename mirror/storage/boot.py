@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 _PATH = Path("/proc/sys/kernel/random/boot_id")
 
 
+@functools.cache
 def boot_id() -> bytes:
     """Return 16 bytes that change with each boot (random(4)); zeros if they cannot be read."""
     try:

@@ -110,10 +110,6 @@ class UpstreamBlob:
         if position < self._stop:
             raise self._cut(position)
 
-    def close(self) -> None:
-        """Release the buffers of the body."""
-        self._body.close()
-
     async def _next(self, position: int) -> memoryview:
         try:
             return await self._body.step()

@@ -36,7 +36,9 @@ async def hedged(
         return chosen.result()
     finally:
         try:
-            await uninterrupted(_discard_all([task for task in tasks if task is not chosen]))
+            others = [task for task in tasks if task is not chosen]
+            if others:
+                await uninterrupted(_discard_all(others))
         except asyncio.CancelledError:
             if chosen is not None:
                 await uninterrupted(chosen.result().close())

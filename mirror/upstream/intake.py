@@ -32,9 +32,16 @@ class BufferPool:
         self._kept: dict[int, list[bytearray]] = {}
         self._kept_bytes = 0
 
-    def lend(self, least: int = 0) -> bytearray:
-        """A buffer of a power of two of bytes, `least` of them if that is not more than the largest; its content is undefined."""
+    def lend(self, least: int = 0, most: int = LARGEST) -> bytearray:
+        """A buffer of a power of two of bytes; its content is undefined.
+
+        Args:
+            least: it has so many bytes, if that is not more than the largest.
+            most: it is not larger than these bytes need: a new buffer costs as much as it is large.
+        """
         size = self._size()
+        while size > SMALLEST and size >= 2 * most:
+            size //= 2
         while size < min(least, LARGEST):
             size *= 2
         self.lent += size

@@ -40,8 +40,12 @@ class Body(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """End it; a connection whose body has not been read to its end is closed."""
+    def close(self, *, is_used: bool = True) -> None:
+        """End it; a connection whose body has not been read to its end is closed.
+
+        Args:
+            is_used: a thread that nobody waits for any more may still be reading from the last step.
+        """
         ...
 
 
@@ -89,7 +93,7 @@ class ParsedBody:
         self._delay = self._rate.spend(len(piece), asyncio.get_running_loop().time())
         return memoryview(piece)
 
-    def close(self) -> None:
+    def close(self, *, is_used: bool = True) -> None:
         """The response gives its connection back by itself."""
 
 
@@ -157,17 +161,17 @@ class BodyReceiver(asyncio.BufferedProtocol):
             self._finish()
         return step
 
-    def close(self) -> None:
+    def close(self, *, is_used: bool = True) -> None:
         """See `Body`."""
         self._stop_timer()
         self._throttle.cancel()
         if not self._finished:
             # Also if every byte has come: the client, from which the transport is kept, could not close it.
             self._end()
-        if self._handed is not None:
-            # A thread that nobody waits for any more may still be reading from it.
+        if self._handed is not None and is_used:
             self._pool.forget(self._handed)
             self._handed = None
+        self._take_back()
         if self._buffer is not None:
             self._pool.give_back(self._buffer)
             self._buffer = None
@@ -177,11 +181,10 @@ class BodyReceiver(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go. One more than the body has: who sends it is not to be trusted with another request."""
         # After the peer's end asyncio reads once from TLS, and drops what the buffer does not take.
-        may_end = self._is_last and sizehint > 0
+        may_end, room = self._is_last and sizehint > 0, self._left + 1
         if self._buffer is None:
-            self._buffer = self._pool.lend(sizehint + _RECORD if may_end else 0)
+            self._buffer = self._pool.lend(sizehint + _RECORD if may_end else 0, room)
             self._is_limited = self._throttle.is_limited
-        room = self._left + 1
         if self._is_limited and not may_end:
             room = self._throttle.room(room)
         return memoryview(self._buffer)[self._filled : self._filled + room]

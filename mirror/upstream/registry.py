@@ -167,7 +167,7 @@ class Registry:
             response = await exchange.response()
             body = exchange.body(response)
             # Before what may refuse the response: from here on it is received into a buffer, also while the connection ends.
-            exchange.resources.callback(body.close)
+            exchange.resources.push(lambda error, *_: body.close(is_used=error is not None))
             blob = UpstreamBlob(response, body, digest, start, exchange.received)
             if size is not None and not size.accepts(blob.size):
                 raise UpstreamProtocolError(

@@ -1,15 +1,22 @@
 """What one step of an ingest does: it writes, marks and hashes all bytes in hand at once."""
 
+import asyncio
 import itertools
+import threading
 
 import pytest
 
 from mirror.core.digest import Digest
 from mirror.download import verifier
+from mirror.download.chunk_map import ChunkMap
 from mirror.download.partial import CHUNK, Partial
+from mirror.download.verifier import Verifier
 from mirror.errors import StorageError, UpstreamDisconnected
+from mirror.storage.space_quota import SpaceQuota
 from tests.download.source import ScriptedSource
+from tests.download.world import open_partial
 from tests.support.names import content
+from tests.support.waiting import LIMIT
 
 DATA = content(8 * CHUNK + 12_345)
 FAR = 5 * CHUNK
@@ -71,6 +78,65 @@ async def test_step_ends_where_another_writer_begins(world, writes, block):
     assert await whole.whole() == DATA
     assert await world.ended() == ["committed"]
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(sorted(writes)))
+
+
+async def test_far_piece_does_not_keep_the_front_from_being_hashed(world, layout, monkeypatch):
+    """While a thread writes a piece from elsewhere, the front piece is hashed from memory as it is written."""
+    partial = open_partial(layout, Digest.of(DATA))
+    partial.begin(len(DATA))
+    begun, hold, write = threading.Event(), threading.Event(), Partial.write
+
+    def held(self, offset, data):
+        if offset:
+            begun.set()
+            assert hold.wait(LIMIT)
+        write(self, offset, data)
+
+    monkeypatch.setattr(Partial, "write", held)
+    hashing = Verifier(partial, world.executor)
+    far = asyncio.create_task(asyncio.to_thread(hashing.write, CHUNK, DATA[CHUNK : 2 * CHUNK]))
+    assert await asyncio.to_thread(begun.wait, LIMIT)
+    await asyncio.to_thread(hashing.write, 0, DATA[:CHUNK])
+    assert hashing._position == CHUNK
+    hold.set()
+    await far
+    partial.close()
+
+
+async def test_new_blob_is_reserved_by_one_change_of_the_account(world, monkeypatch):
+    """The start of a blob of which nothing has arrived before releases nothing: each change takes the lock of the account."""
+    changes, account = [], SpaceQuota._account
+
+    def counted(self):
+        changes.append(threading.current_thread())
+        return account(self)
+
+    monkeypatch.setattr(SpaceQuota, "_account", counted)
+    source = ScriptedSource(DATA)
+    gate = source.gate(10)
+    reader = world.pull(world.worker(), source)
+    await gate.reached.wait()
+    assert len(changes) == 1
+    gate.release()
+    assert await reader.whole() == DATA
+    assert await world.ended() == ["committed"]
+
+
+async def test_map_is_freed_by_a_thread(world, monkeypatch):
+    """The last close of a removed file frees its blocks, which may take a disk a while: no event loop waits for that."""
+    closed_by, close = [], ChunkMap.close
+
+    def recorded(self):
+        if self._opened is not None:
+            closed_by.append(threading.current_thread())
+        close(self)
+
+    monkeypatch.setattr(ChunkMap, "close", recorded)
+    source = ScriptedSource(DATA)
+    assert await world.pull(world.worker(), source).whole() == DATA
+    assert await world.ended() == ["committed"]
+    assert len(closed_by) == 1
+    assert closed_by[0] is not threading.main_thread()
 
 
 async def test_hashing_in_hand_goes_on_behind_what_was_read_back(world):

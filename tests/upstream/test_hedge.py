@@ -53,6 +53,27 @@ class Attempts:
 
 
 @pytest.fixture
+def tasks_made():
+    """Counts the tasks that are made inside a context."""
+
+    @contextlib.contextmanager
+    def counted():
+        loop, made = asyncio.get_running_loop(), []
+
+        def make(loop, work, **options):
+            made.append(task := asyncio.Task(work, loop=loop, **options))
+            return task
+
+        loop.set_task_factory(make)
+        try:
+            yield made
+        finally:
+            loop.set_task_factory(None)
+
+    return counted
+
+
+@pytest.fixture
 def attempts():
     return Attempts()
 
@@ -63,6 +84,16 @@ async def test_answer_in_time_is_asked_for_once(attempts):
     attempts.ends[False].set_result("one")
     assert await running == "one"
     assert attempts.begun == [False]
+
+
+async def test_answer_in_time_costs_one_task(attempts, tasks_made):
+    """A request that is answered in time costs one task: there is nothing to cancel, and nothing to wait for."""
+    loop = asyncio.get_running_loop()
+    attempts.ends = [loop.create_future(), loop.create_future()]
+    attempts.ends[False].set_result("one")
+    with tasks_made() as made:
+        assert await attempts._value(NEVER, True) == "one"
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("first", [False, True])

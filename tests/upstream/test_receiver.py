@@ -429,6 +429,48 @@ async def test_more_than_was_announced(session, pool, caplog, transport):
     assert not caplog.records
 
 
+async def test_last_step_of_a_body_that_was_read(session, pool):
+    """The buffer of the last step is lent again if its reader says that it is done with it."""
+    async with Peer(sends(head(len(LARGE)), LARGE)) as peer:
+        for _ in range(3):
+            body = await opened(session, peer, pool)
+            while body._left:
+                await body.step()
+            handed = body._handed
+            assert handed is not None
+            body.close(is_used=False)
+            assert pool.lent == 0
+            assert pool.lend(len(handed), len(handed)) is handed
+            pool.give_back(handed)
+
+
+async def test_buffer_of_a_short_body(session, pool, monkeypatch):
+    """The buffer for the rest of a body is not larger than that needs: a new one costs as much as it is large."""
+    sizes, lend = [], BufferPool.lend
+
+    def recorded(self, *args):
+        sizes.append(len(buffer := lend(self, *args)))
+        return buffer
+
+    monkeypatch.setattr(BufferPool, "lend", recorded)
+    begun = asyncio.Event()
+
+    async def script(writer):
+        writer.write(head(100_000) + LARGE[:10])
+        await begun.wait()
+        writer.write(LARGE[10:100_000])
+
+    async with Peer(script) as peer:
+        body = await opened(session, peer, pool)
+        found = bytes(await body.step())
+        begun.set()
+        while step := await body.step():
+            found += step
+        body.close()
+    assert found == LARGE[:100_000]
+    assert sizes == [128 << 10]
+
+
 def test_buffers_are_large_while_few_are_lent():
     """Who comes first gets a large buffer, and so does the next."""
     pool = BufferPool()

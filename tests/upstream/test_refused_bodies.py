@@ -18,7 +18,7 @@ class Body:
 
     closed = False
 
-    def close(self):
+    def close(self, *, is_used=True):
         self.closed = True
 
 
