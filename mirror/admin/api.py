@@ -19,6 +19,7 @@ from mirror.admin.sync_api import SyncApi
 from mirror.admin.sync_operations import SyncOperations
 from mirror.core.errors import InvalidInput
 from mirror.core.units import parse_duration
+from mirror.errors import NotFound
 from mirror.listener.admission import WEBHOOK_PREFIX
 from mirror.listener.paging import page
 from mirror.maintenance.purge import PurgeRequest
@@ -42,6 +43,7 @@ def admin_application(operations: AdminOperations, sync: SyncOperations, webhook
     application.router.add_delete("/api/v1/images/{name:.+}", api.delete)
     application.router.add_post("/api/v1/purge", api.purge)
     application.router.add_get("/api/v1/downloads", api.downloads)
+    application.router.add_get("/api/v1/explain", api.explain)
     SyncApi(sync).add_to(application)
     application.router.add_route("*", WEBHOOK_PREFIX + "{secret:.*}", webhook.at_admin)
     return application
@@ -73,6 +75,16 @@ class _Api:
         found = {_name(image): image for image in await asyncio.to_thread(self._operations.images, pattern)}
         names, more = page(sorted(found), request.query.get("n"), request.query.get("last"))
         return web.json_response({"images": [_describe(found[name]) for name in names], "next": names[-1] if more else None})
+
+    async def explain(self, request: web.Request) -> web.Response:
+        image = request.query.get("image")
+        if not image:
+            raise web.HTTPBadRequest(text="image: is required, for example ?image=nginx:1.27")
+        with _named("image"):
+            try:
+                return web.json_response(await self._operations.explain(image))
+            except NotFound as error:
+                raise web.HTTPNotFound(text=str(error)) from error
 
     async def delete(self, request: web.Request) -> web.Response:
         return await self._purge(request, PurgeRequest(self._operations.pattern(request.match_info["name"])))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mirror.admin.explanations import describe
 from mirror.admin.worker_stats import Problems, WorkerStats
+from mirror.cache.explainer import Explainer
 from mirror.config.model import Config
-from mirror.core.names import ImagePattern
+from mirror.core.names import ImageName, ImagePattern
 from mirror.download.downloads import Downloads
 from mirror.listener.registry_listener import RegistryListener
 from mirror.maintenance.purge import Purge, PurgeRequest, PurgeResult
@@ -34,7 +37,7 @@ class Readiness:
 
 
 class AdminOperations:
-    """Outlives reloads. Each method but `configure` blocks on files: call it in a thread.
+    """Outlives reloads. Each method but `configure` and `explain` blocks on files: call it in a thread.
 
     Args:
         listener: of the registry address, which knows the files that it cannot use.
@@ -54,10 +57,11 @@ class AdminOperations:
         self._listener = listener
         self._accounts: set[str] = set()
 
-    def configure(self, config: Config, registries: Mapping[str, Registry]) -> None:
-        """Use a configuration and its registries from now on."""
+    def configure(self, config: Config, registries: Mapping[str, Registry], explainer: Explainer) -> None:
+        """Use a configuration and what was built from it from now on."""
         self._config = config
         self._registries = registries
+        self._explainer = explainer
 
     def readiness(self) -> Readiness:
         """Ready if the store is writable, the mirror is not draining, and upstreams accept the accounts that pulls depend on."""
@@ -90,6 +94,40 @@ class AdminOperations:
     def downloads(self) -> list[dict[str, Any]]:
         """Return the downloads of all processes."""
         return self._worker_stats.downloads(self._own_downloads())
+
+    async def explain(self, text: str) -> dict[str, Any]:
+        """Return what is known of an image, and what a pull of it would do now.
+
+        Raises:
+            InvalidInput: it is no image.
+            NotFound: its registry is not mirrored.
+        """
+        name = ImageName.parse(text, self._config.default_registry)
+        explanation = await self._explainer.explain(name.repository, name.reference)
+        downloads = await asyncio.to_thread(self.downloads)
+        sync = await asyncio.to_thread(self._sync_facts, name)
+        registry = self._registries[name.repository.registry]
+        return {**describe(explanation, downloads), "upstreams": self._upstreams_of(registry), "sync": sync}
+
+    def _upstreams_of(self, registry: Registry) -> list[dict[str, Any]]:
+        following = registry.next_upstream("manifest", "GET")
+        return [
+            {
+                "name": upstream.name,
+                "state": upstream.state,
+                "next": upstream is following,
+                "pulls_left": upstream.health.pull_quota.remaining(upstream.health.clock()),
+            }
+            for upstream in registry.upstreams
+        ]
+
+    def _sync_facts(self, name: ImageName) -> dict[str, Any]:
+        jobs, image = self._store.jobs, f"{name.repository}{'@' if name.digest else ':'}{name.reference}"
+        return {
+            "kept": image in jobs.kept_images(),
+            "last": jobs.result(image),
+            "next_run": jobs.state("schedule", dict).get("next") if self._config.sync.interval else None,
+        }
 
     def images(self, pattern: ImagePattern | None) -> list[Image]:
         """Return the cached images that match a pattern; None matches all."""

@@ -8,6 +8,7 @@ from mirror.cache.blobs import Blobs
 from mirror.cache.catalog import Catalog
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
+from mirror.cache.explainer import Explainer
 from mirror.cache.listings import Listings
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
@@ -44,6 +45,7 @@ class Cache:
         self.prefetch = Prefetch(context, self.blobs, downloads, prefetches, prefetching)
         self.by_digest = ManifestByDigest(context, content, self.prefetch)
         by_tag = ManifestByTag(context, content, self.by_digest, self.tag_store, self.pull_policy)
+        self.explainer = Explainer(context, content, self.pull_policy, self.by_digest, by_tag)
         self.manifests = Manifests(context, self.by_digest, by_tag, self.prefetch)
 
     async def close(self) -> None:

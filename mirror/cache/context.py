@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 import structlog
 
 from mirror.aio import UseCount, in_thread
 from mirror.cache.access_index import AccessIndex
+from mirror.cache.last_answers import LastAnswers
 from mirror.cache.tag_policy import TagPolicies
 from mirror.cache.usage import Usage
 from mirror.core.digest import Digest
@@ -44,6 +45,7 @@ class CacheServices:
     usage: Usage
     metrics: Metrics
     make_room: Callable[[int], Awaitable[None]]
+    last_answers: LastAnswers = field(default_factory=LastAnswers)
 
 
 class Context:
@@ -70,6 +72,7 @@ class Context:
         self.access = services.access
         self.usage = services.usage
         self.metrics = services.metrics
+        self.last_answers = services.last_answers
         self.registries = registries
         self.policies = policies
         self.in_use = in_use

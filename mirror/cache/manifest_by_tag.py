@@ -14,7 +14,7 @@ from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.pull_policy import PullPolicy
 from mirror.cache.tag_store import TagStore
 from mirror.core.digest import Digest
-from mirror.core.freshness import Fresh, TagRecord, decide
+from mirror.core.freshness import Decision, Fresh, TagRecord, Unknown, decide
 from mirror.core.names import Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import DELETED, SLOW, TABLE, may_serve
@@ -65,20 +65,32 @@ class ManifestByTag:
 
     async def get(self, repository: Repository, tag: Tag, *, head: bool) -> tuple[ManifestAnswer, float]:
         """The manifest that a tag names, and when that expires; raises like `Manifests.get`."""
-        context, ttl = self._context, self._context.policies.for_tag(repository, tag).ttl
-        record = context.store.index.tags.get(repository, tag)
-        request = _Request(repository, tag, record, head)
-        if record is not None and isinstance(decide(record, context.clock(), ttl), Fresh):
-            return await self._serve_fresh(request, record), record.checked + ttl
+        decision = self.decide(repository, tag)
+        request = _Request(repository, tag, None if isinstance(decision, Unknown) else decision.record, head)
+        if isinstance(decision, Fresh):
+            expires = decision.record.checked + self._context.policies.for_tag(repository, tag).ttl
+            return await self._serve_fresh(request, decision.record), expires
         try:
             self._content.raise_if_negative("manifest", repository, tag)
             return await self._revalidate(request)
         except (UpstreamError, UpstreamRefusal) as error:
-            stale = await self._find_stale(request, self._stale_reason(repository, error), error)
+            stale = await self._find_stale(request, self.stale_reason(repository, error), error)
             if stale is not None:
                 return stale, 0.0
             self._raise_if_absent(request, error)
             raise
+
+    def decide(self, repository: Repository, tag: Tag) -> Decision:
+        """Whether a pull of a tag serves its record, checks it, or has none."""
+        ttl = self._context.policies.for_tag(repository, tag).ttl
+        return decide(self._context.store.index.tags.get(repository, tag), self._context.clock(), ttl)
+
+    def allows_stale(self, repository: Repository, tag: Tag, record: TagRecord | None, reason: str) -> bool:
+        """Whether the record of a tag may be served although upstream failed for a reason, if its image is held complete."""
+        context = self._context
+        max_age = context.policies.for_tag(repository, tag).stale_if_error
+        # A denial is newer than the record.
+        return record is not None and not record.denied and may_serve(reason, context.clock() - record.checked, max_age)
 
     async def close(self) -> None:
         """Cancel the requests to upstream."""
@@ -203,9 +215,7 @@ class ManifestByTag:
     async def _find_stale(self, request: _Request, reason: str, error: MirrorError) -> ManifestAnswer | None:
         """The recorded manifest, if the reason allows a stale answer and the image is held complete."""
         context, repository, record = self._context, request.repository, request.record
-        max_age = context.policies.for_tag(repository, request.tag).stale_if_error
-        # A denial is newer than the record.
-        if record is None or record.denied or not may_serve(reason, context.clock() - record.checked, max_age):
+        if record is None or not self.allows_stale(repository, request.tag, record, reason):
             return None
         self._pull_policy.check_content(repository, record.digest)
         cached = await self._by_digest.find_cached(repository, record.digest)
@@ -215,7 +225,8 @@ class ManifestByTag:
         self._log_stale(request, reason, error)
         return replace(cached, outcome=Outcome.STALE, reason=reason)
 
-    def _stale_reason(self, repository: Repository, error: UpstreamError | UpstreamRefusal) -> str:
+    def stale_reason(self, repository: Repository, error: UpstreamError | UpstreamRefusal) -> str:
+        """The reason for which a failure or refusal of upstream may let the record be served."""
         if isinstance(error, UpstreamError):
             return error.reason
         if isinstance(error, AccessDenied):

@@ -8,12 +8,15 @@ from dataclasses import replace
 from mirror.cache.answers import ManifestAnswer
 from mirror.cache.context import Context
 from mirror.cache.generation_cache import GenerationCache
+from mirror.cache.last_answers import LastAnswer
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
 from mirror.cache.prefetch import Prefetch
 from mirror.core.digest import Digest
 from mirror.core.names import Reference, Repository
 from mirror.core.outcome import Outcome
+from mirror.core.staleness import said
+from mirror.errors import MirrorError
 
 
 class Manifests:
@@ -48,11 +51,8 @@ class Manifests:
         if cached is not None:
             return cached
         generation = self._answers.generation()
-        if isinstance(reference, Digest):
-            answer, expires = await self._by_digest.get(repository, reference, head=head), math.inf
-        else:
-            answer, expires = await self._by_tag.get(repository, reference, head=head)
-        self._context.usage.note_manifest(repository, reference, answer.digest, self._context.clock())
+        answer, expires = await self._find(repository, reference, head=head)
+        self._note(repository, reference, answer)
         if not head:
             await self._prefetch.on_served(repository, answer)
         # A HIT from memory skips prefetch, so a manifest enters it only after its first GET.
@@ -61,6 +61,22 @@ class Manifests:
             hit = replace(answer, outcome=Outcome.HIT)
             self._answers.put((repository, reference), hit, len(answer.raw), expires, generation)
         return answer
+
+    async def _find(self, repository: Repository, reference: Reference, *, head: bool) -> tuple[ManifestAnswer, float]:
+        """The manifest, and when it expires; notes an error."""
+        try:
+            if isinstance(reference, Digest):
+                return await self._by_digest.get(repository, reference, head=head), math.inf
+            return await self._by_tag.get(repository, reference, head=head)
+        except MirrorError as error:
+            self._context.last_answers.note(repository, reference, LastAnswer(None, self._context.clock(), str(error)))
+            raise
+
+    def _note(self, repository: Repository, reference: Reference, answer: ManifestAnswer) -> None:
+        context, now = self._context, self._context.clock()
+        context.usage.note_manifest(repository, reference, answer.digest, now)
+        cause = None if answer.reason is None else said(answer.reason)
+        context.last_answers.note(repository, reference, LastAnswer(answer.outcome, now, cause))
 
     async def close(self) -> None:
         """Cancel the requests to upstream."""

@@ -60,6 +60,12 @@ class PullPolicy:
             what = repository if reference is None else f"{repository} {reference}"
             raise PolicyDenied(f"{what} may not be pulled through this mirror", rule)
 
+    def rule(self, repository: Repository, reference: Reference) -> str:
+        """The rule by which an allowed reference may be pulled, in words."""
+        policy, tag = self._policies.get(repository.registry), reference if isinstance(reference, Tag) else None
+        admitted = None if policy is None else policy.admits(repository.path, tag)
+        return admitted or "no rule of `deny` covers it"
+
     def is_constant(self, repository: Repository, reference: Reference | None) -> bool:
         """Whether the result of `check` stays the same until a reload."""
         policy = self._policies.get(repository.registry)

@@ -68,14 +68,15 @@ class TagPolicies:
 
     def for_tag(self, repository: Repository, tag: Tag) -> TagPolicy:
         """The policy for a tag."""
-        rule = self._rule(repository, tag)
+        rule = self.rule_for(repository, tag)
         return self.general if rule is None or rule.ttl is None else replace(self.general, ttl=rule.ttl)
 
     def is_pinned(self, repository: Repository, tag: Tag) -> bool:
         """Whether content that a tag needs is evicted last."""
-        rule = self._rule(repository, tag)
+        rule = self.rule_for(repository, tag)
         return rule is not None and rule.pin
 
-    def _rule(self, repository: Repository, tag: Tag) -> TagRule | None:
+    def rule_for(self, repository: Repository, tag: Tag) -> TagRule | None:
+        """The rule of the registry that applies to a tag; None if only the general policy does."""
         rules = self.rules.get(repository.registry, ())
         return next((rule for rule in rules if rule.pattern.matches(repository.path, tag)), None)

@@ -45,6 +45,11 @@ class Usage:
             noted.digest, noted.when = digest, now
             noted.times += 1
 
+    def last(self, repository: Repository, reference: Reference) -> float:
+        """The time of the last request for a manifest that is not written yet; 0 if there is none."""
+        noted = self._manifests.get((repository, reference))
+        return 0.0 if noted is None else noted.when
+
     def note_blob(self, digest: Digest, now: float) -> None:
         """Note that a client got a blob or a range of it."""
         self._blobs[digest] = now

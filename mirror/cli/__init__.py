@@ -9,6 +9,7 @@ import typer
 from mirror import __version__
 from mirror.cli import administration, serving, syncing, verification
 from mirror.cli.client_config import client_config
+from mirror.cli.explaining import explain
 
 app = typer.Typer(
     help="A pull-through caching mirror for container registries.",
@@ -35,6 +36,7 @@ app.command()(serving.serve)
 app.command("check-config")(serving.check_config)
 app.command()(administration.images)
 app.command()(administration.purge)
+app.command()(explain)
 app.command()(syncing.sync)
 app.command()(syncing.warm)
 app.command()(verification.verify)

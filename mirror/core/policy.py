@@ -88,6 +88,12 @@ class Policy:
         words = [self.refuses_tag(path, tag) for tag in tags]
         return None if None in words else words[0]
 
+    def admits(self, path: str, tag: Tag | None) -> str | None:
+        """The rule of `allow` that covers a tag of a repository, or without a tag some of it, in words; None if none does."""
+        rules = (rule for rule in self.allow if (rule.matches_path(path) if tag is None else rule.matches(path, tag)))
+        admitted = next(rules, None)
+        return None if admitted is None else f"allow: {admitted}"
+
     def looks_at_tags(self, path: str) -> bool:
         """Whether the tags that name a digest can make a difference to it."""
         return any(not _is_whole(rule) and rule.matches_path(path) for rule in (*self.deny, *self.allow))

@@ -61,6 +61,10 @@ class PullQuota:
             taken.append((gate, admission))
         return QuotaPermit(tuple(taken))
 
+    def admits(self, kind: str, method: str, now: float) -> bool:
+        """Whether `spend` would admit a request."""
+        return all(gate.admits(now) for gate in self._gates(kind, method))
+
     def note(self, remaining: RateLimit, now: float) -> None:
         """Note the number of pulls left by a response."""
         self._remaining, self._forgotten = remaining.value, now + (remaining.window or _DEFAULT_WINDOW_S)

@@ -130,7 +130,7 @@ class Mirror:
         self._services.configure(config)
         self._sync_scheduler.configure(graph.sync_services)
         self._sync_operations.configure(config)
-        self._operations.configure(config, graph.registries)
+        self._operations.configure(config, graph.registries, graph.cache.explainer)
         self._webhook.secret_file = config.sync.webhook_secret_file
 
     def _announce(self) -> None:

@@ -90,6 +90,11 @@ class JobStore:
         """Replace the result of an image."""
         self._table.set(f"result|{image}", result, _RESULT_TTL_S)
 
+    def result(self, image: str) -> dict[str, Any] | None:
+        """Return the last result of an image, or None."""
+        row = self._table.get(f"result|{image}")
+        return row if isinstance(row, dict) and row.keys() >= _RESULT_FIELDS else None
+
     def results(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the last result of each image, by name."""
         return ((image, row) for image, row in self._rows("result|") if isinstance(row, dict) and row.keys() >= _RESULT_FIELDS)

@@ -61,6 +61,10 @@ class TrackedBreaker:
         wait = max(1.0, self.breaker.wait(now))
         raise self.cause.again(f"{self.name} is out of order and not asked for now", wait)
 
+    def admits(self, now: float, lasting: float) -> bool:
+        """Whether `admit` would admit a request."""
+        return self.breaker.admits(now) or self.breaker.has_failed_for(now) < lasting
+
     def note(self, admission: Admission, error: UpstreamError | None, now: float) -> bool:
         """Note the outcome of a request; True if it has opened the breaker."""
         if error is None or error.reason not in _GRAVE | _LIGHT:
@@ -127,16 +131,23 @@ class Health:
             text = f"{self._upstream} limits the rate of pulls, and is not asked for now"
             raise UpstreamRateLimited(text, retry_after=quota)
         permit = Permit(kind, quota, {})
-        guards = [self.own, self.guard(kind)]
-        if (kind, method) == ("blob", "GET"):
-            guards.append(self.content)
         try:
-            for guard in guards:
+            for guard in self._guards(kind, method):
                 permit.admissions[guard] = guard.admit(now, self._lasting)
         except UpstreamError:
             self.release(permit)
             raise
         return permit
+
+    def admits(self, kind: str, method: str) -> bool:
+        """Whether `admit` would admit a request."""
+        now = self.clock()
+        guards = self._guards(kind, method)
+        return self.pull_quota.admits(kind, method, now) and all(guard.admits(now, self._lasting) for guard in guards)
+
+    def _guards(self, kind: str, method: str) -> list[TrackedBreaker]:
+        content = [self.content] if (kind, method) == ("blob", "GET") else []
+        return [self.own, self.guard(kind), *content]
 
     def release(self, permit: Permit) -> None:
         """Give back the permit of a request without an outcome: it was cancelled, or never sent."""

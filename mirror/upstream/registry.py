@@ -205,6 +205,11 @@ class Registry:
         upstream = next((upstream for upstream in order if upstream.health.is_sound), order[0])
         upstream.penalize(digest)
 
+    def next_upstream(self, kind: str, method: str) -> Upstream | None:
+        """The upstream that a request would be sent to first now; None if none may be asked."""
+        order = self._blob_order() if kind == "blob" else self.upstreams
+        return next((upstream for upstream in order if upstream.health.admits(kind, method)), None)
+
     def has_plenty_of_pulls(self) -> bool:
         """Whether the pull limit is unknown or far away, so that a GET of a manifest need not be saved by a HEAD before it."""
         healths = [upstream.health for upstream in self.upstreams]

@@ -1,0 +1,87 @@
+"""The explanation of an image in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from mirror.cache.explainer import Explanation, Forecast, TagFacts
+from mirror.cache.last_answers import LastAnswer
+from mirror.core.digest import Digest
+from mirror.storage.inventory import StoredBlob, StoredManifest
+
+
+def describe(explanation: Explanation, downloads: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return an explanation as `explain` answers it.
+
+    Args:
+        downloads: the running downloads of all processes.
+    """
+    arriving = {download["digest"]: download["bytes"] for download in downloads}
+    separator = "@" if isinstance(explanation.reference, Digest) else ":"
+    held = [manifest for manifest in explanation.manifests if manifest.is_held]
+    return {
+        "image": f"{explanation.repository}{separator}{explanation.reference}",
+        "digest": None if explanation.digest is None else str(explanation.digest),
+        "held": _held(held),
+        "policy": explanation.policy,
+        "tag": None if explanation.tag is None else _tag(explanation.tag),
+        "pulled": explanation.pulled or None,
+        "last": None if explanation.last is None else _last(explanation.last),
+        "pull": _pull(explanation.forecast),
+        "platforms": [_manifest(manifest, arriving) for manifest in explanation.manifests],
+    }
+
+
+def _held(manifests: list[StoredManifest]) -> str:
+    """Return one word: `no`, `partial`, or `complete` if all of at least one platform is held."""
+    if any(manifest.is_complete for manifest in manifests):
+        return "complete"
+    return "partial" if manifests else "no"
+
+
+def _tag(facts: TagFacts) -> dict[str, Any]:
+    record = facts.record
+    return {
+        "checked": None if record is None else record.checked,
+        "changed": None if record is None else record.changed,
+        "fresh_until": facts.fresh_until or None,
+        "denied": record is not None and record.denied,
+        "ttl": facts.ttl,
+        "ttl_rule": facts.rule,
+        "pinned": facts.pinned,
+    }
+
+
+def _last(answer: LastAnswer) -> dict[str, Any]:
+    return {**asdict(answer), "outcome": "ERROR" if answer.outcome is None else answer.outcome.value}
+
+
+def _pull(forecast: Forecast) -> dict[str, Any]:
+    outcome = None if forecast.outcome is None else forecast.outcome.value
+    return {"action": forecast.action.value, "outcome": outcome, "why": forecast.why, "stale_until": forecast.stale_until}
+
+
+def _manifest(manifest: StoredManifest, arriving: Mapping[str, int]) -> dict[str, Any]:
+    blobs = [_blob(blob, arriving) for blob in manifest.blobs]
+    return {
+        "platform": None if manifest.platform is None else str(manifest.platform),
+        "digest": str(manifest.digest),
+        "held": manifest.is_held,
+        "complete": manifest.is_complete,
+        "bytes": sum(blob["bytes"] for blob in blobs),
+        "size": sum(blob["size"] for blob in blobs),
+        "blobs": blobs,
+    }
+
+
+def _blob(blob: StoredBlob, arriving: Mapping[str, int]) -> dict[str, Any]:
+    digest = str(blob.digest)
+    if blob.is_held:
+        state, size = "held", blob.size
+    elif digest in arriving:
+        state, size = "downloading", arriving[digest]
+    else:
+        state, size = "foreign" if blob.is_foreign else "missing", 0
+    return {"digest": digest, "media_type": blob.media_type, "size": blob.size, "state": state, "bytes": size}

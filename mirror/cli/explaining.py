@@ -1,0 +1,95 @@
+"""The command `explain`, which asks a running mirror about one image."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+
+from mirror.cli.administration import JsonOption
+from mirror.cli.client import AdminClient, TokenOption, UrlOption
+from mirror.cli.serving import ConfigOption
+from mirror.cli.text import ago, facts, show, table, until, width
+from mirror.core.units import format_bytes, format_duration
+
+_HELD = {"complete": "complete", "partial": "in part", "no": "no"}
+# Of a digest: enough to find it.
+_SHOWN_DIGITS = 12
+
+
+def explain(
+    image: Annotated[str, typer.Argument(help="The image: `nginx:1.27`, `ghcr.io/owner/app@sha256:…`.")],
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what the mirror holds of an image, which rules apply to it, and what a pull would do now. Nothing is fetched."""
+    admin = AdminClient(config, url, token_file)
+    found = admin.request("GET", f"/api/v1/explain?{urlencode({'image': image})}")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    columns = width()
+    typer.echo(found["image"])
+    show(f"  {line}" for line in facts(_facts(found), columns - 2))
+    for manifest in found["platforms"]:
+        typer.echo("")
+        show(_platform(manifest, columns))
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    pull, last, tag, sync = found["pull"], found["last"], found["tag"] or {}, found["sync"]
+    rows = [
+        ("held", _HELD[found["held"]]),
+        ("digest", found["digest"] or "not known"),
+        ("a pull now", f"{pull['outcome'] or 'refused'}: {pull['why']}"),
+        ("in an outage", f"served stale until {until(pull['stale_until'])}" if pull["stale_until"] else ""),
+        ("checked", _checked(tag)),
+        ("changed", ago(tag["changed"]) if tag.get("changed") else ""),
+        ("ttl", f"{format_duration(tag['ttl'])}, by {tag['ttl_rule']}" if tag else ""),
+        ("policy", found["policy"]),
+        ("evicted", "last, for it is pinned" if tag.get("pinned") or sync["kept"] else ""),
+        ("pulled", ago(found["pulled"])),
+        ("last answer", _answer(last) if last else ""),
+        ("last sync", f"{sync['last']['result']}, {ago(sync['last']['time'])}" if sync["last"] else ""),
+    ]
+    return rows + [("upstream", _upstream(upstream)) for upstream in found["upstreams"]]
+
+
+def _checked(tag: dict[str, Any]) -> str:
+    if not tag.get("checked"):
+        return ""
+    following = f"next {until(tag['fresh_until'])}" if tag["fresh_until"] else "next at the next pull"
+    return f"{ago(tag['checked'])}, {following}" + (", upstream has denied it since" if tag["denied"] else "")
+
+
+def _answer(last: dict[str, Any]) -> str:
+    return f"{last['outcome']}, {ago(last['when'])}" + (f": {last['cause']}" if last["cause"] else "")
+
+
+def _upstream(upstream: dict[str, Any]) -> str:
+    pulls = "" if upstream["pulls_left"] is None else f", {upstream['pulls_left']} pulls left"
+    return f"{upstream['name']}: {upstream['state']}{pulls}" + (", asked first" if upstream["next"] else "")
+
+
+def _platform(manifest: dict[str, Any], columns: int) -> list[str]:
+    name = manifest["platform"] or "manifest"
+    if not manifest["held"]:
+        return [f"{name}: not held"]
+    total = f"{format_bytes(manifest['bytes'])} of {format_bytes(manifest['size'])}"
+    rows = [
+        ("  " + blob["state"], format_bytes(blob["size"]), _short(blob["digest"]), blob["media_type"].rpartition(".image.")[2])
+        for blob in manifest["blobs"]
+    ]
+    return [
+        f"{name}: {'complete' if manifest['complete'] else 'in part'}, {total}, {_short(manifest['digest'])}",
+        *table(rows, columns),
+    ]
+
+
+def _short(digest: str) -> str:
+    algorithm, _, digits = digest.partition(":")
+    return f"{algorithm}:{digits[:_SHOWN_DIGITS]}"

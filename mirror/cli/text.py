@@ -1,0 +1,65 @@
+"""Texts of the commands for people: tables that fit the terminal, and times."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Iterable, Sequence
+
+import typer
+
+from mirror.core.units import format_duration
+
+# Of a log, or a pipe into another command: lines there are not folded.
+_WIDTH_OF_A_FILE = 200
+
+
+def width() -> int:
+    """Return the columns that a line may have."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH_OF_A_FILE
+
+
+def ago(when: float | None) -> str:
+    """Return how long ago a time was."""
+    return "never" if not when else f"{format_duration(max(0, round(time.time() - when)))} ago"
+
+
+def until(when: float) -> str:
+    """Return how long it is until a time."""
+    return f"in {format_duration(max(0, round(when - time.time())))}"
+
+
+def facts(rows: Iterable[tuple[str, str]], columns: int) -> list[str]:
+    """Return names and values as lines; a long value goes on below itself."""
+    kept = [(name, value) for name, value in rows if value]
+    indent = max((len(name) for name, _ in kept), default=0) + 2
+    lines = []
+    for name, value in kept:
+        space = max(20, columns - indent)
+        folded = textwrap.wrap(value, space, break_on_hyphens=False) or [""]
+        lines.append(f"{name:<{indent}}{folded[0]}")
+        lines += [" " * indent + line for line in folded[1:]]
+    return lines
+
+
+def table(rows: Sequence[Sequence[str]], columns: int, gap: int = 2) -> list[str]:
+    """Return rows as lines of aligned columns. The last column is folded, so that nothing is cut."""
+    if not rows:
+        return []
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    indent = sum(widths) + gap * len(widths)
+    lines = []
+    for row in rows:
+        head = "".join(f"{cell:<{width}}{' ' * gap}" for cell, width in zip(row[:-1], widths, strict=True))
+        folded = textwrap.wrap(row[-1], max(20, columns - indent), break_on_hyphens=False) or [""]
+        lines.append((head + folded[0]).rstrip())
+        lines += [" " * indent + line for line in folded[1:]]
+    return lines
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines."""
+    for line in lines:
+        typer.echo(line)
