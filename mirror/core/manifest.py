@@ -4,6 +4,7 @@ OCI image-spec, manifest.md, image-index.md and descriptor.md; Docker manifest v
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NoReturn
@@ -214,3 +215,17 @@ def _optional_text(entry: dict[str, Any], key: str, where: str) -> str | None:
     if value is not None and not (isinstance(value, str) and value.isascii() and value.isprintable()):
         raise InvalidManifest(value, f"{where} has a {key} that is not plain text")
     return value
+
+
+def chosen(children: Sequence[Descriptor], platforms: Iterable[Platform]) -> tuple[Descriptor, ...]:
+    """The entries for these platforms, in the order of the index.
+
+    Each platform selects the first entry that matches it, as clients do. If no entry has a platform, all are selected: the index
+    is no choice between platforms.
+    """
+    manifests = [child for child in children if child.is_manifest]
+    if not any(child.platform for child in manifests):
+        return tuple(manifests)
+    first = (next((child for child in manifests if platform.matches(child.platform)), None) for platform in platforms)
+    selected = {child.digest for child in first if child is not None}
+    return tuple({child.digest: child for child in manifests if child.digest in selected}.values())

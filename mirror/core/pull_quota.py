@@ -1,14 +1,38 @@
-"""Which requests the pull limit of a registry admits, by its responses so far. The headers about the limit are optional.
+"""Which requests the pull limit of a registry admits, by its responses so far. Their limit headers are optional.
 
 Docker Hub counts GETs of manifests; HEADs are free (Docker documentation, Pull usage and limits). Its limit against abuse
 answers 429 to requests of any kind.
 """
 
+import re
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from mirror.core.breaker import Admission, Breaker
-from mirror.core.ratelimit import RateLimit
+
+_MAX_DIGITS: Final = 15
+_VALUE: Final = re.compile(rf"\s*(?P<value>[0-9]{{1,{_MAX_DIGITS}}})\s*(?P<parameters>[;,].*)?", re.ASCII | re.DOTALL)
+_WINDOW: Final = re.compile(rf";\s*w\s*=\s*(?P<window>[0-9]{{1,{_MAX_DIGITS}}})\s*(?=[;,]|$)", re.ASCII)
+
+
+class RateLimit(NamedTuple):
+    """A number of pulls and the seconds it is for, None if they were not given."""
+
+    value: int
+    window: int | None
+
+
+def parse_rate_limit(text: str | None) -> RateLimit | None:
+    """Read `100;w=21600`; None if it is absent or makes no sense, for a limit is never worth a failed pull.
+
+    Of several, separated by commas, the first counts.
+    """
+    match = _VALUE.fullmatch(text) if text is not None else None
+    if match is None:
+        return None
+    window = _WINDOW.search((match["parameters"] or "").partition(",")[0])
+    return RateLimit(int(match["value"]), int(window["window"]) if window else None)
+
 
 # Pauses between probes after a 429 without Retry-After.
 _FIRST_PAUSE_S: Final = 30.0

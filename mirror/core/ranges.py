@@ -1,9 +1,10 @@
-"""Byte ranges of requests and responses (RFC 9110 section 14)."""
+"""Byte ranges and conditions of requests (RFC 9110 sections 13.1 and 14)."""
 
 import re
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from mirror.core.digest import Digest
 from mirror.core.errors import InvalidRange, RangeNotSatisfiable
 
 _MAX_RANGES: Final = 16
@@ -112,3 +113,19 @@ def if_range_matches(header: str | None, etag: str) -> bool:
     A date or a weak tag never does, so the answer is the full content (RFC 9110 section 13.1.5).
     """
     return header is None or (header.strip() == etag and etag.startswith('"'))
+
+
+_MEMBER: Final = re.compile(r'(?:^|,)\s*(?:(?:W/)?"(?P<quoted>[^"]*)"|(?P<bare>[^\s,"]+))\s*(?=,|$)')
+
+
+def etag_matches(header: str | None, digest: Digest) -> bool:
+    """Whether an If-None-Match header names this digest, so that the answer is 304.
+
+    The comparison is weak, the header may be a list or `*`; an unquoted digest counts, as elsewhere.
+    """
+    if header is None:
+        return False
+    if header.strip() == "*":
+        return True
+    tag = str(digest)
+    return any(tag in (match["quoted"], match["bare"]) for match in _MEMBER.finditer(header))

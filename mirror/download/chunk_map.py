@@ -13,12 +13,13 @@ is accepted as far as the digests match after hashing again (`verifier.rehash`).
 from __future__ import annotations
 
 import enum
+import functools
 import os
 import struct
 from array import array
+from pathlib import Path
 
 from mirror.core.pieces import CHUNK
-from mirror.storage.boot import boot_id
 
 _HEADER = struct.Struct("=8sQQQ16sQQ")
 _FATE, _HASHED = 48, 56
@@ -26,6 +27,7 @@ _MARK = struct.Struct("=I")
 _NUMBER = struct.Struct("=Q")
 _MAGIC = b"RMCHUNK2"
 _CHECK_BYTES = 8
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # The search for the end of what has arrived is bounded, so that it costs the same in a blob of any size.
 _LOOK_AHEAD_CHUNKS = 64
 
@@ -215,3 +217,12 @@ def chunks_of(size: int) -> int:
 def length_of(index: int, size: int) -> int:
     """Bytes of one chunk of a blob."""
     return min(CHUNK, size - index * CHUNK)
+
+
+@functools.cache
+def boot_id() -> bytes:
+    """16 bytes that change with each boot of the machine (random(4)); zeros if they cannot be read."""
+    try:
+        return bytes.fromhex(_BOOT_ID.read_text().strip().replace("-", "")).ljust(16, b"\0")[:16]
+    except (OSError, ValueError):
+        return bytes(16)

@@ -16,10 +16,10 @@ import structlog
 from aiohttp import web
 
 from mirror.cache.cache import Cache
-from mirror.core.conditions import etag_matches
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
+from mirror.core.ranges import etag_matches
 from mirror.core.redaction import without_secret
 from mirror.errors import MirrorError, PolicyDenied, TooManyDownloads, UpstreamTimeout
 from mirror.listener import oci_errors
@@ -28,12 +28,11 @@ from mirror.listener.paging import page, page_link, page_size
 from mirror.listener.responses import ReadyResponse, Rendered, head, problem_response
 from mirror.listener.server import while_connected
 from mirror.maintenance.recheck import Recheck
-from mirror.registry.admitted_routes import AdmittedRoute, AdmittedRoutes
 from mirror.registry.blob_response import described, not_modified, send_blob
 from mirror.registry.hits import Hits, Respond
 from mirror.registry.manifest_response import ManifestResponses, warning
 from mirror.registry.query import Query
-from mirror.registry.routing import Route, Router
+from mirror.registry.routing import AdmittedRoute, AdmittedRoutes, Route, Router
 from mirror.throttled_log import ThrottledLog
 from mirror.tracing import RequestIds, ViaChain, request_id
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from mirror.core.conditions import etag_matches
 from mirror.core.digest import Digest
-from mirror.core.ranges import ByteRanges, Full, if_range_matches, parse_range
+from mirror.core.ranges import ByteRanges, Full, etag_matches, if_range_matches, parse_range
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,8 @@ from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.errors import StorageError
 from mirror.storage.attachments import Attachments
-from mirror.storage.grants import Grants
+from mirror.storage.grants import Grants, NegativeAnswers
 from mirror.storage.manifests import Manifests
-from mirror.storage.negative_answers import NegativeAnswers
 from mirror.storage.parts import Parts
 from mirror.storage.rows import Kind, delete_if, paused
 from mirror.storage.table import Table

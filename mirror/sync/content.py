@@ -10,12 +10,11 @@ from mirror.cache.answers import ManifestAnswer
 from mirror.cache.cache import Cache
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidManifest
-from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
+from mirror.core.manifest import Manifest, ManifestKind, chosen, parse_manifest
 from mirror.core.media import SCHEMA1_TYPES
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.core.platform import Platform
-from mirror.core.selection import chosen
 from mirror.core.urgency import Urgency
 from mirror.errors import NotFound, StorageError
 from mirror.sync.platforms import own_platform

@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from mirror.core.challenge import parse_challenges, pull_scope
-from mirror.core.ratelimit import parse_rate_limit
+from mirror.core.pull_quota import parse_rate_limit
 from mirror.core.retry import parse_retry_after
 from mirror.errors import (
     AccessDenied,
@@ -29,12 +29,11 @@ from mirror.errors import (
 from mirror.metrics import Metrics
 from mirror.tracing import request_id, via
 from mirror.upstream import redirects
-from mirror.upstream.attempt import Attempt, Place
+from mirror.upstream.attempt import Attempt, Place, UpstreamRequest
 from mirror.upstream.health import Health
 from mirror.upstream.http import Endpoint, Http, drain
 from mirror.upstream.receiver import Body
-from mirror.upstream.requests import UpstreamRequest
-from mirror.upstream.targets import RedirectTargets
+from mirror.upstream.redirects import RedirectTargets
 from mirror.upstream.tokens import Tokens
 
 # Answers of a redirect's target that say nothing about the registry: most likely the signed URL has expired.

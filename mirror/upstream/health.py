@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from mirror.core.breaker import Admission, Breaker
-from mirror.core.pull_quota import PullQuota, QuotaPermit
-from mirror.core.ratelimit import RateLimit
+from mirror.core.pull_quota import PullQuota, QuotaPermit, RateLimit
 from mirror.errors import (
     CredentialsRefused,
     UpstreamBusy,

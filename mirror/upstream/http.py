@@ -16,8 +16,7 @@ from yarl import URL
 from mirror.errors import UpstreamBusy, UpstreamProtocolError
 from mirror.upstream import connections
 from mirror.upstream.receiver import Body, open_body
-from mirror.upstream.redirects import is_inside
-from mirror.upstream.resolver import PublicResolver
+from mirror.upstream.redirects import PublicResolver, is_inside
 from mirror.upstream.translation import translated
 
 # Received of one body before it is read. Bodies of blobs are received by `receiver`.

@@ -18,12 +18,11 @@ from mirror.core.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from mirror.core.media import ALL_MANIFEST_TYPES, UPSTREAM_ACCEPT, strip_parameters
 from mirror.core.names import Reference
 from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamProtocolError
-from mirror.upstream.attempt import Attempt
+from mirror.upstream.attempt import Attempt, UpstreamRequest
 from mirror.upstream.blob import ExpectedSize, UpstreamBlob
 from mirror.upstream.connections import withdrawable
 from mirror.upstream.exchange import Exchange
 from mirror.upstream.http import read_bounded
-from mirror.upstream.requests import UpstreamRequest
 from mirror.upstream.upstream import Upstream, Work
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from typing import TypeAlias, TypeVar
 from mirror.core.digest import Digest
 from mirror.errors import DigestMismatch, UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamRefusal, UpstreamTimeout
 from mirror.metrics import Metrics
-from mirror.upstream.attempt import Attempt, Place
+from mirror.upstream.attempt import Attempt, Place, UpstreamRequest
 from mirror.upstream.credential_retry import CredentialRetry
 from mirror.upstream.exchange import Exchange, Route
 from mirror.upstream.health import Health, TrackedBreaker
@@ -20,7 +20,6 @@ from mirror.upstream.hedge import hedged
 from mirror.upstream.http import Endpoint, Http
 from mirror.upstream.login import Login
 from mirror.upstream.prober import Prober
-from mirror.upstream.requests import UpstreamRequest
 from mirror.upstream.tokens import Tokens
 
 T = TypeVar("T")

@@ -2,8 +2,7 @@
 
 import pytest
 
-from mirror.core.pull_quota import PullQuota, QuotaPermit
-from mirror.core.ratelimit import RateLimit
+from mirror.core.pull_quota import PullQuota, QuotaPermit, RateLimit
 
 WINDOW = 21600
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.core.conditions import etag_matches
 from mirror.core.digest import Digest
+from mirror.core.ranges import etag_matches
 
 from .strategies import digests
 

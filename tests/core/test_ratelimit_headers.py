@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirror.core.ratelimit import parse_rate_limit
+from mirror.core.pull_quota import parse_rate_limit
 
 
 @pytest.mark.parametrize(

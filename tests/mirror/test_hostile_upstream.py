@@ -198,7 +198,7 @@ async def test_name_that_leads_inside(hub, tmp_path, monkeypatch, public, kind, 
 
 async def test_only_public_addresses_of_a_mixed_name(monkeypatch):
     """Of a name with addresses of both kinds only those on the Internet are connected to."""
-    from mirror.upstream.resolver import PublicResolver
+    from mirror.upstream.redirects import PublicResolver
 
     guarded = PublicResolver(Resolver({"mixed.example": ["127.0.0.1", PUBLIC, "10.1.1.1"]}))
     assert [found["host"] for found in await guarded.resolve("mixed.example", 443)] == [PUBLIC]

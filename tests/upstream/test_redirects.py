@@ -1,13 +1,17 @@
-"""Where a redirect may lead."""
+"""Where a redirect may lead, and for how long its target is used again."""
+
+from types import SimpleNamespace
 
 import pytest
 from yarl import URL
 
 from mirror.errors import UpstreamProtocolError
-from mirror.upstream.redirects import is_inside, target
+from mirror.upstream.attempt import UpstreamRequest
+from mirror.upstream.redirects import RedirectTargets, is_inside, target
 
 PUBLIC = URL("https://registry-1.docker.io")
 INSIDE = URL("http://10.0.0.5:5000")
+CDN = URL("https://cdn.example/blob?signature=x")
 
 
 @pytest.mark.parametrize(
@@ -76,3 +80,11 @@ def test_upstream_inside_may_lead_inside():
 def test_outside(host):
     """Names and global addresses are not inside."""
     assert not is_inside(host)
+
+
+@pytest.mark.parametrize("date", ["", "nonsense", "Thu, 01 Jan 2026 00:00:00 +99999999999999", "Thu, 01 Jan 99999 00:00:00 GMT"])
+def test_date_that_is_none(date):
+    """A Date header that is no date costs nothing: the own clock is used."""
+    targets, request = RedirectTargets(), UpstreamRequest("blob", "library/app", "blobs/sha256:abc")
+    targets.keep(request, SimpleNamespace(headers={"Date": date}), CDN, 0.0)
+    assert targets.get(request, 1.0) == CDN
