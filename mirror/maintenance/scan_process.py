@@ -87,13 +87,13 @@ class _First:
         return sorted(self._records)[: self._most]
 
 
-def main(root: str, most: int, pins: frozenset[str], *, only_pinned: bool) -> None:
-    """Scan, and print the result."""
-    scan, first = _Scan(root, pins), _First(most)
-    scan.walk(first, only_pinned=only_pinned)
-    with open(sys.stdout.fileno(), "wb", closefd=False) as out:
-        out.write(HEADER.pack(scan.taken, scan.pinned, scan.blobs))
-        out.writelines(record[_KEY.size :] for record in first.found())
+def scan(root: str, most: int, pins: frozenset[str], *, only_pinned: bool) -> Iterator[bytes]:
+    """Yield what the program prints."""
+    blobs, first = _Scan(root, pins), _First(most)
+    blobs.walk(first, only_pinned=only_pinned)
+    yield HEADER.pack(blobs.taken, blobs.pinned, blobs.blobs)
+    for record in first.found():
+        yield record[_KEY.size :]
 
 
 def _shards(root: str) -> Iterator[tuple[str, int]]:
@@ -117,4 +117,5 @@ if __name__ == "__main__":
     # A low priority is not essential: a sandbox may refuse it, as systemd's @resources does.
     with contextlib.suppress(OSError):
         os.nice(10)
-    main(sys.argv[1], int(sys.argv[2]), frozenset(sys.stdin.read().split()), only_pinned=sys.argv[3] == "only")
+    found = scan(sys.argv[1], int(sys.argv[2]), frozenset(sys.stdin.read().split()), only_pinned=sys.argv[3] == "only")
+    sys.stdout.buffer.writelines(found)

@@ -1,12 +1,23 @@
 """Fixtures for tests of a whole mirror."""
 
 import logging
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import structlog
 
 from tests.support.clock import Clock
+from tests.support.new_stores import ScanInThread
 from tests.support.waiting import eventually
+
+_SCANS = SimpleNamespace(**{**vars(subprocess), "Popen": ScanInThread})
+
+
+@pytest.fixture(autouse=True)
+def scans(monkeypatch):
+    """Scans of the store without a process for each; a module about what they find has those of production."""
+    monkeypatch.setattr("mirror.maintenance.store_scan.subprocess", _SCANS)
 
 
 @pytest.fixture

@@ -21,6 +21,11 @@ MANIFEST = f"/v2/{APP}/manifests"
 BLOB = f"/v2/{APP}/blobs"
 
 
+@pytest.fixture(autouse=True)
+def scans():
+    """Those of production."""
+
+
 @pytest.fixture
 async def bounded(hub, tmp_path, blobs_only):
     """Makes mirrors with a cap over one store."""

@@ -14,8 +14,8 @@ import aiohttp
 from mirror.config.model import Config
 from mirror.listener.sockets import listen
 from mirror.service.mirror import Mirror
-from mirror.storage.store import Store
 from tests.support.names import sha256
+from tests.support.new_stores import open_store
 from tests.support.waiting import LIMIT, eventually
 
 
@@ -50,7 +50,7 @@ class MirrorUnderTest:
         config = self.config()
         sockets = listen("listen", config.listen), listen("admin.listen", config.admin.listen)
         self.port, self.admin_port = (sock.getsockname()[1] for sock in sockets)
-        self.store = Store(config.storage)
+        self.store = open_store(config.storage)
         self.mirror = Mirror(config, None, self.store)
         self._stop = asyncio.Event()
         self._task = asyncio.create_task(self.mirror.serve(*sockets, self._stop))
