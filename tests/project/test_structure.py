@@ -9,8 +9,6 @@ import pytest
 import mirror
 
 ROOT = Path(mirror.__file__).parent
-MODULES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
-CLASSES = [(path, node) for path, tree in MODULES.items() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
 MAX_ARGUMENTS = 5
 # Protocols that libraries implement, or a package that must not be imported where they are used; with the class behind them.
 IMPLEMENTED_ELSEWHERE = {
@@ -18,6 +16,18 @@ IMPLEMENTED_ELSEWHERE = {
     "BlobStream": "mirror.upstream.blob.UpstreamBlob",
     "Source": "mirror.cache.blobs",
 }
+
+
+@pytest.fixture(scope="module")
+def modules() -> dict[Path, ast.Module]:
+    """The tree of each module."""
+    return {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+
+
+@pytest.fixture(scope="module")
+def classes(modules) -> list[tuple[Path, ast.ClassDef]]:
+    """All classes, each with its module."""
+    return [(path, node) for path, tree in modules.items() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
 
 
 def members(node: ast.ClassDef) -> set[str]:
@@ -34,18 +44,15 @@ def members(node: ast.ClassDef) -> set[str]:
     return found
 
 
-MEMBERS = {node: members(node) for _, node in CLASSES}
-
-
 def is_protocol(node: ast.ClassDef) -> bool:
     return any(isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases)
 
 
-def test_constructors_are_short():
+def test_constructors_are_short(classes):
     """No constructor takes more arguments than a reader keeps in mind."""
     long = [
         f"{path}: {node.name}"
-        for path, node in CLASSES
+        for path, node in classes
         for entry in node.body
         if isinstance(entry, ast.FunctionDef) and entry.name == "__init__"
         if len(entry.args.posonlyargs + entry.args.args + entry.args.kwonlyargs) - 1 > MAX_ARGUMENTS
@@ -53,12 +60,13 @@ def test_constructors_are_short():
     assert not long
 
 
-def test_protocols_have_two_classes():
+def test_protocols_have_two_classes(classes):
     """A protocol that one class implements hides that class from its reader."""
+    names = {node: members(node) for _, node in classes}
     single = []
-    for path, node in CLASSES:
+    for path, node in classes:
         if is_protocol(node) and node.name not in IMPLEMENTED_ELSEWHERE:
-            behind = [other for _, other in CLASSES if not is_protocol(other) and MEMBERS[node] <= MEMBERS[other]]
+            behind = [other for _, other in classes if not is_protocol(other) and names[node] <= names[other]]
             if len(behind) < 2:
                 single.append(f"{path}: {node.name}")
     assert not single
@@ -69,11 +77,11 @@ def lambdas(tree: ast.AST) -> Iterator[ast.Lambda]:
 
 
 @pytest.mark.parametrize("package", ["service", "admin", "sync", "cli", "config"])
-def test_nothing_is_asked_for_the_current_one(package):
+def test_nothing_is_asked_for_the_current_one(modules, package):
     """What outlives a reload is given what it needs; no lambda looks it up in an object that a reload changes."""
     found = [
         f"{path}:{node.lineno}"
-        for path, tree in MODULES.items()
+        for path, tree in modules.items()
         if path.parts[0] == package
         for node in lambdas(tree)
         if any(isinstance(name, ast.Name) and name.id == "self" for name in ast.walk(node))
