@@ -44,6 +44,7 @@ def admin_application(operations: AdminOperations, sync: SyncOperations, webhook
     application.router.add_post("/api/v1/purge", api.purge)
     application.router.add_get("/api/v1/downloads", api.downloads)
     application.router.add_get("/api/v1/explain", api.explain)
+    application.router.add_get("/api/v1/status", api.status)
     SyncApi(sync).add_to(application)
     application.router.add_route("*", WEBHOOK_PREFIX + "{secret:.*}", webhook.at_admin)
     return application
@@ -75,6 +76,9 @@ class _Api:
         found = {_name(image): image for image in await asyncio.to_thread(self._operations.images, pattern)}
         names, more = page(sorted(found), request.query.get("n"), request.query.get("last"))
         return web.json_response({"images": [_describe(found[name]) for name in names], "next": names[-1] if more else None})
+
+    async def status(self, _: web.Request) -> web.Response:
+        return web.json_response(await asyncio.to_thread(self._operations.status))
 
     async def explain(self, request: web.Request) -> web.Response:
         image = request.query.get("image")

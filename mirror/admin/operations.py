@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mirror import __version__
 from mirror.admin.explanations import describe
+from mirror.admin.status import MetricValues, request_figures, upstream_figures
 from mirror.admin.worker_stats import Problems, WorkerStats
+from mirror.cache.blob_source import UpstreamSource
 from mirror.cache.explainer import Explainer
 from mirror.config.model import Config
 from mirror.core.names import ImageName, ImagePattern
 from mirror.download.downloads import Downloads
+from mirror.download.ingest import Ingest
 from mirror.listener.registry_listener import RegistryListener
 from mirror.maintenance.purge import Purge, PurgeRequest, PurgeResult
 from mirror.metrics import Metrics
@@ -89,7 +93,34 @@ class AdminOperations:
     def publish(self) -> None:
         """Write this process's figures for the other processes."""
         self._update_credentials_metric()
-        self._worker_stats.publish(self._own_downloads(), self._own_problems())
+        self._worker_stats.publish(self._own_downloads(), self._own_problems(), self._own_troubles())
+
+    def status(self) -> dict[str, Any]:
+        """Return what somebody who is paged wants to know first."""
+        readiness, values = self.readiness(), MetricValues(self.metrics().decode())
+        states = {(name, one.name): one.state for name, registry in self._registries.items() for one in registry.upstreams}
+        jobs, quota = self._store.jobs, self._store.quota
+        return {
+            "version": __version__,
+            "ready": readiness.ready,
+            **{key: readiness.details[key] for key in ("draining", "store_writable", "credentials", "files")},
+            "store": {
+                "path": self._store.layout.root,
+                "bytes": values.value("storage_bytes"),
+                "max_size": quota.max_size,
+                "blobs": values.value("storage_blobs"),
+                "free": quota.free(),
+                "min_free": quota.min_free,
+            },
+            "requests": request_figures(values),
+            "upstreams": upstream_figures(values, states),
+            "downloads": self.downloads(),
+            "troubles": self._worker_stats.troubles(self._own_troubles()),
+            "sync": {
+                "last": jobs.state("last schedule", dict) or None,
+                "next_run": jobs.state("schedule", dict).get("next") if self._config.sync.interval else None,
+            },
+        }
 
     def downloads(self) -> list[dict[str, Any]]:
         """Return the downloads of all processes."""
@@ -165,10 +196,31 @@ class AdminOperations:
                 credentials[name] = "; ".join(found)
         return {"credentials": credentials, "files": self._listener.problems}
 
+    def _own_troubles(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "image": trouble.image,
+                "outcome": "ERROR" if trouble.answer.outcome is None else trouble.answer.outcome.value,
+                "time": trouble.answer.when,
+                "cause": trouble.answer.cause,
+                "times": trouble.times,
+            }
+            for trouble in self._explainer.troubles()
+        ]
+
+    def _image_of(self, download: Ingest) -> str | None:
+        """Return the image through which a blob is fetched: a tag, or else the repository; None if that is not known."""
+        if not isinstance(download.source, UpstreamSource):
+            return None
+        repository, index = download.source.repository, self._store.index
+        tag = index.tag_that_needs(repository, "blob", download.digest)
+        return str(repository) if tag is None else f"{repository}:{tag}"
+
     def _own_downloads(self) -> list[dict[str, Any]]:
         return [
             {
                 "digest": str(download.digest),
+                "image": self._image_of(download),
                 "state": download.state.name,
                 "bytes": download.received,
                 "size": download.size,

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -46,13 +46,14 @@ class WorkerStats:
         # Threads of one process may publish at the same time.
         self._writing = threading.Lock()
 
-    def publish(self, downloads: list[dict[str, Any]], problems: Problems) -> None:
-        """Write this process's file."""
+    def publish(self, downloads: list[dict[str, Any]], problems: Problems, troubles: Sequence[dict[str, Any]] = ()) -> None:
+        """Write this process's file: its running downloads, its problems, and its last failed pulls."""
         if self._own is None:
             return
         with self._writing, contextlib.suppress(OSError):
             metrics = generate_latest(self._metrics.registry).decode()
-            _write(self._own, {"metrics": metrics, "heard": self._metrics.heard, "downloads": downloads, "problems": problems})
+            sheet = {"metrics": metrics, "heard": self._metrics.heard, "downloads": downloads, "problems": problems}
+            _write(self._own, {**sheet, "troubles": list(troubles)})
 
     def metrics(self) -> bytes:
         """Return the metrics of all processes as one, in Prometheus's text format; call `publish` first.
@@ -72,6 +73,11 @@ class WorkerStats:
     def downloads(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the downloads of all running processes, given this one's."""
         return own + [entry for sheet in self._others() for entry in sheet["downloads"]]
+
+    def troubles(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the last failed pulls of all running processes, given this one's, the latest first."""
+        found = own + [entry for sheet in self._others() for entry in sheet.get("troubles", ())]
+        return sorted(found, key=lambda entry: float(entry["time"]), reverse=True)
 
     def problems(self, own: Problems) -> Problems:
         """Return the problems of all running processes, given this one's, which replace equal ones of others."""

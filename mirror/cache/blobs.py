@@ -12,6 +12,7 @@ from mirror.cache.blob_source import UpstreamSource
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
 from mirror.cache.integrity import IntegrityChecks
+from mirror.cache.last_answers import LastAnswer
 from mirror.cache.pull_policy import PullPolicy
 from mirror.core.counts import ClientCounts
 from mirror.core.digest import Digest
@@ -21,7 +22,7 @@ from mirror.core.urgency import Urgency
 from mirror.download.downloads import Downloads
 from mirror.download.ingest import Ingest
 from mirror.download.reader import HeldBody, StreamingBody
-from mirror.errors import UpstreamRefusal
+from mirror.errors import UpstreamError, UpstreamRefusal
 from mirror.storage.blobs import CachedBlob
 
 # Enough to hash some gigabytes on a good disk. After it the blob comes from upstream.
@@ -48,7 +49,12 @@ class Blobs:
             UpstreamError: it is not held, and upstream cannot be asked.
             TooManyDownloads: it is not held, and the client has reached its limit of downloads.
         """
-        return await self._answer(repository, digest, Urgency.CLIENT)
+        try:
+            return await self._answer(repository, digest, Urgency.CLIENT)
+        except UpstreamError as error:
+            trouble = LastAnswer(None, self._context.clock(), str(error))
+            self._context.last_answers.note_trouble(repository, digest, trouble)
+            raise
 
     def granted_size(self, repository: Repository, digest: Digest) -> int | None:
         """The size of a blob that is known to be granted to a repository; None if no grant is known."""

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
-from mirror.cache.last_answers import LastAnswer
+from mirror.cache.last_answers import LastAnswer, Trouble
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
 from mirror.cache.pull_policy import PullPolicy
@@ -120,6 +120,10 @@ class Explainer:
             policy, forecast = error.rule, Forecast(Action.REFUSE, None, f"answered 403: {error.rule}")
         pulled, last = self._last_pull(repository, reference, digest)
         return Explanation(repository, reference, digest, policy, facts, manifests, pulled, last, forecast)
+
+    def troubles(self) -> list[Trouble]:
+        """Return the last failed pulls of this process. May be called in any thread."""
+        return self._context.last_answers.troubles()
 
     def _tag_facts(self, repository: Repository, tag: Tag) -> TagFacts:
         policies, decision = self._context.policies, self._by_tag.decide(repository, tag)

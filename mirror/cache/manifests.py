@@ -16,7 +16,7 @@ from mirror.core.digest import Digest
 from mirror.core.names import Reference, Repository
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import said
-from mirror.errors import MirrorError
+from mirror.errors import MirrorError, PolicyDenied, UpstreamRefusal
 
 
 class Manifests:
@@ -69,14 +69,21 @@ class Manifests:
                 return await self._by_digest.get(repository, reference, head=head), math.inf
             return await self._by_tag.get(repository, reference, head=head)
         except MirrorError as error:
-            self._context.last_answers.note(repository, reference, LastAnswer(None, self._context.clock(), str(error)))
+            answer = LastAnswer(None, self._context.clock(), str(error))
+            self._context.last_answers.note(repository, reference, answer)
+            # A refusal is an answer of upstream.
+            if not isinstance(error, UpstreamRefusal | PolicyDenied):
+                self._context.last_answers.note_trouble(repository, reference, answer)
             raise
 
     def _note(self, repository: Repository, reference: Reference, answer: ManifestAnswer) -> None:
         context, now = self._context, self._context.clock()
         context.usage.note_manifest(repository, reference, answer.digest, now)
         cause = None if answer.reason is None else said(answer.reason)
-        context.last_answers.note(repository, reference, LastAnswer(answer.outcome, now, cause))
+        last = LastAnswer(answer.outcome, now, cause)
+        context.last_answers.note(repository, reference, last)
+        if answer.outcome is Outcome.STALE:
+            context.last_answers.note_trouble(repository, reference, last)
 
     async def close(self) -> None:
         """Cancel the requests to upstream."""

@@ -10,6 +10,7 @@ from mirror import __version__
 from mirror.cli import administration, serving, syncing, verification
 from mirror.cli.client_config import client_config
 from mirror.cli.explaining import explain
+from mirror.cli.status import status
 
 app = typer.Typer(
     help="A pull-through caching mirror for container registries.",
@@ -33,6 +34,7 @@ def _root(
 
 
 app.command()(serving.serve)
+app.command()(status)
 app.command("check-config")(serving.check_config)
 app.command()(administration.images)
 app.command()(administration.purge)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
@@ -60,11 +61,25 @@ class AdminClient:
         try:
             answer = json.loads(text)
         except ValueError:
-            refuse([f"{self._url} answers {status}, but not as a mirror's admin address does"], 1)
-        if status not in (200, 202):
-            hint = " (name it with --token-file)" if status == 401 else ""
-            refuse([f"{self._url} refuses ({status}): {answer.get('error', answer)}{hint}"], 1)
+            answer = None
+        if status not in (200, 202) or not isinstance(answer, dict):
+            is_registry = response.getheader("Docker-Distribution-Api-Version") is not None
+            refuse([self._refusal(status, answer, is_registry=is_registry)], 1)
         return answer
+
+    def _refusal(self, status: int, answer: Any, *, is_registry: bool) -> str:
+        """Return the problem with an answer."""
+        if is_registry or (isinstance(answer, dict) and "errors" in answer):
+            return f"{self._url} is the address of a registry; the admin address has another port, 5001 by default (admin.listen)"
+        if not isinstance(answer, dict) or "error" not in answer:
+            return f"{self._url} answers {status}, but not as a mirror's admin address does"
+        if status == HTTPStatus.UNAUTHORIZED:
+            if self._token is None:
+                return f"{self._url} wants a token (401): name its file with --token-file"
+            return (
+                f"{self._url} refuses the token (401): it is not the one of admin.token_file there (--token-file names another)"
+            )
+        return f"{self._url} refuses ({status}): {answer['error']}"
 
     def _address(self) -> tuple[SplitResult, int | None]:
         try:

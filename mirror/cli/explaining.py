@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -11,7 +12,7 @@ import typer
 from mirror.cli.administration import JsonOption
 from mirror.cli.client import AdminClient, TokenOption, UrlOption
 from mirror.cli.serving import ConfigOption
-from mirror.cli.text import ago, facts, show, table, until, width
+from mirror.cli.text import about, ago, facts, show, table, until, width
 from mirror.core.units import format_bytes, format_duration
 
 _HELD = {"complete": "complete", "partial": "in part", "no": "no"}
@@ -46,7 +47,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("held", _HELD[found["held"]]),
         ("digest", found["digest"] or "not known"),
         ("a pull now", f"{pull['outcome'] or 'refused'}: {pull['why']}"),
-        ("in an outage", f"served stale until {until(pull['stale_until'])}" if pull["stale_until"] else ""),
+        ("in an outage", f"served stale for another {about(pull['stale_until'] - time.time())}" if pull["stale_until"] else ""),
         ("checked", _checked(tag)),
         ("changed", ago(tag["changed"]) if tag.get("changed") else ""),
         ("ttl", f"{format_duration(tag['ttl'])}, by {tag['ttl_rule']}" if tag else ""),

@@ -21,14 +21,20 @@ def width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH_OF_A_FILE
 
 
+def about(seconds: float) -> str:
+    """Return a duration in its two largest units."""
+    step = 3600 if seconds >= 86400 else 60 if seconds >= 3600 else 1
+    return format_duration(max(0, int(seconds)) // step * step)
+
+
 def ago(when: float | None) -> str:
     """Return how long ago a time was."""
-    return "never" if not when else f"{format_duration(max(0, round(time.time() - when)))} ago"
+    return "never" if not when else f"{about(time.time() - when)} ago"
 
 
 def until(when: float) -> str:
     """Return how long it is until a time."""
-    return f"in {format_duration(max(0, round(when - time.time())))}"
+    return f"in {about(when - time.time())}"
 
 
 def facts(rows: Iterable[tuple[str, str]], columns: int) -> list[str]:

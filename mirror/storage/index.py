@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from mirror.core.digest import Digest
-from mirror.core.names import Repository
+from mirror.core.names import Repository, Tag
 from mirror.errors import StorageError
 from mirror.storage.attachments import Attachments
 from mirror.storage.grants import Grants, NegativeAnswers
@@ -21,6 +21,10 @@ from mirror.storage.table import Table
 from mirror.storage.tags import Tags
 
 T = TypeVar("T")
+
+# Indexes nest two deep in practice; a layer that very many images share needs only one of them.
+_MAX_DEPTH = 4
+_MAX_PARENTS = 20
 
 
 class Index:
@@ -81,6 +85,15 @@ class Index:
     def has_manifest(self, repository: Repository, digest: Digest) -> bool:
         """Whether a repository holds a manifest, or one of its tags names it."""
         return self.manifests.get(repository, digest) is not None or bool(self.tags.naming(repository, digest))
+
+    def tag_that_needs(self, repository: Repository, kind: Kind, digest: Digest, depth: int = 0) -> Tag | None:
+        """Return a tag of a repository whose image has a manifest or blob; None if none is known."""
+        tags = self.tags.naming(repository, digest) if kind == "manifest" else []
+        if tags or depth > _MAX_DEPTH:
+            return tags[0] if tags else None
+        parents = self.parts.naming(kind, repository, digest)[:_MAX_PARENTS]
+        found = (self.tag_that_needs(repository, "manifest", parent, depth + 1) for parent in parents)
+        return next((tag for tag in found if tag is not None), None)
 
     def size_named(self, kind: Kind, repository: Repository, part: Digest) -> int | None:
         """Return the bytes that a manifest of a repository states for a part; None if none that the repository has names it.
