@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 from mirror.core.digest import Digest
 from mirror.download.chunk_map import Fate
@@ -12,8 +13,9 @@ from mirror.download.services import DownloadServices
 from mirror.download.shares import Readers
 from mirror.download.states import Committed
 from mirror.errors import DigestMismatch, FlushFailed, StorageError
+from mirror.storage.coordination import wait
 
-_POLL_INTERVAL_S = 0.03
+_MAX_PAUSE_S = 0.03
 
 
 class Follower:
@@ -29,35 +31,42 @@ class Follower:
         self._fetcher = fetcher
         self._services = services
         self._readers = readers
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + services.limits.stall_s
+        self._is_driver = False
         self._seen = (-1, -1, Fate.OPEN)
 
     async def run(self) -> Committed | None:
-        """Return when the other process has committed the blob; None if this one has to go on.
+        """Return when the other process has committed the blob; None if this one has to continue.
 
-        That is so when it has got the driver lock, or when the file was discarded before anything of it was seen here.
+        It has to when it has acquired the driver lock, or when the file was discarded before anything of it was seen here.
 
         Raises:
             MirrorError: the other process hangs, or has discarded the file.
         """
-        partial, loop = self._partial, asyncio.get_running_loop()
-        deadline = loop.time() + self._services.limits.stall_s
-        while partial.is_current():
-            partial.show_readers(bool(self._readers.clients))
-            if self._progressed():
-                limits = self._services.limits
-                deadline = loop.time() + (limits.flush_s if partial.is_verified else limits.stall_s)
-                partial.announce()
-            self._fetcher.fetch_beside()
-            if self._fetcher.failure is not None:
-                raise self._fetcher.failure
-            if loop.time() > deadline and not self._fetcher.is_lazy:
-                # The lock cannot be taken away: readers go on past the store.
-                raise StorageError(f"another worker makes no progress with {partial.digest}", "busy")
-            await asyncio.sleep(_POLL_INTERVAL_S)
-            if partial.try_acquire_driver() and partial.is_current():
-                partial.show_readers(False)
-                return None
-        return self._ended(partial.digest)
+        await wait(self._has_ended, math.inf, _MAX_PAUSE_S)
+        return None if self._is_driver else self._ended(self._partial.digest)
+
+    def _has_ended(self) -> bool:
+        """Look once: whether this process is the driver now, or the file has lost its name; raises like `run`."""
+        partial, limits, now = self._partial, self._services.limits, self._loop.time()
+        if not partial.is_current():
+            return True
+        if partial.try_acquire_driver() and partial.is_current():
+            partial.show_readers(False)
+            self._is_driver = True
+            return True
+        partial.show_readers(bool(self._readers.clients))
+        if self._progressed():
+            self._deadline = now + (limits.flush_s if partial.is_verified else limits.stall_s)
+            partial.announce()
+        self._fetcher.fetch_beside()
+        if self._fetcher.failure is not None:
+            raise self._fetcher.failure
+        if now > self._deadline and not self._fetcher.is_lazy:
+            # The lock cannot be taken away: readers go on past the store.
+            raise StorageError(f"another worker makes no progress with {partial.digest}", "busy")
+        return False
 
     def _progressed(self) -> bool:
         """Read the map; whether bytes have arrived or were hashed, or have been verified, since the last time."""

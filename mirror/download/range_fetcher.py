@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,9 +12,9 @@ from mirror.core.pieces import Lane
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.services import DownloadServices
 from mirror.download.source import BlobStream, Source
-from mirror.errors import RangeIgnored, UpstreamDisconnected, UpstreamSizeChanged
+from mirror.errors import RangeIgnored, StorageError, UpstreamDisconnected, UpstreamSizeChanged
 from mirror.storage.page_cache import start_write_back
-from mirror.storage.space_quota import retry_with_room
+from mirror.storage.space_quota import make_room_after
 
 P = ParamSpec("P")
 
@@ -144,8 +143,12 @@ class RangeFetcher:
 
     async def _stored(self, needed: int, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Work on the partial file in a thread; if the disk is full, once more after an attempt to make room."""
-        store = functools.partial(self._shared.in_thread, self._services.threads.write, work, *args, **kwargs)
-        await retry_with_room(store, needed, self._services.make_room)
+        threads = self._services.threads.write
+        try:
+            await self._shared.in_thread(threads, work, *args, **kwargs)
+        except StorageError as error:
+            await make_room_after(error, needed, self._services.make_room)
+            await self._shared.in_thread(threads, work, *args, **kwargs)
 
     def _write_back(self) -> None:
         """Have the kernel begin to write to the disk meanwhile, so that the flush finds little to do; one part at a time."""

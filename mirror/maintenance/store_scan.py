@@ -19,7 +19,7 @@ from mirror.storage.layout import Layout
 
 log = structlog.get_logger(__name__)
 
-# How often to look whether the scan is over its time.
+# How often `is_over` is called.
 _POLL_INTERVAL_S = 0.1
 # By the bytes of their hashes.
 _ALGORITHMS = {digits // 2: algorithm for algorithm, digits in HEX_DIGITS.items()}
@@ -30,9 +30,9 @@ class StoreScan:
     """What a store contained at one time.
 
     Attributes:
-        taken: bytes, each file rounded up to whole blocks.
-        pinned: bytes of the pinned blobs among them.
-        blobs: how many.
+        taken: bytes of all blobs, each file rounded up to whole blocks.
+        pinned: bytes of the pinned ones.
+        blobs: their number.
     """
 
     taken: int
@@ -57,21 +57,17 @@ def take(
     *,
     only_pinned: bool = False,
 ) -> StoreScan | None:
-    """Scan the store; None if that failed, or if time was over before it was done.
+    """Scan the store; None if the scan failed or was ended early.
 
     Args:
         is_over: True ends the scan.
-        most: how many candidates for eviction to name.
+        most: limit of the candidates for eviction.
         pinned: blobs that are not among the candidates.
-        only_pinned: name no other candidates than the pinned blobs.
+        only_pinned: the candidates are the pinned blobs alone.
     """
-    argv = [sys.executable, "-I", "-S", scan_process.__file__, layout.blobs, str(most), "only" if only_pinned else "except"]
     pins: bytes | None = "\n".join(digest.encoded for digest in pinned).encode()
     try:
-        # In a session of its own, so that an interrupt from the terminal is the mirror's alone to deal with.
-        process = subprocess.Popen(  # noqa: S603 - this interpreter, and a file of our own
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        )
+        process = _start(layout.blobs, str(most), "only" if only_pinned else "except")
     except OSError as error:
         log.error("survey_failed", cause=str(error))
         return None
@@ -84,6 +80,14 @@ def take(
             pins = None
         process.kill()
     return None
+
+
+def _start(*args: str) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-I", "-S", scan_process.__file__, *args]
+    # In a session of its own: an interrupt from the terminal is for the mirror alone.
+    return subprocess.Popen(  # noqa: S603 - this interpreter, and a file of our own
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
 
 
 def _read(answer: bytes, errors: bytes, status: int) -> StoreScan | None:

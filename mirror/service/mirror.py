@@ -28,6 +28,7 @@ from mirror.service import logs
 from mirror.service.current import Current
 from mirror.service.graph import Graph, build
 from mirror.service.services import Services, WorkerGroup
+from mirror.storage.coordination import wait
 from mirror.storage.store import Store
 from mirror.sync.scheduler import SyncScheduler
 
@@ -35,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 # How long running responses may take after SIGTERM.
 DRAIN_S = 30.0
+_DRAIN_POLL_INTERVAL_S = 0.05
 # How often a process publishes its metrics for the others.
 _PUBLISH_INTERVAL_S = 1.0
 
@@ -169,13 +171,13 @@ class Mirror:
         self._registry_listener.listener.close()
         self._current.graph.stop_background()
         log.info("draining", requests=self._registry_listener.in_progress, at_most_seconds=DRAIN_S)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + DRAIN_S
-        while self._registry_listener.in_progress and loop.time() < deadline and not self._skip_drain:  # noqa: ASYNC110 - a signal per request would cost more
-            await asyncio.sleep(0.05)
+        await wait(self._is_drained, DRAIN_S, _DRAIN_POLL_INTERVAL_S)
         if self._registry_listener.in_progress:
             log.warning("drain_ended", requests_cut=self._registry_listener.in_progress)
         await self._registry_listener.shutdown(1.0)
+
+    def _is_drained(self) -> bool:
+        return self._skip_drain or not self._registry_listener.in_progress
 
     async def _close(self, janitor: asyncio.Task[None]) -> None:
         await self._services.downloads.close()

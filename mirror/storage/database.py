@@ -18,6 +18,7 @@ import sqlite3
 import time
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diskcache
@@ -46,11 +47,9 @@ _GROUPS = """WITH RECURSIVE first(found) AS (
     ) FROM first WHERE found IS NOT NULL
 ) SELECT found FROM first WHERE found IS NOT NULL"""
 # Errors of the file itself (https://www.sqlite.org/rescode.html).
-_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 # Errors with another cause.
-_PASSING = frozenset(
-    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_PERM}
-)
+_PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_PERM}
 # More than SQLite needs to open a database: its shared memory, and the pages that diskcache always writes.
 _PROBE_BYTES = 1 << 20
 # A failure of the file or the disk counts as one of the disk so often before the file is superseded.
@@ -90,8 +89,7 @@ class Database(diskcache.Cache):  # type: ignore[misc]
 
     def keys_from(self, prefix: str, most: int) -> list[str]:
         """Return the keys that begin with `prefix`, through the index over keys; at most `most`, -1 for all."""
-        rows = self._sql(_KEYS, (prefix, _after(prefix), most)).fetchall()
-        return [key for (key,) in rows]
+        return [key for (key,) in self._sql(_KEYS, (prefix, _after(prefix), most)).fetchall()]
 
     def labelled(self, label: str, most: int) -> list[str]:
         """Return the keys with a label; at most `most`, -1 for all."""
@@ -119,16 +117,15 @@ class Database(diskcache.Cache):  # type: ignore[misc]
             self._sql(f"UPDATE Cache SET tag = {expression} WHERE {where}", (prefix, _after(prefix)))  # noqa: S608 - our own
             self._sql(f"PRAGMA user_version = {_LABELLED_VERSION}")
 
-    def rows_from(self, prefix: str, most: int) -> list[tuple[str, str]]:
-        """Return the keys that begin with `prefix`, with their stored values; at most `most`, -1 for all."""
-        values = (prefix, _after(prefix), diskcache.core.MODE_TEXT, time.time(), most)
-        rows: list[tuple[str, str]] = self._sql(_ROWS, values).fetchall()
-        return rows
+    def rows_from(self, prefix: str, most: int, last: str | None = None) -> list[tuple[str, str]]:
+        """Return the keys that begin with `prefix`, with their stored values; at most `most`, -1 for all.
 
-    def rows_after(self, prefix: str, last: str, most: int) -> list[tuple[str, str]]:
-        """Return the next keys that begin with `prefix` and follow `last`, with their stored values."""
-        values = (last, _after(prefix), diskcache.core.MODE_TEXT, time.time(), most)
-        rows: list[tuple[str, str]] = self._sql(_ROWS_AFTER, values).fetchall()
+        Args:
+            last: only keys that follow this one.
+        """
+        query, first = (_ROWS, prefix) if last is None else (_ROWS_AFTER, last)
+        values = (first, _after(prefix), diskcache.core.MODE_TEXT, time.time(), most)
+        rows: list[tuple[str, str]] = self._sql(query, values).fetchall()
         return rows
 
 
@@ -228,8 +225,7 @@ def superseded(directory: str) -> list[str]:
     """Return the paths of all databases in a directory that have a successor."""
     found = []
     with contextlib.suppress(OSError):
-        names = os.listdir(directory)
-        for base in {re.sub(r"\.[0-9]+$", "", name) for name in names}:
+        for base in {re.sub(r"\.[0-9]+$", "", name) for name in os.listdir(directory)}:
             last = newest(f"{directory}/{base}")
             paths = (path_of(f"{directory}/{base}", number) for number in range(1, last))
             found += [path for path in paths if os.path.isdir(path)]
@@ -282,7 +278,7 @@ def _is_usable(path: str) -> bool:
     probe = f"{path}/probe-{uuid.uuid4().hex}"
     data = os.urandom(_PROBE_BYTES)
     try:
-        with open(probe, "xb", opener=_private) as file:
+        with open(probe, "xb", opener=partial(os.open, mode=0o600)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -295,10 +291,6 @@ def _is_usable(path: str) -> bool:
             os.unlink(probe)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def _code(error: sqlite3.Error) -> int | None:
     """SQLite's primary result code."""
     code = getattr(error, "sqlite_errorcode", None)
@@ -307,6 +299,4 @@ def _code(error: sqlite3.Error) -> int | None:
 
 def _after(prefix: str) -> str:
     """Return the first text that sorts after all texts that begin with `prefix`."""
-    if not prefix:
-        return chr(0x10FFFF)
-    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else chr(0x10FFFF)

@@ -24,6 +24,8 @@ from mirror.core.digest import Digest
 from mirror.errors import ConfigurationError
 
 LAYOUT = "registry-mirror store, layout 1\n"
+_PARENTS = ("blobs", "partial")
+_DIRECTORIES = (*_PARENTS, *(f"{parent}/{name}" for parent in _PARENTS for name in HEX_DIGITS), "tmp", "index")
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,7 @@ class Layout:
         marker = Path(self.root, "LAYOUT")
         try:
             # One by one: makedirs gives the mode to the last directory only.
-            for directory in (
-                "",
-                "blobs",
-                "partial",
-                *(f"{parent}/{algorithm}" for parent in ("blobs", "partial") for algorithm in HEX_DIGITS),
-                "tmp",
-                "index",
-            ):
+            for directory in ("", *_DIRECTORIES):
                 os.makedirs(f"{self.root}/{directory}", mode=0o700, exist_ok=True)
             # A crash or a full disk may leave an empty marker.
             if not marker.exists() or not marker.stat().st_size:

@@ -38,19 +38,11 @@ def on_disk(size: int) -> int:
     return -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
-async def retry_with_room(store: Callable[[], Awaitable[None]], size: int, make_room: Callable[[int], Awaitable[None]]) -> None:
-    """Store `size` bytes; if no space is left, make room and store them once more.
-
-    Raises:
-        StorageError: they cannot be stored.
-    """
-    try:
-        await store()
-    except StorageError as error:
-        if error.reason != "full":
-            raise
-        await make_room(size)
-        await store()
+async def make_room_after(error: StorageError, size: int, make_room: Callable[[int], Awaitable[None]]) -> None:
+    """Make room for `size` bytes, which could not be stored; raise the error if its cause is another than space."""
+    if error.reason != "full":
+        raise error
+    await make_room(size)
 
 
 class Fit(enum.Enum):

@@ -168,7 +168,7 @@ class Table:
     def items(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Yield the keys that begin with `prefix`, with their values, a page at a time; unreadable rows are left out."""
         last = prefix
-        while page := self._read(partial(Database.rows_after, prefix=prefix, last=last, most=_PAGE_ROWS)):
+        while page := self._read(partial(Database.rows_from, prefix=prefix, most=_PAGE_ROWS, last=last)):
             for key, value in page:
                 with contextlib.suppress(ValueError, RecursionError):
                     yield key, json.loads(value)

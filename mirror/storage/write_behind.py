@@ -12,7 +12,7 @@ from mirror.aio import in_thread
 from mirror.core.digest import Digest
 from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles
-from mirror.storage.space_quota import retry_with_room
+from mirror.storage.space_quota import make_room_after
 from mirror.storage.threads import ThreadPools
 from mirror.throttled_log import ThrottledLog
 
@@ -66,7 +66,11 @@ class WriteBehind:
 
     async def _write(self, digest: Digest, data: bytes, make_room: Callable[[int], Awaitable[None]]) -> None:
         store = partial(in_thread, self._threads.put, self._files.put, digest, data)
-        await retry_with_room(store, len(data), make_room)
+        try:
+            await store()
+        except StorageError as error:
+            await make_room_after(error, len(data), make_room)
+            await store()
 
     def _written(self, digest: Digest, task: asyncio.Task[None]) -> None:
         self._waiting.pop(digest, None)

@@ -98,15 +98,14 @@ class Planner:
         """Return the plan of a job.
 
         Args:
-            kept: what configured entries stood for last; unchanged where upstream cannot be asked.
+            kept: the images of each configured entry at the last run; unchanged where upstream cannot be asked.
             done: whether a configured image was synced in an earlier part of the same round.
         """
         plan, list_tags = Plan(), _once(self._syncer.tags)
         if job.kind == "warm":
-            for name in job.images:
-                await self._warm(name, job.platforms, list_tags, plan)
+            await self._warm(job, list_tags, plan)
             return plan
-        # With a hundred thousand tags each step takes a good part of a second: none runs on the event loop.
+        # With a hundred thousand tags each step takes hundreds of milliseconds: none runs on the event loop.
         pulled = await asyncio.to_thread(self._pullable, cached)
         if job.kind == "schedule" or not job.images:
             await self._configured(self._selectors, kept, list_tags, plan)
@@ -123,18 +122,19 @@ class Planner:
     def _pullable(self, cached: Iterable[CachedTag]) -> dict[tuple[Repository, Tag], CachedTag]:
         return {(entry.repository, entry.tag): entry for entry in cached if self._syncer.may_pull(entry.repository, entry.tag)}
 
-    async def _warm(self, name: str, platforms: tuple[str, ...], list_tags: ListTags, plan: Plan) -> None:
-        try:
-            chosen = tuple(map(Platform.parse, platforms)) or self._platforms
-            selector = ImageSelector.parse(name, default_registry=self._default_registry, platforms=chosen)
-            targets = await _targets(selector, chosen, list_tags)
-        except (InvalidInput, MirrorError) as error:
-            plan.refuse(name, error)
-            return
-        for target in targets:
-            plan.add(target)
-        if not targets:
-            plan.problems[name] = "upstream has no such tag"
+    async def _warm(self, job: SyncJob, list_tags: ListTags, plan: Plan) -> None:
+        for name in job.images:
+            try:
+                chosen = tuple(map(Platform.parse, job.platforms)) or self._platforms
+                selector = ImageSelector.parse(name, default_registry=self._default_registry, platforms=chosen)
+                targets = await _targets(selector, chosen, list_tags)
+            except (InvalidInput, MirrorError) as error:
+                plan.refuse(name, error)
+                continue
+            for target in targets:
+                plan.add(target)
+            if not targets:
+                plan.problems[name] = "upstream has no such tag"
 
     async def _configured(
         self, selectors: Iterable[ImageSelector], kept: dict[str, list[str]], list_tags: ListTags, plan: Plan
@@ -180,7 +180,7 @@ async def _targets(selector: ImageSelector, platforms: tuple[Platform, ...], lis
     repository = selector.repository
     if selector.reference is not None:
         return [Target(repository, selector.reference, platforms, fetch=True)]
-    # A hundred thousand tags take a while.
+    # A hundred thousand tags take too long for the event loop.
     tags = await asyncio.to_thread(selector.select, await list_tags(repository))
     return [Target(repository, tag, platforms, fetch=True) for tag in tags]
 
