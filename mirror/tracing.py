@@ -13,6 +13,18 @@ from mirror.errors import RequestLoop
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 via: ContextVar[str] = ContextVar("via", default="")
 
+
+class UpstreamNote:
+    """The upstream that was asked last for a request; empty if none was. The tasks that a request starts share its note."""
+
+    __slots__ = ("name",)
+
+    def __init__(self) -> None:
+        self.name = ""
+
+
+upstream_note: ContextVar[UpstreamNote | None] = ContextVar("upstream_note", default=None)
+
 _PLAIN = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 
 

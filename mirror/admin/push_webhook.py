@@ -22,11 +22,11 @@ from mirror.core.errors import InvalidInput
 from mirror.core.names import DOCKER_HUB, Repository, Tag
 from mirror.listener.admission import WEBHOOK_PREFIX
 from mirror.listener.oci_errors import Problem
-from mirror.listener.responses import ReadyResponse, head, problem_response
+from mirror.listener.responses import ReadyResponse, Rendered, head, problem_response
 from mirror.metrics import Metrics
 from mirror.small_files import read_secret
 from mirror.throttled_log import ThrottledLog
-from mirror.tracing import RequestIds
+from mirror.tracing import request_id
 
 log = structlog.get_logger(__name__)
 
@@ -67,19 +67,18 @@ class PushWebhook:
         self.secret_file: Path | None = None
         self._operations = operations
         self._refused = metrics.refused.labels("webhook")
-        self._ids = RequestIds()
         self._log = ThrottledLog(log)
 
     async def at_registry(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer in the registry address's format."""
-        name = self._ids.name(request.headers.get("X-Request-Id"))
+        name = request_id.get()
         try:
             body = json.dumps({"accepted": await self._take(request)}).encode()
         except web.HTTPException as error:
             headers = {"Allow": "POST"} if error.status == 405 else {}
             return problem_response(Problem(error.status, "UNSUPPORTED", error.reason, error.text, headers), name)
         rendered = head(202, {"Content-Type": "application/json", "Content-Length": str(len(body))})
-        return ReadyResponse(202, rendered, body, name)
+        return ReadyResponse(Rendered(202, rendered, body), name)
 
     async def at_admin(self, request: web.Request) -> web.Response:
         """Answer in the admin address's format."""

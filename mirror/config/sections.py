@@ -179,6 +179,8 @@ class Log(Section):
 
     format: Literal["console", "json"] = "console"
     level: Literal["debug", "info", "warning", "error"] = "info"
+    # In YAML 1.1 an `off` without quotes is false.
+    access: Annotated[Literal["off", "errors", "all"], BeforeValidator(lambda value: "off" if value is False else value)] = "off"
 
 
 class ImageConfig(Section):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import perf_counter
 
 import structlog
 from aiohttp import web
@@ -12,13 +13,14 @@ from mirror import demand
 from mirror.core.counts import CountTable
 from mirror.core.hosts import HostNames
 from mirror.listener import oci_errors
+from mirror.listener.access_log import USER, AccessLog
 from mirror.listener.basic_auth import BasicAuthenticator, TooManyChecks
 from mirror.listener.connections import Admission, Bounds, ConnectionLimiter, Peer, Refusal
 from mirror.listener.inline import InlineRequest
 from mirror.listener.responses import Respond
 from mirror.metrics import Metrics
 from mirror.throttled_log import ThrottledLog
-from mirror.tracing import RequestIds
+from mirror.tracing import RequestIds, request_id
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +51,7 @@ class Handlers:
         respond: builds the response to a refused request.
         any_host: prefixes of paths that are served under any Host.
         find_inline: returns the request that has a head, if it was answered before.
+        access_log: logs the requests.
     """
 
     name: str
@@ -57,12 +60,14 @@ class Handlers:
     respond: Respond
     any_host: tuple[str, ...] = (WEBHOOK_PREFIX,)
     find_inline: Callable[[bytes], InlineRequest | None] = lambda _: None
+    access_log: AccessLog = field(default_factory=AccessLog)
 
 
 class AdmissionMiddleware:
     """Passes admitted requests to a handler, and refuses others.
 
     Attributes:
+        ids: names the requests.
         in_progress: admitted requests that are not answered yet.
     """
 
@@ -73,11 +78,12 @@ class AdmissionMiddleware:
         self._most_requests = 0
         self._handler = handlers.handler
         self._find_inline = handlers.find_inline
+        self._access_log = handlers.access_log
         self._metrics = metrics
         self._misdirected = Refusal("host", oci_errors.misdirected(f"{handlers.name}.hosts"))
         self._hosts: HostNames | None = None
         self._names: set[str | None] = set()
-        self._ids = RequestIds()
+        self.ids = RequestIds()
         self._passwords: BasicAuthenticator | None = None
         self._anonymous = True
         self._log = ThrottledLog(log)
@@ -105,30 +111,37 @@ class AdmissionMiddleware:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Handle one request."""
+        # All requests of a connection have one context: every request needs its own identifier.
+        request_id.set(self.ids.name(request.headers.get("X-Request-Id")))
+        if self._access_log.logs_any:
+            return await self._access_log.watch(request, self._admit)
+        return await self._admit(request)
+
+    async def _admit(self, request: web.BaseRequest) -> web.StreamResponse:
         # `cast` is a call, and this is the hot path.
         admission: Admission = request.protocol.admission  # type: ignore[attr-defined]
         peer = admission.peer
         refusal = admission.refusal or admission.source.refusal
         if refusal is not None:
-            response = self._refuse(request, refusal)
+            response = self._refuse(refusal)
             response.force_close()
             return response
         if not peer.counts.requests.enter(self._most_requests):
             self._count(_TOO_MANY_REQUESTS, admission.source.address)
-            return self._refuse(request, _TOO_MANY_REQUESTS)
+            return self._refuse(_TOO_MANY_REQUESTS)
         demand.client.set(peer.counts)
         self.in_progress += 1
         try:
             if request.headers.get("Host") not in self._names and not self._is_called_right(request):
                 self._count(self._misdirected, admission.source.address, host=request.headers["Host"][:100])
-                return self._refuse(request, self._misdirected)
+                return self._refuse(self._misdirected)
             if request.raw_path.startswith(WEBHOOK_PREFIX):
                 return await self.handlers.webhook(request)
             if self._passwords is not None:
                 refusal = await self._unknown(self._passwords, request, peer)
                 if refusal is not None:
                     self._count(refusal, admission.source.address)
-                    return self._refuse(request, refusal)
+                    return self._refuse(refusal)
             return await self._handler(request)
         finally:
             self.in_progress -= 1
@@ -150,7 +163,14 @@ class AdmissionMiddleware:
         most = self._most_requests
         if most and admission.peer.counts.requests.total >= most:
             return None
-        return request.respond(source.address)
+        started = perf_counter() if self._access_log.logs_all else 0.0
+        rendered = request.respond(source.address)
+        if rendered is None:
+            return None
+        identifier = self.ids.name(None)
+        if self._access_log.logs_all:
+            self._access_log.inline(request, rendered, source.address, identifier, started)
+        return rendered.whole(identifier)
 
     def _is_called_right(self, request: web.BaseRequest) -> bool:
         name = request.headers.get("Host")
@@ -177,10 +197,11 @@ class AdmissionMiddleware:
                 return _TOO_MANY_CHECKS
             finally:
                 peer.checks -= costs
+        request[USER] = right
         return None if right else _WRONG
 
-    def _refuse(self, request: web.BaseRequest, refusal: Refusal) -> web.StreamResponse:
-        return self.handlers.respond(refusal.problem, self._ids.name(request.headers.get("X-Request-Id")))
+    def _refuse(self, refusal: Refusal) -> web.StreamResponse:
+        return self.handlers.respond(refusal.problem, request_id.get())
 
     def _count(self, refusal: Refusal, client: str, **details: object) -> None:
         self._metrics.refused.labels(refusal.reason).inc()

@@ -93,6 +93,12 @@ class BasicAuthenticator:
         return same and hashed is not None
 
 
+def user_of(header: str) -> str:
+    """The user name in a header, as text; empty if there is none."""
+    given = _basic(header)
+    return "" if given is None else given[0].decode(errors="replace")
+
+
 def _basic(header: str) -> tuple[bytes, bytes] | None:
     """The user name and password in a header, or None."""
     scheme, _, encoded = header.partition(" ")

@@ -12,6 +12,8 @@ from typing import Final
 
 from aiohttp import HttpVersion11, hdrs, web
 
+from mirror.listener.responses import TARGET, Rendered, Target
+
 _MAX_ENTRIES: Final = 4096
 # Longer heads are parsed each time: their length is the client's to choose.
 _MAX_HEAD_BYTES: Final = 1024
@@ -25,11 +27,15 @@ class InlineRequest:
 
     Attributes:
         host: its Host header.
-        respond: returns the whole response to the client at an address, or None if it has to wait for anything.
+        method: GET or HEAD.
+        target: what it asks for; see `mirror.listener.access_log`.
+        respond: returns the response to the client at an address, or None if it has to wait for anything.
     """
 
     host: str | None
-    respond: Callable[[str], bytes | None]
+    method: str
+    target: Target
+    respond: Callable[[str], Rendered | None]
 
 
 class InlineRequests:
@@ -42,10 +48,11 @@ class InlineRequests:
         """The cached request that has these bytes, or None."""
         return self._requests.get(head)
 
-    def add(self, request: web.BaseRequest, respond: Callable[[str], bytes | None]) -> None:
+    def add(self, request: web.BaseRequest, respond: Callable[[str], Rendered | None]) -> None:
         """Have equal requests answered by `respond`.
 
-        Ignores a request that arrived in several pieces, closes its connection, or has an excluded header.
+        Its handler has set TARGET. Ignores a request that arrived in several pieces, closes its connection, or has an excluded
+        header.
         """
         head: bytes | None = request.protocol.head  # type: ignore[attr-defined]
         if head is None or len(head) > _MAX_HEAD_BYTES or not request.keep_alive or request.version != HttpVersion11:
@@ -54,4 +61,4 @@ class InlineRequests:
             return
         if len(self._requests) >= _MAX_ENTRIES:
             self._requests.clear()
-        self._requests[head] = InlineRequest(request.headers.get(hdrs.HOST), respond)
+        self._requests[head] = InlineRequest(request.headers.get(hdrs.HOST), request.method, request[TARGET], respond)

@@ -10,13 +10,16 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from http import HTTPStatus
-from typing import NamedTuple
+from time import perf_counter
+from typing import Final, NamedTuple, TypeAlias
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 
 from mirror.aio import on_descriptor
+from mirror.core.names import Reference, Repository
+from mirror.core.outcome import Outcome
 from mirror.download.reader import Body, Span
 from mirror.errors import StorageError
 from mirror.listener.file_sender import FileEnd, FileSender
@@ -32,6 +35,12 @@ _READ_AHEAD_BYTES = 4 << 20
 
 API_VERSION = {"Server": "registry-mirror", "Docker-Distribution-Api-Version": "registry/2.0"}
 
+
+Target: TypeAlias = tuple[str, Repository | None, Reference | None]
+"""The kind of a request, and the repository and reference that it names."""
+
+TARGET: Final = web.RequestKey("target", tuple)
+"""The key of a request under which its handler keeps the Target."""
 
 Respond = Callable[[Problem, str], web.StreamResponse]
 """Builds an error response in the form of an address, from the problem and the request's identifier."""
@@ -54,6 +63,7 @@ class Rendered(NamedTuple):
     status: int
     head: bytes
     body: bytes
+    outcome: Outcome | None = None
 
     def whole(self, request_id: str, end: bytes = b"\r\n\r\n") -> bytes:
         """All bytes of the response.
@@ -66,12 +76,30 @@ class Rendered(NamedTuple):
 
 
 class ReadyResponse(web.StreamResponse):
-    """A response whose head is rendered. Its body is in memory, or is sent by other means after `prepare`."""
+    """A response whose head is rendered. Its body is in memory, or is sent by other means after `prepare`.
 
-    def __init__(self, status: int, rendered: bytes, body: bytes, request_id: str) -> None:
-        super().__init__(status=status)
-        self._rendered = Rendered(status, rendered, body)
+    Attributes:
+        outcome: None for an error.
+        begun: when the head was sent, of `time.perf_counter`.
+        sent: bytes of a body that is not in memory.
+        is_short: the body ended early.
+        cause: of an error or of a short body, in words that the client may read.
+    """
+
+    def __init__(self, rendered: Rendered, request_id: str, cause: str = "") -> None:
+        super().__init__(status=rendered.status)
+        self.outcome = rendered.outcome
+        self.begun: float | None = None
+        self.sent = 0
+        self.is_short = False
+        self.cause = cause
+        self._rendered = rendered
         self._request_id = request_id
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the body."""
+        return self.sent + len(self._rendered.body)
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Write the head and body, once."""
@@ -84,6 +112,7 @@ class ReadyResponse(web.StreamResponse):
         rendered = self._rendered._replace(body=b"") if request.method == "HEAD" else self._rendered
         self._keep_alive = alive
         self._req = request
+        self.begun = perf_counter()
         await request.writer.write(rendered.whole(self._request_id, end))
         return None
 
@@ -95,7 +124,8 @@ def problem_response(problem: Problem, request_id: str) -> ReadyResponse:
     """An error response."""
     body = problem.body()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **problem.headers}
-    return ReadyResponse(problem.status, head(problem.status, headers), body, request_id)
+    rendered = Rendered(problem.status, head(problem.status, headers), body)
+    return ReadyResponse(rendered, request_id, f"{problem.code}: {problem.detail}")
 
 
 async def send_spans(request: web.BaseRequest, body: Body, start: int, stop: int, sent: Callable[[int], None]) -> None:

@@ -14,6 +14,7 @@ from mirror.listener import oci_errors
 from mirror.listener.admission import AdmissionMiddleware
 from mirror.listener.connections import Admission
 from mirror.throttled_log import ThrottledLog
+from mirror.tracing import request_id
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,8 @@ class Server(web.Server):
         )
         self.respond = admission.handlers.respond
         self.respond_inline = admission.respond_inline
+        self.ids = admission.ids
+        self.access_log = admission.handlers.access_log
         self.log = ThrottledLog(log)
         self._limiter = admission.limiter
 
@@ -130,13 +133,15 @@ class Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun")
         if status < 500:
+            request_id.set(self._server.ids.name(None))
             cause = _CONSTANT.get(message or "") or _cause(exc)
             self._server.log.log("info", "request_malformed", client=request.remote, cause=cause)
             problem = oci_errors.malformed(cause)
+            self._server.access_log.malformed(request, problem.status, cause)
         else:
             self._server.log.log("error", "request_failed", type(exc).__name__, client=request.remote, exc_info=exc)
             problem = oci_errors.problem(RuntimeError(type(exc).__name__), "")
-        response = self._server.respond(problem, "-")
+        response = self._server.respond(problem, request_id.get())
         response.force_close()
         return response
 

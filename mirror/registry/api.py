@@ -25,7 +25,7 @@ from mirror.errors import MirrorError, PolicyDenied, TooManyDownloads, UpstreamT
 from mirror.listener import oci_errors
 from mirror.listener.inline import InlineRequest, InlineRequests
 from mirror.listener.paging import page, page_link, page_size
-from mirror.listener.responses import ReadyResponse, Rendered, head, problem_response
+from mirror.listener.responses import TARGET, ReadyResponse, Rendered, head, problem_response
 from mirror.listener.server import while_connected
 from mirror.maintenance.recheck import Recheck
 from mirror.registry.blob_response import described, not_modified, send_blob
@@ -34,14 +34,14 @@ from mirror.registry.manifest_response import ManifestResponses, warning
 from mirror.registry.query import Query
 from mirror.registry.routing import AdmittedRoute, AdmittedRoutes, Route, Router
 from mirror.throttled_log import ThrottledLog
-from mirror.tracing import RequestIds, ViaChain, request_id
+from mirror.tracing import ViaChain, request_id
 
 log = structlog.get_logger(__name__)
 
 # Clients give up after 30 s, and need time to try another host before.
 _TIMEOUT_S = 25.0
 T = TypeVar("T")
-_PING = head(200, {"Content-Type": "application/json", "Content-Length": "2"})
+_PING = Rendered(200, head(200, {"Content-Type": "application/json", "Content-Length": "2"}), b"{}")
 
 
 async def _bounded(work: Coroutine[Any, Any, T], request: web.BaseRequest | None = None) -> T:
@@ -73,7 +73,6 @@ class RegistryApi:
         self._counts = metrics.requests
         self._denied = metrics.refused.labels("policy")
         self._too_many = metrics.refused.labels("downloads")
-        self._ids = RequestIds()
         self._admitted = AdmittedRoutes(cache.pull_policy)
         self._manifest_responses = ManifestResponses(self._counts)
         self._hits = Hits(cache.manifests, cache.blobs, recheck, self._manifest_responses, self._counts)
@@ -87,24 +86,24 @@ class RegistryApi:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Handle one request. Raises nothing but ConnectionError, when the client has disconnected."""
         started = time.perf_counter()
-        name = self._ids.name(request.headers.get("X-Request-Id"))
+        name = request_id.get()
         if request.method not in ("GET", "HEAD"):
             return problem_response(oci_errors.write_refused(request.method), name)
         admitted, route = self._admitted.find(request.raw_path), None
         try:
             if admitted is not None:
                 route = admitted.route
+                request[TARGET] = route.kind, route.repository, route.reference
                 hit = self._hit(request, admitted, started)
                 if hit is not None:
-                    return ReadyResponse(*hit, name)
-            request_id.set(name)
-            structlog.contextvars.bind_contextvars(request=name)
+                    return ReadyResponse(hit, name)
             if self._via_chain is not None:
                 self._via_chain.enter(request.headers.getall("Via", ()))
             if route is None:
                 route = self._router.route(request.raw_path)
                 if route is None:
                     return problem_response(oci_errors.not_found(request.raw_path), name)
+                request[TARGET] = route.kind, route.repository, route.reference
                 await self._admitted.admit(route, request.raw_path)
             return await self._answer(request, route, name, started)
         except Exception as error:  # noqa: BLE001 - nothing else turns it into a response
@@ -117,20 +116,19 @@ class RegistryApi:
             self._inline.add(request, partial(self._respond_inline, admitted, respond))
         return hit
 
-    def _respond_inline(self, admitted: AdmittedRoute, respond: Respond, client: str) -> bytes | None:
+    def _respond_inline(self, admitted: AdmittedRoute, respond: Respond, client: str) -> Rendered | None:
         """The response to a request that was a hit before; None if it is no hit any more."""
         started = time.perf_counter()
         if not admitted.constant and not self._admitted.holds(admitted):
             return None
         try:
-            hit = respond(client, started)
+            return respond(client, started)
         except Exception:  # noqa: BLE001 - `handle` meets the same, and responds to it
             return None
-        return None if hit is None else hit.whole(self._ids.name(None))
 
     async def _answer(self, request: web.BaseRequest, route: Route, name: str, started: float) -> web.StreamResponse:
         if route.kind == "ping":
-            return ReadyResponse(200, _PING, b"{}", name)
+            return ReadyResponse(_PING, name)
         if route.kind == "catalog":
             return await self._repositories(route, name)
         repository = route.repository
@@ -140,7 +138,7 @@ class RegistryApi:
         if route.kind == "manifest":
             assert route.reference is not None
             answer = await _bounded(self._cache.manifests.get(repository, route.reference, head=request.method == "HEAD"))
-            return ReadyResponse(*self._manifest_responses.render(repository, answer, Query.of(request), started), name)
+            return ReadyResponse(self._manifest_responses.render(repository, answer, Query.of(request), started), name)
         assert isinstance(route.reference, Digest)
         if route.kind == "referrers":
             return await self._referrers(repository, route.reference, route, name, started)
@@ -155,11 +153,11 @@ class RegistryApi:
             # The client has the content; only upstream knows whether it is still granted.
             _, outcome = await _bounded(self._cache.blobs.head(repository, digest))
             self._count("blob", repository, outcome, 304, 0, started)
-            return ReadyResponse(304, not_modified(digest, outcome), b"", name)
+            return ReadyResponse(Rendered(304, not_modified(digest, outcome), b"", outcome), name)
         if request.method == "HEAD":
             size, outcome = await _bounded(self._cache.blobs.head(repository, digest))
             self._count("blob", repository, outcome, 200, 0, started)
-            return ReadyResponse(200, described(digest, size, outcome), b"", name)
+            return ReadyResponse(Rendered(200, described(digest, size, outcome), b"", outcome), name)
         answer = self._cache.blobs.open_hit(repository, digest)
         if answer is None:
             answer = await _bounded(self._cache.blobs.get(repository, digest), request)
@@ -204,7 +202,7 @@ class RegistryApi:
 
     def _list(self, body: bytes, headers: dict[str, str], outcome: Outcome, name: str) -> web.StreamResponse:
         rendered = head(200, {**headers, "Content-Length": str(len(body)), "X-Cache": outcome})
-        return ReadyResponse(200, rendered, body, name)
+        return ReadyResponse(Rendered(200, rendered, body, outcome), name)
 
     # ---- errors and figures
 
@@ -216,7 +214,7 @@ class RegistryApi:
     ) -> web.StreamResponse:
         if isinstance(error, ConnectionError):
             # The client has disconnected: writing the response fails silently.
-            return ReadyResponse(499, b"", b"", name)
+            return ReadyResponse(Rendered(499, b"", b""), name, "the client has disconnected")
         kind = route.kind if route else ""
         if isinstance(error, PolicyDenied):
             self._denied.inc()

@@ -16,7 +16,7 @@ from mirror.core.outcome import Outcome
 from mirror.core.ranges import ByteRange, Full, content_range
 from mirror.errors import MirrorError
 from mirror.listener import oci_errors
-from mirror.listener.responses import ReadyResponse, head, problem_response, send_spans
+from mirror.listener.responses import ReadyResponse, Rendered, head, problem_response, send_spans
 from mirror.listener.server import while_connected
 from mirror.registry.query import Query
 from mirror.throttled_log import ThrottledLog
@@ -104,23 +104,21 @@ async def send_blob(
     parts = _Parts(answer.size, wanted)
     async with _while_wanted(request, answer):
         await answer.body.ready(parts.first.start, parts.first.stop)
-    response = ReadyResponse(parts.status, _head(answer.digest, parts, _outcome(answer)), b"", request_id)
+    outcome = _outcome(answer)
+    response = ReadyResponse(Rendered(parts.status, _head(answer.digest, parts, outcome), b"", outcome), request_id)
     await response.prepare(request)
-    begun(_outcome(answer))
-    sent = await _send(request, response, answer, parts, log)
-    ended(_outcome(answer), parts.status, sent)
+    begun(outcome)
+    await _send(request, response, answer, parts, log)
+    response.outcome = _outcome(answer)
+    ended(response.outcome, parts.status, response.sent)
     return response
 
 
-async def _send(
-    request: web.BaseRequest, response: web.StreamResponse, answer: BlobAnswer, parts: _Parts, log: ThrottledLog
-) -> int:
-    """Send the body as far as it is available; returns the bytes of the blob that were sent."""
-    sent = 0
+async def _send(request: web.BaseRequest, response: ReadyResponse, answer: BlobAnswer, parts: _Parts, log: ThrottledLog) -> None:
+    """Send the body as far as it is available."""
 
     def went(count: int) -> None:
-        nonlocal sent
-        sent += count
+        response.sent += count
 
     try:
         async with _while_wanted(request, answer):
@@ -132,8 +130,8 @@ async def _send(
     except Exception as error:  # noqa: BLE001 - an error response would be taken for a part of the body
         # The status is sent: the client notices the failure only by the early end, and resumes.
         response.force_close()
-        _tell(log, answer, sent, error)
-    return sent
+        response.is_short, response.cause = True, str(error) or type(error).__name__
+        _tell(log, answer, response.sent, error)
 
 
 def _while_wanted(request: web.BaseRequest, answer: BlobAnswer) -> AbstractAsyncContextManager[None]:

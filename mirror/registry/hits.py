@@ -90,4 +90,4 @@ class _BlobHit:
             if self._query.range is None:
                 hits.recheck.begins(digest, client)
             hits.recheck.served(digest, client)
-        return Rendered(plan.status, plan.head, body)
+        return Rendered(plan.status, plan.head, body, Outcome.HIT)

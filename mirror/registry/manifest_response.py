@@ -33,10 +33,10 @@ class ManifestResponses:
         outcome = answer.outcome
         if query.is_satisfied_by(answer.digest):
             self._counts.series(repository.registry, "manifest", outcome, 304).add(0, started)
-            return Rendered(304, head(304, {"ETag": f'"{answer.digest}"', "X-Cache": outcome}), b"")
+            return Rendered(304, head(304, {"ETag": f'"{answer.digest}"', "X-Cache": outcome}), b"", outcome)
         body = b"" if query.is_head else answer.raw or b""
         self._counts.series(repository.registry, "manifest", outcome, 200).add(len(body), started)
-        return Rendered(200, self._head(answer), body)
+        return Rendered(200, self._head(answer), body, outcome)
 
     def _head(self, answer: ManifestAnswer) -> bytes:
         if answer.outcome is not Outcome.HIT:

@@ -3,19 +3,91 @@
 from __future__ import annotations
 
 import logging
-import sys
+from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from mirror.config.sections import Log
+from mirror.service.log_writer import Event, LogWriter
 from mirror.throttled_log import ThrottledLog
+from mirror.tracing import request_id
 
 # The colored traceback shows the values of variables, which may be credentials.
 _traceback = structlog.dev.plain_traceback
 
+# Priorities of the journal (sd-daemon(3)).
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 
-def _without_controls(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+
+def configure(config: Log, writer: LogWriter | None = None) -> None:
+    """Set up logging for this process.
+
+    Args:
+        writer: takes the lines; None for one of its own.
+    """
+    writer = writer if writer is not None else LogWriter()
+    level = logging.getLevelName(config.level.upper())
+    render = _renderer(config, writer)
+    writer.render = partial(_render_late, render)
+    structlog.configure(
+        processors=[_with_origin(writer), structlog.processors.add_log_level, _stamped, render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        # One write per line: several processes share the stream.
+        logger_factory=structlog.WriteLoggerFactory(writer),  # type: ignore[arg-type]
+        cache_logger_on_first_use=False,
+    )
+    # asyncio and aiohttp log unexpected errors; their lower levels are not useful.
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[_Libraries()], force=True)
+    logging.captureWarnings(capture=True)
+
+
+def _with_origin(writer: LogWriter) -> Processor:
+    """Returns the processor that adds the process, and the request that the event belongs to."""
+
+    def add(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        event.update(writer.identity)
+        if name := request_id.get():
+            event.setdefault("request", name)
+        return event
+
+    return add
+
+
+def _stamped(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    event["timestamp"] = datetime.now(UTC)
+    return event
+
+
+def _render_late(render: Processor, event: Event) -> str:
+    """Render an event of an earlier time."""
+    event["timestamp"] = datetime.fromtimestamp(float(str(event["timestamp"])), UTC)
+    return str(render(None, "", event))
+
+
+def _renderer(config: Log, writer: LogWriter) -> Processor:
+    """Returns the processor that makes a line of an event."""
+    journal, console = writer.is_journal, config.format == "console"
+    finish: Processor = structlog.processors.JSONRenderer()
+    if console:
+        finish = structlog.dev.ConsoleRenderer(colors=writer.is_terminal, exception_formatter=_traceback)
+
+    def render(logger: WrappedLogger, method: str, event: EventDict) -> str:
+        # The journal has a time of its own.
+        at: datetime = event.pop("timestamp")
+        if not (journal and console):
+            event["timestamp"] = at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        priority = f"<{_PRIORITIES.get(str(event.get('level')), 6)}>" if journal else ""
+        event = _without_controls(event) if console else structlog.processors.format_exc_info(logger, method, event)
+        line = str(finish(logger, method, event))
+        # Each line of a traceback is an entry of the journal.
+        return priority + (line.replace("\n", "\n" + priority) if console and journal else line)
+
+    return render
+
+
+def _without_controls(event: EventDict) -> EventDict:
     """Escape control characters: foreign text must not control a terminal. JSON escapes them itself."""
     for key, value in event.items():
         if isinstance(value, str) and not value.isprintable():
@@ -36,27 +108,3 @@ class _Libraries(logging.Handler):
         level = "error" if record.levelno >= logging.ERROR else "warning"
         where = f"{record.name} {record.module}:{record.lineno}"
         self._log.log(level, "library", where, logger=record.name, said=said, exc_info=record.exc_info)
-
-
-def configure(config: Log) -> None:
-    """Set up logging for this process."""
-    level = logging.getLevelName(config.level.upper())
-    renderers: list[Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-        if config.format == "json"
-        else [_without_controls, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback)]
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *renderers,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        # One write per line: several processes share the stream.
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
-    # asyncio and aiohttp log unexpected errors; their lower levels are not useful.
-    logging.basicConfig(level=max(level, logging.WARNING), handlers=[_Libraries()], force=True)

@@ -20,6 +20,7 @@ from mirror.admin.sync_operations import SyncOperations
 from mirror.admin.worker_stats import WorkerStats
 from mirror.config.model import Config, load
 from mirror.errors import ConfigurationError
+from mirror.listener.access_log import AccessLog
 from mirror.listener.admission import Handlers
 from mirror.listener.inline import InlineRequest
 from mirror.listener.registry_listener import RegistryListener
@@ -59,7 +60,15 @@ class Mirror:
         self._sync_scheduler = SyncScheduler(store, metrics, graph.sync_services)
         self._sync_operations = SyncOperations(store)
         self._webhook = PushWebhook(self._sync_operations, metrics)
-        handlers = Handlers("access", self._handle, self._webhook.at_registry, problem_response, find_inline=self._find_inline)
+        self._access_log = AccessLog(group.log.put)
+        handlers = Handlers(
+            "access",
+            self._handle,
+            self._webhook.at_registry,
+            problem_response,
+            find_inline=self._find_inline,
+            access_log=self._access_log,
+        )
         self._registry_listener = RegistryListener(config, handlers, metrics, group.counts)
         worker_stats = WorkerStats(metrics, group.worker_stats)
         self._operations = AdminOperations(store, downloads, metrics, worker_stats, self._registry_listener)
@@ -116,7 +125,7 @@ class Mirror:
                 return
             await graph.start()
             fixed = _changed_but_fixed(self._current.graph.config, config)
-            logs.configure(config.log)
+            logs.configure(config.log, self._services.group.log)
             self._admin_listener.configure(config, token)
             self._configure(graph)
             await self._current.replace(graph)
@@ -134,6 +143,7 @@ class Mirror:
         self._sync_operations.configure(config)
         self._operations.configure(config, graph.registries, graph.cache.explainer)
         self._webhook.secret_file = config.sync.webhook_secret_file
+        self._access_log.configure(config.log.access)
 
     def _announce(self) -> None:
         config = self._current.graph.config

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from mirror.config.model import Config, find, load
 from mirror.errors import ConfigurationError
 from mirror.listener.sockets import listen
 from mirror.service import logs
+from mirror.service.log_writer import LogWriter
 from mirror.service.mirror import Mirror
 from mirror.service.sd_notify import notify
 from mirror.service.services import WorkerGroup
@@ -54,13 +55,14 @@ def run(named: Path | None) -> None:
     """
     path = find(named)
     config = load(path)
-    logs.configure(config.log)
+    writer = LogWriter()
+    logs.configure(config.log, writer)
     _raise_open_files_limit()
     workers = config.workers or os.cpu_count() or 1
     with ExitStack() as stack:
         registry_socket = stack.enter_context(listen("listen", config.listen))
         admin_socket = stack.enter_context(listen("admin.listen", config.admin.listen))
-        start = _Start(config, path, registry_socket, admin_socket, WorkerGroup())
+        start = _Start(config, path, registry_socket, admin_socket, WorkerGroup(log=writer))
         if workers == 1:
             _serve_here(start, None)
         else:
@@ -99,8 +101,9 @@ def _stats_directory() -> Iterator[Path]:
 def _current(start: _Start, worker: Worker, shared: SharedCounts) -> _Start:
     """Return what a worker starts from: the configuration that was loaded last, but for keys that need a restart."""
     fixed = {key: getattr(start.config, key) for key in ("listen", "workers", "storage")}
-    logs.configure(worker.config.log)
-    group = replace(start.group, counts=shared.table(worker.slot))
+    writer = LogWriter({"worker": worker.slot})
+    logs.configure(worker.config.log, writer)
+    group = replace(start.group, counts=shared.table(worker.slot), log=writer)
     return replace(start, config=worker.config.model_copy(update=fixed), group=group)
 
 
@@ -112,12 +115,9 @@ def _raise_open_files_limit() -> None:
 
 
 def _serve_here(start: _Start, worker: Worker | None) -> None:
-    store = Store(start.config.storage)
-    try:
+    with start.group.log.in_thread(), closing(Store(start.config.storage)) as store:
         mirror = Mirror(start.config, start.path, store, start.group)
         asyncio.run(_serve(mirror, start, worker))
-    finally:
-        store.close()
 
 
 async def _serve(mirror: Mirror, start: _Start, worker: Worker | None) -> None:

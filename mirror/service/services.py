@@ -24,6 +24,7 @@ from mirror.maintenance.recheck import Recheck
 from mirror.maintenance.repeats import Repeats
 from mirror.maintenance.scrub import Scrub
 from mirror.metrics import Metrics
+from mirror.service.log_writer import LogWriter
 from mirror.storage.store import Store
 from mirror.sync.notifier import Notifier
 from mirror.tracing import ViaChain
@@ -41,6 +42,7 @@ class WorkerGroup:
         via_chain: identifies this mirror to other mirrors.
         repeats: the blobs that clients have lately fetched; made before the fork, in shared memory.
         counts: connections, requests and downloads of all processes; this process's own view.
+        log: writes the log of this process.
     """
 
     size: int = 1
@@ -48,6 +50,7 @@ class WorkerGroup:
     via_chain: ViaChain = field(default_factory=lambda: ViaChain(os.urandom(8).hex()))
     repeats: Repeats = field(default_factory=Repeats)
     counts: CountTable = field(default_factory=CountTable.private)
+    log: LogWriter = field(default_factory=LogWriter)
 
 
 class Services:

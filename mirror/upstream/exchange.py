@@ -27,7 +27,7 @@ from mirror.errors import (
     UpstreamUnreachable,
 )
 from mirror.metrics import Metrics
-from mirror.tracing import request_id, via
+from mirror.tracing import request_id, upstream_note, via
 from mirror.upstream import redirects
 from mirror.upstream.attempt import Attempt, Place, UpstreamRequest
 from mirror.upstream.health import Health
@@ -90,6 +90,8 @@ class Exchange:
             UpstreamRefusal: upstream does not have it or does not grant it.
         """
         began = time.monotonic()
+        if (note := upstream_note.get()) is not None:
+            note.name = self.name
         with self._counted(began):
             response = await self._from_known_target() or await self._followed(await self.authorized())
         self._count(str(response.status), began)

@@ -2,22 +2,19 @@
 
 import json
 import logging
+import os
 
 import pytest
 import structlog
 
 from mirror.config.sections import Log
 from mirror.service import logs
+from mirror.service.log_writer import LogWriter
 
 
 @pytest.fixture(autouse=True)
-def restored():
-    """Leaves logging as it was for the tests that follow."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:], root.level = handlers, level
+def _restored(restored):
+    """The log belongs to all tests."""
 
 
 @pytest.mark.parametrize("style", ["console", "json"])
@@ -78,3 +75,31 @@ def test_libraries_are_bounded(capsys):
     )
     assert "Too many open files" in event["exception"]
     assert "secret" not in lines[0]
+
+
+@pytest.mark.parametrize(("style", "dated"), [("console", False), ("json", True)])
+def test_journal(monkeypatch, tmp_path, style, dated):
+    """For the journal each line has its priority (sd-daemon(3)), and lines for people have no second time."""
+    with (tmp_path / "journal").open("w+") as stream:
+        status = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        logs.configure(Log(format=style), LogWriter({"worker": 3}, stream))
+        structlog.get_logger().info("first")
+        structlog.get_logger().warning("second")
+        stream.seek(0)
+        first, second = stream.read().splitlines()
+    assert (first[:3], second[:3]) == ("<6>", "<4>")
+    assert ("20" in first.partition("worker")[0] or "timestamp" in first) is dated
+    assert "worker" in first
+
+
+def test_each_line_names_its_process(capsys):
+    """One log of several processes can be told apart: workers by their number, a single process by its id."""
+    logs.configure(Log(format="json"))
+    structlog.get_logger().info("single")
+    logs.configure(Log(format="json"), LogWriter({"worker": 1}))
+    structlog.get_logger().info("one of several")
+    logging.getLogger("asyncio").error("library")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[0]["pid"] == os.getpid()
+    assert [line["worker"] for line in lines[1:]] == [1, 1]

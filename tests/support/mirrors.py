@@ -13,7 +13,9 @@ import aiohttp
 
 from mirror.config.model import Config
 from mirror.listener.sockets import listen
+from mirror.service.log_writer import Event, LogWriter
 from mirror.service.mirror import Mirror
+from mirror.service.services import WorkerGroup
 from tests.support.names import sha256
 from tests.support.new_stores import open_store
 from tests.support.waiting import LIMIT, eventually
@@ -24,6 +26,7 @@ class MirrorUnderTest:
 
     Attributes:
         store_path: where its store lies; survives `restart`.
+        requests: the lines of its access log.
     """
 
     def __init__(self, hub: Any, store_path: Path, **settings: Any) -> None:
@@ -51,7 +54,8 @@ class MirrorUnderTest:
         sockets = listen("listen", config.listen), listen("admin.listen", config.admin.listen)
         self.port, self.admin_port = (sock.getsockname()[1] for sock in sockets)
         self.store = open_store(config.storage)
-        self.mirror = Mirror(config, None, self.store)
+        self.requests: list[dict[str, Any]] = []
+        self.mirror = Mirror(config, None, self.store, WorkerGroup(log=_Lines(self.requests)))
         self._stop = asyncio.Event()
         self._task = asyncio.create_task(self.mirror.serve(*sockets, self._stop))
         self.session = aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=LIMIT))
@@ -183,6 +187,17 @@ class MirrorUnderTest:
     async def idle(self) -> None:
         """Wait until no download is under way."""
         await eventually(lambda: not len(self.downloads))
+
+
+class _Lines(LogWriter):
+    """Keeps the lines of the access log."""
+
+    def __init__(self, lines: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self._kept = lines
+
+    def put(self, event: Event) -> None:
+        self._kept.append(event)
 
 
 class Answer:
