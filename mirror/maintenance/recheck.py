@@ -32,19 +32,22 @@ class Recheck:
     Args:
         scrub: hashes a blob and deletes it if it is damaged.
         repeats: which blobs clients have fetched lately, known to all workers.
+
+    Attributes:
+        waiting: the blobs whose check has not begun.
     """
 
     def __init__(self, scrub: Scrub, repeats: Repeats) -> None:
         self._scrub = scrub
         self._repeats = repeats
-        self._waiting: deque[Digest] = deque()
+        self.waiting: deque[Digest] = deque()
         self._wake = asyncio.Event()
         self._stopping = threading.Event()
 
     def begins(self, digest: Digest, client: str) -> None:
         """Note that a client requests a whole cached blob; schedules a check after a repeat."""
-        if self._repeats.is_repeated(digest, client) and len(self._waiting) < _MAX_WAITING and self._repeats.claim_check(digest):
-            self._waiting.append(digest)
+        if self._repeats.is_repeated(digest, client) and len(self.waiting) < _MAX_WAITING and self._repeats.claim_check(digest):
+            self.waiting.append(digest)
             self._wake.set()
 
     def served(self, digest: Digest, client: str) -> None:
@@ -59,8 +62,8 @@ class Recheck:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._waiting:
-                    await loop.run_in_executor(thread, self._check, self._waiting.popleft())
+                while self.waiting:
+                    await loop.run_in_executor(thread, self._check, self.waiting.popleft())
         finally:
             self._stopping.set()
             await asyncio.to_thread(thread.shutdown)

@@ -33,23 +33,23 @@ class Repeats:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self.clock = clock
         self._memory = mmap.mmap(-1, _CHECKS + _SLOTS * _CHECKED.size)
 
     def served(self, digest: Digest, client: str) -> None:
         """Note that a client has received a whole cached blob. Costs about a microsecond."""
         key = hash((digest, client))
-        _SERVED.pack_into(self._memory, key % _SLOTS * _SERVED.size, key, self._clock())
+        _SERVED.pack_into(self._memory, key % _SLOTS * _SERVED.size, key, self.clock())
 
     def is_repeated(self, digest: Digest, client: str) -> bool:
         """Whether a client that requests a blob has received it a moment ago. Costs about a microsecond."""
         key = hash((digest, client))
         found, when = _SERVED.unpack_from(self._memory, key % _SLOTS * _SERVED.size)
-        return bool(found == key and self._clock() - when < _REPEATED_WITHIN_S)
+        return bool(found == key and self.clock() - when < _REPEATED_WITHIN_S)
 
     def claim_check(self, digest: Digest) -> bool:
         """Whether to check a blob now; True for one caller, and then for none during an hour."""
-        at, now = _CHECKS + hash(digest) % _SLOTS * _CHECKED.size, self._clock()
+        at, now = _CHECKS + hash(digest) % _SLOTS * _CHECKED.size, self.clock()
         (when,) = _CHECKED.unpack_from(self._memory, at)
         if when and now - when < _CHECK_INTERVAL_S:
             return False

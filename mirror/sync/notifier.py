@@ -60,6 +60,9 @@ class Notifier:
 
     Args:
         count: called with the result of each: sent, failed or dropped.
+
+    Attributes:
+        policy: bounds and pauses of the attempts.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Notifier:
         self._files = files
         self._executor = executor
         self._count = count
-        self._policy = policy or RetryPolicy()
+        self.policy = policy or RetryPolicy()
         self._webhook: Webhook | None = None
         self._waiting: deque[_Delivery] = deque()
         self._current: _Delivery | None = None
@@ -87,7 +90,7 @@ class Notifier:
         """Add a notification; it is delivered in the background."""
         if self._webhook is None:
             return
-        if len(self._waiting) >= self._policy.waiting:
+        if len(self._waiting) >= self.policy.waiting:
             self._waiting.popleft()
             self._count("dropped")
             if not self._overflows:
@@ -115,7 +118,7 @@ class Notifier:
             return
         failed = 0
         try:
-            async with asyncio.timeout(self._policy.last):
+            async with asyncio.timeout(self.policy.last):
                 while left:
                     try:
                         await self._attempt(webhook, left[0])
@@ -141,7 +144,7 @@ class Notifier:
                 break
             except UpstreamError as error:
                 failure = str(error)
-                if attempt >= self._policy.attempts:
+                if attempt >= self.policy.attempts:
                     break
                 await asyncio.sleep(self._pause(attempt - 1))
             except Exception as error:
@@ -156,7 +159,7 @@ class Notifier:
         log.warning("notification_failed", image=f"{move.repository}:{move.tag}", attempts=attempt, cause=failure)
 
     def _pause(self, attempt: int) -> float:
-        return backoff(attempt, self._policy.base, self._policy.longest, random.random())  # noqa: S311 - no secret
+        return backoff(attempt, self.policy.base, self.policy.longest, random.random())  # noqa: S311 - no secret
 
     async def _attempt(self, webhook: Webhook, delivery: _Delivery) -> None:
         if delivery.body is None:

@@ -80,6 +80,8 @@ class Connections:
 
     Attributes:
         intake: what all connections of this process receive the bytes of blobs with.
+        in_use: counts the connections that are leased, in all processes.
+        leases: those of this process.
     """
 
     def __init__(self, table: CountTable, clock: Callable[[], float] = time.monotonic) -> None:
@@ -88,7 +90,7 @@ class Connections:
         self._limit, self._most_prefetching = 1, 0
         self._alone = table.slots == 1
         self._own = table.own
-        self._in_use, self._prefetching, self._yielding, self._urgent, self._best, self._since, self._seen = (
+        self.in_use, self._prefetching, self._yielding, self._urgent, self._best, self._since, self._seen = (
             table.count(total)
             for total in (
                 Total.UPSTREAM,
@@ -101,7 +103,7 @@ class Connections:
             )
         )
         self._waiting: list[Lease] = []
-        self._holding: list[Lease] = []
+        self.leases: list[Lease] = []
         self._next_poll: asyncio.TimerHandle | None = None
 
     def configure(self, limit: int, most_prefetching: int, max_rate: int = 0) -> None:
@@ -133,15 +135,15 @@ class Connections:
     def _serve(self) -> None:
         """Grant free connections, withdraw those that more urgent requests need, and publish the state of the queue."""
         now = self._now()
-        while (index := self._next(now)) is not None and self._in_use.enter(self._limit):
+        while (index := self._next(now)) is not None and self.in_use.enter(self._limit):
             lease = self._waiting.pop(index)
             if not lease.granted.done():
                 self._grant(lease, now)
             else:
-                self._in_use.leave()
+                self.in_use.leave()
         self._publish(now)
         self._take_back(now)
-        if self._next_poll is None and (self._waiting or (self._holding and not self._alone)):
+        if self._next_poll is None and (self._waiting or (self.leases and not self._alone)):
             self._next_poll = asyncio.get_running_loop().call_later(_POLL_INTERVAL_S, self._poll)
 
     def _poll(self) -> None:
@@ -160,25 +162,25 @@ class Connections:
         lease.since = now
         lease.prefetches = waiter.urgency is Urgency.PREFETCH
         self._prefetching.own += lease.prefetches
-        self._holding.append(lease)
+        self.leases.append(lease)
         lease.granted.set_result(None)
 
     def _give_back(self, lease: Lease) -> None:
-        if lease not in self._holding:
+        if lease not in self.leases:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(lease)
             return
-        self._holding.remove(lease)
-        self._in_use.leave()
+        self.leases.remove(lease)
+        self.in_use.leave()
         self._prefetching.own -= lease.prefetches
         self._yielding.own -= lease.yielding
 
     def _take_back(self, now: int) -> None:
         live = [count for count, seen in zip(self._urgent, self._standings(), strict=True) if seen.is_live(now)]
-        lacking = sum(live) - max(0, self._limit - self._in_use.total) - self._yielding.total
+        lacking = sum(live) - max(0, self._limit - self.in_use.total) - self._yielding.total
         if lacking <= 0:
             return
-        able = [lease for lease in self._holding if lease.withdraw is not None]
+        able = [lease for lease in self.leases if lease.withdraw is not None]
         for index in to_yield([lease.as_holder() for lease in able], lacking, now):
             lease = able[index]
             assert lease.withdraw is not None

@@ -74,7 +74,7 @@ class Login:
         self._account = account
         self.problem: str | None = None
         self.anonymous_fallback = anonymous_fallback
-        self._clock = clock
+        self.clock = clock
         self._known: Credentials | None = None
         self._accepted = False
         self._breaker = Breaker(FIRST_PAUSE_S, MAX_PAUSE_S, threshold=1)
@@ -112,7 +112,7 @@ class Login:
             if self.anonymous_fallback:
                 return None
             raise
-        now = self._clock()
+        now = self.clock()
         if self._breaker.admits(now):
             return found
         if self.anonymous_fallback:
@@ -129,7 +129,7 @@ class Login:
     @property
     def wait(self) -> float:
         """Seconds until refused credentials are sent again."""
-        return self._breaker.wait(self._clock())
+        return self._breaker.wait(self.clock())
 
     def accepted(self, credentials: Credentials) -> None:
         """Note that the upstream accepts credentials."""
@@ -142,7 +142,7 @@ class Login:
         """Note that the upstream refuses credentials."""
         if credentials == self._known:
             self._accepted = False
-            now = self._clock()
+            now = self.clock()
             admission = Admission.NORMAL if self._breaker.is_closed else Admission.TRIAL
             if self._breaker.wait(now) == 0.0:
                 self._breaker.failed(now, admission)

@@ -82,7 +82,7 @@ class Tokens:
         self._endpoint = endpoint
         self._token_hosts = token_hosts
         self.login = login
-        self._clock = clock
+        self.clock = clock
         self._tokens: BoundedCache[str, _Token] = BoundedCache(_MAX_SCOPES)
         # The credentials that the registry itself was last shown, by what it was sent.
         self._basic: dict[str, Credentials] = {}
@@ -92,7 +92,7 @@ class Tokens:
 
     def cached(self, scope: str) -> str | None:
         """The Authorization of a scope, if there is one that is still good."""
-        now = self._clock()
+        now = self.clock()
         token = self._tokens.get(scope, now)
         if token is None:
             return None
@@ -251,7 +251,7 @@ class Tokens:
             raise UpstreamProtocolError(f"{url.host} answers {status} to the request for a token")
 
     def _keep(self, scope: str, authorization: str, lifetime: float, challenge: Challenge | None) -> str:
-        now, usable = self._clock(), lifetime - min(_MARGIN_S, lifetime / 2)
+        now, usable = self.clock(), lifetime - min(_MARGIN_S, lifetime / 2)
         self._tokens.put(scope, _Token(authorization, challenge, now + _RENEWED_AFTER * usable), expires=now + usable)
         return authorization
 

@@ -10,7 +10,7 @@ from mirror.download.chunk_map import ChunkMap
 from mirror.download.partial import CHUNK
 from mirror.errors import UpstreamDisconnected, UpstreamFailing, UpstreamProtocolError
 from tests.download.source import ScriptedSource
-from tests.download.world import HELD_BACK
+from tests.download.world import HELD_BACK, fetcher_of, ingest_of, partial_of
 from tests.support.files import opened_under
 from tests.support.names import content
 from tests.support.waiting import LIMIT
@@ -119,12 +119,12 @@ async def test_waiting_far_ahead_costs_no_walk(world, source, monkeypatch):
     worker, gate = world.worker(), source.gate(CHUNK // 2)
     world.pull(worker, source)
     await gate.reached.wait()
-    partial = worker.find(Digest.of(DATA))._partial
+    partial = partial_of(worker.find(Digest.of(DATA)))
     walks = []
     monkeypatch.setattr(partial.map, "hole", lambda start: walks.append(start))
     monkeypatch.setattr(partial.map, "available", lambda position: walks.append(position) or position)
     for _ in range(100):
-        worker.find(Digest.of(DATA))._fetcher.fetch_ahead(FAR)
+        fetcher_of(worker.find(Digest.of(DATA))).fetch_ahead(FAR)
     assert walks == []
     monkeypatch.undo()
     gate.release()
@@ -137,7 +137,7 @@ async def test_readers_are_woken_for_their_own_chunk(world, source):
     worker, gate = world.worker(), source.gate(100)
     world.pull(worker, source)
     await gate.reached.wait()
-    partial = worker.find(Digest.of(DATA))._partial
+    partial = partial_of(worker.find(Digest.of(DATA)))
     waiting = asyncio.create_task(partial.changed(LIMIT, FAR))
     mine = asyncio.create_task(partial.changed(LIMIT, 0))
     await asyncio.sleep(0)
@@ -235,7 +235,7 @@ async def test_hole_between_two_parts(world, source):
     tail = world.pull(worker, source, FAR, None)
     await tail.has(len(DATA) - FAR - HELD_BACK)
     while world.received(Digest.of(DATA)) < CHUNK // 2 + len(DATA) - FAR:
-        await tail.body._ingest._partial.changed(0.01)
+        await partial_of(ingest_of(tail)).changed(0.01)
     await worker.close()
     assert await reader.ended_short()
     gate.release()
@@ -250,7 +250,7 @@ async def test_end_in_the_moment_a_filler_is_wanted(world, source):
     world.pull(worker, source)
     await gate.reached.wait()
     before = opened_under(world.layout.root)
-    fetcher = worker.find(Digest.of(DATA))._fetcher
+    fetcher = fetcher_of(worker.find(Digest.of(DATA)))
     fetcher.fetch_ahead(FAR)
     assert opened_under(world.layout.root) != before
     await fetcher.close()
@@ -265,7 +265,7 @@ async def test_filler_wanted_after_the_end(world, source):
     world.pull(worker, source)
     await gate.reached.wait()
     before = opened_under(world.layout.root)
-    fetcher = worker.find(Digest.of(DATA))._fetcher
+    fetcher = fetcher_of(worker.find(Digest.of(DATA)))
     await fetcher.close()
     fetcher.fetch_ahead(FAR)
     assert opened_under(world.layout.root) == before

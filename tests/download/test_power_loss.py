@@ -5,6 +5,7 @@ import pytest
 from mirror.core.digest import Digest
 from mirror.download.partial import CHUNK
 from tests.download.source import ScriptedSource
+from tests.download.world import changed, ingest_of, open_partial
 from tests.support.names import content
 
 DATA = content(4 * CHUNK + 12_345)
@@ -86,15 +87,13 @@ async def test_follower_waits_for_the_hash(world, source, reboot):
     """What another worker is just hashing again is not handed out by a follower before it is believed."""
     await interrupted(world, source)
     reboot()
-    from tests.download.world import open_partial
-
     other = open_partial(world.layout, DIGEST)
     assert other.try_acquire_driver()
     reader = world.pull(world.worker(), source)
     for _ in range(5):
         other.map.write_hashed(CHUNK)
-        await reader.body._ingest._change(0.05, None)
+        await changed(ingest_of(reader), 0.05)
     assert not reader.data
-    assert reader.body._ingest.size is None
+    assert ingest_of(reader).size is None
     other.close()
     assert await reader.whole() == DATA

@@ -11,7 +11,7 @@ from mirror.download.reader import StreamingBody
 from mirror.download.verifier import Verifier
 from mirror.errors import DigestMismatch, MirrorError, NotFound
 from tests.download.source import ScriptedSource
-from tests.download.world import HELD_BACK
+from tests.download.world import HELD_BACK, ingest_of
 from tests.support.names import content
 
 DATA = content(2 * CHUNK + 12_345)
@@ -104,7 +104,7 @@ async def test_small_blob_is_held_back_until_its_last_byte(world):
     gate = source.gate(len(SMALL) - 1)
     reader = world.pull(world.worker(), source)
     await gate.reached.wait()
-    download = reader.body._ingest
+    download = ingest_of(reader)
     assert download.received == len(SMALL) - 1
     assert not reader.data
     gate.release()

@@ -103,6 +103,26 @@ class Reader:
         await asyncio.wait([self.task])
 
 
+def ingest_of(reader):
+    """The download that a reader reads from."""
+    return reader.body._ingest
+
+
+def partial_of(ingest):
+    """The partial file of a download."""
+    return ingest._partial
+
+
+def fetcher_of(ingest):
+    """What fetches a download in its process."""
+    return ingest._fetcher
+
+
+async def changed(ingest, timeout_s):
+    """Wait for another state of a download."""
+    await ingest._change(timeout_s, None)
+
+
 class World:
     """One store. Each worker stands for a process that uses it.
 

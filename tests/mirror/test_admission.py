@@ -162,9 +162,8 @@ async def test_many_refused_connections_are_cut(hub, tmp_path):
                 assert await wire.ended() == b""
             await wires[0].send(PING)
             assert (await wires[0].reply()).status == 403
-        limiter = mirror.listener._admission.limiter
-        await eventually(lambda: not limiter._peers)
-        assert (limiter._connections.total, limiter._turned_away) == (0, 0)
+        await eventually(lambda: not mirror.peers)
+        assert mirror.client_connections == (0, 0)
 
 
 async def test_requests_of_one_address(hub, tmp_path):

@@ -40,7 +40,7 @@ async def test_deleted_tag_on_a_read_only_store(hub, tmp_path):
         assert (await mirror.get(TAG)).body == image.raw
         # A file system cannot be made read-only while a file on it is open for writing; a descriptor can.
         descriptor = os.open(mirror.store.layout.generation, os.O_RDONLY)
-        os.dup2(descriptor, mirror.store.generation._descriptor)
+        os.dup2(descriptor, mirror.store.generation.descriptor)
         os.close(descriptor)
         before = mirror.store.generation.current()
         hub.delete_tag(APP, "1")

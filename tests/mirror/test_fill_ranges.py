@@ -31,7 +31,7 @@ def blob(hub, mirror):
 
 async def sent(blob):
     """Bytes of the blob that upstream has sent, when it sends no more."""
-    await eventually(lambda: not blob.mirror.services.connections._holding, "the end of all transfers")
+    await eventually(lambda: not blob.mirror.services.connections.leases, "the end of all transfers")
     return sum(seen.body_bytes_sent for seen in blob.fetched())
 
 

@@ -108,8 +108,8 @@ async def test_unpredictable_scope(hub, mirror):
 async def test_token_in_use_is_renewed(hub, acquainted, monkeypatch):
     """A token that is used late in its life is renewed meanwhile, so that no request waits for one; an unused one is not."""
     offset = 0.0
-    clock = tokens(acquainted)._clock
-    monkeypatch.setattr(tokens(acquainted), "_clock", lambda: clock() + offset)
+    clock = tokens(acquainted).clock
+    monkeypatch.setattr(tokens(acquainted), "clock", lambda: clock() + offset)
     for tag in "1234":
         hub.add_image(APP, tag, layers=[tag.encode()])
     assert (await acquainted.head(manifest_path("1"))).status == 200
@@ -133,8 +133,8 @@ async def test_token_in_use_is_renewed(hub, acquainted, monkeypatch):
 async def test_renewal_that_fails_is_tried_once(hub, acquainted, monkeypatch):
     """A token host that is out of order while a token is still good is asked once for a new one, and nobody notices."""
     offset = 0.0
-    clock = tokens(acquainted)._clock
-    monkeypatch.setattr(tokens(acquainted), "_clock", lambda: clock() + offset)
+    clock = tokens(acquainted).clock
+    monkeypatch.setattr(tokens(acquainted), "clock", lambda: clock() + offset)
     for number in range(5):
         hub.add_image(APP, str(number), layers=[bytes([number])])
     assert (await acquainted.head(manifest_path("0"))).status == 200

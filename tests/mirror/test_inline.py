@@ -179,7 +179,7 @@ async def test_too_many_requests(image, hub, tmp_path, handled):
     async with MirrorUnderTest(hub, tmp_path / "store", limits={"requests_per_address": 2}) as mirror, Wire(mirror.port) as wire:
         data = kept(TAG)
         await until_inline(wire, data, handled)
-        requests = next(iter(mirror.listener._admission.limiter._peers.values())).counts.requests
+        requests = mirror.peers[0].counts.requests
         assert requests.own == 0
         requests.own = 2
         assert (await answered(wire, data)).status == 429
@@ -241,7 +241,7 @@ async def test_client_that_takes_nothing(hub, mirror, wire, handled):
     image = hub.add_image(APP, "1", layers=[b"%d" % number for number in range(400)])
     data = kept(TAG)
     await until_inline(wire, data, handled)
-    (connection,) = mirror.listener._server.connections
+    (connection,) = mirror.handlers
     wire.writer.transport.pause_reading()
     sent = 0
     while not connection._paused:
@@ -265,9 +265,8 @@ async def test_bounded_memory(image, mirror, wire, handled, monkeypatch):
     for number in range(10):
         assert (await answered(wire, kept(f"{TAG}?n={number}"))).status == 200
     assert (await answered(wire, kept(TAG, f"X-Long: {'x' * 2000}"))).status == 200
-    inline = mirror.graph.api._inline
-    assert len(inline._requests) <= 3
-    assert all(len(head) <= 1024 for head in inline._requests)
+    assert len(mirror.inline_heads) <= 3
+    assert all(len(head) <= 1024 for head in mirror.inline_heads)
 
 
 async def test_cut_blob_is_no_hit(image, mirror, wire, handled):

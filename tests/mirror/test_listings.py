@@ -303,7 +303,7 @@ async def test_bad_page_size(hub, mirror, path, n):
 async def test_kept_lists_are_bounded(hub, mirror):
     """However many different pages a client asks for, the memory that they take does not grow for ever."""
     hub.add_image(APP, "1")
-    kept = mirror.graph.cache.listings._cached
+    kept = mirror.cached_lists
     for number in range(1100):
         assert (await mirror.get(TAGS, params={"last": f"t{number}"})).status == 200
     assert 0 < len(kept) <= 1024

@@ -40,7 +40,7 @@ async def mirror_that_tells(hub, tmp_path, receiver, monkeypatch, secret_file=No
     """A mirror that has the tag, and its clock."""
     notify = {"url": receiver.url, "secret_file": None if secret_file is None else str(secret_file)}
     async with MirrorUnderTest(hub, tmp_path / "store", sync={"notify": notify}) as mirror:
-        mirror.services.notifier._policy = QUICK
+        mirror.services.notifier.policy = QUICK
         yield mirror, Clock(mirror, monkeypatch)
 
 
@@ -161,7 +161,7 @@ async def test_reload_changes_who_is_told(hub, tmp_path, monkeypatch):
         Receiver() as second,
         mirror_that_tells(hub, tmp_path, first, monkeypatch) as (mirror, clock),
     ):
-        mirror.services.notifier._policy = RetryPolicy(base=0.2, longest=0.2)
+        mirror.services.notifier.policy = RetryPolicy(base=0.2, longest=0.2)
         hub.add_image(APP, "1")
         await mirror.get(TAG)
         hub.add_image(APP, "1", layers=[b"second"])

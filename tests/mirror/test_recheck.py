@@ -21,7 +21,7 @@ class Now:
 
     def __init__(self, mirror):
         self.now = 1000.0
-        mirror.services.group.repeats._clock = lambda: self.now
+        mirror.services.group.repeats.clock = lambda: self.now
 
     def advance(self, seconds):
         self.now += seconds
@@ -62,7 +62,7 @@ async def checked(mirror, result="ok"):
 
 async def none_is_checked(mirror):
     """Nothing waits to be checked, and nothing has been."""
-    assert not mirror.services.recheck._waiting
+    assert not mirror.services.recheck.waiting
     assert await checked(mirror) == await checked(mirror, "wrong") == 0
 
 
@@ -85,7 +85,7 @@ async def test_at_most_once_an_hour(mirror, blob, now):
     now.advance(HOUR - 1)
     for _ in range(5):
         await fetch(mirror, blob.digest)
-    assert not mirror.services.recheck._waiting
+    assert not mirror.services.recheck.waiting
     assert await checked(mirror) == 1
     now.advance(2)
     await fetch(mirror, blob.digest)
@@ -149,7 +149,7 @@ async def test_stop_in_the_middle_of_a_check(hub, tmp_path, monkeypatch):
         await mirror.idle()
         for _ in range(2):
             await fetch(mirror, added.digest)
-        await eventually(lambda: not mirror.services.recheck._waiting, "the check begins")
+        await eventually(lambda: not mirror.services.recheck.waiting, "the check begins")
         scrubbed = mirror.services.metrics.scrubbed_blobs
     assert [scrubbed.labels(result)._value.get() for result in ("ok", "wrong")] == [0, 0]
     assert mirror.holds(added.digest)

@@ -122,7 +122,7 @@ async def test_reader_past_the_store(hub, mirror):
     await reloaded(mirror)
     late = await blob.client()
     await late.has(1024)
-    mirror.download(blob.digest)._partial.write = full
+    mirror.partial(blob.digest).write = full
     gate.release()
     assert await late.whole() == await first.whole() == blob.data
     await eventually(lambda: retired(mirror) == 0, "the old graph is closed")

@@ -42,7 +42,7 @@ async def bounded(hub, tmp_path, blobs_only):
 def sizes(mirror):
     """Bytes of what is held and in the making, as whole blocks; nothing new is begun while they are added up."""
     found = {}
-    with mirror.store.quota._account():
+    with mirror.quiet_quota():
         for kind in ("partial", "blobs"):
             for path in (mirror.store_path / kind).rglob("*"):
                 with contextlib.suppress(OSError):

@@ -71,8 +71,8 @@ async def test_one_token_per_repository(hub, mirror):
 async def test_token_is_renewed_before_its_end(hub, mirror):
     """Half a minute before its end a token is not used any more, so that no request fails for it."""
     offset = 0.0
-    clock = tokens(mirror)._clock
-    tokens(mirror)._clock = lambda: clock() + offset
+    clock = tokens(mirror).clock
+    tokens(mirror).clock = lambda: clock() + offset
     for number in range(3):
         hub.add_image(APP, str(number))
     await mirror.get(f"/v2/{APP}/manifests/0")
@@ -262,6 +262,6 @@ async def test_refused_credentials_are_tried_again_later(hub, known):
     hub.users = {"robot": PASSWORD}
     assert (await known.get(TAG)).status == 503
     login = tokens(known).login
-    clock = login._clock
-    login._clock = lambda: clock() + 61
+    clock = login.clock
+    login.clock = lambda: clock() + 61
     assert (await known.get(TAG)).body == image.raw

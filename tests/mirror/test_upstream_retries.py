@@ -121,7 +121,7 @@ async def test_connections_of_the_loser_are_given_back(hub, tmp_path):
         for blob in image.layers:
             hub.script(Rule(kind="blob", host="cdn"), silence())
             assert (await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
-        await eventually(lambda: mirror.services.connections._in_use.total == 0)
+        await eventually(lambda: mirror.services.connections.in_use.total == 0)
 
 
 # ---- within the pull limit

@@ -19,7 +19,7 @@ class Clock:
         graph = under_test.graph
         for registry in graph.registries.values():
             for endpoint in registry.upstreams:
-                endpoint.health.clock = endpoint.login._clock = self.monotonic
+                endpoint.health.clock = endpoint.login.clock = self.monotonic
         by_tag, by_digest = graph.cache.manifests._by_tag, graph.cache.manifests._by_digest
         for flights in (by_tag._checks, by_digest._fetches, graph.cache.listings._requests):
             flights.memory.clock = self.monotonic

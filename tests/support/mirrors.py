@@ -113,6 +113,40 @@ class MirrorUnderTest:
         return self.mirror._registry_listener.listener
 
     @property
+    def peers(self) -> list[Any]:
+        """The client addresses that are connected."""
+        return list(self.listener._admission.limiter._peers.values())
+
+    @property
+    def client_connections(self) -> tuple[int, int]:
+        """How many connections of clients are open, and how many are being turned away."""
+        limiter = self.listener._admission.limiter
+        return limiter._connections.total, limiter._turned_away
+
+    @property
+    def handlers(self) -> list[Any]:
+        """The protocols of the connections that are open."""
+        return list(self.listener._server.connections)
+
+    @property
+    def inline_heads(self) -> list[bytes]:
+        """The heads of requests that are answered inline."""
+        return list(self.graph.api._inline._requests)
+
+    @property
+    def cached_lists(self) -> Any:
+        """The lists of tags and referrers that are kept."""
+        return self.graph.cache.listings._cached
+
+    def partial(self, digest: Any) -> Any:
+        """The partial file of a download that is under way."""
+        return self.download(digest)._partial
+
+    def quiet_quota(self) -> Any:
+        """A context in which no process reserves or releases space."""
+        return self.store.quota._account()
+
+    @property
     def in_progress(self) -> int:
         """How many requests at the registry address are under way."""
         return int(self.mirror._registry_listener.in_progress)
