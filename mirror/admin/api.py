@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 # Paths that need no token and accept any Host: load balancers and Prometheus know neither.
 OPEN = ("/healthz", "/readyz", "/metrics")
+# Named in a line of the log.
+_LOGGED_IMAGES = 10
 _PURGE_KEYS = {"match": str, "older_than": str, "soft": bool, "dry_run": bool}
 
 
@@ -114,9 +116,11 @@ class _Api:
             soft=purge_request.soft,
             dry_run=purge_request.dry_run,
             client=request.remote,
+            images=list(purged.images[:_LOGGED_IMAGES]),
+            more=len(purged.images[_LOGGED_IMAGES:]),
             **answer,
         )
-        return web.json_response(answer)
+        return web.json_response({**answer, "images": purged.images})
 
 
 @contextlib.contextmanager

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mirror.cli.client import AdminClient, TokenOption, UrlOption
+from mirror.cli.problems import refuse
 from mirror.cli.serving import ConfigOption
+from mirror.core.names import is_glob
 from mirror.core.units import format_bytes, format_duration
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -53,21 +55,48 @@ def purge(
     older_than: Annotated[str | None, typer.Option(help="Only images without a pull for this time, for example 30d.")] = None,
     soft: Annotated[bool, typer.Option("--soft", help="Keep the images, but check them upstream at the next pull.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
     config: ConfigOption = None,
     url: UrlOption = None,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove images from the mirror. Content that other images need stays; running pulls finish."""
+    """Remove images from the mirror. Content that other images need stays; running pulls finish.
+
+    On a terminal it lists what goes, and asks. The exit status is 1 if an image that is named without a glob is not held.
+    """
     admin = AdminClient(config, url, token_file)
-    results = []
-    for name in image:
-        order = {"match": name, "soft": soft, "dry_run": dry_run, **({"older_than": older_than} if older_than else {})}
-        results.append({"match": name, **admin.request("POST", "/api/v1/purge", order)})
+    order = {"soft": soft, **({"older_than": older_than} if older_than else {})}
+    asks = sys.stdin.isatty() and sys.stdout.isatty() and not (yes or soft or dry_run or as_json)
+    if asks and not _confirmed(_purge(admin, image, {**order, "dry_run": True})):
+        typer.echo("nothing was removed")
+        raise typer.Exit(1)
+    results = _purge(admin, image, {**order, "dry_run": dry_run})
     if as_json:
         typer.echo(json.dumps(results, indent=2))
-        return
-    done = "would go" if dry_run else "to be revalidated" if soft else "purged"
+    else:
+        _report(results, "would go" if dry_run else "to be revalidated" if soft else "purged", named=not asks)
+    missing = [result["match"] for result in results if not result["images"] and not older_than and not is_glob(result["match"])]
+    if missing:
+        refuse([f"{name} is not held" for name in missing], 1)
+
+
+def _purge(admin: AdminClient, names: list[str], order: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"match": name, **admin.request("POST", "/api/v1/purge", {"match": name, **order})} for name in names]
+
+
+def _confirmed(results: list[dict[str, Any]]) -> bool:
+    """List what would go, and ask; True without a question if it is nothing."""
+    images = sorted({image for result in results for image in result["images"]})
+    if not images:
+        return True
+    _report(results, "would go", named=True)
+    return typer.confirm(f"Remove {len(images)} images?")
+
+
+def _report(results: list[dict[str, Any]], done: str, *, named: bool) -> None:
     for result in results:
+        for image in result["images"] if named else ():
+            typer.echo(f"  {image}")
         counts = f"{result['tags']} tags, {result['manifests']} manifests, {result['blobs']} blobs"
         typer.echo(f"{result['match']}: {counts}, {format_bytes(result['bytes'])} {done}")

@@ -46,12 +46,14 @@ class PurgeResult:
 
     Attributes:
         size: bytes of the files.
+        images: the names that went, tags and manifests that no tag led to, in order.
     """
 
     tags: int
     manifests: int
     blobs: int
     size: int
+    images: tuple[str, ...] = ()
 
 
 _Entry: TypeAlias = tuple[Repository, Tag, TagRecord]
@@ -107,12 +109,13 @@ class Purge:
         lost = reach(self._files, {record.digest for *_, record in tags} | {digest for _, digest in rows})
         reliable.check()
         if request.dry_run:
-            return self._counted(len(tags), lost, removal)
-        deleted = self._delete_names(request, tags, rows, began)
+            return replace(self._counted(len(tags), lost, removal), images=self._names(tags, rows))
+        deleted, released = self._delete_names(request, tags, rows, began)
+        images = self._names(deleted, released)
         manifests = self._remove(lost.manifests, reliable)
         blobs = self._remove(lost.blobs - lost.manifests, reliable)
         self._generation.change()
-        return PurgeResult(deleted, len(manifests), len(blobs), sum(manifests) + sum(blobs))
+        return PurgeResult(len(deleted), len(manifests), len(blobs), sum(manifests) + sum(blobs), images)
 
     # ---- what is removed
 
@@ -145,6 +148,13 @@ class Purge:
     def _is_old(self, request: PurgeRequest, digest: Digest) -> bool:
         return request.pulled_before is None or (self._files.used(digest) or 0.0) < request.pulled_before
 
+    def _names(self, tags: Sequence[_Entry], rows: Iterable[_Row]) -> tuple[str, ...]:
+        """Return the names of removed tags, and of removed manifests that are no part of those."""
+        names = {f"{repository}:{tag}" for repository, tag, _ in tags}
+        parts = {name: reach(self._files, digests).manifests for name, digests in _by_repository(tags).items()}
+        names |= {f"{repository}@{digest}" for repository, digest in rows if digest not in parts.get(repository, ())}
+        return tuple(sorted(names))
+
     def _counted(self, tags: int, lost: Reach, removal: _Removal) -> PurgeResult:
         """Return what would be removed."""
         manifests = {digest for digest in lost.manifests if not self._is_needed(digest, removal)}
@@ -159,7 +169,7 @@ class Purge:
             for repository, tag, _ in tags:
                 self._index.tags.expire(repository, tag, now)
             self._generation.change()
-        return PurgeResult(len(tags), 0, 0, 0)
+        return PurgeResult(len(tags), 0, 0, 0, self._names(tags, ()))
 
     # ---- what is needed
 
@@ -188,9 +198,14 @@ class Purge:
 
     # ---- removing it
 
-    def _delete_names(self, request: PurgeRequest, tags: Sequence[_Entry], rows: Iterable[_Row], began: float) -> int:
-        """Delete names before files, so that requests ask upstream instead of opening a file that is about to be removed."""
-        deleted = sum(self._index.tags.delete_unchanged(*entry) for entry in tags)
+    def _delete_names(
+        self, request: PurgeRequest, tags: Sequence[_Entry], rows: Iterable[_Row], began: float
+    ) -> tuple[list[_Entry], list[_Row]]:
+        """Delete names before files, so that requests ask upstream instead of opening a file that is about to be removed.
+
+        Returns the names that have not changed meanwhile, which are deleted.
+        """
+        deleted = [entry for entry in tags if self._index.tags.delete_unchanged(*entry)]
         released = [row for row in rows if self._index.change(partial(self._release, *row, began))]
         for part in {part for row in released for part in self._parts(*row)}:
             self._index.change(partial(self._index.release_part, *part))
@@ -198,7 +213,7 @@ class Purge:
             self._index.attachments.delete(*row)
         self._index.negative.delete_matching(request.pattern)
         self._generation.change()
-        return deleted
+        return deleted, released
 
     def _release(self, repository: Repository, digest: Digest, began: float) -> bool:
         """Delete the record that a repository holds a manifest, unless it or a tag that leads to it has arrived again."""

@@ -1,6 +1,8 @@
 """Commands of the mirror, as processes of their own."""
 
 import asyncio
+import contextlib
+import os
 
 from tests.support.launcher import start_mirror
 from tests.support.waiting import LIMIT
@@ -15,3 +17,12 @@ async def command(*arguments, directory):
     finally:
         process.kill()
     return process.returncode, out.decode(), complaint.decode()
+
+
+def read_all(terminal):
+    """Everything that is written to a terminal until its other end is closed."""
+    found = b""
+    with contextlib.suppress(OSError):
+        while data := os.read(terminal, 1 << 16):
+            found += data
+    return found.decode()

@@ -3,15 +3,18 @@
 import asyncio
 import json
 import os
+import pty
 
 import pytest
 
 from mirror.core.digest import Digest
-from tests.mirror.commands import command
+from tests.mirror.commands import command, read_all
 from tests.support.files import flip
+from tests.support.launcher import start_mirror
 from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 from tests.support.ports import free_port
+from tests.support.waiting import LIMIT
 
 
 @pytest.fixture
@@ -70,21 +73,41 @@ async def test_purge(hub, mirror, run):
     image = await pulled(hub, mirror, "1")
     await pulled(hub, mirror, "2")
     size = len(image.raw) + image.config.size + sum(layer.size for layer in image.layers)
-    status, out, _ = await run("purge", "app:1", "none", "--dry-run", "--json")
-    assert status == 0
+    status, out, complaint = await run("purge", "app:1", "none", "--dry-run", "--json")
+    assert (status, complaint) == (1, "registry-mirror: none is not held\n")
     assert json.loads(out) == [
-        {"match": "app:1", "tags": 1, "manifests": 1, "blobs": 2, "bytes": size},
-        {"match": "none", "tags": 0, "manifests": 0, "blobs": 0, "bytes": 0},
+        {"match": "app:1", "tags": 1, "manifests": 1, "blobs": 2, "bytes": size, "images": [f"docker.io/{APP}:1"]},
+        {"match": "none", "tags": 0, "manifests": 0, "blobs": 0, "bytes": 0, "images": []},
     ]
     assert mirror.holds(image.digest)
     status, out, _ = await run("purge", "app:1", "--soft")
-    assert (status, out.startswith("app:1: 1 tags")) == (0, True)
+    assert (status, out.startswith(f"  docker.io/{APP}:1\napp:1: 1 tags")) == (0, True)
     assert "to be revalidated" in out
     status, out, _ = await run("purge", "app:1", "--older-than", "1d", "--json")
-    assert json.loads(out)[0]["tags"] == 0
+    assert (status, json.loads(out)[0]["tags"]) == (0, 0)
+    assert (await run("purge", "none:*"))[0] == 0
     status, out, _ = await run("purge", "app:1")
     assert (status, out.rstrip().endswith("purged")) == (0, True)
     assert not mirror.holds(image.digest)
+
+
+@pytest.mark.parametrize(("said", "more", "gone"), [(b"n\n", (), False), (b"y\n", (), True), (b"", ("--yes",), True)])
+async def test_purge_on_a_terminal(hub, mirror, token, tmp_path, said, more, gone):
+    """On a terminal it lists what goes, and asks before anything is removed; --yes does not ask."""
+    image = await pulled(hub, mirror, "1")
+    ours, theirs = pty.openpty()
+    address = ("--url", f"http://127.0.0.1:{mirror.admin_port}", "--token-file", str(token))
+    try:
+        os.write(ours, said)
+        process = await start_mirror("purge", "app:1", *more, *address, directory=tmp_path, terminal=theirs)
+        os.close(theirs)
+        shown = await asyncio.wait_for(asyncio.to_thread(read_all, ours), LIMIT)
+        assert await process.wait() == (0 if gone else 1)
+    finally:
+        os.close(ours)
+    assert f"docker.io/{APP}:1" in shown
+    assert ("Remove 1 images?" in shown) is (not more)
+    assert mirror.holds(image.digest) is not gone
 
 
 async def test_configuration_says_where(hub, mirror, tmp_path, token):

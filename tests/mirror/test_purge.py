@@ -19,6 +19,7 @@ class Operator:
 
     def __init__(self, mirror, token=None):
         self.mirror = mirror
+        self.purged = []
         self.headers = {} if token is None else {"Authorization": f"Bearer {token}"}
 
     async def ask(self, method, path, **kwargs):
@@ -30,10 +31,13 @@ class Operator:
     async def purge(self, match, **order):
         status, answer = await self.ask("POST", "/api/v1/purge", json={"match": match, **order})
         assert status == 200, answer
+        self.purged = answer.pop("images")
         return answer
 
     async def delete(self, name):
-        return await self.ask("DELETE", f"/api/v1/images/{name}")
+        status, answer = await self.ask("DELETE", f"/api/v1/images/{name}")
+        self.purged = answer.pop("images", [])
+        return status, answer
 
     async def images(self, **query):
         status, answer = await self.ask("GET", "/api/v1/images", params=query)
@@ -425,6 +429,26 @@ async def test_bad_names(operator, name):
     """DELETE of what is no image is refused."""
     status, answer = await operator.delete(name)
     assert (status, set(answer)) == (400, {"error"})
+
+
+async def test_names_of_what_went(hub, mirror, operator):
+    """The answer names what went: tags, and manifests by digest that no tag led to, but no parts of either."""
+    one = await pulled(hub, mirror, "1", platforms=["linux/amd64", "linux/arm64"])
+    two = await pulled(hub, mirror, "2")
+    alone = hub.add_image(APP, None, layers=[b"alone"])
+    assert (await mirror.get(f"/v2/{APP}/manifests/{alone.digest}")).status == 200
+    await mirror.idle()
+    every = [f"docker.io/{APP}:1", f"docker.io/{APP}:2", f"docker.io/{APP}@{alone.digest}"]
+    for order in ({"dry_run": True}, {"soft": True}):
+        await operator.purge("app", **order)
+        assert operator.purged == (every[:2] if "soft" in order else every)
+    await operator.purge("app:3")
+    assert operator.purged == []
+    await operator.delete("app:1")
+    assert operator.purged == every[:1]
+    await operator.purge("app")
+    assert operator.purged == every[1:]
+    assert not any(mirror.holds(image.digest) for image in (one, two, alone))
 
 
 # ---- the list

@@ -14,7 +14,7 @@ import termios
 import pytest
 
 from tests.fakehub import Rule, Slow
-from tests.mirror.commands import command
+from tests.mirror.commands import command, read_all
 from tests.mirror.syncing import Orders, named, pull
 from tests.support.launcher import start_mirror
 from tests.support.mirrors import MirrorUnderTest
@@ -220,11 +220,3 @@ async def test_bars(hub, mirror, tmp_path):
         assert wanted in shown, wanted
     # The cursor is there again.
     assert shown.count("\x1b[?25h") == 1
-
-
-def read_all(terminal):
-    found = b""
-    with contextlib.suppress(OSError):
-        while data := os.read(terminal, 1 << 16):
-            found += data
-    return found.decode()
