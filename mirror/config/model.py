@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from mirror.config.problems import describe, misnamed_variables
 from mirror.config.sections import Access, Admin, DownloadsConfig, Limits, Log, RegistryConfig, Storage, Sync, Tags, Tls
 from mirror.config.sources import read_environment, read_file
 from mirror.config.types import Address, Listen
@@ -126,15 +127,10 @@ def load(path: Path | None) -> Config:
     Raises:
         ConfigurationError: one line for each mistake, with its key.
     """
+    misnamed = misnamed_variables(os.environ, Config)
+    if misnamed:
+        raise ConfigurationError(misnamed)
     try:
         return Config(**read_file(path))
     except ValidationError as error:
-        raise ConfigurationError([_line(problem) for problem in error.errors()]) from None
-
-
-def _line(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "configuration"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        message = "there is no such key"
-    return f"{key}: {message}"
+        raise ConfigurationError([describe(problem, Config) for problem in error.errors()]) from None

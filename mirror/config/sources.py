@@ -45,7 +45,8 @@ def read_file(path: Path | None) -> dict[str, Any]:
         # _Loader is a SafeLoader.
         value = yaml.load(text, _Loader)  # noqa: S506
     except yaml.YAMLError as error:
-        raise ConfigurationError([f"{path}: is not YAML: {' '.join(str(error).split())}"]) from error
+        where = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+        raise ConfigurationError([f"{path}: is not YAML: {where}"]) from error
     except RecursionError as error:
         raise ConfigurationError([f"{path}: is nested too deep"]) from error
     if value is None:

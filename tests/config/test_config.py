@@ -1,5 +1,6 @@
 """The configuration: what can be said, and a clear word about every mistake."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,53 @@ def test_mistakes(text, expected):
     (line,) = problems(text)
     assert line.startswith(expected)
     assert len(line) < 500
+    assert not re.search(r"dictionary|instance of|boolean|tuple|integer|string|Input should", line)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("lisen: :5000", "lisen: there is no such key; did you mean listen?"),
+        ("storage: {maxsize: 1GiB}", "storage.maxsize: there is no such key; did you mean storage.max_size?"),
+        (
+            "registries: {docker.io: {upstream: [x]}}",
+            "registries.docker.io.upstream: there is no such key; did you mean registries.docker.io.upstreams?",
+        ),
+        (
+            "sync: {images: [{image: x, version: '1'}]}",
+            "sync.images.0.version: there is no such key; did you mean sync.images.0.versions?",
+        ),
+        (
+            "registries: {docker.io: {tags: [{match: x, tll: 1s}]}}",
+            "registries.docker.io.tags.0.tll: there is no such key; did you mean registries.docker.io.tags.0.ttl?",
+        ),
+        ("ttl: 1s", "ttl: there is no such key; did you mean tags.ttl?"),
+        ("zzzzzz: 1", "zzzzzz: there is no such key"),
+        ("workers: many", "workers: must be a whole number"),
+        ("workers: 1.5", "workers: must be a whole number"),
+        ("workers: -1", "workers: must be at least 0"),
+        ("downloads: {stall_timeout: 0}", "downloads.stall_timeout: must be more than 0"),
+        ("downloads: {prefetch: perhaps}", "downloads.prefetch: must be true or false"),
+        ("log: {format: xml}", "log.format: must be 'console' or 'json'"),
+        ("sync: {images: nginx}", "sync.images: must be a list, for example [a, b]"),
+        ("storage: x", "storage: must be a mapping of keys to values"),
+        ("registries: {docker.io: {username: [1]}}", "registries.docker.io.username: must be text"),
+        ("registries: {docker.io: {upstreams: []}}", "registries.docker.io.upstreams: must have at least 1 of them"),
+    ],
+)
+def test_words_of_mistakes(text, line):
+    """A misspelt key is told with the right one, and a value with what it has to be in YAML."""
+    assert problems(text) == [line]
+
+
+def test_variable_with_one_underscore(monkeypatch, tmp_path):
+    """A variable that was meant for a key is no silent default; others that begin alike are none of the mirror's."""
+    monkeypatch.setenv("MIRROR_PORT", "tcp://10.0.0.1:5000")
+    monkeypatch.setenv("MIRROR_SERVICE_HOST", "10.0.0.1")
+    load(None)
+    monkeypatch.setenv("MIRROR_TAGS_TTL", "5m")
+    with pytest.raises(ConfigurationError, match=r"^MIRROR_TAGS_TTL: is not read; did you mean MIRROR__TAGS__TTL\?$"):
+        load(None)
 
 
 def test_images_to_keep():

@@ -130,6 +130,10 @@ def test_whole_life_under_the_unit(installed: Installed) -> None:
     systemd.configure(installed.configuration(deny=["library/image4"]))
     systemd.succeed("reload", UNIT)
     _within(lambda: get_manifest(installed.url, "library/image4", "1").status == 403, "the new configuration", installed)
+    systemd.configure("lisen: :5000\n")
+    assert systemd.control("reload", UNIT).returncode != 0
+    assert "lisen: there is no such key; did you mean listen?" in systemd.log()
+    assert get_manifest(installed.url, "library/image4", "1").status == 403
     systemd.configure(installed.configuration())
     systemd.succeed("reload", UNIT)
     _within(lambda: get_manifest(installed.url, "library/image4", "1").status == 200, "the old configuration", installed)
