@@ -1,4 +1,4 @@
-"""Where the bytes of a blob come from that the store lacks."""
+"""The source of blobs that the store lacks: an upstream, through one repository."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class UpstreamSource:
     def origin(self) -> Hashable:
         return self.registry.name
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
+    def keep_open(self) -> contextlib.AbstractContextManager[None]:
         return self.context.in_use.hold()
 
     def penalize(self) -> None:

@@ -188,7 +188,7 @@ class ImageConfig(Section):
 
     image: str
     versions: VersionsText | None = None
-    newest: Annotated[int | None, Field(ge=1, le=ImageSelector.MOST_TAGS)] = None
+    newest: Annotated[int | None, Field(ge=1, le=ImageSelector.MAX_TAGS)] = None
     platforms: tuple[PlatformText, ...] = ()
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""How many bytes to evict, which is none where no goal can be reached."""
+"""Decides how many bytes to evict: none for a goal that cannot be reached."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """By how much a store misses its bounds.
+    """The bytes by which a store misses its bounds.
 
     Attributes:
-        size: above what it may take itself (`storage.max_size`).
-        free: below what stays free on the disk (`storage.min_free`), whatever program has used it.
+        size: used above `storage.max_size`.
+        free: missing from `storage.min_free`, whichever program has used them.
     """
 
     size: Goal = Goal()
@@ -56,7 +56,7 @@ class Evictable:
 
 @dataclass(frozen=True, slots=True)
 class Partials:
-    """Bytes that blobs in the making have reserved.
+    """Bytes that partial blobs have reserved.
 
     Attributes:
         idle: of downloads without progress for some time, which may be deleted.
@@ -92,7 +92,7 @@ def plan(shortage: Shortage, evictable: Evictable, *, both: bool = False) -> Pla
     that has filled the disk would fill it again.
 
     Args:
-        both: only both goals together help, as for a file that has to fit.
+        both: evict only if both goals can be reached, as for a file that has to fit.
     """
     everything = evictable.unpinned + evictable.pinned
     lost: dict[Reason, bool] = {

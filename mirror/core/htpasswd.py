@@ -19,7 +19,7 @@ class InvalidHtpasswd(InvalidInput):
 
 
 def parse_htpasswd(text: str) -> dict[bytes, bytes]:
-    """The bcrypt hashes by user name; lines that are empty or begin with `#` say nothing. Raises InvalidHtpasswd."""
+    """The bcrypt hashes by user name; lines that are empty or begin with `#` are skipped. Raises InvalidHtpasswd."""
     users: dict[bytes, bytes] = {}
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):

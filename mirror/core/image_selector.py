@@ -1,4 +1,4 @@
-"""Which images a mirror keeps: one, or the tags of a repository that match."""
+"""Selects the images that a mirror keeps: one, or the tags of a repository that match."""
 
 import re
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ class ImageSelector:
         platforms: those to keep of it; empty for the usual ones.
     """
 
-    MOST_TAGS: ClassVar[int] = 1000
+    MAX_TAGS: ClassVar[int] = 1000
 
     repository: Repository
     reference: Reference | None
@@ -59,13 +59,13 @@ class ImageSelector:
         reference, pattern = _reference(parts, chooses=chooses)
         if chooses and pattern is None:
             raise InvalidImageSelector(text, "versions and newest choose among tags: leave the tag out, or make it a glob")
-        if newest is not None and not 0 < newest <= cls.MOST_TAGS:
-            raise InvalidImageSelector(text, f"newest has to be from 1 to {cls.MOST_TAGS}")
+        if newest is not None and not 0 < newest <= cls.MAX_TAGS:
+            raise InvalidImageSelector(text, f"newest has to be from 1 to {cls.MAX_TAGS}")
         repository = Repository.parse(parts.registry, parts.path)
         return cls(repository, reference, pattern, versions, newest, tuple(platforms))
 
     def select(self, tags: Iterable[str]) -> list[Tag]:
-        """The selected tags of a repository, the highest versions first, then the others by name; at most MOST_TAGS.
+        """The selected tags of a repository, the highest versions first, then the others by name; at most MAX_TAGS.
 
         With `versions` or `newest` only plain versions count, unless the glob has a hyphen, as in `*-alpine`: so neither
         prereleases nor variants get in unasked. What is not a tag is left out. Without a `pattern` there is nothing to select.
@@ -78,7 +78,7 @@ class ImageSelector:
         chosen = sorted((tag for tag in versions if self._counts(versions[tag])), key=versions.__getitem__, reverse=True)
         if not self._chooses:
             chosen += [tag for tag in matching if tag not in versions]
-        return chosen[: self.newest or self.MOST_TAGS]
+        return chosen[: self.newest or self.MAX_TAGS]
 
     def may_mean(self, tag: Tag) -> bool:
         """Whether a tag may be selected, by its name alone: with `newest`, other tags may be newer."""

@@ -1,4 +1,4 @@
-"""Names of images: registry, repository, tag, reference, and how people type them.
+"""Names of images: registry, repository, tag and reference, and the short forms that people type.
 
 Grammar: OCI distribution-spec, Pulling manifests. Short names: distribution/reference, `reference.go`.
 
@@ -134,7 +134,7 @@ class ImageName:
 
     @property
     def reference(self) -> Reference:
-        """What to ask a registry for: the digest if there is one, else the tag, else `latest`."""
+        """The reference to request: the digest if there is one, else the tag, else `latest`."""
         return self.digest or self.tag or LATEST
 
     def __str__(self) -> str:
@@ -157,7 +157,7 @@ class PathPattern:
 
     @classmethod
     def parse(cls, text: str, registry: str | None = None) -> "PathPattern":
-        """Read `path[:tag]`; `registry` says whose short names apply. Raises InvalidName or InvalidTag."""
+        """Read `path[:tag]`; `registry` decides which short names apply. Raises InvalidName or InvalidTag."""
         path, tag, digest = _split_image(_bounded(text))
         if digest is not None:
             raise InvalidName(text, "a digest is not allowed here")
@@ -168,7 +168,7 @@ class PathPattern:
         return self.matches_path(path) and _tag_matches(self.tag, tag)
 
     def matches_path(self, path: str) -> bool:
-        """Whether some tag of this repository could match: what a request by digest can be held against."""
+        """Whether some tag of this repository could match; decides about requests by digest."""
         return _path_matches(self.path, path, short_names=self.short_names)
 
     def __str__(self) -> str:
@@ -250,7 +250,7 @@ def _bounded(text: str) -> str:
 
 
 def is_glob(text: str) -> bool:
-    """Whether a part of a pattern stands for more than itself."""
+    """Whether a part of a pattern contains a wildcard."""
     return _GLOB.search(text) is not None
 
 

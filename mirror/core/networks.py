@@ -70,7 +70,7 @@ def is_within(address: Address | None, networks: Iterable[Network]) -> bool:
 
 
 def client_key(address: str) -> str:
-    """Under what a client is counted: an IPv4 address is one client, whatever its form, and so is a /64 of IPv6.
+    """The key under which a client is counted: an IPv4 address is one client, whatever its form, and so is a /64 of IPv6.
 
     Args:
         address: a peer's, as a socket names it. What is no address (a Unix socket has none) is its own key.

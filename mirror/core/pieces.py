@@ -1,4 +1,4 @@
-"""Over how many connections a blob is fetched, and which piece of it each of them fetches. Times are seconds of one clock."""
+"""Decides over how many connections a blob is fetched, and which piece each of them fetches. Times are seconds of one clock."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Final
 CHUNK: Final = 1 << 20
 """Bytes of a chunk. One connection at a time writes into a chunk, so pieces begin and end at chunks."""
 END: Final = 1 << 62
-"""A stop beyond any blob: up to its end."""
+"""Stands for the end of a blob; larger than any blob."""
 _MIN_PIECE_BYTES: Final = CHUNK
 _MAX_PIECE_BYTES: Final = 32 * CHUNK
-# A connection may be about to write so many bytes, or have them claimed.
+# The bytes that a connection may have received but not written, or claimed.
 _IN_HAND_BYTES: Final = 2 * CHUNK
-# A piece takes so long that the round trip before it, and the ramp of its connection, cost little.
+# A piece takes long enough for the round trip before it, and the ramp of its connection, to cost little.
 _PIECE_S: Final = 0.5
 _PIECE_ROUND_TRIPS: Final = 8
-# The speed is measured over so long.
+# The time over which the speed is measured.
 _SAMPLE_S: Final = 0.3
-# How much of an earlier speed counts still.
+# The share of an earlier speed that still counts.
 _FORGETTING: Final = 0.8
-# A trial ends after this time even if not all connections bring something by then.
+# A trial ends after this time even if some connections have received nothing.
 _MAX_TRIAL_S: Final = 5.0
-# A single connection that is faster than this fills a Gigabit link: further ones cost CPU time and bring nothing.
+# A single connection that is faster than this fills a Gigabit link: further ones cost CPU time and add no speed.
 _FAST_BYTES_PER_S: Final = 100 * CHUNK
-# What is missing has to take a single connection so long that further ones are worth their set-up.
+# Further connections are opened only if the missing bytes take a single connection longer than this.
 _WORTH_S: Final = 0.5
 _WORTH_ROUND_TRIPS: Final = 4
-# Several connections have to bring so much more than one did.
+# Several connections stay only if they are faster than one by this factor.
 _MIN_GAIN: Final = 1.25
 
 
@@ -38,9 +38,9 @@ class Lane:
     """The piece of one connection.
 
     Attributes:
-        position: where its next byte belongs.
-        stop: the end of the piece. The plan may move it towards `position`; then the connection ends there.
-        round_trip: seconds that its response took to begin; None until then.
+        position: position of its next byte.
+        stop: the end of the piece. The plan may move it towards `position`; the connection then ends there.
+        round_trip: seconds from its request to the begin of the response; None until then.
     """
 
     position: int
@@ -84,14 +84,14 @@ class Pieces:
         self._lanes.append(lane)
 
     def remove(self, lane: Lane) -> None:
-        """Record that a connection has ended: what it leaves missing is handed out again."""
+        """Record that a connection has ended; bytes that it has not fetched are handed out again."""
         self._lanes.remove(lane)
 
     def take(self, connections: int, speed: Speed) -> Lane | None:
-        """Hand out a piece; None if so many connections are at work, or if they have all that is missing.
+        """Hand out a piece; None if enough connections are at work, or if their pieces cover all missing bytes.
 
         Args:
-            connections: how many there should be, more than one: a single one needs no plan.
+            connections: their number, more than one: a single one needs no plan.
         """
         if len(self._lanes) >= connections:
             return None
@@ -121,7 +121,7 @@ class Pieces:
         return None
 
     def _second_half(self, worth: float) -> Lane | None:
-        """Near the end of a blob a connection takes over a part of the longest rest instead of idling."""
+        """Split the longest piece: near the end of a blob a connection takes over a part of it instead of idling."""
         longest = max(self._lanes, key=lambda lane: lane.stop - lane.position, default=None)
         if longest is None or longest.stop == END:
             return None
@@ -138,7 +138,7 @@ def _chunk_end(position: int) -> int:
 
 
 class Verdict(enum.Enum):
-    """Whether several connections to an upstream bring more than one."""
+    """Whether several connections to an upstream are faster than one."""
 
     UNKNOWN = enum.auto()
     SINGLE = enum.auto()
@@ -160,16 +160,16 @@ class Speed:
 
 
 class Width:
-    """How many connections one blob gets, by what they bring.
+    """Decides how many connections fetch one blob.
 
-    One connection is measured first, then all together. They stay if they bring enough more than the one did.
+    The speed of one connection is measured first, then that of all together. All stay if they are fast enough compared with one.
 
     Attributes:
-        speed: what is known by now.
+        speed: the measurements so far.
 
     Args:
-        most: connections of one blob.
-        speed: what an earlier blob found out.
+        most: limit of the connections for one blob.
+        speed: the measurements of an earlier blob.
     """
 
     def __init__(self, most: int, speed: Speed = Speed()) -> None:
@@ -181,15 +181,15 @@ class Width:
 
     @property
     def connections(self) -> int:
-        """How many there should be now."""
+        """The number of connections to use now."""
         return self._most if self._trial is not None or self.speed.verdict is Verdict.PARALLEL else 1
 
     def refuse(self) -> None:
-        """Go on with one connection: upstream refuses ranges, or several connections."""
+        """Continue with one connection: upstream refuses ranges, or several connections."""
         self._conclude(Verdict.SINGLE)
 
     def note(self, now: float, received: int, left: int, lanes: Sequence[Lane]) -> None:
-        """Record the progress, and decide.
+        """Record the progress, and decide once enough of it is measured.
 
         Args:
             received: bytes of the blob that have arrived.

@@ -1,4 +1,4 @@
-"""Which images of a registry may be pulled: rules over repositories, tags and digests, and the one that spoke."""
+"""The rules that allow or deny pulls from a registry, by repository, tag and digest. Each decision names its rule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NOT_ALLOWED: Final = "allow has no rule for it"
 
 @dataclass(frozen=True, slots=True)
 class DigestRule:
-    """A rule of `deny` that names content. It holds under every name, whatever repository it was written with."""
+    """A rule of `deny` that names content. It applies in every repository, not only in the one that it names."""
 
     path: str
     digest: Digest
@@ -31,12 +31,12 @@ class DigestRule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The rules of one registry. `deny` counts before `allow`; an empty `allow` is everything.
+    """The rules of one registry. `deny` has precedence over `allow`; an empty `allow` allows everything.
 
-    What a digest names has no tag of its own. Rules with a tag part are held against the tags that are known to name it: it is
-    refused if they all would be. If none is known, as for blobs and for the manifests of single platforms, such a rule of `deny`
-    says nothing, and one of `allow` covers the whole repository: else nothing that it allows could be pulled. The tag part `*`
-    is every tag, as if there were no tag part.
+    A request for a digest names no tag. Rules with a tag part apply to the tags that are known to name the digest: it is refused
+    if all of these tags are. If none is known, as for blobs and for the manifests of single platforms, such a rule of `deny` does
+    not apply, and one of `allow` covers the whole repository; otherwise nothing that it allows could be pulled. The tag part `*`
+    matches every tag, like a rule without a tag part.
 
     Attributes:
         digests: rules of `deny` that name digests; the caller compares them with the digest of the content.
@@ -58,7 +58,7 @@ class Policy:
         return cls(tuple(PathPattern.parse(rule, registry) for rule in allow), tuple(names), tuple(digests))
 
     def refuses_tag(self, path: str, tag: Tag) -> str | None:
-        """The rule by which a tag of a repository must not be pulled, in words; None if it may."""
+        """The rule that refuses a tag of a repository, in words; None if the tag may be pulled."""
         denied = self.denies(path, tag)
         if denied is not None:
             return denied
@@ -72,7 +72,7 @@ class Policy:
         return None if denied is None else f"deny: {denied}"
 
     def refuses_repository(self, path: str) -> str | None:
-        """The rule by which nothing of a repository may be pulled, whatever its tag; None if something may."""
+        """The rule that refuses every tag of a repository, in words; None if there is none."""
         denied = next((rule for rule in self.deny if _is_whole(rule) and rule.matches_path(path)), None)
         if denied is not None:
             return f"deny: {denied}"
@@ -81,7 +81,7 @@ class Policy:
         return None
 
     def refuses_digest(self, path: str, tags: Collection[Tag]) -> str | None:
-        """The rule by which what a digest names must not be pulled, given the tags that are known to name it; None if it may."""
+        """The rule that refuses a digest, given the tags that are known to name it; None if the digest may be pulled."""
         refused = self.refuses_repository(path)
         if refused is not None or not tags:
             return refused
@@ -95,7 +95,7 @@ class Policy:
         return None if admitted is None else f"allow: {admitted}"
 
     def looks_at_tags(self, path: str) -> bool:
-        """Whether the tags that name a digest can make a difference to it."""
+        """Whether the decision about a digest depends on the tags that name it."""
         return any(not _is_whole(rule) and rule.matches_path(path) for rule in (*self.deny, *self.allow))
 
 

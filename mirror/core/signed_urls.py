@@ -36,7 +36,7 @@ def reusable_for(query: Mapping[str, str], cache_control: str, now: datetime) ->
 
 
 def _expires(query: Mapping[str, str]) -> datetime | None:
-    """When a signed URL expires, None if it does not tell in a known way."""
+    """When a signed URL expires, None if it has no expiry in a known form."""
     try:
         for prefix in ("X-Amz", "X-Goog"):
             if f"{prefix}-Expires" in query:

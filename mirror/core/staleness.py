@@ -1,4 +1,4 @@
-"""Which failure of upstream lets a cached answer be served, for how long, and with which words: one table."""
+"""The table of upstream's failures: whether a stale answer may be served, for how long, and how the failure is described."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Verdict:
     """What one reason allows.
 
     Attributes:
-        served: whether a cached answer is served at all.
-        longest: seconds since the last check, however long `stale_if_error` is; None for no bound of its own.
-        bounded: whether `stale_if_error` bounds it.
-        said: for people, in the log and in the answer's Warning.
+        served: whether a stale answer may be served.
+        longest: limit of the seconds since the last check, beside `stale_if_error`; None for none.
+        bounded: whether `stale_if_error` applies.
+        said: the description for people, in the log and in the answer's Warning.
     """
 
     served: bool
@@ -57,7 +57,7 @@ TABLE: Final[Mapping[str, Verdict]] = MappingProxyType(
 
 
 def said(reason: str) -> str:
-    """Why an answer is stale: for people, with the word that stands in metrics and logs."""
+    """The description of the reason why an answer is stale, followed by the word for it in metrics and logs."""
     return f"{TABLE[reason].said} ({reason})"
 
 

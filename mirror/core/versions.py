@@ -1,4 +1,4 @@
-"""Versions as tags carry them, and ranges of them as people write them."""
+"""The versions in tags, and ranges of versions as people write them."""
 
 import re
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class VersionRange:
 
     @classmethod
     def parse(cls, text: str) -> "VersionRange":
-        """Read comparators that all have to hold, separated by blanks or commas.
+        """Read comparators that all apply, separated by blanks or commas.
 
         `>=1.25`, `>1`, `<=3.1`, `<2`, `=1.2` or `1.2` or `1.2.x` (all that begin with it), `~1.25` (>=1.25 <1.26), `^1.2`
         (>=1.2 <2; the first number that is not 0 stays), `*` (all). Raises InvalidVersionRange.

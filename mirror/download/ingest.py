@@ -236,7 +236,7 @@ class Ingest:
         # Timers keep their context for a while after they were cancelled; they must not keep the source and its configuration.
         running = weakref.ref(self)
         demand.urgency.set(lambda: Urgency.SYNC if (found := running()) is None else found.urgency)
-        with self.source.held():
+        with self.source.keep_open():
             try:
                 return await self._complete()
             except MirrorError as error:

@@ -135,7 +135,7 @@ class StreamingBody:
         self._deadline = math.inf if self._for_store else asyncio.get_running_loop().time() + ingest.limits.first_byte_s
         # The source's, not the reader's own: it may have joined an ingest that began before the configuration changed.
         self._held = ExitStack()
-        self._held.enter_context(ingest.source.held())
+        self._held.enter_context(ingest.source.keep_open())
         ingest.join(urgency)
 
     @property

@@ -48,12 +48,12 @@ class Source(Protocol):
         """Equal for sources whose bytes come from the same upstreams."""
         ...
 
-    def held(self) -> AbstractContextManager[None]:
-        """Keep the way to it open inside the context, across reloads of the configuration."""
+    def keep_open(self) -> AbstractContextManager[None]:
+        """Keep its connections open inside the context, across reloads of the configuration."""
         ...
 
     def penalize(self) -> None:
-        """Its bytes were wrong: have the next ones come from another upstream, if there is any."""
+        """Prefer another upstream for the next request, if there is one: the bytes were wrong."""
         ...
 
     def open(self, start: int, stop: int | None) -> AbstractAsyncContextManager[BlobStream]:

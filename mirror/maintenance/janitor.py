@@ -180,11 +180,11 @@ class Janitor:
         if shortage:
             self._usage.write(self._files, self._index)
             removed, unreachable = self._remove(shortage, time.monotonic() + _MAX_EVICTION_S)
-        self._tell(unreachable)
+        self._log_bounds(unreachable)
         self._evicting = bool(removed) and not self._stopping.is_set()
         return self._evicting
 
-    def _tell(self, unreachable: frozenset[Reason]) -> None:
+    def _log_bounds(self, unreachable: frozenset[Reason]) -> None:
         """Log when a bound has become unreachable, or reachable again."""
         quota = self._files.quota
         self._metrics.storage_min_free_ok.set("min_free" not in unreachable)

@@ -78,7 +78,7 @@ class ImageSyncer:
         self._quota = SyncQuota(cache.context.registries, reserve)
         self._attachments = AttachmentSyncer(cache, self._quota)
 
-    def held(self) -> AbstractContextManager[None]:
+    def keep_open(self) -> AbstractContextManager[None]:
         """Keep the connections to upstreams open inside the context, also if the configuration changes."""
         return self._context.in_use.hold()
 

@@ -160,7 +160,7 @@ class Run:
             progress = syncer.progress(target)
             self._running[str(target)] = progress
             try:
-                with syncer.held():
+                with syncer.keep_open():
                     synced = await self._bounded(syncer, target, progress)
             finally:
                 del self._running[str(target)]

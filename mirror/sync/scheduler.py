@@ -128,7 +128,7 @@ class SyncScheduler:
         self._runs[job.kind] = run
         # The plan is made with one configuration; each image is then synced with the current one.
         planning = contextlib.ExitStack()
-        planning.enter_context(services.syncer.held())
+        planning.enter_context(services.syncer.keep_open())
         try:
             if job.kind == "schedule":
                 summary = await self._run_scheduled(job, run, services, planning)

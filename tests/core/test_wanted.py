@@ -91,7 +91,7 @@ def test_nothing_to_choose_from(text, choice):
         ImageSelector.parse(text, **choice)
 
 
-@pytest.mark.parametrize("newest", [0, -1, ImageSelector.MOST_TAGS + 1])
+@pytest.mark.parametrize("newest", [0, -1, ImageSelector.MAX_TAGS + 1])
 def test_newest_has_bounds(newest):
     """None at all, or more than are ever kept of an entry, is a mistake."""
     with pytest.raises(InvalidImageSelector, match="newest has to be from 1 to"):
@@ -136,10 +136,10 @@ def test_arbitrary_lists(names, newest):
 
 def test_selection_is_bounded():
     """A repository with very many tags does not take the store over; the highest versions stay."""
-    names = [f"1.{number}" for number in range(3 * ImageSelector.MOST_TAGS)] + ["edge"]
+    names = [f"1.{number}" for number in range(3 * ImageSelector.MAX_TAGS)] + ["edge"]
     chosen = ImageSelector.parse("app:*").select(names)
-    assert len(chosen) == ImageSelector.MOST_TAGS
-    assert chosen[0] == Tag(f"1.{3 * ImageSelector.MOST_TAGS - 1}")
+    assert len(chosen) == ImageSelector.MAX_TAGS
+    assert chosen[0] == Tag(f"1.{3 * ImageSelector.MAX_TAGS - 1}")
 
 
 @given(registries, paths, tags | digests)

@@ -72,7 +72,7 @@ class ScriptedSource:
     lazy_size = None
     origin = "upstream"
 
-    def held(self):
+    def keep_open(self):
         """It never closes."""
         return contextlib.nullcontext()
 
