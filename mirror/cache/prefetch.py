@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ from mirror.core.counts import Count
 from mirror.core.digest import Digest
 from mirror.core.manifest import Manifest, parse_manifest
 from mirror.core.names import Repository
+from mirror.core.prefetch_width import PrefetchWidth
 from mirror.core.urgency import Urgency
 from mirror.download.downloads import Downloads
 from mirror.errors import MirrorError, StorageError
@@ -31,14 +32,11 @@ from mirror.storage.space_quota import on_disk
 
 log = structlog.get_logger(__name__)
 
-# Concurrent blobs of one image. Where upstream limits each connection, twice as many as dockerd reads save much of the wait.
-# Where the whole line is limited, more would delay the first layers, which clients unpack while the others arrive.
-_MAX_PER_IMAGE = 6
 # Blobs in the queue. Clients request the others themselves.
 _MAX_WAITING = 1000
 # Fetched manifests that no client has got yet.
 _MAX_PENDING = 1000
-# Interval of the look whether other processes have released connections of the share.
+# Interval of the look at what the connections bring, and whether other processes have released some of the share.
 _POLL_INTERVAL_S = 0.1
 
 
@@ -81,6 +79,8 @@ class Prefetch:
         self._next_poll: asyncio.TimerHandle | None = None
         self._pending: BoundedCache[tuple[Repository, Digest], None] = BoundedCache(_MAX_PENDING)
         self._images: list[_Image] = []
+        # By registry.
+        self._widths: defaultdict[str, PrefetchWidth] = defaultdict(PrefetchWidth)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def on_fetched(self, repository: Repository, manifest: Manifest) -> None:
@@ -135,18 +135,24 @@ class Prefetch:
 
     def _start_waiting(self) -> None:
         """Start waiting blobs up to the limits, in the order of the images."""
+        now = asyncio.get_running_loop().time()
         for image in self._images:
-            while image.waiting and image.running < _MAX_PER_IMAGE and self._running.enter(self._max_running):
+            most = self._widths[image.repository.registry].count(now)
+            while image.waiting and image.running < most and self._running.enter(self._max_running):
                 if not self._start(image, image.waiting.popleft()):
                     self._running.leave()
         self._images = [image for image in self._images if image.waiting]
 
-        if self._images and not self._tasks and self._next_poll is None:
-            # Other processes use the whole share, and no event reports its release.
+        if self._images and self._next_poll is None:
+            # No event reports how fast bytes arrive, nor that other processes release connections of the share.
             self._next_poll = asyncio.get_running_loop().call_later(_POLL_INTERVAL_S, self._poll)
 
     def _poll(self) -> None:
         self._next_poll = None
+        now = asyncio.get_running_loop().time()
+        for image in self._images:
+            registry = self._context.registry(image.repository)
+            self._widths[registry.name].note(now, registry.received, image.running)
         self._start_waiting()
 
     def _start(self, image: _Image, digest: Digest) -> bool:
@@ -170,6 +176,8 @@ class Prefetch:
         self._running.leave()
         self._context.in_use.release()
         self._tasks.discard(task)
+        if not image.running and not image.waiting:
+            self._widths[image.repository.registry].ended()
         self._start_waiting()
 
     async def _fetch(self, image: _Image, digest: Digest) -> None:

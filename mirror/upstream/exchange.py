@@ -155,6 +155,7 @@ class Exchange:
     def received(self, count: int) -> None:
         """Count bytes of bodies."""
         route = self._route
+        route.health.received += count
         route.metrics.upstream_bytes.labels(route.health.registry, route.name).inc(count)
 
     @contextlib.contextmanager

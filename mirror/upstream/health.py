@@ -101,6 +101,7 @@ class Health:
         own: breaker of the upstream's own host.
         content: breaker of the hosts that it redirects to for blobs.
         opened: called when a breaker of the upstream itself opens; begins to probe.
+        received: bytes of bodies that it has sent so far.
     """
 
     def __init__(self, registry: str, upstream: str, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
@@ -112,6 +113,7 @@ class Health:
         self.pull_quota = PullQuota()
         self.clock = clock
         self.opened: Callable[[TrackedBreaker], None] | None = None
+        self.received = 0
         self._kinds: dict[str, TrackedBreaker] = {}
         self._upstream = upstream
         self._metrics = metrics

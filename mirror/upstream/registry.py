@@ -79,6 +79,11 @@ class Registry:
         for upstream in upstreams:
             upstream.health.alone = len(upstreams) == 1
 
+    @property
+    def received(self) -> int:
+        """Bytes of bodies that its upstreams have sent so far."""
+        return sum(upstream.health.received for upstream in self.upstreams)
+
     async def manifest(self, repository: str, reference: Reference) -> Manifest:
         """Fetch a manifest; its bytes are verified against the reference if that is a digest, else against upstream's header.
 

@@ -375,7 +375,7 @@ async def test_failing_blobs(hub, start, quiet, monkeypatch):
     monkeypatch.setattr("mirror.download.fetcher.backoff", lambda *_, **__: 0.0)
     mirror = await start()
     made = image(hub)
-    config, wrong, gone, *right = parts(made)
+    config, *right, gone, wrong = parts(made)
     hub.script(Rule(host="cdn", reference=wrong, times=None), Corrupt(at=1000))
     hub.script(Rule(kind="blob", reference=gone, times=None), Status(404))
     answer = await mirror.get(manifest_path("1"))
