@@ -42,7 +42,15 @@ class Content:
 
     def manifest(self, tag: str) -> tuple[str, str]:
         """Write an image manifest of ordinary size; the paths by digest and by `tag`."""
-        body = json.dumps(_image_manifest(), indent=2).encode()
+        return self._manifest(tag, [_descriptor(LAYER_TYPE, 1_000_000 * (index + 1)) for index in range(LAYERS)])
+
+    def image_of(self, blob: str, tag: str) -> str:
+        """Write an image manifest with one layer, a blob that was written before; the path by `tag`."""
+        layer = {"mediaType": LAYER_TYPE, "digest": blob.rpartition("/")[2], "size": self.size(blob)}
+        return self._manifest(tag, [layer])[1]
+
+    def _manifest(self, tag: str, layers: list[dict[str, object]]) -> tuple[str, str]:
+        body = json.dumps(_image_manifest(layers), indent=2).encode()
         digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
         return self.hold("manifests", digest, body), self.hold("manifests", tag, body)
 
@@ -61,12 +69,12 @@ class Content:
         return f"/v2/{REPOSITORY}/{kind}/{reference}"
 
 
-def _image_manifest() -> dict[str, object]:
+def _image_manifest(layers: list[dict[str, object]]) -> dict[str, object]:
     return {
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
         "config": _descriptor(CONFIG_TYPE, 7023),
-        "layers": [_descriptor(LAYER_TYPE, 1_000_000 * (index + 1)) for index in range(LAYERS)],
+        "layers": layers,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from mirror import demand
 from mirror.aio import SingleFlight
@@ -14,6 +15,7 @@ from mirror.cache.context import Context
 from mirror.cache.integrity import IntegrityChecks
 from mirror.cache.last_answers import LastAnswer
 from mirror.cache.pull_policy import PullPolicy
+from mirror.cache.ungranted_body import UngrantedBody
 from mirror.core.counts import ClientCounts
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
@@ -93,6 +95,7 @@ class Blobs:
                 return size, Outcome.MISS
         answer = await self.get(repository, digest)
         await answer.body.close()
+        await self._require_grant(repository, digest)
         return answer.size, answer.outcome
 
     async def ensure_cached(self, repository: Repository, digest: Digest, urgency: Urgency) -> int:
@@ -154,6 +157,9 @@ class Blobs:
         if self._context.store.files.size(digest) is not None or self._downloads.find(digest) is not None:
             return None
         size = self.granted_size(repository, digest)
+        if size is None:
+            # The response to the first range brings the grant.
+            size = self._context.access.size_named(repository, digest)
         if size is None or size == UNKNOWN_SIZE:
             self._content.raise_if_negative("blob", repository, digest)
             size = await self._head_upstream(repository, digest)
@@ -242,9 +248,11 @@ class Blobs:
         repository, digest = source.repository, source.digest
         try:
             size = await self._granted_size(source, body, is_own=download.source == source)
+            if size is not None and download.source == source and download.source.lazy_size is not None:
+                return BlobAnswer(digest, size, self._ungranted(repository, digest, body), outcome)
             # Another process may fetch the blob through another repository.
-            if size is not None and not self._content.is_authorized("blob", repository, digest):
-                await self._head_upstream(repository, digest)
+            if size is not None:
+                await self._require_grant(repository, digest)
         except BaseException:
             await body.close()
             raise
@@ -252,6 +260,14 @@ class Blobs:
             await body.close()
             return None
         return BlobAnswer(digest, size, body, outcome)
+
+    def _ungranted(self, repository: Repository, digest: Digest, body: StreamingBody) -> UngrantedBody:
+        require = partial(self._require_grant, repository, digest)
+        return UngrantedBody(body, require, partial(self._content.cache_negative, "blob", repository, digest))
+
+    async def _require_grant(self, repository: Repository, digest: Digest) -> None:
+        if not self._content.is_authorized("blob", repository, digest):
+            await self._head_upstream(repository, digest)
 
     async def _granted_size(self, source: UpstreamSource, body: StreamingBody, *, is_own: bool) -> int | None:
         """The size of a download; None if upstream refuses the blob to another repository, through which it is fetched."""

@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from tests.fakehub import Corrupt, Rule, Status
+from tests.fakehub.faults import Fault
 from tests.mirror.transfers import Transfer
 from tests.support.mirrors import MirrorUnderTest
-from tests.support.names import KIB, MIB, manifest_path
+from tests.support.names import KIB, MIB, content, manifest_path
 from tests.support.waiting import eventually
 
 SIZE = 12 * MIB + 4321
@@ -48,6 +49,57 @@ async def test_only_the_chunks_that_are_read(blob):
     assert blob.asked() == [ranged(5, 6)]
     assert await sent(blob) == 2 * MIB
     assert not blob.mirror.holds(blob.digest)
+
+
+async def test_first_range_of_a_known_layer(hub, mirror):
+    """A manifest states the size, and the response to the range is the grant: no HEAD comes before it."""
+    layer = content(3 * MIB)
+    image = hub.add_image("library/app", "1", layers=[layer])
+    await mirror.get(manifest_path("1"))
+    hub.reset_counters()
+    path = f"/v2/library/app/blobs/{image.layers[0].digest}"
+    for start in (MIB, 2 * MIB):
+        answer = await mirror.get(path, headers={"Range": f"bytes={start}-{start + 9}"})
+        assert (answer.status, answer.body) == (206, layer[start : start + 10])
+    trips = [(seen.method, seen.host) for seen in hub.requests]
+    assert trips == [("GET", "registry"), ("GET", "cdn"), ("GET", "cdn")]
+
+
+async def test_range_of_a_known_layer_that_is_refused(hub, mirror):
+    """Upstream refuses the range, and is not asked again for a while."""
+    image = hub.add_image("library/app", "1", layers=[content(3 * MIB)])
+    await mirror.get(manifest_path("1"))
+    hub.script(Rule(kind="blob", times=None), Status(404))
+    hub.reset_counters()
+    for _ in range(2):
+        answer = await mirror.get(f"/v2/library/app/blobs/{image.layers[0].digest}", headers={"Range": "bytes=0-9"})
+        assert answer.status == 404
+    assert hub.count(kind="blob") == 1
+
+
+class Held(Fault):
+    """The answer does not begin before `event` is set."""
+
+    def __init__(self):
+        self.reached, self.event = asyncio.Event(), asyncio.Event()
+
+    async def before(self):
+        self.reached.set()
+        await self.event.wait()
+
+
+async def test_known_layer_before_its_grant(hub, mirror):
+    """While the first range is on its way, a HEAD learns from upstream whether the layer is granted, not from the manifest."""
+    image = hub.add_image("library/app", "1", layers=[content(3 * MIB)])
+    await mirror.get(manifest_path("1"))
+    path, held = f"/v2/library/app/blobs/{image.layers[0].digest}", Held()
+    hub.script(Rule(kind="blob", method="GET"), held)
+    hub.script(Rule(kind="blob", method="HEAD"), Status(404))
+    client = asyncio.create_task(mirror.get(path, headers={"Range": "bytes=0-9"}))
+    await held.reached.wait()
+    assert (await mirror.head(path)).status == 404
+    held.event.set()
+    assert (await client).status == 206
 
 
 async def test_a_chunk_is_fetched_once(blob):
