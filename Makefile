@@ -39,7 +39,7 @@ e2e: $(VENV)/.dev
 
 # What takes too long for every change: the long tests as well, and other examples of the properties each time.
 e2e-full: $(VENV)/.dev
-	tests/e2e/install.sh
+	tests/e2e/install.sh full
 	$(BIN)/python -m pytest tests/e2e
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/soak -n $(TESTS_AT_ONCE)
 

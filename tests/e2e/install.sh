@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
 # Brings the real clients and servers that the end-to-end tests and the benchmarks drive. Does nothing when all are there.
+# With the argument `full` also what builds the container image.
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 # runc is a dependency of containerd: dockerd does not start without it.
-readonly COMMANDS=(dockerd docker htpasswd openssl containerd ctr runc skopeo docker-registry nginx wrk promtool redis-server pgrep systemd-analyze)
-readonly PACKAGES=(docker.io apache2-utils openssl containerd skopeo docker-registry nginx-light wrk prometheus redis-server procps systemd)
-readonly POLICY=/usr/sbin/policy-rc.d
+commands=(dockerd docker htpasswd openssl containerd ctr runc skopeo docker-registry nginx wrk promtool redis-server pgrep systemd-analyze)
+packages=(docker.io apache2-utils openssl containerd skopeo docker-registry nginx-light wrk prometheus redis-server procps systemd)
+if [ "${1:-}" = full ]; then
+    commands+=(buildah debootstrap pipx)
+    packages+=(buildah debootstrap pipx)
+fi
+readonly commands packages POLICY=/usr/sbin/policy-rc.d
 
 missing() {
     local name
-    for name in "${COMMANDS[@]}"; do
+    for name in "${commands[@]}"; do
         command -v "$name" >/dev/null || printf '%s ' "$name"
     done
 }
@@ -43,7 +48,7 @@ if [ -z "$lacking" ]; then
     exit 0
 fi
 if [ "$(id -u)" -ne 0 ]; then
-    echo "install.sh: missing: ${lacking% }. Run it as root, or: apt-get install --no-install-recommends ${PACKAGES[*]}" >&2
+    echo "install.sh: missing: ${lacking% }. Run it as root, or: apt-get install --no-install-recommends ${packages[*]}" >&2
     exit 1
 fi
 if ! command -v apt-get >/dev/null; then
@@ -54,7 +59,7 @@ fi
 export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
 forbid_services
 bounded 180 apt-get -qq -o Acquire::Retries=2 -o DPkg::Lock::Timeout=60 update
-bounded 600 apt-get -qq -y -o Acquire::Retries=2 -o DPkg::Lock::Timeout=60 install --no-install-recommends "${PACKAGES[@]}"
+bounded 600 apt-get -qq -y -o Acquire::Retries=2 -o DPkg::Lock::Timeout=60 install --no-install-recommends "${packages[@]}"
 
 lacking=$(missing)
 if [ -n "$lacking" ]; then

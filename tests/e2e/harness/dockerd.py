@@ -59,13 +59,14 @@ class Dockerd:
         directory.mkdir(parents=True)
         self._socket = directory / "d.sock"
         self._data = directory / "data"
+        self._exec = directory / "exec"
         options = [
             "--iptables=false",
             "--ip6tables=false",
             "--bridge=none",
             "--storage-driver=vfs",
             f"--data-root={self._data}",
-            f"--exec-root={directory / 'exec'}",
+            f"--exec-root={self._exec}",
             f"--pidfile={directory / 'pid'}",
             f"--host=unix://{self._socket}",
             *([] if mirror_url is None else [f"--registry-mirror={mirror_url}"]),
@@ -87,8 +88,9 @@ class Dockerd:
         try:
             self._program.stop(30)
         finally:
-            # A daemon that failed leaves its data root mounted on itself.
-            subprocess.run([find_command("umount"), "-q", str(self._data)], check=False, timeout=10)
+            # A daemon that failed leaves its data root mounted on itself; one that has run containers, a network namespace.
+            mounted = [str(self._data), *map(str, (self._exec / "netns").glob("*"))]
+            subprocess.run([find_command("umount"), "-q", *mounted], check=False, timeout=10)
 
     @contextmanager
     def pulling(self, repository: str, reference: str, timeout: float = 60) -> Iterator[Iterator[Progress]]:
