@@ -207,7 +207,7 @@ def _image(value: Any) -> Any:
         ImageSelector.parse(value)
         return {"image": value}
     if not isinstance(value, dict | ImageConfig):
-        raise ValueError("must be an image, or a mapping with the key image")  # noqa: TRY004 - pydantic wants a ValueError
+        raise ValueError("must be an image, or a mapping with the key image")  # noqa: TRY004 - pydantic requires a ValueError
     return value
 
 

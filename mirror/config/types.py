@@ -25,7 +25,7 @@ from mirror.core.versions import VersionRange
 def _of(parse: Callable[[str], float]) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError("must be text like the default's")  # noqa: TRY004 - pydantic wants a ValueError
+            raise ValueError("must be text like the default's")  # noqa: TRY004 - pydantic requires a ValueError
         return parse(str(value))
 
     return convert
@@ -197,7 +197,7 @@ ReceiverUrl = Annotated[str, AfterValidator(_receiver)]
 
 def _platform(value: Any) -> Any:
     if not isinstance(value, str | Platform):
-        raise ValueError("must be os/architecture, for example linux/amd64")  # noqa: TRY004 - pydantic wants a ValueError
+        raise ValueError("must be os/architecture, for example linux/amd64")  # noqa: TRY004 - pydantic requires a ValueError
     return Platform.parse(value) if isinstance(value, str) else value
 
 
@@ -207,7 +207,7 @@ PlatformText = Annotated[Platform, BeforeValidator(_platform)]
 def _versions(value: Any) -> Any:
     if not isinstance(value, str | VersionRange):
         # YAML makes 1.20 the number 1.2.
-        raise ValueError('must be text in quotes, for example ">=1.25 <2"')  # noqa: TRY004 - pydantic wants a ValueError
+        raise ValueError('must be text in quotes, for example ">=1.25 <2"')  # noqa: TRY004 - pydantic requires a ValueError
     return VersionRange.parse(value) if isinstance(value, str) else value
 
 

@@ -19,7 +19,7 @@ _QUANTUM_S: Final = 0.02
 
 
 class ByteRate:
-    """The rate, seen from one process. Times are in seconds, of any clock that never goes back."""
+    """The rate, seen from one process. Times are in seconds, of any monotonic clock."""
 
     def __init__(self, table: CountTable) -> None:
         self._received = table.received

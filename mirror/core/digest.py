@@ -43,7 +43,7 @@ class Digest:
         return f"{self.algorithm}:{self.encoded}"
 
     def __hash__(self) -> int:
-        # The hex alone tells digests apart, and Python remembers a string's hash.
+        # The hex alone distinguishes digests, and Python caches the hash of a string.
         return hash(self.encoded)
 
 

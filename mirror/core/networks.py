@@ -19,7 +19,7 @@ _MAPPED = IPv6Network("::ffff:0:0/96")
 _EMBEDDING = (_MAPPED, IPv6Network("::/96"), IPv6Network("::ffff:0:0:0/96"), IPv6Network("64:ff9b::/96"))
 # NAT64's prefix for use inside of networks (RFC 8215), which each of them cuts as it likes.
 _LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
-# By the length of the prefix, how far to the right of it the IPv4 address goes on behind bits 64 to 71 (RFC 6052 section 2.2).
+# By the length of the prefix, how far to the right of it the IPv4 address continues behind bits 64 to 71 (RFC 6052 section 2.2).
 _NAT64_LENGTHS = (48, 56, 64)
 # What stands in these by chance is no embedded address: "this network" and what is reserved (RFC 1122, RFC 1112).
 _NO_EMBEDDED = (IPv4Network("0.0.0.0/8"), IPv4Network("240.0.0.0/4"))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-# For a target that does not tell. A target that refuses costs one round trip.
+# For a target without a known expiry. A target that refuses costs one round trip.
 _DEFAULT_S: Final = 60.0
 # Clocks differ, and a request takes a while.
 _MARGIN_S: Final = 30.0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# For each such time a waiter counts as more urgent by one step, so that none waits for ever.
+# For each such time a waiter counts as more urgent by one step, so that none starves.
 _AGING_MS: Final = 5_000
 # A holder that waited long enough to pass more urgent ones keeps its connection at least so long.
 _KEPT_MS: Final = 5_000

@@ -66,7 +66,7 @@ class Downloads:
         self._failures.refuse(source)
 
     def start(self, digest: Digest, source: Source, share: Share | None = None, *, retry: bool = True) -> Ingest:
-        """Start an ingest that is not under way; it goes on when its readers leave.
+        """Start an ingest that is not under way; it continues when its readers leave.
 
         Args:
             share: its place in the counts of the client that begins it; None if no client does.

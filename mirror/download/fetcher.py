@@ -1,4 +1,4 @@
-"""Fetches the holes of one partial file: which hole is next, when to try again, and what readers far ahead wait for."""
+"""Fetches the holes of one partial file: chooses the next hole, retries, and fetches ahead for readers."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from mirror.errors import (
 
 log = structlog.get_logger(__name__)
 
-# An attempt that brought this many bytes made progress: the count of failures starts again.
+# An attempt that received so many bytes made progress: the count of failures starts again.
 _PROGRESS_BYTES = 256 << 10
-# How often a hole that another writer fills is looked at.
+# How often to look at a hole that another writer fills.
 _POLL_INTERVAL_S = 0.03
-# How often a lazy driver looks at what other processes have fetched.
+# How often a lazy driver reads what other processes have fetched.
 _LAZY_POLL_INTERVAL_S = 0.25
 # So many responses in a row have to agree on another size before what has arrived is discarded.
 _AGREEING_SIZES = 2
@@ -44,8 +44,8 @@ class Fetcher:
 
     Attributes:
         write: writes bytes at an offset into the partial file; the driver's hashes them, too.
-        is_lazy: only what readers request is fetched.
-        failure: why that cannot be fetched, None as long as it can.
+        is_lazy: fetch only what readers request.
+        failure: the reason why that fails, or None.
     """
 
     def __init__(self, partial: Partial, source: Source, services: DownloadServices) -> None:
@@ -55,7 +55,7 @@ class Fetcher:
         self._partial = partial
         self._source = source
         self._services = services
-        # Stays set between two attempts: readers who wait there are served by the next one, and must not start another.
+        # Stays set between two attempts: the next one serves the readers that wait there; they must not start another.
         self._main: RangeFetcher | None = None
         self._ahead: dict[RangeFetcher, asyncio.Task[None]] = {}
         self._ahead_failures = 0
@@ -153,7 +153,7 @@ class Fetcher:
             return
         hole = self._partial.map.hole(max(start, position // CHUNK * CHUNK))
         if hole is None or self._is_near(hole[0], fetchers) or not self._start_ahead(_bounded(hole, until)):
-            # Another writer fills it, perhaps in another process; a reader who waits asks again.
+            # Another writer fills it, perhaps in another process; a waiting reader asks again.
             self._ahead_again = loop.time() + _POLL_INTERVAL_S
 
     def fetch_beside(self) -> None:

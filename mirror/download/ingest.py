@@ -24,9 +24,9 @@ from mirror.errors import DigestMismatch, DownloadAbandoned, FlushFailed, Mirror
 
 log = structlog.get_logger(__name__)
 
-# A reader far ahead, for whom nothing could be fetched because another writer was about to, asks again after so long.
+# How often a reader far ahead asks again, if another writer was about to fetch its bytes.
 _ASK_AGAIN_S = 0.25
-# A lazy ingest without readers ends after so long; a new one would hash again what has arrived of its beginning.
+# A lazy ingest without readers ends after this time; a new one would hash its beginning again.
 _IDLE_S = 30.0
 _CONNECTING = Connecting()
 
@@ -65,7 +65,7 @@ class Ingest:
 
     @property
     def state(self) -> State:
-        """How far it is: how it has ended, else what the partial file says."""
+        """The last state if it has ended, else the state of the partial file."""
         if self._end is not None:
             return self._end
         if self._partial is None or (size := self._partial.map.size) is None:
@@ -76,7 +76,7 @@ class Ingest:
 
     @property
     def urgency(self) -> Urgency:
-        """How urgently its bytes are needed just now, by the readers of all processes."""
+        """The urgency of its bytes now, for the readers of all processes."""
         own, partial = self._readers.urgency, self._partial
         if own is not Urgency.CLIENT and partial is not None and partial.has_readers_elsewhere():
             return Urgency.CLIENT
@@ -111,7 +111,7 @@ class Ingest:
             self.share.resume()
 
     def leave(self, urgency: Urgency) -> None:
-        """Remove a reader; the ingest goes on, unless too many go on without a client already."""
+        """Remove a reader; the ingest continues, unless too many already continue without a client."""
         self._readers.leave(urgency)
         if self._end is not None:
             self._close_unread()
@@ -283,7 +283,7 @@ class Ingest:
         return Failed(cause, partial.map.size if partial.is_verified else unverified_end(partial.map.size))
 
     def end(self, end: Committed | Failed) -> None:
-        """Enter the last state. Readers who have not finished keep the bytes open."""
+        """Enter the last state. Readers that have not finished keep the bytes open."""
         self._end = end
         self._stop_timer()
         if self._partial is not None:

@@ -1,4 +1,4 @@
-"""Further connections for one large blob, beside the main one, for as long as they bring more bytes."""
+"""Further connections for one large blob, beside the main one, as long as they are faster than one."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from mirror.errors import (
 
 log = structlog.get_logger(__name__)
 
-# How often the speed is looked at.
-_LOOK_INTERVAL_S = 0.1
+# How often the speed is measured.
+_POLL_INTERVAL_S = 0.1
 _SIZE_TIMEOUT_S = 1.0
-# After a failure that says nothing about parallel connections, none is opened for so long.
+# The pause before another connection, after a failure with another cause than parallel connections.
 _PAUSE_S = 1.0
-# So many further connections in a row that fail, and the blob is left to one.
+# After so many failures in a row one connection fetches the rest.
 _MAX_FAILURES = 3
-# What an upstream gives to several connections is found out again after so long.
+# How long the measured speed of an upstream is used.
 _SPEED_TTL_S = 600.0
 
 
@@ -68,7 +68,7 @@ class Lanes:
         self._context.run(_be_less_urgent)
 
     def take(self) -> Lane | None:
-        """The next piece for the main connection, which is one of several; None if it is the only one, or if nothing is left."""
+        """The next piece for the main connection; None if it is the only connection, or if no piece is left."""
         return self._take() if self._width.connections > 1 else None
 
     def start(self) -> None:
@@ -81,7 +81,7 @@ class Lanes:
         if size >= self._services.limits.parallel_from_bytes:
             while self._width.speed.verdict is not Verdict.SINGLE:
                 self._look(size)
-                await asyncio.sleep(_LOOK_INTERVAL_S)
+                await asyncio.sleep(_POLL_INTERVAL_S)
 
     async def close(self) -> None:
         """Cancel the further connections, and open no more."""
@@ -101,7 +101,7 @@ class Lanes:
         self._open_more()
 
     def _record(self, before: Verdict) -> None:
-        """Keep what is known for the next blob from there."""
+        """Keep the measured speed for the next blob from the same origin."""
         speed = self._width.speed
         if speed.verdict is Verdict.UNKNOWN:
             return
@@ -133,7 +133,7 @@ class Lanes:
             await fetcher.fetch(partially=True)
             self._failures = 0
         except (ConnectionWithdrawn, UpstreamBusy, StorageError):
-            # The main connection goes on, and meets the same if it lasts.
+            # The main connection continues, and meets the same failure if it lasts.
             self._pause()
         except (UpstreamError, UpstreamRefusal) as error:
             self._fail(error)

@@ -32,7 +32,7 @@ P = ParamSpec("P")
 
 # Far above the size of any blob, so that neither collides with the lock of a chunk.
 _DRIVER_LOCK = 1 << 62
-# Shared by the processes that follow the driver and have clients who read.
+# Shared by the processes that follow the driver and have clients as readers.
 _READERS_LOCK = _DRIVER_LOCK + 1
 
 
@@ -42,7 +42,7 @@ class Partial:
     Attributes:
         digest: the digest that the whole file must have.
         map: what has arrived.
-        signal: pulsed under a chunk's index when bytes arrive there, and for everybody when anything else changes.
+        signal: pulsed under a chunk's index when bytes arrive there, and for all waiters when anything else changes.
         shared: keeps map and locks open while threads use them, beyond `close`.
         is_verified: whether the digest has matched, in this process or in the one that drives it.
     """
@@ -77,18 +77,18 @@ class Partial:
         await self.signal.wait(timeout_s, None if position is None else position // CHUNK)
 
     def announce(self) -> None:
-        """Wake all who wait for a change. Must be called on the event loop."""
+        """Wake all waiters. Must be called on the event loop."""
         self.signal.pulse()
 
     def announce_bytes(self, start: int, stop: int) -> None:
-        """Wake those who wait for bytes in the chunks between two positions. Must be called on the event loop."""
+        """Wake the waiters for bytes in the chunks between two positions. Must be called on the event loop."""
         for index in range(start // CHUNK, -(-stop // CHUNK)):
             self.signal.pulse(index)
 
     # ---- locks
 
     def try_acquire_driver(self) -> bool:
-        """Try to become the driver: the one who completes this blob."""
+        """Try to become the driver: the process that completes this blob."""
         return self._lock.try_acquire(_DRIVER_LOCK, 1)
 
     def show_readers(self, present: bool) -> None:
@@ -254,7 +254,7 @@ class Partial:
             self._file.close()
 
     def abandon(self, *, keep_readable: bool = False) -> None:
-        """Close it, and remove it if it is empty and nobody else uses it: an empty file would stay otherwise."""
+        """Close it, and remove it if it is empty and no other process uses it: an empty file would stay otherwise."""
         if not self.is_closed:
             with contextlib.suppress(OSError, StorageError):
                 if self.is_new() and not self.refresh() and self.try_acquire_driver() and self.is_current():

@@ -83,7 +83,7 @@ class StreamTask:
     def _on_end(self, task: asyncio.Task[None]) -> None:
         self._changed.set()
         if not task.cancelled():
-            # Retrieved, so that a reader who has left does not leave an unread error.
+            # Retrieved: asyncio would log the error if the reader has left.
             task.exception()
 
 

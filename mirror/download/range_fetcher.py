@@ -116,7 +116,7 @@ class RangeFetcher:
             self._partial.announce_bytes(start, claimed)
             if claimed >= stop or claimed < end or self._next * CHUNK <= claimed:
                 return
-        # The response may have announced no more; if it counted as done, upstream would be asked for the rest for ever.
+        # Even if the response has announced no more: counted as done, the rest would be requested without end.
         raise UpstreamDisconnected(f"upstream ended {self._partial.digest} at byte {lane.position}, where more was asked for")
 
     def _claim_up_to(self, end: int, stop: int) -> int:

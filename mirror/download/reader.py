@@ -114,10 +114,10 @@ class HeldBody:
 class StreamingBody:
     """A reader of an ingest. Neither its pace nor its end changes anything for the ingest or for other readers.
 
-    If the store cannot take the blob, the reader goes on by its own stream from upstream, from its own position.
+    If the store cannot take the blob, the reader continues with its own stream from upstream, from its own position.
 
     Attributes:
-        bypassed: whether it had to.
+        bypassed: whether it does.
 
     Args:
         urgency: unless it is a client's, no deadline holds, and the reader does not go past the store.
@@ -131,7 +131,7 @@ class StreamingBody:
         self._file: FileIO | None = None
         self._bypass: PassthroughStream | None = None
         self._size: int | None = None
-        # One for everything before the first byte, second tries included: clients have one as well.
+        # One for all waits before the first byte, second attempts included: clients have one deadline as well.
         self._deadline = math.inf if self._for_store else asyncio.get_running_loop().time() + ingest.limits.first_byte_s
         # The source's, not the reader's own: it may have joined an ingest that began before the configuration changed.
         self._held = ExitStack()
@@ -200,7 +200,7 @@ class StreamingBody:
                 return True
 
     async def close(self) -> None:
-        """Leave the ingest, which goes on."""
+        """Leave the ingest, which continues."""
         self._ingest.leave(self._urgency)
         if self._file is not None:
             self._file.close()

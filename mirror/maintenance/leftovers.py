@@ -54,7 +54,7 @@ class PartialFile:
 
 
 class Leftovers:
-    """Finds and removes what nothing needs any more.
+    """Finds and removes files and rows that nothing needs.
 
     Args:
         clock: seconds since the epoch, for the age of files.

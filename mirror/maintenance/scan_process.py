@@ -53,7 +53,7 @@ class _Scan:
     def walk(self, first: _First, *, only_pinned: bool) -> None:
         """Offer the blobs that are not pinned, or those that are."""
         for directory, digits in _shards(self._root):
-            # The parent has died: nobody will read the answer.
+            # The parent has died: the answer has no reader.
             if os.getppid() != self._parent:
                 sys.exit(1)
             for name, size, used in _files(directory, digits):

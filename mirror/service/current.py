@@ -31,7 +31,7 @@ class Current:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def replace(self, graph: Graph) -> None:
-        """Make a started graph the current one, at once; retire the old one, which starts no work of its own any more."""
+        """Make a started graph the current one, at once; retire the old one, which then starts no work of its own."""
         old, self.graph = self.graph, graph
         self.retired.add(old)
         task = asyncio.get_running_loop().create_task(self._retire(old))

@@ -130,7 +130,7 @@ def held_size(files: BlobFiles, reached: Reach) -> int:
 
 def images(files: BlobFiles, index: Index, pattern: ImagePattern | None = None) -> list[Image]:
     """Return the tags whose manifest is cached and the cached manifests without a tag that a pattern matches, by name."""
-    # Only all tags of a repository tell which of its manifests have none.
+    # Which manifests of a repository have no tag follows from all of its tags.
     all_tags = pattern if pattern is None or pattern.tag is not None else replace(pattern, digest=None)
     tagged: dict[Repository, set[Digest]] = {}
     found = []

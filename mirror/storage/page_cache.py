@@ -16,7 +16,7 @@ _SYNC_FILE_RANGE_WRITE = 2
 
 
 def resident_until(descriptor: int, start: int, stop: int) -> int:
-    """Return the end of the bytes that can be read from `start` on without the disk; `stop` if the file system cannot tell.
+    """Return the end of the bytes from `start` on that are in memory; `stop` if the file system does not report that.
 
     Costs less than a microsecond for each piece in memory (preadv2(2), RWF_NOWAIT).
     """
@@ -35,7 +35,7 @@ def resident_until(descriptor: int, start: int, stop: int) -> int:
 
 
 def read_resident(descriptor: int, start: int, stop: int) -> bytes | None:
-    """The bytes from `start` to `stop` if they can be had without waiting for the disk, else None."""
+    """The bytes from `start` to `stop` if they can be read without waiting for the disk, else None."""
     if start == stop:
         return b""
     data = bytearray(stop - start)

@@ -185,7 +185,7 @@ class Tags:
         return [name for name in map(_name, self._table.labelled(str(digest))) if name is not None]
 
     def drop(self, is_present: Callable[[Digest], bool], before: float, pause: Callable[[], bool] = lambda: False) -> int:
-        """Delete tags whose manifest is gone and that nobody has pulled or checked since `before`; returns how many.
+        """Delete tags whose manifest is gone and that were neither pulled nor checked since `before`; returns their number.
 
         Until then they answer requests that need no more than the digest.
 

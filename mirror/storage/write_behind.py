@@ -75,5 +75,5 @@ class WriteBehind:
     def _written(self, digest: Digest, task: asyncio.Task[None]) -> None:
         self._waiting.pop(digest, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # No caller may be waiting any more.
+            # Perhaps no caller is left that would see the error.
             self._log.log("info", "not_stored", digest=str(digest), cause=str(error))

@@ -1,4 +1,4 @@
-"""Sync jobs: what is to be brought in sync, and who asked for it. The API and the store call them orders."""
+"""Sync jobs: the images to bring in sync, and the origin of the request. The API and the store call jobs orders."""
 
 from __future__ import annotations
 

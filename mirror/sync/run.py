@@ -84,7 +84,7 @@ class Run:
         # Its own: no other run holds it up.
         self._slots = asyncio.Semaphore(_MAX_IMAGES)
         self._running: dict[str, Progress] = {}
-        # Registries that this run does not ask any more, with the reason.
+        # Registries that this run has stopped asking, with the reason.
         self._skipped: dict[str, str] = {}
 
     def snapshot(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mirror.core.ranges import parse_content_range
 from mirror.errors import UpstreamDisconnected, UpstreamProtocolError, UpstreamTimeout
 from mirror.upstream.receiver import Body, BodyEnded
 
-# A body with fewer bytes in a window fails: it would hold a connection, and clients, for ever.
+# A body with fewer bytes in a window fails: it would hold a connection, and its clients, without end.
 _MIN_WINDOW_BYTES, _WINDOW_S = 16 << 10, 60.0
 
 

@@ -45,7 +45,7 @@ class CredentialRetry:
                 await attempt()
 
     async def _lasts(self, pause: float) -> bool:
-        """Wait for a pause; False as soon as no retry is needed any more."""
+        """Wait for a pause; False as soon as no retry is needed."""
         loop = asyncio.get_running_loop()
         due = loop.time() + max(pause, self._login.wait)
         while self._login.problem is not None and loop.time() < due:

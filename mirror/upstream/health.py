@@ -92,7 +92,7 @@ class Permit:
 class Health:
     """The breakers and the pull limit of one upstream. Outlives reloads.
 
-    Each kind of request has a breaker of its own: failures of one kind tell nothing about the others.
+    Each kind of request has a breaker of its own: failures of one kind say nothing about the others.
 
     Attributes:
         registry: name of the registry.
@@ -206,7 +206,7 @@ class Health:
         return [self.own, *self._kinds.values()]
 
     def limits(self, limit: RateLimit | None, remaining: RateLimit | None) -> None:
-        """Note what a response tells about the pull limit."""
+        """Note the pull limit that a response reports."""
         self._metrics.pull_limit(self.registry, limit and limit.value, remaining and remaining.value)
         if remaining is not None:
             self.pull_quota.note(remaining, self.clock())

@@ -74,7 +74,7 @@ class Endpoint:
         self.is_public = not is_inside(self.url.host or "")
 
     def note_address(self, response: aiohttp.ClientResponse) -> None:
-        """Learn from a response whether the upstream is on the Internet; a proxy's address tells nothing about that."""
+        """Learn from a response whether the upstream is on the Internet; a proxy's address does not show that."""
         if self.proxy is None and (address := peer(response)) is not None:
             self.is_public = not is_inside(address)
 

@@ -1,4 +1,4 @@
-"""What the connections for blobs of one process share to receive: the buffers, and how fast bytes may arrive."""
+"""What the connections for blobs of one process share: the buffers, and the rate at which bytes may arrive."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BufferPool:
         return kept.pop()
 
     def give_back(self, buffer: bytearray) -> None:
-        """Return a buffer that nothing refers to any more."""
+        """Return a buffer to which nothing refers."""
         size = len(buffer)
         self.lent -= size
         if self.lent + self._kept_bytes + size <= self._total:
@@ -79,7 +79,7 @@ class BufferPool:
 
 @dataclass(frozen=True)
 class Intake:
-    """See the module."""
+    """The buffers and the rate of one process."""
 
     buffers: BufferPool
     rate: ByteRate
@@ -127,7 +127,7 @@ class Throttle:
         return min(room, self._rate.quantum)
 
     def cancel(self) -> None:
-        """Resume nothing any more."""
+        """Cancel a pending resumption."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None

@@ -190,7 +190,7 @@ class Registry:
 
     @contextlib.contextmanager
     def _noted_body(self, upstream: Upstream, request: UpstreamRequest) -> Iterator[None]:
-        """Note how the body of a blob ends; its error tells whether another upstream may do better."""
+        """Note how the body of a blob ends; its error decides whether another upstream is preferred."""
         try:
             yield
         except UpstreamError as error:

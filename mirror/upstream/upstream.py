@@ -73,7 +73,7 @@ class Upstream:
             self.health.release(permit)
             raise
         if attempt.error is not None:
-            # Also after a refusal, by GET or by HEAD: an earlier redirect is no grant any more.
+            # Also after a refusal, by GET or by HEAD: an earlier redirect is no longer a grant.
             self.route.targets.forget(request)
         return self.health.note(permit, attempt)
 
@@ -84,7 +84,7 @@ class Upstream:
         self.health.body_ended(error)
 
     def penalize(self, digest: Digest) -> None:
-        """Note that the bytes of a blob were wrong: nothing that this upstream has led to is trusted any more."""
+        """Note that the bytes of a blob were wrong: distrust everything that this upstream has redirected to."""
         self.route.targets.clear()
         self.health.body_ended(DigestMismatch(f"{self.name} has delivered wrong bytes of {digest}"))
 
