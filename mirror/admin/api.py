@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import structlog
 from aiohttp import web
+from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from mirror.admin.json_body import json_body, read_body
 from mirror.admin.operations import AdminOperations
@@ -64,9 +66,15 @@ class _Api:
         body = json.dumps({"ready": state.ready, **state.details}, indent=2) + "\n"
         return web.Response(text=body, status=200 if state.ready else 503, content_type="application/json")
 
-    async def metrics(self, _: web.Request) -> web.Response:
-        body = await asyncio.to_thread(self._operations.metrics)
-        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    async def metrics(self, request: web.Request) -> web.Response:
+        """In the format and the compression that the scraper accepts."""
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        body = await asyncio.to_thread(self._operations.metrics, encode)
+        if gzip_accepted(request.headers.get("Accept-Encoding", "")):
+            headers["Content-Encoding"] = "gzip"
+            body = await asyncio.to_thread(gzip.compress, body, 5, mtime=0)
+        return web.Response(body=body, headers=headers)
 
     async def downloads(self, _: web.Request) -> web.Response:
         return web.json_response({"downloads": await asyncio.to_thread(self._operations.downloads)})

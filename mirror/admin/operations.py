@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client.exposition import generate_latest
+
 from mirror import __version__
 from mirror.admin.explanations import describe
 from mirror.admin.status import MetricValues, request_figures, upstream_figures
-from mirror.admin.worker_stats import Problems, WorkerStats
+from mirror.admin.worker_stats import Encode, Problems, WorkerStats
 from mirror.cache.blob_source import UpstreamSource
 from mirror.cache.explainer import Explainer
 from mirror.config.model import Config
 from mirror.core.names import ImageName, ImagePattern
 from mirror.download.downloads import Downloads
 from mirror.download.ingest import Ingest
+from mirror.errors import StorageError
 from mirror.listener.registry_listener import RegistryListener
 from mirror.maintenance.purge import Purge, PurgeRequest, PurgeResult
 from mirror.metrics import Metrics
@@ -48,12 +51,13 @@ class AdminOperations:
 
     Attributes:
         draining: the mirror is stopping.
+        reload_refused: the last reload failed in this process.
     """
 
     def __init__(
         self, store: Store, downloads: Downloads, metrics: Metrics, worker_stats: WorkerStats, listener: RegistryListener
     ) -> None:
-        self.draining = False
+        self.draining = self.reload_refused = False
         self._store = store
         self._downloads = downloads
         self._metrics = metrics
@@ -81,18 +85,22 @@ class AdminOperations:
         details = {"draining": draining, "store_writable": writable, **problems, "upstreams": upstreams}
         return Readiness(writable and not draining and not blocked, details)
 
-    def metrics(self) -> bytes:
-        """Return the metrics of all processes in Prometheus's text format."""
+    def metrics(self, encode: Encode = generate_latest) -> bytes:
+        """Return the metrics of all processes, by default in Prometheus's text format."""
         used, blobs = self._store.quota.figures()
         self._metrics.storage_bytes.set(used)
         self._metrics.storage_blobs.set(blobs)
         self._metrics.storage_limit_bytes.set(self._store.quota.max_size)
+        with contextlib.suppress(StorageError):
+            self._metrics.storage_free_bytes.set(self._store.quota.disk_free())
+        self._metrics.ready.set(self.readiness().ready)
         self.publish()
-        return self._worker_stats.metrics()
+        return self._worker_stats.metrics(encode)
 
     def publish(self) -> None:
         """Write this process's figures for the other processes."""
         self._update_credentials_metric()
+        self._metrics.config_reload_ok.set(not (self.reload_refused or self._worker_stats.is_reload_refused))
         self._worker_stats.publish(self._own_downloads(), self._own_problems(), self._own_troubles())
 
     def status(self) -> dict[str, Any]:

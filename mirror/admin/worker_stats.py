@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric, Sample
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from mirror.metrics import Across, Metrics
 
@@ -28,6 +29,10 @@ from mirror.metrics import Across, Metrics
 Problems: TypeAlias = dict[str, dict[str, str]]
 # The sum of all processes that have ended, and its key with the names of the folded files that may still exist.
 _ENDED, _CONTAINS = "ended.json", "contains"
+# A file that exists after a reload that the supervisor has refused.
+_REFUSED = "reload-refused"
+Encode: TypeAlias = Callable[[Collector], bytes]
+"""Renders metrics; see `prometheus_client.exposition.choose_encoder`."""
 # The name of a sample and its labels.
 _Key: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -55,8 +60,13 @@ class WorkerStats:
             sheet = {"metrics": metrics, "heard": self._metrics.heard, "downloads": downloads, "problems": problems}
             _write(self._own, {**sheet, "troubles": list(troubles)})
 
-    def metrics(self) -> bytes:
-        """Return the metrics of all processes as one, in Prometheus's text format; call `publish` first.
+    @property
+    def is_reload_refused(self) -> bool:
+        """Whether the supervisor has refused the last reload; see `note_reload`."""
+        return self._directory is not None and (self._directory / _REFUSED).exists()
+
+    def metrics(self, encode: Encode = generate_latest) -> bytes:
+        """Return the metrics of all processes as one, by default in Prometheus's text format; call `publish` first.
 
         This process's own are read from its file, too: what was reported once must remain when the process has died.
         """
@@ -65,10 +75,10 @@ class WorkerStats:
             for path, sheet, alive in _sheets(self._directory)
         ]
         if not counted:
-            return generate_latest(self._metrics.registry)
+            return encode(self._metrics.registry)
         combined = CollectorRegistry()
         combined.register(_CombinedCollector(counted, self._metrics.across))
-        return generate_latest(combined)
+        return encode(combined)
 
     def downloads(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the downloads of all running processes, given this one's."""
@@ -89,6 +99,15 @@ class WorkerStats:
 
     def _others(self) -> Iterable[dict[str, Any]]:
         return (sheet for path, sheet, alive in _sheets(self._directory) if alive and path != self._own)
+
+
+def note_reload(directory: Path, *, refused: bool) -> None:
+    """Tell all processes whether the supervisor has refused the configuration of a reload."""
+    with contextlib.suppress(OSError):
+        if refused:
+            (directory / _REFUSED).touch()
+        else:
+            (directory / _REFUSED).unlink(missing_ok=True)
 
 
 def fold_ended(directory: Path) -> None:
@@ -178,7 +197,6 @@ class _CombinedCollector:
                 for sample in metric.samples:
                     found.setdefault((sample.name, tuple(sample.labels.items())), []).append((one, sample))
         for name, family in families.items():
-            # The text format has the creation time of a counter as a gauge of its own: the earliest one counts.
             across = self._across.get(name, Across.LEAST) if family.type == "gauge" else Across.SUM
             for (sample_name, labels), found_samples in samples[name].items():
                 family.add_sample(sample_name, dict(labels), _value(across, found_samples))

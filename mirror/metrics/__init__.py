@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 import time
+from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from mirror import __version__
+from mirror.core.staleness import TABLE
 from mirror.metrics.request_counts import BOUNDS_S, RequestCounts
 
 
@@ -26,6 +28,18 @@ class Across(enum.Enum):
     """A time, or a value that is the same in all processes."""
 
 
+# The times at which counters were created would double the number of series.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+_PROCESS = {
+    "process_virtual_memory_bytes": Across.SUM,
+    "process_resident_memory_bytes": Across.SUM,
+    "process_open_fds": Across.SUM,
+    "process_max_fds": Across.SUM,
+    "process_start_time_seconds": Across.LEAST,
+}
+
+
 class Metrics:
     """The metric families of one process, in a registry of their own.
 
@@ -37,16 +51,28 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.across: dict[str, Across] = {}
+        self.across: dict[str, Across] = {**_PROCESS}
         self.heard: dict[str, float] = {}
         self.requests = RequestCounts()
         self.registry.register(self.requests)
+        ProcessCollector(registry=self.registry)
         self._declare_upstreams()
         self._declare_downloads()
         self._declare_answers()
         self._declare_storage()
         self._declare_sync()
-        self._gauge("build_info", Across.LARGEST, "Always 1", "version").labels(__version__).set(1)
+        self._declare_state()
+
+    def declare_registry(self, registry: str, upstreams: Iterable[str]) -> None:
+        """Begin the series of a registry at 0, because Prometheus does not see an increase without a value before it."""
+        self.requests.declare(registry)
+        for reason in TABLE:
+            if TABLE[reason].served:
+                self.stale_served.labels(registry, reason)
+        for upstream in upstreams:
+            self.upstream_bytes.labels(registry, upstream)
+            for kind in ("manifest", "blob"):
+                self.upstream_requests.labels(registry, upstream, kind, "200")
 
     def pull_limit(self, registry: str, limit: int | None, remaining: int | None) -> None:
         """Record a registry's pull limit as far as a response states it."""
@@ -91,7 +117,7 @@ class Metrics:
             Across.LEAST,
             "0 while a file of tls or access cannot be used as it is on disk",
         )
-        for reason in ("policy", "network", "credentials", "connections", "requests", "downloads", "webhook"):
+        for reason in ("policy", "network", "credentials", "connections", "requests", "downloads", "host", "webhook"):
             self.refused.labels(reason)
 
     def _declare_storage(self) -> None:
@@ -101,6 +127,7 @@ class Metrics:
         self.scrubbed_blobs = self._counter("scrubbed_blobs", "Held blobs that were hashed again", "result")
         self.storage_bytes = self._gauge("storage_bytes", Across.ASKED, "Bytes that the store takes, reservations included")
         self.storage_limit_bytes = self._gauge("storage_limit_bytes", Across.ASKED, "Bytes that the store may take")
+        self.storage_free_bytes = self._gauge("storage_free_bytes", Across.ASKED, "Free bytes of the store's file system")
         self.storage_blobs = self._gauge("storage_blobs", Across.ASKED, "Blobs that are held")
         self.storage_min_free_ok = self._gauge(
             "storage_min_free_ok",
@@ -113,6 +140,12 @@ class Metrics:
             self.evicted_blobs.labels(reason)
         for result in ("ok", "wrong"):
             self.scrubbed_blobs.labels(result)
+
+    def _declare_state(self) -> None:
+        self.ready = self._gauge("ready", Across.ASKED, "1 while /readyz answers 200")
+        self.config_reload_ok = self._gauge("config_reload_ok", Across.LEAST, "0 after a reload whose configuration was refused")
+        self.config_reload_ok.set(1)
+        self._gauge("build_info", Across.LARGEST, "Always 1", "version").labels(__version__).set(1)
 
     def _declare_sync(self) -> None:
         self.sync_runs = self._counter("sync_runs", "Orders to bring images in sync that were carried out", "result")

@@ -11,9 +11,15 @@ from typing import Final, NamedTuple
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
+from mirror.core.outcome import Outcome
+
 # Upper bounds of the buckets of durations.
 BOUNDS_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _LIMITS: Final = (*map(floatToGoString, BOUNDS_S), "+Inf")
+
+
+# The outcome of requests that are answered with an error; a value of the label only.
+ERROR: Final = "ERROR"
 
 
 class Durations:
@@ -81,6 +87,13 @@ class RequestCounts:
         labels = _Labels(registry, kind, str(outcome), status)
         return self._series.get(labels) or self._series.setdefault(labels, RequestSeries())
 
+    def declare(self, registry: str) -> None:
+        """Begin the most frequent series of a registry at 0."""
+        for kind in ("manifest", "blob", "tags", "referrers"):
+            for outcome in Outcome:
+                self.series(registry, kind, outcome, 200)
+            self.series(registry, kind, ERROR, 503)
+
     def add_first_byte(self, kind: str, outcome: str, started: float) -> None:
         """Count that the head of a streamed body has just been sent; `started` is of `time.perf_counter`."""
         self._first_bytes.setdefault((kind, str(outcome)), Durations()).add(time.perf_counter() - started)
@@ -95,6 +108,8 @@ class RequestCounts:
         for labels, one in series.items():
             requests.add_metric([*map(str, labels)], sum(one.durations.buckets))
             served[labels.registry, labels.outcome] = served.get((labels.registry, labels.outcome), 0) + one.sent
+            if not any(one.durations.buckets):
+                continue
             key = labels.kind, labels.outcome
             durations.setdefault(key, Durations()).merge(one.durations)
             if labels.kind != "blob":

@@ -28,6 +28,7 @@ from mirror.listener.paging import page, page_link, page_size
 from mirror.listener.responses import TARGET, ReadyResponse, Rendered, head, problem_response
 from mirror.listener.server import while_connected
 from mirror.maintenance.recheck import Recheck
+from mirror.metrics.request_counts import ERROR
 from mirror.registry.blob_response import described, not_modified, send_blob
 from mirror.registry.hits import Hits, Respond
 from mirror.registry.manifest_response import ManifestResponses, warning
@@ -207,7 +208,7 @@ class RegistryApi:
     # ---- errors and figures
 
     def _count(self, kind: str, repository: Repository, outcome: Outcome, status: int, sent: int, started: float) -> None:
-        self._counts.series(repository.registry, kind, outcome, status).add(sent, started)
+        self._counts.series(repository.registry, kind, outcome if status < 400 else ERROR, status).add(sent, started)
 
     def _failed(
         self, request: web.BaseRequest, route: Route | None, error: Exception, name: str, started: float

@@ -122,7 +122,9 @@ class Mirror:
                 await self._registry_listener.configure(config)
             except (ConfigurationError, OSError) as error:
                 log.error("configuration_refused", problems=str(error).splitlines())
+                self._operations.reload_refused = True
                 return
+            self._operations.reload_refused = False
             await graph.start()
             fixed = _changed_but_fixed(self._current.graph.config, config)
             logs.configure(config.log, self._services.group.log)
@@ -144,6 +146,8 @@ class Mirror:
         self._operations.configure(config, graph.registries, graph.cache.explainer)
         self._webhook.secret_file = config.sync.webhook_secret_file
         self._access_log.configure(config.log.access)
+        for name, registry in graph.registries.items():
+            self._services.metrics.declare_registry(name, [upstream.name for upstream in registry.upstreams])
 
     def _announce(self) -> None:
         config = self._current.graph.config

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-from mirror.admin.worker_stats import fold_ended
+from mirror.admin.worker_stats import fold_ended, note_reload
 from mirror.config.model import Config, find, load
 from mirror.errors import ConfigurationError
 from mirror.listener.sockets import listen
@@ -79,11 +78,20 @@ def _serve_in_workers(first: _Start, count: int) -> None:
         def work(worker: Worker) -> None:
             _serve_here(_current(start, worker, shared), worker)
 
+        def reload() -> Config:
+            refused = True
+            try:
+                config = load(start.path)
+                refused = False
+            finally:
+                note_reload(worker_stats, refused=refused)
+            return config
+
         def ended(slot: int) -> None:
             shared.clear(slot)
             fold_ended(worker_stats)
 
-        Supervisor(count, work, start.config, partial(load, start.path), ended).run()
+        Supervisor(count, work, start.config, reload, ended).run()
 
 
 @contextlib.contextmanager

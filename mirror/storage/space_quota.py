@@ -211,9 +211,13 @@ class SpaceQuota:
 
     def free(self) -> int:
         """Return the free bytes of the file system, less those that partial blobs have yet to write."""
+        return self.disk_free() - self._unwritten()
+
+    def disk_free(self) -> int:
+        """Return the free bytes of the file system."""
         with storage_errors("looking at the free space"):
             state = os.statvfs(self._root)
-        return state.f_bavail * state.f_frsize - self._unwritten()
+        return state.f_bavail * state.f_frsize
 
     @property
     def _partials(self) -> list[str]:

@@ -21,7 +21,8 @@ async def test_promtool(hub, tmp_path):
             assert (await mirror.get(path)).status == 200
         hub.script(Rule(kind="manifest"), Status(503))
         await mirror.get("/v2/library/app/manifests/2")
-        async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/metrics") as response:
+        url, plain = f"http://127.0.0.1:{mirror.admin_port}/metrics", {"Accept-Encoding": "identity"}
+        async with mirror.session.get(url, headers=plain) as response:
             text = await response.read()
     pipe = asyncio.subprocess.PIPE
     tool = await asyncio.create_subprocess_exec("promtool", "check", "metrics", stdin=pipe, stdout=pipe, stderr=pipe)

@@ -185,7 +185,8 @@ class MirrorUnderTest:
 
     async def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name with labels."""
-        async with self.session.get(f"http://127.0.0.1:{self.admin_port}/metrics") as response:
+        url, plain = f"http://127.0.0.1:{self.admin_port}/metrics", {"Accept-Encoding": "identity"}
+        async with self.session.get(url, headers=plain) as response:
             text = await response.text()
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, value in lines}

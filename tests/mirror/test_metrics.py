@@ -1,0 +1,106 @@
+"""What /metrics shows of one process, and in which form."""
+
+import gzip
+import os
+from unittest import mock
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+
+from mirror.errors import ConfigurationError
+from tests.fakehub import Rule, Status
+from tests.support import families
+from tests.support.mirrors import MirrorUnderTest
+from tests.support.names import APP, TAG, blob_path
+
+
+@pytest.fixture
+async def counted(hub, tmp_path):
+    """A mirror with an account and some traffic."""
+    hub.users["me"] = "secret"
+    password = tmp_path / "password"
+    password.write_text("secret")
+    hub.ratelimit_limit, hub.ratelimit_remaining = 100, 50
+    layer = hub.add_image(APP, "1", layers=[os.urandom(100_000)]).layers[0]
+    registries = {
+        "docker.io": {
+            "upstreams": [hub.url],
+            "token_hosts": [hub.token_host],
+            "username": "me",
+            "password_file": str(password),
+        }
+    }
+    async with MirrorUnderTest(hub, tmp_path / "store", registries=registries) as mirror:
+        for path in (TAG, TAG, blob_path(layer), f"/v2/{APP}/tags/list"):
+            await mirror.get(path)
+        yield mirror
+
+
+async def scrape(mirror, **headers):
+    """The response to a scrape, and its body."""
+    url = f"http://127.0.0.1:{mirror.admin_port}/metrics"
+    async with mirror.session.get(url, headers={"Accept-Encoding": "identity", **headers}) as response:
+        return response, await response.read()
+
+
+async def test_families(counted):
+    """Every family that is promised is there with its labels, and no other; no time of creation beside any counter."""
+    _, body = await scrape(counted)
+    families.check(body.decode())
+    assert b"_created" not in body
+
+
+async def test_errors_have_an_outcome_of_their_own(hub, counted):
+    """A request that is answered with an error is no MISS."""
+    before = await counted.metric("requests_total", outcome="MISS")
+    hub.script(Rule(kind="manifest", times=None), Status(503))
+    assert (await counted.get(f"/v2/{APP}/manifests/2")).status == 503
+    assert await counted.metric("requests_total", outcome="ERROR", status="503") == 1
+    assert await counted.metric("requests_total", outcome="MISS") == before
+
+
+async def test_series_begin_at_zero(hub, tmp_path):
+    """Prometheus sees the first increase of a counter only if there was a value before it."""
+    async with MirrorUnderTest(hub, tmp_path / "store") as mirror:
+        seen = await mirror.metrics()
+    at_zero = {name.removeprefix("registry_mirror_") for name, value in seen.items() if value == 0}
+    upstream = hub.url.partition("://")[2]
+    assert {
+        'requests_total{kind="manifest",outcome="STALE",registry="docker.io",status="200"}',
+        'requests_total{kind="blob",outcome="ERROR",registry="docker.io",status="503"}',
+        'served_bytes_total{outcome="HIT",registry="docker.io"}',
+        'stale_served_total{reason="rate_limited",registry="docker.io"}',
+        f'upstream_bytes_total{{registry="docker.io",upstream="{upstream}"}}',
+        f'upstream_requests_total{{kind="manifest",registry="docker.io",status="200",upstream="{upstream}"}}',
+        'refused_total{reason="host"}',
+        'downloads_total{result="digest_mismatch"}',
+    } <= at_zero
+
+
+async def test_negotiation(counted):
+    """A scraper gets the format and the compression that it names, and the plain text format otherwise."""
+    response, plain = await scrape(counted)
+    assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert "Content-Encoding" not in response.headers
+    response, packed = await scrape(counted, **{"Accept-Encoding": "gzip"})
+    assert response.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(packed).startswith(plain[:100])
+    response, body = await scrape(counted, Accept="application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5")
+    assert response.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert body.endswith(b"# EOF\n")
+    assert "registry_mirror_requests" in {family.name for family in parse_openmetrics(body.decode())}
+
+
+async def test_state(counted, monkeypatch):
+    """Readiness, the free bytes of the disk, and a reload that was refused until one is accepted."""
+    disk = os.statvfs(counted.store_path)
+    free = await counted.metric("storage_free_bytes")
+    assert abs(free - disk.f_bavail * disk.f_frsize) < disk.f_blocks * disk.f_frsize / 2
+    assert (await counted.metric("ready"), await counted.metric("config_reload_ok")) == (1, 1)
+    with mock.patch("mirror.service.mirror.load", side_effect=ConfigurationError(["tags.ttl: no"])):
+        await counted.mirror.reload()
+    assert await counted.metric("config_reload_ok") == 0
+    await counted.reload()
+    assert await counted.metric("config_reload_ok") == 1
+    monkeypatch.setattr(type(counted.store), "is_writable", lambda _: False)
+    assert await counted.metric("ready") == 0
