@@ -5,9 +5,12 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+import pytest_asyncio
 import structlog
 
+from tests.fakehub import FakeHub
 from tests.support.clock import Clock
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.new_stores import ScanInThread
 from tests.support.waiting import eventually
 
@@ -18,6 +21,24 @@ _SCANS = SimpleNamespace(**{**vars(subprocess), "Popen": ScanInThread})
 def scans(monkeypatch):
     """Scans of the store without a process for each; a module about what they find has those of production."""
     monkeypatch.setattr("mirror.maintenance.store_scan.subprocess", _SCANS)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_hub():
+    """The fake Hub of `shared_mirror`."""
+    async with FakeHub() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_mirror(shared_hub, tmp_path_factory):
+    """One mirror for all cases of a module that change nothing in it: what is refused, and what only reads.
+
+    A case that uses it runs on the event loop of the module (`SHARED`). It looks neither at what the mirror logs, which leaves
+    out what is repeated, nor at what it has counted.
+    """
+    async with MirrorUnderTest(shared_hub, tmp_path_factory.mktemp("shared") / "store") as under_test:
+        yield under_test
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import pytest_asyncio
 
-from tests.support.mirrors import MirrorUnderTest
+from tests.support.mirrors import SHARED, MirrorUnderTest
 from tests.support.wire import ask
 
 APP = "library/app"
@@ -32,19 +33,28 @@ async def held(hub, mirror):
     return image
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_image(shared_hub, shared_mirror):
+    """The same in the shared mirror."""
+    image = shared_hub.add_image(APP, "1")
+    await shared_mirror.get(f"/v2/{APP}/manifests/1")
+    return image
+
+
 async def nothing_done(mirror, image):
     state = json.loads((await send(mirror.admin_port, "GET", "/api/v1/sync")).body)
     return mirror.holds(image.digest) and not state["waiting"] and not state["running"] and not state["last"]["sync"]
 
 
+@SHARED
 @pytest.mark.parametrize("order", ["purge", "sync", "warm"])
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
-async def test_what_a_form_sends(mirror, held, order, kind):
+async def test_what_a_form_sends(shared_mirror, shared_image, order, kind):
     """A form, or a script that asks nobody before, can only send these types, and they are refused, also without a body."""
     method, path, body = ORDERS[order]
-    reply = await send(mirror.admin_port, method, path, body, *([] if kind is None else [f"Content-Type: {kind}"]))
+    reply = await send(shared_mirror.admin_port, method, path, body, *([] if kind is None else [f"Content-Type: {kind}"]))
     assert (reply.status, set(json.loads(reply.body))) == (415, {"error"})
-    assert await nothing_done(mirror, held)
+    assert await nothing_done(shared_mirror, shared_image)
 
 
 FOREIGN = {
@@ -58,14 +68,15 @@ FOREIGN = {
 }
 
 
+@SHARED
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("headers", FOREIGN.values(), ids=FOREIGN)
-async def test_foreign_pages_change_nothing(mirror, held, order, headers):
+async def test_foreign_pages_change_nothing(shared_mirror, shared_image, order, headers):
     """What a browser says comes from another origin is refused whatever else it says."""
     method, path, body = ORDERS[order]
-    reply = await send(mirror.admin_port, method, path, body, JSON, *headers)
+    reply = await send(shared_mirror.admin_port, method, path, body, JSON, *headers)
     assert (reply.status, set(json.loads(reply.body))) == (403, {"error"})
-    assert await nothing_done(mirror, held)
+    assert await nothing_done(shared_mirror, shared_image)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -128,16 +139,17 @@ async def test_foreign_names(hub, mirror, log, host):
     assert [event["host"] for event in log if event["event"] == "client_refused"] == [host] * 7
 
 
+@SHARED
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "[::1]:5001", "localhost:1", "a.localhost", "host.docker.internal", "mirror", "", None]
 )
-async def test_own_names(mirror, host):
+async def test_own_names(shared_mirror, host):
     """Addresses, names of this host, and none at all, as old clients have it."""
     if host is None:
-        assert (await ask(mirror.port, b"GET /v2/ HTTP/1.0\r\n\r\n")).status == 200
+        assert (await ask(shared_mirror.port, b"GET /v2/ HTTP/1.0\r\n\r\n")).status == 200
         return
-    assert (await send(mirror.port, "GET", "/v2/", host=host)).status == 200
-    assert (await send(mirror.admin_port, "GET", "/api/v1/images", host=host)).status == 200
+    assert (await send(shared_mirror.port, "GET", "/v2/", host=host)).status == 200
+    assert (await send(shared_mirror.admin_port, "GET", "/api/v1/images", host=host)).status == 200
 
 
 async def test_what_machines_ask_for_takes_any_name(mirror):

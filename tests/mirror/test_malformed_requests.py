@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.mirrors import SHARED
 from tests.support.names import APP
 from tests.support.wire import Wire, ask, request
 
@@ -47,17 +48,18 @@ BAD_TARGETS = [
 ]
 
 
+@SHARED
 @pytest.mark.parametrize(("target", "code"), BAD_TARGETS)
-async def test_bad_targets(hub, mirror, quiet, target, code):
+async def test_bad_targets(shared_hub, shared_mirror, quiet, target, code):
     """A malformed target is 400 with a code that says what is wrong, asks upstream nothing and touches no file."""
-    before = outside(mirror)
-    reply = await ask(mirror.port, request(target))
+    before = outside(shared_mirror)
+    reply = await ask(shared_mirror.port, request(target))
     assert reply.status == 400
     assert reply.error()["code"] == code
-    head = await ask(mirror.port, request(target, method="HEAD"), head=True)
+    head = await ask(shared_mirror.port, request(target, method="HEAD"), head=True)
     assert (head.status, head.headers["content-type"]) == (400, "application/json")
-    assert sum(hub.accepted.values()) == 0
-    assert outside(mirror) == before
+    assert sum(shared_hub.accepted.values()) == 0
+    assert outside(shared_mirror) == before
     quiet()
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.fakehub import FakeHub
-from tests.support.mirrors import MirrorUnderTest
+from tests.support.mirrors import SHARED, MirrorUnderTest
 
 METHODS = ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -92,24 +92,26 @@ async def test_short_names_are_docker_hubs(hub, other_hub, two):
     assert (await two.get("/v2/app/manifests/1?ns=other.example")).body == other_image.raw
 
 
+@SHARED
 @pytest.mark.parametrize("ns", ["evil.example", "127.0.0.1:1", "169.254.169.254", "docker.io.evil.example"])
 @pytest.mark.parametrize("rest", ["manifests/1", f"blobs/sha256:{'0' * 64}", "tags/list", f"referrers/sha256:{'0' * 64}"])
-async def test_unknown_registry_is_never_connected_to(hub, mirror, ns, rest):
+async def test_unknown_registry_is_never_connected_to(shared_hub, shared_mirror, ns, rest):
     """A client can not have the mirror connect to a registry that is not configured."""
-    before = dict(hub.accepted)
-    answer = await mirror.get(f"/v2/library/app/{rest}?ns={ns}")
+    before = dict(shared_hub.accepted)
+    answer = await shared_mirror.get(f"/v2/library/app/{rest}?ns={ns}")
     assert (answer.status, answer.code()) == (404, "NAME_UNKNOWN")
-    assert hub.accepted == before
+    assert shared_hub.accepted == before
 
 
+@SHARED
 @pytest.mark.parametrize("rest", ["manifests/1", f"blobs/sha256:{'0' * 64}", "tags/list"])
 @pytest.mark.parametrize("name", ["quay.io/app", "registry.example/a/b", "127.0.0.1:1/app"])
-async def test_unknown_registry_in_the_path(hub, mirror, name, rest):
+async def test_unknown_registry_in_the_path(shared_hub, shared_mirror, name, rest):
     """A registry in the path that is not configured is refused by its name, and the default one is not asked for it."""
-    answer = await mirror.get(f"/v2/{name}/{rest}")
+    answer = await shared_mirror.get(f"/v2/{name}/{rest}")
     assert (answer.status, answer.code()) == (404, "NAME_UNKNOWN")
     assert f"registry '{name.partition('/')[0]}' is not mirrored here" in answer.body.decode()
-    assert sum(hub.accepted.values()) == 0
+    assert sum(shared_hub.accepted.values()) == 0
 
 
 async def test_foreign_ns_has_no_way_out(hub, mirror):
@@ -120,23 +122,25 @@ async def test_foreign_ns_has_no_way_out(hub, mirror):
     assert sum(hub.accepted.values()) == 0
 
 
+@SHARED
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "path", ["/v2/", "/v2/library/app/manifests/1", "/v2/library/app/blobs/uploads/", f"/v2/a/blobs/sha256:{'0' * 64}", "/x"]
 )
-async def test_writes_are_refused(hub, mirror, method, path):
+async def test_writes_are_refused(shared_hub, shared_mirror, method, path):
     """Whatever would write is refused with the methods that are allowed, without a word to upstream."""
-    answer = await mirror.get(path, method, data=b"x" * 1000)
+    answer = await shared_mirror.get(path, method, data=b"x" * 1000)
     assert (answer.status, answer.code()) == (405, "UNSUPPORTED")
     assert answer.headers["Allow"] == "GET, HEAD"
-    assert sum(hub.accepted.values()) == 0
+    assert sum(shared_hub.accepted.values()) == 0
 
 
+@SHARED
 @pytest.mark.parametrize("path", ["/", "/v1/_ping", "/v2x", "/metrics", "/v2/library/app", "/evil.example/v2/", "/v2/_x"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_unknown_paths(mirror, path, method):
+async def test_unknown_paths(shared_mirror, path, method):
     """What is no part of the API is 404 in the API's own form."""
-    answer = await mirror.get(path, method)
+    answer = await shared_mirror.get(path, method)
     assert (answer.status, answer.headers["Content-Type"]) == (404, "application/json")
     assert answer.headers["Docker-Distribution-Api-Version"] == "registry/2.0"
     if method == "GET":

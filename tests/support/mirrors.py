@@ -10,6 +10,7 @@ from typing import Any, Self
 from unittest import mock
 
 import aiohttp
+import pytest
 
 from mirror.config.model import Config
 from mirror.listener.sockets import listen
@@ -19,6 +20,9 @@ from mirror.service.services import WorkerGroup
 from tests.support.names import sha256
 from tests.support.new_stores import open_store
 from tests.support.waiting import LIMIT, eventually
+
+SHARED = pytest.mark.asyncio(loop_scope="module")
+"""Marks a test that uses `shared_mirror`."""
 
 
 class MirrorUnderTest:
