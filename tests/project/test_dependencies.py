@@ -15,9 +15,7 @@ CONSTRAINTS = (ROOT / "constraints.txt").read_text()
 RUNTIME = PROJECT["project"]["dependencies"]
 DEVELOPMENT = PROJECT["project"]["optional-dependencies"]["dev"]
 # Run, or loaded by what is run, but not imported.
-TOOLS = {
-    "pytest-asyncio", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "import-linter", "types-pyyaml", "types-aiofiles",
-}  # fmt: skip
+TOOLS = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "import-linter", "types-pyyaml", "types-aiofiles"}
 OURS = {"mirror", "tests", "bench"}
 
 
