@@ -11,7 +11,13 @@ from typing import Self
 
 
 class MirrorError(Exception):
-    """The base of all exceptions that this package raises on purpose."""
+    """The base of all exceptions that this package raises on purpose.
+
+    Attributes:
+        is_logged: a line of the log tells of it. All who wait for the same thing get the same exception.
+    """
+
+    is_logged = False
 
 
 class ConfigurationError(MirrorError):

@@ -119,6 +119,7 @@ class Downloads:
         self._count(result)
         digest, cause = str(ingest.digest), str(end.cause)
         self._log.log("warning", "download_failed", result, digest=digest, result=result, cause=cause)
+        end.cause.is_logged = True
         if retry and result == "digest_mismatch" and not ingest.is_unread:
             ingest.source.penalize()
             ingest.successor = self.start(ingest.digest, ingest.source, ingest.share.another(), retry=False)

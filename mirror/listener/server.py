@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 _REFUSED_TIMEOUT_S = 5.0
 # Limit for the headers of a request, from the start of the connection or the end of the last response.
 _HEADERS_TIMEOUT_S = 30.0
+# A record of the type handshake, of any version (RFC 8446 section 5.1).
+_HANDSHAKE = b"\x16\x03"
 
 
 class Server(web.Server):
@@ -56,7 +58,7 @@ class Connection(web.RequestHandler):
         on_lost: called when the client disconnects; see `while_connected`.
     """
 
-    __slots__ = ("_at_boundary", "_end", "_left", "_server", "admission", "head", "on_lost")
+    __slots__ = ("_at_boundary", "_end", "_is_handshake", "_left", "_server", "admission", "head", "on_lost")
 
     def __init__(self, server: Server, admission: Admission, left: Callable[[Admission], None], **settings: Any) -> None:
         super().__init__(server, **settings)
@@ -66,6 +68,8 @@ class Connection(web.RequestHandler):
         self._end: asyncio.TimerHandle | None = None
         # The parser waits for the first byte of a request.
         self._at_boundary = True
+        # The first bytes are of TLS, which is not spoken here.
+        self._is_handshake = False
         self.head: bytes | None = None
         self.on_lost: Callable[[], None] | None = None
 
@@ -87,6 +91,8 @@ class Connection(web.RequestHandler):
                 transport.write(response)
                 return
         count = self._request_count
+        if not count and data.startswith(_HANDSHAKE):
+            self._is_handshake = True
         super().data_received(data)
         # Exactly one request without a body, of which nothing is left over in the parser.
         self._at_boundary = (
@@ -134,8 +140,10 @@ class Connection(web.RequestHandler):
             raise ConnectionError("the answer has begun")
         if status < 500:
             request_id.set(self._server.ids.name(None))
-            cause = _CONSTANT.get(message or "") or _cause(exc)
-            self._server.log.log("info", "request_malformed", client=request.remote, cause=cause)
+            level, cause = "info", _CONSTANT.get(message or "") or _cause(exc)
+            if self._is_handshake:
+                level, cause = "debug", "a TLS handshake, but this port is plain"
+            self._server.log.log(level, "request_malformed", level, client=request.remote, cause=cause)
             problem = oci_errors.malformed(cause)
             self._server.access_log.malformed(request, problem.status, cause)
         else:

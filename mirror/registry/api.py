@@ -210,6 +210,13 @@ class RegistryApi:
     def _count(self, kind: str, repository: Repository, outcome: Outcome, status: int, sent: int, started: float) -> None:
         self._counts.series(repository.registry, kind, outcome if status < 400 else ERROR, status).add(sent, started)
 
+    def _level(self, error: Exception, status: int) -> str:
+        """The level at which an error is logged: once for all who wait for the same thing."""
+        if not isinstance(error, MirrorError):
+            return "info"
+        known, error.is_logged = error.is_logged, True
+        return "debug" if known else "warning" if status >= 500 else "info"
+
     def _failed(
         self, request: web.BaseRequest, route: Route | None, error: Exception, name: str, started: float
     ) -> web.StreamResponse:
@@ -226,8 +233,9 @@ class RegistryApi:
         if problem.status == 500:
             self._log.log("error", "request_failed", reason, path=path, exc_info=error)
         else:
-            level = "warning" if isinstance(error, MirrorError) and problem.status >= 500 else "info"
-            self._log.log(level, "request_refused", reason, path=path, status=problem.status, cause=without_secret(str(error)))
+            level = self._level(error, problem.status)
+            fields = {"path": path, "status": problem.status, "cause": without_secret(str(error))}
+            self._log.log(level, "request_refused", f"{reason} {level}", **fields)
         if route is not None and route.repository is not None:
             self._count(kind, route.repository, Outcome.MISS, problem.status, 0, started)
         return problem_response(problem, name)

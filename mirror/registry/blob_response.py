@@ -162,7 +162,10 @@ def _outcome(answer: BlobAnswer) -> Outcome:
 def _tell(log: ThrottledLog, answer: BlobAnswer, sent: int, error: Exception) -> None:
     kind, said = type(error).__name__, {"digest": str(answer.digest), "sent": sent}
     if isinstance(error, MirrorError):
-        log.log("warning", "body_ended_short", kind, **said, cause=str(error))
+        # Its download has been logged, or another reader of the same.
+        level = "debug" if error.is_logged else "warning"
+        error.is_logged = True
+        log.log(level, "body_ended_short", f"{kind} {level}", **said, cause=str(error))
     elif isinstance(error, RuntimeError | OSError):
         # What asyncio raises when a client disconnects.
         log.log("info", "body_ended_short", kind, **said, cause=str(error))
