@@ -15,7 +15,8 @@ from bench.report import DOCKER_REGISTRY, MIRROR, NGINX, Bar, Report, Row
 from bench.servers import Origin, Server
 
 DOWNLOADS = {MIRROR: 500, NGINX: 500, DOCKER_REGISTRY: 200}
-MAX_UPSTREAM_CONNECTIONS = 600
+# One address may start half as many downloads.
+MAX_UPSTREAM_CONNECTIONS = 1100
 BLOB_BYTES = 4 << 20
 QUICK_BLOB_BYTES = 1 << 20
 TRANSFER_SECONDS = 10.0

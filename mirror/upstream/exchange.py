@@ -111,6 +111,8 @@ class Exchange:
             response = await self._answer_challenge(response, scope, authorization, ahead)
         elif authorization is None and response.ok:
             route.tokens.learn([], scope)
+        elif ahead is not None and authorization is not None:
+            route.tokens.answered(scope, authorization, response.status)
         route.health.limits(
             parse_rate_limit(response.headers.get("ratelimit-limit")),
             parse_rate_limit(response.headers.get("ratelimit-remaining")),

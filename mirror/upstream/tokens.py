@@ -88,6 +88,8 @@ class Tokens:
         self._basic: dict[str, Credentials] = {}
         # The challenge of requests without a token, as far as it is the same for each repository.
         self._challenge: Challenge | None = None
+        # Whether they are answered by the credentials themselves.
+        self._requires_basic = False
         self._flights: SingleFlight[str] = SingleFlight()
 
     def cached(self, scope: str) -> str | None:
@@ -104,19 +106,22 @@ class Tokens:
 
     @property
     def is_required(self) -> bool:
-        """Whether the registry is known to challenge a request without a token."""
-        return self._challenge is not None
+        """Whether the registry is known to challenge a request without a token, or without credentials that it accepts."""
+        return self._challenge is not None or (self._requires_basic and self.login.is_settled)
 
     async def fetch_ahead(self, scope: str) -> str | None:
         """The Authorization of a scope, fetched without a challenge; None if none is required. Raises like `answer`."""
         challenge = self._challenge
-        return None if challenge is None else await self._fetched(challenge, scope)
+        if challenge is None:
+            return await self._answer_basic(scope, None) if self._requires_basic else None
+        return await self._fetched(challenge, scope)
 
     def learn(self, challenges: list[Challenge], scope: str) -> None:
         """Note the challenges of a response to a request without an Authorization, none if it was not a 401."""
         bearer = next((challenge for challenge in challenges if challenge.scheme == "bearer"), None)
         predictable = bearer is not None and bearer.params.get("scope") in (None, scope)
         self._challenge = _for_any_scope(bearer) if bearer is not None and predictable else None
+        self._requires_basic = bearer is None and any(challenge.scheme == "basic" for challenge in challenges)
 
     async def answer(self, challenges: list[Challenge], scope: str, refused: str | None) -> str | None:
         """The Authorization that answers a 401, or None if there is nothing to answer it with.

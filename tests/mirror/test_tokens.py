@@ -17,7 +17,7 @@ from tests.fakehub import (
     Status,
 )
 from tests.support.mirrors import MirrorUnderTest
-from tests.support.names import APP, TAG
+from tests.support.names import APP, TAG, manifest_path
 
 TOKENS = Rule(kind="token", times=None)
 PASSWORD = "correct-horse-battery"
@@ -201,6 +201,36 @@ async def test_basic_challenge(hub, known):
     assert (await known.get(f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
     assert {seen.authorization for seen in hub.find(host="cdn")} == {None}
     assert hub.count(kind="token") == 0
+
+
+async def test_basic_challenge_is_answered_ahead(hub, known):
+    """Once such a registry has accepted the credentials, no request for another repository meets a 401 first."""
+    hub.auth = "basic"
+    for repository in (APP, "library/other", "library/third"):
+        hub.add_image(repository, "1")
+        assert (await known.get(manifest_path("1", repository))).status == 200
+    assert [(seen.repository, seen.status) for seen in hub.requests] == [
+        (APP, 401),
+        (APP, 200),
+        ("library/other", 200),
+        ("library/third", 200),
+    ]
+
+
+async def test_password_that_changes_behind_a_basic_challenge(hub, known):
+    """Credentials that are sent ahead and refused count as refused: they are not sent again with each request."""
+    hub.auth = "basic"
+    hub.add_image(APP, "1")
+    assert (await known.get(TAG)).status == 200
+    hub.users = {"robot": "another"}
+    hub.reset_counters()
+    for number in range(3):
+        answer = await known.get(f"/v2/library/other{number}/manifests/1")
+        assert (answer.status, answer.code()) == (503, "UNAVAILABLE")
+    assert len([seen for seen in hub.requests if seen.authorization]) == 1
+    known.password.write_text("another")
+    hub.add_image("library/other", "1")
+    assert (await known.get("/v2/library/other/manifests/1")).status == 200
 
 
 async def test_basic_challenge_without_credentials(hub, mirror):
