@@ -128,11 +128,8 @@ def problem_response(problem: Problem, request_id: str) -> ReadyResponse:
     return ReadyResponse(rendered, request_id, f"{problem.code}: {problem.detail}")
 
 
-async def send_spans(request: web.BaseRequest, body: Body, start: int, stop: int, sent: Callable[[int], None]) -> None:
-    """Send a part of a blob to the client.
-
-    Args:
-        sent: called with the number of bytes that were sent, also before a failure.
+async def send_spans(request: web.BaseRequest, response: ReadyResponse, body: Body, start: int, stop: int) -> None:
+    """Send a part of a blob to the client; `response.sent` is right after a failure, too.
 
     Raises:
         ConnectionError: the client has disconnected.
@@ -141,17 +138,17 @@ async def send_spans(request: web.BaseRequest, body: Body, start: int, stop: int
     async for span in body.spans(start, stop):
         if isinstance(span, bytes):
             await request.writer.write(span)
-            sent(len(span))
+            response.sent += len(span)
         else:
-            await _send_file(request, span, body.threads, sent)
+            await _send_file(request, response, span, body.threads)
 
 
-async def _send_file(request: web.BaseRequest, span: Span, threads: Executor, sent: Callable[[int], None]) -> None:
+async def _send_file(request: web.BaseRequest, response: ReadyResponse, span: Span, threads: Executor) -> None:
     transport = request.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the client has gone")
     if request.protocol.ssl_context is not None:
-        await _send_encrypted(request, span, threads, sent)
+        await _send_encrypted(request, response, span, threads)
         return
     if transport.get_write_buffer_size():
         await _empty_buffer(request, transport)
@@ -164,7 +161,7 @@ async def _send_file(request: web.BaseRequest, span: Span, threads: Executor, se
         except FileEnd as error:
             raise _shorter() from error
         finally:
-            sent(sender.position - start)
+            response.sent += sender.position - start
 
 
 async def _empty_buffer(request: web.BaseRequest, transport: asyncio.Transport) -> None:
@@ -186,7 +183,7 @@ async def _resident(span: Span, threads: Executor, position: int, stop: int) -> 
     return end
 
 
-async def _send_encrypted(request: web.BaseRequest, span: Span, threads: Executor, sent: Callable[[int], None]) -> None:
+async def _send_encrypted(request: web.BaseRequest, response: ReadyResponse, span: Span, threads: Executor) -> None:
     """Send through TLS. asyncio's fallback for `sendfile` reads 16 KiB at a time, each in a thread."""
     position, stop, descriptor = span.start, span.start + span.count, span.file.fileno()
     while position < stop:
@@ -200,7 +197,7 @@ async def _send_encrypted(request: web.BaseRequest, span: Span, threads: Executo
                 raise _shorter()
             await request.writer.write(piece)
             position += len(piece)
-            sent(len(piece))
+            response.sent += len(piece)
             if (position - span.start) % _TURN_BYTES == 0:
                 await asyncio.sleep(0)
 

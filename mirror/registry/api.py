@@ -165,15 +165,14 @@ class RegistryApi:
         client, size = request.remote or "", answer.size
         if answer.outcome is Outcome.HIT and "Range" not in request.headers:
             self._recheck.begins(digest, client)
-
-        def ended(outcome: Outcome, status: int, sent: int) -> None:
-            self._count("blob", repository, outcome, status, sent, started)
-            if outcome is Outcome.HIT and status == 200 and sent == size:
-                self._recheck.served(digest, client)
-
         try:
             first_byte = partial(self._counts.add_first_byte, "blob", started=started)
-            return await send_blob(request, answer, name, self._log, first_byte, ended)
+            response = await send_blob(request, answer, name, self._log, first_byte)
+            outcome, sent = response.outcome or answer.outcome, response.sent
+            self._count("blob", repository, outcome, response.status, sent, started)
+            if outcome is Outcome.HIT and response.status == 200 and sent == size:
+                self._recheck.served(digest, client)
+            return response
         finally:
             await answer.body.close()
 

@@ -84,14 +84,12 @@ async def send_blob(
     request_id: str,
     log: ThrottledLog,
     begun: Callable[[Outcome], None],
-    ended: Callable[[Outcome, int, int], None],
-) -> web.StreamResponse:
+) -> ReadyResponse:
     """Stream the requested part of a blob. A body that cannot be completed ends short, with an orderly close.
 
     Args:
         log: for the reason why a body ends short.
         begun: called with the outcome when the headers are sent.
-        ended: called with the outcome, the status and the bytes of the body that were sent.
 
     Raises:
         MirrorError: the first byte is not available; nothing has been sent.
@@ -99,7 +97,6 @@ async def send_blob(
     try:
         wanted = Query.of(request).ranges(answer.digest, answer.size)
     except RangeNotSatisfiable:
-        ended(answer.outcome, 416, 0)
         return problem_response(oci_errors.range_refused(answer.size), request_id)
     parts = _Parts(answer.size, wanted)
     async with _while_wanted(request, answer):
@@ -110,28 +107,23 @@ async def send_blob(
     begun(outcome)
     await _send(request, response, answer, parts, log)
     response.outcome = _outcome(answer)
-    ended(response.outcome, parts.status, response.sent)
     return response
 
 
 async def _send(request: web.BaseRequest, response: ReadyResponse, answer: BlobAnswer, parts: _Parts, log: ThrottledLog) -> None:
     """Send the body as far as it is available."""
-
-    def went(count: int) -> None:
-        response.sent += count
-
     try:
         async with _while_wanted(request, answer):
             for preamble, part in parts.pieces():
                 if preamble:
                     await request.writer.write(preamble)
                 if part is not None:
-                    await send_spans(request, answer.body, part.start, part.stop, went)
+                    await send_spans(request, response, answer.body, part.start, part.stop)
     except Exception as error:  # noqa: BLE001 - an error response would be taken for a part of the body
         # The status is sent: the client notices the failure only by the early end, and resumes.
         response.force_close()
         response.is_short, response.cause = True, str(error) or type(error).__name__
-        _tell(log, answer, response.sent, error)
+        _log_short(log, answer, response.sent, error)
 
 
 def _while_wanted(request: web.BaseRequest, answer: BlobAnswer) -> AbstractAsyncContextManager[None]:
@@ -159,7 +151,7 @@ def _outcome(answer: BlobAnswer) -> Outcome:
     return Outcome.BYPASS if answer.body.bypassed else answer.outcome
 
 
-def _tell(log: ThrottledLog, answer: BlobAnswer, sent: int, error: Exception) -> None:
+def _log_short(log: ThrottledLog, answer: BlobAnswer, sent: int, error: Exception) -> None:
     kind, said = type(error).__name__, {"digest": str(answer.digest), "sent": sent}
     if isinstance(error, MirrorError):
         # Its download has been logged, or another reader of the same.
