@@ -8,6 +8,7 @@ import socket
 from mirror.config.types import Address
 from mirror.core.networks import parse_address
 from mirror.errors import ConfigurationError
+from mirror.listener.passed_sockets import PassedSockets
 
 # Connections that the kernel accepts while the process is busy.
 BACKLOG = 4096
@@ -21,8 +22,8 @@ def is_loopback(sock: socket.socket) -> bool:
     return address is not None and address.is_loopback
 
 
-def listen(key: str, address: Address) -> socket.socket:
-    """Create a listening socket.
+def listen(key: str, address: Address, passed: PassedSockets | None = None) -> socket.socket:
+    """Create a listening socket, or take the one for this address from the passed ones.
 
     Raises:
         ConfigurationError: the address cannot be used; the message names `key`.
@@ -30,17 +31,22 @@ def listen(key: str, address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         found = socket.getaddrinfo(address.host, address.port, family, socket.SOCK_STREAM)[0][4]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _CLIENT_STALL_MS)
-            sock.bind(found)
-            sock.listen(BACKLOG)
-            sock.setblocking(False)
-        except OSError:
-            sock.close()
-            raise
+        sock = (passed.take(found) if passed is not None else None) or _bound(family, found)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _CLIENT_STALL_MS)
+        sock.setblocking(False)
     except OSError as error:
         raise ConfigurationError([f"{key}: cannot listen on {address}: {error.strerror or error}"]) from error
+    return sock
+
+
+def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
     return sock

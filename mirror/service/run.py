@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 from mirror.admin.worker_stats import fold_ended, note_reload
 from mirror.config.model import Config, find, load
 from mirror.errors import ConfigurationError
+from mirror.listener.passed_sockets import inherited
 from mirror.listener.sockets import listen
 from mirror.service import logs
 from mirror.service.log_writer import LogWriter
@@ -27,6 +29,7 @@ from mirror.service.sd_notify import notify
 from mirror.service.services import WorkerGroup
 from mirror.service.shared import SharedCounts
 from mirror.service.supervisor import HANDLED_SIGNALS, Supervisor, Worker
+from mirror.service.watchdog import WORKER_INTERVAL_S, ServiceWatchdog, keep_beating
 from mirror.storage.layout import Layout
 from mirror.storage.store import Store
 
@@ -57,10 +60,14 @@ def run(named: Path | None) -> None:
     writer = LogWriter()
     logs.configure(config.log, writer)
     _raise_open_files_limit()
+    # Where a process that hangs is aborted, its threads write to the log where they are.
+    faulthandler.enable()
     workers = config.workers or os.cpu_count() or 1
     with ExitStack() as stack:
-        registry_socket = stack.enter_context(listen("listen", config.listen))
-        admin_socket = stack.enter_context(listen("admin.listen", config.admin.listen))
+        passed = inherited()
+        registry_socket = stack.enter_context(listen("listen", config.listen, passed))
+        admin_socket = stack.enter_context(listen("admin.listen", config.admin.listen, passed))
+        passed.refuse_others()
         start = _Start(config, path, registry_socket, admin_socket, WorkerGroup(log=writer))
         if workers == 1:
             _serve_here(start, None)
@@ -152,7 +159,19 @@ async def _serve(mirror: Mirror, start: _Start, worker: Worker | None) -> None:
         # Without its supervisor nothing would stop this process.
         loop.add_reader(worker.lifeline, orphaned)
     ready = worker.ready if worker is not None else (lambda: notify("READY=1", f"STATUS=Serving on {start.config.listen}"))
-    await mirror.serve(start.registry_socket, start.admin_socket, stop, ready)
+    beating = loop.create_task(_keep_beating(worker))
+    try:
+        await mirror.serve(start.registry_socket, start.admin_socket, stop, ready)
+    finally:
+        beating.cancel()
+
+
+async def _keep_beating(worker: Worker | None) -> None:
+    if worker is not None:
+        await keep_beating(worker.beat, WORKER_INTERVAL_S)
+    watchdog = ServiceWatchdog()
+    if watchdog.interval is not None:
+        await keep_beating(watchdog.beat, watchdog.interval)
 
 
 def _reloader(mirror: Mirror) -> Callable[[], None]:

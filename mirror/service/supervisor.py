@@ -14,12 +14,14 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from mirror.config.model import Config
 from mirror.errors import ConfigurationError
 from mirror.service.sd_notify import notify
+from mirror.service.watchdog import Heartbeats, ServiceWatchdog
 
 log = structlog.get_logger(__name__)
 
@@ -46,12 +48,14 @@ class Worker:
         slot: a number from 0 that no other running worker has; the replacement of a dead worker may have the same.
         lifeline: a descriptor that becomes readable when the supervisor has died.
         ready: the worker calls it when it answers requests.
+        beat: the worker's event loop calls it at least every `watchdog.WORKER_INTERVAL_S`; a worker that stops is replaced.
     """
 
     config: Config
     slot: int
     lifeline: int
     ready: Callable[[], None]
+    beat: Callable[[], None]
 
 
 class Supervisor:
@@ -77,6 +81,8 @@ class Supervisor:
         self._config = config
         self._load = load
         self._ended = ended
+        self._heartbeats = Heartbeats(count)
+        self._watchdog = ServiceWatchdog()
         self._running: dict[int, float] = {}
         self._slots: dict[int, int] = {}
         self._deaths = 0
@@ -111,6 +117,7 @@ class Supervisor:
 
     def _start(self) -> None:
         slot = min(set(range(self._count)) - set(self._slots.values()))
+        self._heartbeats.clear(slot)
         try:
             pid = os.fork()
         except OSError as error:
@@ -127,7 +134,8 @@ class Supervisor:
             # Only the supervisor notifies the service manager.
             os.environ.pop("NOTIFY_SOCKET", None)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self._work(Worker(self._config, slot, self._lifeline, self._report_ready))
+            beat = partial(self._heartbeats.beat, slot)
+            self._work(Worker(self._config, slot, self._lifeline, self._report_ready, beat))
             status = 0
         except ConfigurationError as error:
             log.error("worker_cannot_start", problems=error.problems)
@@ -154,6 +162,7 @@ class Supervisor:
 
     def _step(self, timeout: float = 1.0) -> None:
         """Handle at most one signal, reap workers that have ended, and start a missing one if it is due."""
+        self._watchdog.beat()
         caught = signal.sigtimedwait(HANDLED_SIGNALS, timeout)
         number = caught.si_signo if caught is not None else None
         if number in _STOP_SIGNALS:
@@ -161,6 +170,7 @@ class Supervisor:
         elif number == signal.SIGHUP:
             self._reload()
         self._reap()
+        self._abort_blocked()
         if not self._stopping and len(self._running) < self._count and time.monotonic() >= self._start_after:
             self._start()
 
@@ -181,6 +191,14 @@ class Supervisor:
             self._start_after = time.monotonic() + pause
             log.error("worker_died", pid=pid, status=os.waitstatus_to_exitcode(status), next_in_seconds=pause)
 
+    def _abort_blocked(self) -> None:
+        for pid, slot in self._slots.items():
+            if self._heartbeats.is_blocked(slot):
+                log.error("worker_blocked", pid=pid, consequence="it is replaced")
+                # Once: it may take a moment to write where its threads are.
+                self._heartbeats.clear(slot)
+                os.kill(pid, signal.SIGABRT)
+
     def _reload(self) -> None:
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
@@ -196,6 +214,7 @@ class Supervisor:
         self._send(signal.SIGTERM)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         while self._running and time.monotonic() < deadline:
+            self._watchdog.beat()
             caught = signal.sigtimedwait(HANDLED_SIGNALS, 0.2)
             if caught is not None and caught.si_signo in _STOP_SIGNALS:
                 # A second request to stop skips the drain.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.config.model import Config
 from mirror.service.mirror import DRAIN_S
 from tests.e2e.harness.process import find_command
 
@@ -28,6 +29,22 @@ def test_systemd_finds_nothing_to_complain_about(tmp_path):
         [find_command("systemd-analyze"), "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60
     )
 
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
+
+
+def test_socket_is_for_the_service(tmp_path):
+    """The unit that holds the port passes it to the service, at the address of the default configuration."""
+    lines = (UNIT.parent / "registry-mirror.socket").read_text().splitlines()
+    assert f"ListenStream={Config().listen}" in lines
+    for name, text in (
+        ("registry-mirror.service", f"[Service]\nExecStart={tmp_path}/x\n"),
+        ("registry-mirror.socket", "\n".join(lines)),
+    ):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "x").write_text("#!/bin/sh\n")
+    (tmp_path / "x").chmod(0o755)
+    argv = [find_command("systemd-analyze"), "verify", "--man=no", str(tmp_path / "registry-mirror.socket")]
+    verified = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
 
 

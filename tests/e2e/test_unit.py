@@ -11,7 +11,7 @@ import yaml
 
 from tests.e2e.harness.client import Answer, get_manifest, request
 from tests.e2e.harness.hub import Hub
-from tests.e2e.harness.systemd import Systemd
+from tests.e2e.harness.systemd import SOCKET, Systemd
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
@@ -158,3 +158,19 @@ def test_verify_under_the_unit(installed: Installed) -> None:
     assert systemd.control("start", VERIFY).returncode != 0
     assert json.loads(systemd.log(VERIFY).splitlines()[-1])["wrong"] == 1
     assert not installed.blob_path(0).exists()
+
+
+def test_socket_and_watchdog(directory: Path, numbers: Iterator[int]) -> None:
+    """systemd holds the port and starts the mirror for its first client; one that hangs is replaced, and no client is refused."""
+    with closing(Installed(directory / f"unit-{next(numbers)}", 1)) as installed:
+        systemd, listen = installed.systemd, installed.url.removeprefix("http://")
+        systemd.install(f"{UNIT}.socket", SOCKET.read_text().replace("127.0.0.1:5000", listen))
+        systemd.install(f"{UNIT}.service.d/hasty.conf", "[Service]\nWatchdogSec=2s\nTimeoutAbortSec=1s\nRestartSec=0\n")
+        systemd.succeed("start", f"{UNIT}.socket")
+        assert systemd.show(UNIT, "ActiveState") == "inactive"
+        assert installed.pull(0).headers["X-Cache"] in ("MISS", "JOINED")
+        assert (systemd.show(UNIT, "ActiveState"), systemd.show(UNIT, "NRestarts")) == ("active", "0")
+
+        systemd.succeed("kill", "--signal=SIGSTOP", UNIT)
+        assert installed.pull(0).headers["X-Cache"] == "HIT"
+        assert systemd.show(UNIT, "NRestarts") == "1"

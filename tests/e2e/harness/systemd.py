@@ -16,6 +16,7 @@ from tests.support.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[3]
 UNIT = REPOSITORY / "systemd" / "registry-mirror.service"
+SOCKET = REPOSITORY / "systemd" / "registry-mirror.socket"
 BINARY = "/opt/registry-mirror/bin/registry-mirror"
 _NAME = "registry-mirror"
 _START_SECONDS = 30
@@ -75,6 +76,13 @@ class Systemd:
     def configure(self, text: str) -> None:
         """Replace the mirror's configuration."""
         (self._etc / _NAME / "mirror.yaml").write_text(text)
+
+    def install(self, name: str, text: str) -> None:
+        """Add a unit, or a part of one (`NAME.service.d/x.conf`), to the running system."""
+        path = Path(f"{self._directory}{_UNITS}", name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        self.succeed("daemon-reload")
 
     def control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`systemctl` in there; a command that waits ends when what it waits for has, at most after a minute and a half."""
