@@ -1,4 +1,4 @@
-"""The last answer to each reference that was pulled of late, for people who ask what happened."""
+"""The last answer to each recently pulled reference, and the last failures, for explanations."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Purge: removes images from the store, and keeps the content that other images need.
 
-The index tells which manifests name a manifest or a blob, so the cost of a purge depends on the purged content alone. Blocks for
-that long; belongs in a thread.
+The index tells which manifests name a manifest or a blob, so the cost of a purge depends on the purged content alone. Blocks
+until that is removed; belongs in a thread.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PurgeResult:
 
     Attributes:
         size: bytes of the files.
-        images: the names that went, tags and manifests that no tag led to, in order.
+        images: the removed names in order: tags, and manifests without a tag.
     """
 
     tags: int
@@ -66,7 +66,7 @@ _KINDS: tuple[Kind, ...] = ("manifest", "blob")
 
 @dataclass(frozen=True)
 class _Removal:
-    """What counts as removed already when something else is judged.
+    """What is treated as removed while the rest is examined.
 
     Attributes:
         rows: records that repositories hold manifests.

@@ -1,7 +1,7 @@
 """The queue for the connections for blobs, which all processes of a mirror share.
 
-`core.urgency` decides which request gets the next one, and which gives one back. A process serves its own queue as soon as that
-changes, and reads many times a second what the others publish about theirs.
+`core.urgency` decides which request gets the next one, and which gives one back. A process serves its own queue on each change,
+and reads many times a second what the others publish about theirs.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Lease:
         self.withdraw = withdraw.get()
 
     def as_waiter(self) -> Waiter:
-        """Its part in the decision which request is the next."""
+        """The lease as a waiter, for `core.urgency`."""
         return Waiter(self.urgency(), self.since)
 
     def as_holder(self) -> Holder:
-        """Its part in the decision which connection is withdrawn."""
+        """The lease as a holder, for `core.urgency`."""
         return Holder(self.urgency(), self.since, self.aged, self.yielding)
 
 
@@ -79,7 +79,7 @@ class Connections:
     """The queue of one process, and what the others publish about theirs. Outlives reloads.
 
     Attributes:
-        intake: what all connections of this process receive the bytes of blobs with.
+        intake: the buffers and the rate of all connections of this process.
         in_use: counts the connections that are leased, in all processes.
         leases: those of this process.
     """
@@ -107,7 +107,7 @@ class Connections:
         self._next_poll: asyncio.TimerHandle | None = None
 
     def configure(self, limit: int, most_prefetching: int, max_rate: int = 0) -> None:
-        """Change how many there are, how many of them at most are given for prefetching, and their bytes a second; 0: any."""
+        """Change the limits: of connections, of those that prefetch, and of bytes per second (0 for none)."""
         self._limit, self._most_prefetching = limit, most_prefetching
         self.intake.rate.limit = max_rate
 

@@ -1,4 +1,4 @@
-"""One request on its way: sent with a token, redirected, and answered."""
+"""One request to an upstream: sends it with a token, follows redirects, and classifies the response."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class Exchange:
 
     @contextlib.contextmanager
     def _at_token_host(self) -> Iterator[None]:
-        """What fails inside fails at the token host."""
+        """Attribute failures inside the context to the token host."""
         self.place = Place.TOKEN_HOST
         with self._route.health.token():
             yield
@@ -182,7 +182,7 @@ class Exchange:
         return await self.resources.enter_async_context(sent)
 
     async def _from_known_target(self) -> aiohttp.ClientResponse | None:
-        """The response of where an earlier request was redirected to; None if there is none that can be used again."""
+        """The response of the target of an earlier redirect; None if no target can be used again."""
         route = self._route
         url = route.targets.get(self._request, route.health.clock()) if route.health.own.breaker.is_closed else None
         if url is None:

@@ -63,7 +63,7 @@ def open_body(response: aiohttp.ClientResponse, intake: Intake, stall: float) ->
 
 
 class ParsedBody:
-    """A body as the HTTP client hands it out: one whose length only its end tells, or that is there already.
+    """A body as the HTTP client hands it out: one whose length is known at its end only, or that has arrived already.
 
     Args:
         begun: its beginning, if that has been taken from the response.
@@ -81,7 +81,7 @@ class ParsedBody:
         begun, self._begun = self._begun, b""
         if begun:
             return memoryview(begun)
-        # The client stops receiving by itself while nobody reads.
+        # The client stops receiving by itself while nothing reads.
         await asyncio.sleep(self._delay)
         try:
             async with asyncio.timeout(self._stall):
@@ -179,7 +179,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
     # ---- asyncio.BufferedProtocol
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go. One more than the body has: who sends it is not to be trusted with another request."""
+        """The memory for the next bytes, one more than the body has: a peer that sends it gets no further request."""
         # After the peer's end asyncio reads once from TLS, and drops what the buffer does not take.
         may_end, room = self._is_last and sizehint > 0, self._left + 1
         if self._buffer is None:
@@ -208,7 +208,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Neither this body nor the client can use the connection any more."""
+        """Release the connection: neither this body nor the client can use it."""
         self._lost = True
         self._wake()
         self._handler.connection_lost(exc)
