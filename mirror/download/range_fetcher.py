@@ -110,6 +110,8 @@ class RangeFetcher:
             # Before other processes can see that a chunk is full: a follower would claim the next one otherwise.
             claimed = self._claim_up_to(end, stop)
             await self._stored(stop - start, self._write, start, memoryview(block)[: claimed - start])
+            # Not kept until the next one comes, which may take long.
+            del block
             lane.position = claimed
             self._release_full(stop)
             self._write_back()

@@ -105,8 +105,10 @@ class UpstreamBlob:
             if skip >= len(block):
                 skip -= len(block)
                 continue
-            yield block[skip:]
-            skip = 0
+            rest, skip = [block[skip:]], 0
+            # A beginning of up to 256 KiB would be kept for as long as upstream pauses.
+            del block
+            yield rest.pop()
         if position < self._stop:
             raise self._cut(position)
 

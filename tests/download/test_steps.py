@@ -1,6 +1,7 @@
 """What one step of an ingest does: it writes, marks and hashes all bytes in hand at once."""
 
 import asyncio
+import contextlib
 import itertools
 import threading
 
@@ -16,7 +17,7 @@ from mirror.storage.space_quota import SpaceQuota
 from tests.download.source import ScriptedSource
 from tests.download.world import open_partial
 from tests.support.names import content
-from tests.support.waiting import LIMIT
+from tests.support.waiting import LIMIT, eventually
 
 DATA = content(8 * CHUNK + 12_345)
 FAR = 5 * CHUNK
@@ -101,6 +102,47 @@ async def test_far_piece_does_not_keep_the_front_from_being_hashed(world, layout
     hold.set()
     await far
     partial.close()
+
+
+class PausingStream:
+    """A stream that pauses after its first block, which is in `buffer`."""
+
+    start, is_partial = 0, True
+
+    def __init__(self, source):
+        self.size = len(source.data)
+        self.buffer = bytearray(source.data[:CHUNK])
+        self.paused, self.event = asyncio.Event(), asyncio.Event()
+        self._rest = source.data[CHUNK:]
+
+    async def blocks(self):
+        yield memoryview(self.buffer)
+        self.paused.set()
+        await self.event.wait()
+        yield self._rest
+
+
+async def test_block_is_not_kept_while_upstream_pauses(world, monkeypatch):
+    """What has been written is released before the next block comes."""
+    source = ScriptedSource(DATA)
+    stream = PausingStream(source)
+    monkeypatch.setattr(source, "open", lambda *_: contextlib.nullcontext(stream))
+    reader = world.pull(world.worker(), source)
+    async with asyncio.timeout(LIMIT):
+        await stream.paused.wait()
+    # A thread may refer to it for a moment after its work.
+    await eventually(lambda: _is_released(stream.buffer))
+    stream.event.set()
+    assert await reader.whole() == DATA
+    assert await world.ended() == ["committed"]
+
+
+def _is_released(buffer):
+    try:
+        buffer.clear()
+    except BufferError:
+        return False
+    return True
 
 
 async def test_new_blob_is_reserved_by_one_change_of_the_account(world, monkeypatch):
