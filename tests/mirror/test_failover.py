@@ -27,6 +27,7 @@ from tests.support.clock import Clock
 from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 from tests.support.waiting import SOON, eventually
+from tests.support.wire import Wire
 
 
 @pytest.fixture
@@ -255,6 +256,12 @@ async def test_one_kind_does_not_speak_for_another(hub, second, pair):
     assert (len(ranges(hub)), len(ranges(second))) == (1, 0)
 
 
+async def answered(wire, path):
+    """The answer to one of many requests over one connection."""
+    await wire.send(f"GET {path} HTTP/1.1\r\nHost: mirror\r\n\r\n".encode())
+    return await wire.reply()
+
+
 async def test_storm_on_dead_upstreams(hub, second, pair):
     """Two thousand requests for many tags of dead upstreams are answered 503 at once, and each is asked a handful of times."""
     for one in (hub, second):
@@ -262,10 +269,12 @@ async def test_storm_on_dead_upstreams(hub, second, pair):
         one.script(Rule(kind="manifest", times=None), Status(503))
         one.script(Rule(kind="ping", times=None), Status(503))
     paths = [f"/v2/{APP}/manifests/{number % 200}" for number in range(2000)]
-    for start in range(0, len(paths), 100):
-        answers = await asyncio.gather(*[pair.get(path) for path in paths[start : start + 100]])
-        assert {answer.status for answer in answers} == {503}
-        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers)
+    async with contextlib.AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(Wire(pair.port)) for _ in range(100)]
+        for start in range(0, len(paths), 100):
+            replies = await asyncio.gather(*map(answered, wires, paths[start : start + 100]))
+            assert {reply.status for reply in replies} == {503}
+            assert all(int(reply.headers["retry-after"]) >= 1 for reply in replies)
     # What had been under way when the first failures came back, at most one for each of the first hundred.
     assert max(hub.count(kind="manifest"), second.count(kind="manifest")) <= 120
     before = hub.count(kind="manifest")
@@ -279,9 +288,11 @@ async def test_storm_on_one_bad_tag(hub, mirror):
     image = hub.add_image(APP, "good")
     hub.add_image(APP, "bad")
     hub.script(Rule(kind="manifest", reference="bad", times=None), Status(418))
-    for _ in range(10):
-        answers = await asyncio.gather(*[mirror.get(f"/v2/{APP}/manifests/bad") for _ in range(100)])
-        assert {answer.status for answer in answers} == {503}
+    async with contextlib.AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(Wire(mirror.port)) for _ in range(100)]
+        for _ in range(10):
+            replies = await asyncio.gather(*[answered(wire, f"/v2/{APP}/manifests/bad") for wire in wires])
+            assert {reply.status for reply in replies} == {503}
     assert hub.count(kind="manifest", reference="bad") <= 5
     assert (await mirror.get(f"/v2/{APP}/manifests/good")).body == image.raw
 

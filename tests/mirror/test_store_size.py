@@ -44,11 +44,12 @@ def sizes(mirror):
     found = {}
     with mirror.quiet_quota():
         for kind in ("partial", "blobs"):
-            for path in (mirror.store_path / kind).rglob("*"):
-                with contextlib.suppress(OSError):
-                    state = path.stat()
-                    if path.is_file() and path.suffix != ".map":
-                        found[state.st_ino] = on_disk(state.st_size)
+            for directory, _, names in os.walk(mirror.store_path / kind):
+                for name in names:
+                    with contextlib.suppress(OSError):
+                        state = os.stat(f"{directory}/{name}")
+                        if not name.endswith(".map"):
+                            found[state.st_ino] = on_disk(state.st_size)
     return sum(found.values())
 
 
