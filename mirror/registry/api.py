@@ -23,7 +23,7 @@ from mirror.core.ranges import etag_matches
 from mirror.core.redaction import without_secret
 from mirror.errors import MirrorError, PolicyDenied, TooManyDownloads, UpstreamTimeout
 from mirror.listener import oci_errors
-from mirror.listener.inline import InlineRequest, InlineRequests
+from mirror.listener.inline import InlineRequests
 from mirror.listener.paging import page, page_link, page_size
 from mirror.listener.responses import TARGET, ReadyResponse, Rendered, head, problem_response
 from mirror.listener.server import while_connected
@@ -63,7 +63,11 @@ async def _bounded(work: Coroutine[Any, Any, T], request: web.BaseRequest | None
 
 
 class RegistryApi:
-    """Answers requests of container clients. Rebuilt when the configuration changes."""
+    """Answers requests of container clients. Rebuilt when the configuration changes.
+
+    Attributes:
+        inline: requests that were hits before; see `mirror.listener.inline`.
+    """
 
     def __init__(self, router: Router, cache: Cache, recheck: Recheck, via_chain: ViaChain | None = None) -> None:
         metrics = cache.context.metrics
@@ -77,12 +81,8 @@ class RegistryApi:
         self._admitted = AdmittedRoutes(cache.pull_policy)
         self._manifest_responses = ManifestResponses(self._counts)
         self._hits = Hits(cache.manifests, cache.blobs, recheck, self._manifest_responses, self._counts)
-        self._inline = InlineRequests()
+        self.inline = InlineRequests()
         self._log = ThrottledLog(log)
-
-    def find_inline(self, request_head: bytes) -> InlineRequest | None:
-        """Return the request that has these bytes if it was a hit before; see `mirror.listener.inline`."""
-        return self._inline.find(request_head)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Handle one request. Raises nothing but ConnectionError, when the client has disconnected."""
@@ -114,7 +114,7 @@ class RegistryApi:
         respond = self._hits.of(admitted.route, Query.of(request))
         hit = None if respond is None else respond(request.remote or "", started)
         if respond is not None and hit is not None:
-            self._inline.add(request, partial(self._respond_inline, admitted, respond))
+            self.inline.add(request, partial(self._respond_inline, admitted, respond))
         return hit
 
     def _respond_inline(self, admitted: AdmittedRoute, respond: Respond, client: str) -> Rendered | None:

@@ -48,6 +48,8 @@ def plan_held(digest: Digest, size: int, query: Query) -> HeldPlan | None:
         return HeldPlan(304, not_modified(digest, Outcome.HIT))
     if query.is_head:
         return HeldPlan(200, described(digest, size, Outcome.HIT))
+    if query.range is None and size > _MAX_COPIED_BYTES:
+        return None
     try:
         parts = _Parts(size, query.ranges(digest, size))
     except RangeNotSatisfiable:

@@ -169,7 +169,7 @@ class Mirror:
             graph.in_use.release()
 
     def _find_inline(self, head: bytes) -> InlineRequest | None:
-        return self._current.graph.api.find_inline(head)
+        return self._current.graph.api.inline.find(head)
 
     def _relieve(self) -> None:
         for listener in (self._registry_listener.listener, self._admin_listener.listener):

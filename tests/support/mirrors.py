@@ -135,7 +135,7 @@ class MirrorUnderTest:
     @property
     def inline_heads(self) -> list[bytes]:
         """The heads of requests that are answered inline."""
-        return list(self.graph.api._inline._requests)
+        return list(self.graph.api.inline._requests)
 
     @property
     def cached_lists(self) -> Any:
