@@ -12,13 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mirror.cli.client import AdminClient, TokenOption, UrlOption
+from mirror.cli.client import AdminClient
+from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
 from mirror.cli.problems import refuse
-from mirror.cli.serving import ConfigOption
 from mirror.core.names import is_glob
 from mirror.core.units import format_bytes, format_duration
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def images(

@@ -6,17 +6,12 @@ import http.client
 import json
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
-
-import typer
 
 from mirror.cli.problems import refuse
 from mirror.config.model import Config, find, load
 from mirror.errors import ConfigurationError
-
-UrlOption = Annotated[str | None, typer.Option(help="Admin address of the mirror, by default what the configuration says.")]
-TokenOption = Annotated[Path | None, typer.Option(help="File with the admin token, by default what the configuration says.")]
 
 # Long enough to list all images of a large store, and for the first purge of a store of an earlier version.
 _TIMEOUT_S = 600.0

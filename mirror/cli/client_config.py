@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from mirror.cli.client import configuration
+from mirror.cli.options import ConfigOption, JsonOption
 from mirror.cli.problems import refuse
-from mirror.cli.serving import ConfigOption
 from mirror.config.model import Config
 from mirror.core.client_files import Merge, Unmergeable, combine
 from mirror.core.client_setup import CLIENTS, ClientSetup, Mirror, MirroredRegistry, MirrorUrl, client_setup
@@ -43,7 +43,7 @@ def client_config(
     write: Annotated[bool, typer.Option("--write", help="Write the files, with a backup of each that is changed.")] = False,
     root: Annotated[Path, typer.Option(help="Write below this directory, for an image or a mounted disk.")] = Path("/"),
     config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print how a container client is configured to use this mirror: each file, the reload command, and a check.
 

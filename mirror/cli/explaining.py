@@ -9,9 +9,8 @@ from urllib.parse import urlencode
 
 import typer
 
-from mirror.cli.administration import JsonOption
-from mirror.cli.client import AdminClient, TokenOption, UrlOption
-from mirror.cli.serving import ConfigOption
+from mirror.cli.client import AdminClient
+from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
 from mirror.cli.text import about, ago, facts, show, table, until, width
 from mirror.core.units import format_bytes, format_duration
 

@@ -7,18 +7,11 @@ from typing import Annotated
 
 import typer
 
+from mirror.cli.options import ConfigOption
 from mirror.cli.problems import refuse
 from mirror.config.model import find, load
 from mirror.errors import ConfigurationError
 from mirror.service.run import run
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Configuration file. Without it: $MIRROR_CONFIG, ./mirror.yaml, /etc/registry-mirror/mirror.yaml, "
-        "or the built-in defaults.",
-    ),
-]
 
 
 def serve(config: ConfigOption = None) -> None:

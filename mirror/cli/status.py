@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mirror.cli.administration import JsonOption
-from mirror.cli.client import AdminClient, TokenOption, UrlOption
-from mirror.cli.serving import ConfigOption
+from mirror.cli.client import AdminClient
+from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
 from mirror.cli.text import ago, facts, show, table, until, width
 from mirror.core.units import format_bytes
 

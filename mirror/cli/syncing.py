@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mirror.cli.administration import JsonOption
-from mirror.cli.client import AdminClient, TokenOption, UrlOption
-from mirror.cli.serving import ConfigOption
+from mirror.cli.client import AdminClient
+from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
 from mirror.cli.watching import in_words, watch
 from mirror.core.units import format_bytes, format_duration
 

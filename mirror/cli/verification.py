@@ -11,10 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from mirror.cli.administration import JsonOption
 from mirror.cli.client import configuration
+from mirror.cli.options import ConfigOption, JsonOption
 from mirror.cli.problems import refuse
-from mirror.cli.serving import ConfigOption
 from mirror.config.sections import Storage
 from mirror.core.errors import InvalidInput
 from mirror.core.units import parse_bytes
