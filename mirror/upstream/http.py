@@ -7,6 +7,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -91,8 +92,12 @@ class _Response(aiohttp.ClientResponse):
     stall: float | None = None
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
-        name = connection.transport.get_extra_info("peername") if connection.transport is not None else None
+        transport: Any = connection.transport
+        name = transport.get_extra_info("peername") if transport is not None else None
         self.peer = str(name[0]) if name else None
+        if hasattr(transport, "max_size"):
+            # asyncio receives 256 KiB at once, of which a body's beginning would wait here, for hundreds of responses.
+            transport.max_size = _READ_AHEAD_BYTES
         return await super().start(connection)
 
 

@@ -7,10 +7,11 @@ import pytest
 
 from mirror.core.digest import Digest
 from mirror.errors import NotFound
+from mirror.upstream import receiver
 from tests.fakehub import Reset, Rule, Status
 from tests.mirror.transfers import Transfer
 from tests.support.clock import Clock
-from tests.support.names import APP, MIB, TAG, manifest_path
+from tests.support.names import APP, KIB, MIB, TAG, manifest_path
 from tests.support.waiting import eventually
 
 OTHER = "library/other"
@@ -208,6 +209,22 @@ async def test_blob_takes_two_round_trips(hub, acquainted):
     blob = image.layers[0]
     assert (await acquainted.get(f"/v2/{APP}/blobs/{blob.digest}")).body == blob.data
     assert trips(hub) == [REDIRECT, CONTENT]
+
+
+async def test_beginning_of_a_body_is_short(hub, mirror, monkeypatch):
+    """With the head of a response little of its body is received: the first step is sent soon, and many wait in little memory."""
+    begun, received = [], receiver._received
+
+    def recorded(response):
+        begun.append(len(found := received(response)))
+        return found
+
+    monkeypatch.setattr(receiver, "_received", recorded)
+    for seed in range(5):
+        blob = Transfer(hub, mirror, 2 * MIB, seed)
+        assert (await blob.get()).body == blob.data
+    assert len(begun) == 5
+    assert max(begun) <= 32 * KIB
 
 
 # ---- redirects
