@@ -9,13 +9,14 @@ from pathlib import Path
 from bench import servers
 from bench.clients import download
 from bench.content import Content
-from bench.lineup import Lineup, Settings
+from bench.lineup import Lineup, Settings, expect_ok
 from bench.load import Load
 from bench.report import DOCKER_REGISTRY, MIRROR, NGINX, Bar, Report, Row, at_least, at_most
 from bench.servers import Server
 
 BLOB_BYTES = 1_000_000_000
 QUICK_BLOB_BYTES = 250_000_000
+SMALL_BYTES = 1000
 READERS = (1, 2, 16)
 LIMIT = 180.0
 MEGA, GIGA = 1e6, 1e9
@@ -58,6 +59,9 @@ def _rounds(settings: Settings, content: Content, upstream: _Upstream, direct: i
     rows = {count: _rows(upstream, count) for count in READERS if count == 1 or upstream.ca_file is None}
     first = Row(f"{upstream.name}: first byte later than the direct one", "ms", bars=[Bar(4, False, "<= 4 ms")])
     with Lineup(_starters(settings, upstream)) as lineup:
+        # Servers in use have connections to their upstream.
+        small = content.blob(SMALL_BYTES)
+        lineup.each(lambda _, server: expect_ok(server, small))
         for number in range(settings.rounds()):
             for count, (throughput, cpu) in rows.items():
 
