@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from mirror.core.certificate import dns_names
+from mirror.core.certificate import dns_names, not_after
 
 
 def server_context(certificate: Path, key: Path | None = None, client_ca: Path | None = None) -> ssl.SSLContext:
@@ -39,10 +39,19 @@ def server_context(certificate: Path, key: Path | None = None, client_ca: Path |
 
 def certificate_names(path: Path) -> frozenset[str]:
     """Return the host names in the first certificate of a file. Raises OSError or ValueError if it cannot be read."""
+    return dns_names(_first_certificate(path))
+
+
+def certificate_end(path: Path) -> float | None:
+    """Return when the first certificate of a file expires, in seconds since the epoch; raises like `certificate_names`."""
+    return not_after(_first_certificate(path))
+
+
+def _first_certificate(path: Path) -> bytes:
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     text = path.read_text(errors="replace")
     encoded = text.partition(begin)[2].partition(end)[0]
-    return dns_names(ssl.PEM_cert_to_DER_cert(f"{begin}{encoded}{end}"))
+    return ssl.PEM_cert_to_DER_cert(f"{begin}{encoded}{end}")
 
 
 def check_certificates(path: Path) -> None:

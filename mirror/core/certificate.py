@@ -1,10 +1,13 @@
-"""The host names of a certificate."""
+"""The host names of a certificate, and the end of its validity."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime
 
 # DER (X.690) of the object identifier of subjectAltName (RFC 5280 section 4.2.1.6).
 _SUBJECT_ALT_NAME = bytes.fromhex("0603551d11")
 _BOOLEAN, _OCTETS, _SEQUENCE, _DNS_NAME = 0x01, 0x04, 0x30, 0x82
+_UTC_TIME, _VERSION = 0x17, 0xA0
 
 
 def dns_names(der: bytes) -> frozenset[str]:
@@ -27,6 +30,24 @@ def dns_names(der: bytes) -> frozenset[str]:
         return frozenset(_names(names)) if kind == _SEQUENCE else frozenset()
     except (IndexError, ValueError):
         return frozenset()
+
+
+def not_after(der: bytes) -> float | None:
+    """Return when a certificate expires (RFC 5280 section 4.1.2.5), in seconds since the epoch; None if it cannot be read."""
+    try:
+        _, certificate, _ = _element(der, 0)
+        _, signed, _ = _element(certificate, 0)
+        kind, _, at = _element(signed, 0)
+        # A version may precede the serial number; after that come signature, issuer and validity.
+        for _ in range(3 if kind == _VERSION else 2):
+            _, _, at = _element(signed, at)
+        _, validity, _ = _element(signed, at)
+        _, _, at = _element(validity, 0)
+        kind, text, _ = _element(validity, at)
+        form = "%y%m%d%H%M%SZ" if kind == _UTC_TIME else "%Y%m%d%H%M%SZ"
+        return datetime.strptime(text.decode("ascii"), form).replace(tzinfo=UTC).timestamp()
+    except (IndexError, ValueError):
+        return None
 
 
 def _names(data: bytes) -> list[str]:

@@ -94,7 +94,7 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     limits = Limits(connect=downloads.connect_timeout, stall=downloads.stall_timeout)
     http = Http(limits, user_agent=f"registry-mirror/{__version__}", pool=services.connections)
     healths = {} if previous is None else previous.healths()
-    registries = {name: _registry(name, config, http, services.metrics, healths) for name in config.registries}
+    registries = {name: build_registry(name, config, http, services.metrics, healths) for name in config.registries}
     lazy = frozenset(name for name, entry in config.registries.items() if entry.fill == "ranges")
     context = Context(services.cache, registries, TagPolicies.configured(config), UseCount(), lazy)
     prefetching = group.counts.count(Total.PREFETCHES)
@@ -104,7 +104,8 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     return Graph(config, http, cache, api, SyncServices(syncer, Planner(config, syncer), config.sync.interval))
 
 
-def _registry(name: str, config: Config, http: Http, metrics: Metrics, healths: Healths) -> Registry:
+def build_registry(name: str, config: Config, http: Http, metrics: Metrics, healths: Healths) -> Registry:
+    """Build the client of a configured registry."""
     entry, account = config.registries[name], None
     if entry.username is not None and entry.password_file is not None:
         account = Account(entry.username, entry.password_file)

@@ -94,6 +94,11 @@ class Login:
             yield
 
     @property
+    def has_account(self) -> bool:
+        """Whether an account is configured."""
+        return self._account is not None
+
+    @property
     def is_settled(self) -> bool:
         """Whether there are no credentials, or the upstream is known to accept them."""
         return self._account is None or self._accepted
