@@ -11,12 +11,14 @@ from typing import Any
 from prometheus_client.exposition import generate_latest
 
 from mirror import __version__
+from mirror.admin.checks import host_checks
 from mirror.admin.explanations import describe
 from mirror.admin.status import MetricValues, request_figures, upstream_figures
 from mirror.admin.worker_stats import Encode, Problems, WorkerStats
 from mirror.cache.blob_source import UpstreamSource
 from mirror.cache.explainer import Explainer
 from mirror.config.model import Config
+from mirror.core.checks import Check
 from mirror.core.names import ImageName, ImagePattern
 from mirror.download.downloads import Downloads
 from mirror.download.ingest import Ingest
@@ -82,8 +84,16 @@ class AdminOperations:
         problems = self._worker_stats.problems(self._own_problems())
         entries = self._config.registries
         blocked = any(name in entries and not entries[name].anonymous_fallback for name in problems["credentials"])
-        details = {"draining": draining, "store_writable": writable, **problems, "upstreams": upstreams}
+        checks = {check.name: {"ok": check.ok, "text": check.text} for check in self.check()}
+        details = {"draining": draining, "store_writable": writable, **problems, "checks": checks, "upstreams": upstreams}
         return Readiness(writable and not draining and not blocked, details)
+
+    def check(self) -> list[Check]:
+        """Check what is around the mirror, and set the metric of each check."""
+        checks = host_checks(self._config)
+        for check in checks:
+            self._metrics.check_ok.labels(check.name).set(1 if check.ok else 0)
+        return checks
 
     def metrics(self, encode: Encode = generate_latest) -> bytes:
         """Return the metrics of all processes, by default in Prometheus's text format."""
@@ -111,7 +121,7 @@ class AdminOperations:
         return {
             "version": __version__,
             "ready": readiness.ready,
-            **{key: readiness.details[key] for key in ("draining", "store_writable", "credentials", "files")},
+            **{key: readiness.details[key] for key in ("draining", "store_writable", "credentials", "files", "checks")},
             "store": {
                 "path": self._store.layout.root,
                 "bytes": values.value("storage_bytes"),

@@ -55,6 +55,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     last, following = sync["last"], sync["next_run"]
     return [
         ("mirror", f"{_readiness(found)}, version {found['version']}"),
+        *((name, f"FAILED: {check['text']}") for name, check in found["checks"].items() if not check["ok"]),
         ("store", _store(found["store"])),
         ("pulls", f"{_ratio(requests)}{errors} since the start" if requests["pulls"] or errors else "none since the start"),
         ("", outcomes),

@@ -117,6 +117,9 @@ class Metrics:
             Across.LEAST,
             "0 while a file of tls or access cannot be used as it is on disk",
         )
+        self.check_ok = self._gauge(
+            "check_ok", Across.LEAST, "0 while a check of this host fails: the file system of the store, the certificate", "check"
+        )
         for reason in ("policy", "network", "credentials", "connections", "requests", "downloads", "host", "webhook"):
             self.refused.labels(reason)
 

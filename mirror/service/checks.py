@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import http.client
-import os
 import time
 
 from mirror import __version__
+from mirror.admin.checks import host_checks
 from mirror.config.model import Config
-from mirror.config.tls import certificate_end
 from mirror.config.types import Address
-from mirror.core.checks import Check, check_certificate, check_clock, check_disk
+from mirror.core.checks import Check, check_clock
 from mirror.core.counts import CountTable
 from mirror.core.names import DOCKER_HUB
 from mirror.errors import ConfigurationError, UpstreamError
@@ -30,9 +29,7 @@ _TIMEOUT_S = 2.0
 
 async def probe(config: Config) -> list[Check]:
     """Check everything that can be checked without serving. Upstreams get two requests each, neither of which is a pull."""
-    checks = [_storage(config), *_ports(config)]
-    if config.tls.certificate is not None:
-        checks.append(check_certificate("tls.certificate", certificate_end(config.tls.certificate), time.time()))
+    checks = [*host_checks(config), *_ports(config)]
     connect = Limits(connect=config.downloads.connect_timeout)
     client = Http(connect, f"registry-mirror/{__version__}", Connections(CountTable.private()))
     await client.start()
@@ -64,18 +61,6 @@ async def _upstream(registry: str, upstream: Upstream) -> list[Check]:
         ),
         *clock,
     ]
-
-
-def _storage(config: Config) -> Check:
-    """Check the directory of the store, or the nearest one above it that exists."""
-    path = config.storage.path.resolve()
-    while not path.exists():
-        path = path.parent
-    if not os.access(path, os.W_OK | os.X_OK):
-        return Check("storage", ok=False, text=f"{path} cannot be written by this user")
-    state = os.statvfs(path)
-    total, free = state.f_blocks * state.f_frsize, state.f_bavail * state.f_frsize
-    return check_disk(total, free, config.storage.max_size, config.storage.min_free)
 
 
 def _ports(config: Config) -> list[Check]:

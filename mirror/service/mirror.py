@@ -103,6 +103,7 @@ class Mirror:
         self._spawn(self._registry_listener.watch())
         await self._admin_listener.open(self._current.graph.config, admin_socket, self._relieve)
         self._announce()
+        self._spawn(self._log_checks())
         ready()
         await stop.wait()
         # A sync job continues after the next start.
@@ -148,6 +149,11 @@ class Mirror:
         self._access_log.configure(config.log.access)
         for name, registry in graph.registries.items():
             self._services.metrics.declare_registry(name, [upstream.name for upstream in registry.upstreams])
+
+    async def _log_checks(self) -> None:
+        for check in await asyncio.to_thread(self._operations.check):
+            if not check.ok and self._services.group.counts.own == 0:
+                log.warning("check_failed", check=check.name, said=check.text)
 
     def _announce(self) -> None:
         config = self._current.graph.config

@@ -3,9 +3,12 @@
 import pytest
 import yaml
 
+from mirror.cli.status import screen
 from tests.mirror.commands import command
 from tests.support.certificates import Authority
+from tests.support.mirrors import MirrorUnderTest
 from tests.support.ports import free_port
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -77,3 +80,22 @@ async def test_certificate(probe, tmp_path):
     state, text = found["tls.certificate"]
     assert (status, state) == (1, "FAILED")
     assert text.startswith(("expires in 2d", "expires in 1d23h59m"))
+
+
+async def test_running_mirror_repeats_the_checks(hub, tmp_path, log):
+    """A disk that is too small is in the log, /readyz, the metric and `status`; pulls go on, so the mirror stays ready."""
+    storage = {"path": str(tmp_path / "store"), "max_size": "1000TiB", "min_free": "0"}
+    async with MirrorUnderTest(hub, tmp_path / "store", storage=storage) as mirror:
+        await eventually(lambda: any(event["event"] == "check_failed" for event in log))
+        (event,) = (event for event in log if event["event"] == "check_failed")
+        assert (event["check"], "1000TiB" in event["said"]) == ("storage", True)
+        admin = f"http://127.0.0.1:{mirror.admin_port}"
+        async with mirror.session.get(f"{admin}/readyz") as response:
+            assert response.status == 200
+            check = (await response.json())["checks"]["storage"]
+        assert (check["ok"], "1000TiB" in check["text"]) == (False, True)
+        async with mirror.session.get(f"{admin}/metrics", headers={"Accept-Encoding": "identity"}) as response:
+            assert 'registry_mirror_check_ok{check="storage"} 0.0' in await response.text()
+        async with mirror.session.get(f"{admin}/api/v1/status") as response:
+            lines = screen(await response.json(), 80)
+        assert any(line.startswith("storage  FAILED: ") for line in lines)

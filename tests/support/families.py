@@ -17,6 +17,7 @@ FAMILIES = {
     "upstream_ratelimit_remaining": ("gauge", ("registry",)),
     "upstream_credentials_ok": ("gauge", ("registry",)),
     "renewed_files_ok": ("gauge", ()),
+    "check_ok": ("gauge", ("check",)),
     "refused": ("counter", ("reason",)),
     "downloads_in_progress": ("gauge", ()),
     "download_readers": ("gauge", ()),
