@@ -153,10 +153,11 @@ class AdminOperations:
         """
         name = ImageName.parse(text, self._config.default_registry)
         explanation = await self._explainer.explain(name.repository, name.reference)
+        # Before the next wait, so that it agrees with the forecast.
+        upstreams = self._upstreams_of(self._registries[name.repository.registry])
         downloads = await asyncio.to_thread(self.downloads)
         sync = await asyncio.to_thread(self._sync_facts, name)
-        registry = self._registries[name.repository.registry]
-        return {**describe(explanation, downloads), "upstreams": self._upstreams_of(registry), "sync": sync}
+        return {**describe(explanation, downloads), "upstreams": upstreams, "sync": sync}
 
     def _upstreams_of(self, registry: Registry) -> list[dict[str, Any]]:
         following = registry.next_upstream("manifest", "GET")

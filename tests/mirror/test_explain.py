@@ -85,9 +85,15 @@ async def test_outage(hub, mirror, clock):
     await pull_all(mirror, image)
     clock.advance(61)
     hub.script(Rule(kind="manifest", times=None), Status(503))
+    hub.script(Rule(kind="ping", times=None, challenge=True), Status(503))
+    # A clock that stands still: no pause ends between what is compared.
+    (health,) = (upstream.health for upstream in mirror.graph.registries["docker.io"].upstreams)
+    now = clock.monotonic()
+    health.clock = lambda: now
     while (answer := await explained(mirror))["pull"]["outcome"] != "STALE":
         assert (await mirror.get(TAG)).cache == "STALE"
         clock.advance(2)
+        now += 2
     assert (answer["last"]["outcome"], "5xx" in answer["last"]["cause"]) == ("STALE", True)
     assert [upstream["next"] for upstream in answer["upstreams"]] == [False]
     assert "no upstream may be asked now" in (await explained(mirror, "other:1"))["pull"]["why"]
