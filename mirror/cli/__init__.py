@@ -15,7 +15,7 @@ from mirror.cli.status import status
 app = typer.Typer(
     help="A pull-through caching mirror for container registries.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 

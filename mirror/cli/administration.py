@@ -5,18 +5,35 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from enum import StrEnum
+from itertools import groupby
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from mirror.cli.client import AdminClient
 from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
 from mirror.cli.problems import refuse
+from mirror.cli.tables import print_table
 from mirror.core.names import is_glob
 from mirror.core.units import format_bytes, format_duration
+
+
+class Order(StrEnum):
+    """What `images` sorts by."""
+
+    NAME = "name"
+    SIZE = "size"
+    PULLED = "pulled"
+
+
+_KEYS: dict[Order, Callable[[dict[str, Any]], Any]] = {
+    Order.NAME: lambda image: image["name"],
+    Order.SIZE: lambda image: -image["bytes"],
+    Order.PULLED: lambda image: image["pulled"],
+}
 
 
 def images(
@@ -25,8 +42,12 @@ def images(
     url: UrlOption = None,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
+    sort: Annotated[Order, typer.Option(help="By name, by size or by the last pull; the largest or oldest first.")] = Order.NAME,
 ) -> None:
-    """List the cached images: each tag or digest with its size, its last pull, and whether it is complete."""
+    """List the cached images: each tag or digest with its size, its last pull, and whether it is complete.
+
+    The size of an image is that of all its content; what two images share counts in each, and once in the store (`status`).
+    """
     admin = AdminClient(config, url, token_file)
     found: list[dict[str, Any]] = []
     last: str | None = None
@@ -37,15 +58,24 @@ def images(
         last = page["next"]
         if last is None:
             break
+    found.sort(key=_KEYS[sort])
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    table = Table("image", "size", "pulled", "", box=None, pad_edge=False)
-    for image in found:
-        age = format_duration(max(0, round(time.time() - image["pulled"])))
-        table.add_row(image["name"], format_bytes(image["bytes"]), f"{age} ago", "" if image["complete"] else "partial")
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print_table(("image", "size", "pulled", ""), map(_row, found))
+    for registry, of_registry in groupby(sorted(found, key=_registry), _registry):
+        sizes = [image["bytes"] for image in of_registry]
+        typer.echo(f"{registry}: {len(sizes)} images, {format_bytes(sum(sizes))}")
     typer.echo(f"{len(found)} images")
+
+
+def _registry(image: dict[str, Any]) -> str:
+    return str(image["name"]).partition("/")[0]
+
+
+def _row(image: dict[str, Any]) -> tuple[str, ...]:
+    age = format_duration(max(0, round(time.time() - image["pulled"])))
+    return image["name"], format_bytes(image["bytes"]), f"{age} ago", "" if image["complete"] else "partial"
 
 
 def purge(

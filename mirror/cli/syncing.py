@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from mirror.cli.client import AdminClient
 from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
+from mirror.cli.tables import print_table
 from mirror.cli.watching import in_words, watch
 from mirror.core.units import format_bytes, format_duration
 
@@ -120,11 +117,12 @@ def _images(images: list[dict[str, Any]]) -> None:
     if not images:
         typer.echo("no image has been looked at yet")
         return
-    table = Table("image", "result", "looked at", "fetched", "cause", box=None, pad_edge=False)
-    for image in images:
-        fetched = format_bytes(image["bytes_fetched"]) if image["bytes_fetched"] else ""
-        table.add_row(image["image"], in_words(image), _ago(image["time"]), fetched, escape(image["cause"] or ""))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print_table(("image", "result", "looked at", "fetched", "cause"), map(_row, images))
+
+
+def _row(image: dict[str, Any]) -> tuple[str, ...]:
+    fetched = format_bytes(image["bytes_fetched"]) if image["bytes_fetched"] else ""
+    return image["image"], in_words(image), _ago(image["time"]), fetched, image["cause"] or ""
 
 
 def _schedule(state: dict[str, Any]) -> None:

@@ -62,10 +62,21 @@ async def test_images(hub, mirror, run):
     assert "3MiB" in first
     assert "partial" not in first
     assert "partial" in second
-    assert "2 images" in out
+    assert out.splitlines()[-2].startswith("docker.io: 2 images, 3MiB")
+    assert out.splitlines()[-1] == "2 images"
+    assert all(line == line.rstrip() for line in out.splitlines())
     status, out, _ = await run("images", "app:1", "--json")
     (listed,) = json.loads(out)
     assert (listed["name"], listed["complete"]) == (f"docker.io/{APP}:1", True)
+
+
+@pytest.mark.parametrize(("order", "tags"), [("name", "123"), ("size", "231"), ("pulled", "312")])
+async def test_images_in_order(hub, mirror, run, order, tags):
+    """The largest first, or the one whose pull is the longest ago; for scripts, too."""
+    for tag, size in (("3", 2 << 10), ("1", 1 << 10), ("2", 3 << 20)):
+        await pulled(hub, mirror, tag, layers=[os.urandom(size)])
+    _, out, _ = await run("images", "--sort", order, "--json")
+    assert "".join(image["name"][-1] for image in json.loads(out)) == tags
 
 
 async def test_purge(hub, mirror, run):
