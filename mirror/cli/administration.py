@@ -16,7 +16,7 @@ import typer
 from mirror.cli.client import AdminClient
 from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
 from mirror.cli.problems import refuse
-from mirror.cli.tables import print_table
+from mirror.cli.text import show, table, width
 from mirror.core.names import is_glob
 from mirror.core.units import format_bytes, format_duration
 
@@ -62,7 +62,7 @@ def images(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    print_table(("image", "size", "pulled", ""), map(_row, found))
+    show(table(map(_row, found), width(), ("image", "size", "pulled", "")))
     for registry, of_registry in groupby(sorted(found, key=_registry), _registry):
         sizes = [image["bytes"] for image in of_registry]
         typer.echo(f"{registry}: {len(sizes)} images, {format_bytes(sum(sizes))}")

@@ -10,7 +10,7 @@ import typer
 
 from mirror.cli.client import AdminClient
 from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
-from mirror.cli.tables import print_table
+from mirror.cli.text import show, table, width
 from mirror.cli.watching import in_words, watch
 from mirror.core.units import format_bytes, format_duration
 
@@ -117,7 +117,7 @@ def _images(images: list[dict[str, Any]]) -> None:
     if not images:
         typer.echo("no image has been looked at yet")
         return
-    print_table(("image", "result", "looked at", "fetched", "cause"), map(_row, images))
+    show(table(map(_row, images), width(), ("image", "result", "looked at", "fetched", "cause")))
 
 
 def _row(image: dict[str, Any]) -> tuple[str, ...]:

@@ -9,6 +9,9 @@ import time
 from collections.abc import Iterable, Sequence
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from mirror.core.units import format_duration
 
@@ -50,19 +53,18 @@ def facts(rows: Iterable[tuple[str, str]], columns: int) -> list[str]:
     return lines
 
 
-def table(rows: Sequence[Sequence[str]], columns: int, gap: int = 2) -> list[str]:
-    """Return rows as lines of aligned columns. The last column is folded, so that nothing is cut."""
-    if not rows:
-        return []
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    indent = sum(widths) + gap * len(widths)
-    lines = []
+def table(rows: Iterable[Sequence[str]], columns: int, headings: Sequence[str] = ()) -> list[str]:
+    """Return rows as lines of aligned columns; cells are folded where the space is short, so that nothing is cut."""
+    laid_out = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(headings))
+    for heading in headings:
+        laid_out.add_column(heading, overflow="fold")
     for row in rows:
-        head = "".join(f"{cell:<{width}}{' ' * gap}" for cell, width in zip(row[:-1], widths, strict=True))
-        folded = textwrap.wrap(row[-1], max(20, columns - indent), break_on_hyphens=False) or [""]
-        lines.append((head + folded[0]).rstrip())
-        lines += [" " * indent + line for line in folded[1:]]
-    return lines
+        # As Text: a name may contain what rich takes for markup.
+        laid_out.add_row(*(Text(cell, overflow="fold") for cell in row))
+    console = Console(width=columns, color_system=None)
+    with console.capture() as captured:
+        console.print(laid_out)
+    return [line.rstrip() for line in captured.get().splitlines()] if laid_out.row_count else []
 
 
 def show(lines: Iterable[str]) -> None:
