@@ -202,7 +202,7 @@ async def test_silent_upstream_costs_one_time_limit(hub, second, pair):
     """An upstream that takes requests and never answers is waited for once; it is found by itself when it is back."""
     images = [hub.add_image(APP, str(tag)) for tag in range(20)]
     second.repositories = hub.repositories
-    limit_headers(pair, 0.6)
+    limit_headers(pair, 2.0)
     silence = NoHeaders()
     rules = [hub.script(Rule(kind=kind, times=None, challenge=True), silence) for kind in ("ping", "manifest")]
     assert (await pair.get(f"/v2/{APP}/manifests/0")).body == images[0].raw
@@ -232,11 +232,11 @@ async def test_upstream_that_drops_packets(hub, tmp_path):
         image = hub.add_image(APP, "1")
         dead = f"http://127.0.0.1:{listener.getsockname()[1]}"
         entry = {"upstreams": [dead, hub.url], "token_hosts": [hub.token_host]}
-        settings = {"registries": {"docker.io": entry}, "downloads": {"connect_timeout": "0.5s"}}
+        settings = {"registries": {"docker.io": entry}, "downloads": {"connect_timeout": "1s"}}
         async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
             started = time.monotonic()
             assert (await mirror.get(f"/v2/{APP}/manifests/1")).body == image.raw
-            assert time.monotonic() - started >= 0.5
+            assert time.monotonic() - started >= 1
             assert (await fast(mirror, f"/v2/{APP}/manifests/none")).status == 404
             assert (await fast(mirror, f"/v2/{APP}/blobs/{image.layers[0].digest}")).status == 200
 
@@ -299,7 +299,8 @@ async def test_storm_on_one_bad_tag(hub, mirror):
 
 async def test_silent_cdn_is_not_held_against_its_upstream(hub, second, both, monkeypatch):
     """An upstream whose share of the time is used up by where it redirects to is in order itself."""
-    monkeypatch.setattr("mirror.upstream.registry._TIMEOUT_S", 0.6)
+    # Both upstreams answer within a part of it, on a busy machine, too.
+    monkeypatch.setattr("mirror.upstream.registry._TIMEOUT_S", 2.4)
     data, path = same_blob(hub, second)
     held = NoHeaders()
     hub.script(Rule(host="cdn", times=None), held)

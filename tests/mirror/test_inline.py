@@ -227,11 +227,11 @@ async def test_pieces_and_pipelines(image, mirror, wire, handled):
 
 async def test_idle_connection_ends(image, hub, tmp_path, monkeypatch, handled):
     """The time for the next request's headers counts from the last response, however that was given."""
-    monkeypatch.setattr("mirror.listener.server._HEADERS_TIMEOUT_S", 0.4)
+    monkeypatch.setattr("mirror.listener.server._HEADERS_TIMEOUT_S", 1.0)
     async with MirrorUnderTest(hub, tmp_path / "store") as mirror, Wire(mirror.port) as wire:
         await until_inline(wire, kept(TAG), handled)
         for _ in range(4):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.4)
             assert (await answered(wire, kept(TAG))).status == 200
         assert await wire.ended() == b""
 

@@ -31,7 +31,7 @@ async def refuse(hub, mirror):
 
 
 async def silent(hub, mirror):
-    mirror.set_limits(connect=0.1, headers=0.2)
+    mirror.set_limits(connect=0.5, headers=0.5)
     manifests_fail(hub, NoHeaders())
 
 
