@@ -80,8 +80,12 @@ def pulls_left(hub):
 def log(caplog):
     """The events that the mirror logs, at every level."""
     caplog.set_level(logging.DEBUG)
+    # A command that another test has run in this process has set a level.
+    wrapper = structlog.get_config()["wrapper_class"]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG))
     with structlog.testing.capture_logs() as events:
         yield events
+    structlog.configure(wrapper_class=wrapper)
 
 
 @pytest.fixture
