@@ -101,6 +101,7 @@ class AdminOperations:
         self._metrics.storage_bytes.set(used)
         self._metrics.storage_blobs.set(blobs)
         self._metrics.storage_limit_bytes.set(self._store.quota.max_size)
+        self._metrics.storage_min_free_bytes.set(self._store.quota.min_free)
         with contextlib.suppress(StorageError):
             self._metrics.storage_free_bytes.set(self._store.quota.disk_free())
         self._metrics.ready.set(self.readiness().ready)

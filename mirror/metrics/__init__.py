@@ -131,6 +131,7 @@ class Metrics:
         self.storage_bytes = self._gauge("storage_bytes", Across.ASKED, "Bytes that the store takes, reservations included")
         self.storage_limit_bytes = self._gauge("storage_limit_bytes", Across.ASKED, "Bytes that the store may take")
         self.storage_free_bytes = self._gauge("storage_free_bytes", Across.ASKED, "Free bytes of the store's file system")
+        self.storage_min_free_bytes = self._gauge("storage_min_free_bytes", Across.ASKED, "Bytes that min_free keeps free")
         self.storage_blobs = self._gauge("storage_blobs", Across.ASKED, "Blobs that are held")
         self.storage_min_free_ok = self._gauge(
             "storage_min_free_ok",

@@ -95,6 +95,8 @@ async def test_state(counted, monkeypatch):
     """Readiness, the free bytes of the disk, and a reload that was refused until one is accepted."""
     disk = os.statvfs(counted.store_path)
     free = await counted.metric("storage_free_bytes")
+    monkeypatch.setattr(counted.store.quota, "min_free", 4096)
+    assert await counted.metric("storage_min_free_bytes") == 4096
     assert abs(free - disk.f_bavail * disk.f_frsize) < disk.f_blocks * disk.f_frsize / 2
     assert (await counted.metric("ready"), await counted.metric("config_reload_ok")) == (1, 1)
     with mock.patch("mirror.service.mirror.load", side_effect=ConfigurationError(["tags.ttl: no"])):

@@ -28,6 +28,7 @@ FAMILIES = {
     "storage_bytes": ("gauge", ()),
     "storage_limit_bytes": ("gauge", ()),
     "storage_free_bytes": ("gauge", ()),
+    "storage_min_free_bytes": ("gauge", ()),
     "storage_blobs": ("gauge", ()),
     "storage_min_free_ok": ("gauge", ()),
     "evicted_bytes": ("counter", ("reason",)),
