@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 import os
 import struct
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +33,9 @@ _CHECKSUM = struct.Struct("=I")
 _LOCK_TIMEOUT_S = 2.0
 _READ_TRIES = 5
 _BLOCK_BYTES = 4096
+# Far from the limit the index and the chunk maps are measured this often: that walks directories, before a first byte.
+_OVERHEAD_S = 10.0
+_MARGIN_BYTES = 64 << 20
 
 
 def on_disk(size: int) -> int:
@@ -90,6 +95,8 @@ class SpaceQuota:
         self._root = layout.root
         self._index = layout.index
         self._path = layout.account
+        # The last measurement, and the time until which it will do as long as the limit is far away.
+        self._overhead, self._overhead_until = 0, -math.inf
 
     def used(self) -> int:
         """Return the bytes of cached and partial blobs, reservations included."""
@@ -103,7 +110,9 @@ class SpaceQuota:
     def overhead(self) -> int:
         """Return the bytes of the index and the chunk maps."""
         maps = sum(_taken(entry) for entry in _entries(self._partials) if entry.name.endswith(".map"))
-        return maps + sum(map(_taken, _entries([entry.path for entry in _entries([self._index])])))
+        self._overhead = maps + sum(map(_taken, _entries([entry.path for entry in _entries([self._index])])))
+        self._overhead_until = time.monotonic() + _OVERHEAD_S
+        return self._overhead
 
     def mark(self) -> Account:
         """Return the account, for `correct`."""
@@ -231,9 +240,17 @@ class SpaceQuota:
     def _fit(self, account: Account, needed: int) -> Fit:
         if self.max_size and needed > self.max_size:
             return Fit.NEVER
-        if self.max_size and account.used + self.overhead() + needed > self.max_size:
+        if self.max_size and not self._is_far(account.used + needed) and account.used + self.overhead() + needed > self.max_size:
             return Fit.NO_SPACE
-        return Fit.RESERVED if self.free() - needed >= self.min_free else Fit.NO_SPACE
+        free = self.disk_free() - needed
+        # What partial blobs have yet to write is part of what is reserved.
+        if free - account.used >= self.min_free or free - self._unwritten() >= self.min_free:
+            return Fit.RESERVED
+        return Fit.NO_SPACE
+
+    def _is_far(self, size: int) -> bool:
+        """Whether `size` bytes are within the limit even if the index has doubled since it was measured, some seconds ago."""
+        return time.monotonic() < self._overhead_until and size + 2 * self._overhead + _MARGIN_BYTES <= self.max_size
 
     @contextlib.contextmanager
     def _account(self) -> Iterator[int]:

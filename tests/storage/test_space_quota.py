@@ -17,6 +17,7 @@ from mirror.core.digest import Digest
 from mirror.core.eviction import Goal
 from mirror.download.partial import Partial
 from mirror.errors import StorageError
+from mirror.storage import space_quota
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import Fit, SpaceQuota, on_disk
 from tests.support.names import KIB, MIB
@@ -243,6 +244,7 @@ TestCounting = Counting.TestCase
 
 WORKER = """
 import random, sys
+from mirror.storage import space_quota
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import Fit, SpaceQuota
 room = SpaceQuota(Layout(sys.argv[1]), int(sys.argv[2]), 0)
@@ -283,6 +285,7 @@ import sys
 import threading
 from mirror.core.digest import Digest
 from mirror.storage.blobs import BlobFiles
+from mirror.storage import space_quota
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import SpaceQuota
 layout = Layout(sys.argv[1])
@@ -370,3 +373,43 @@ def test_index_and_maps_count(layout):
     assert room.reserve(128 * KIB) is Fit.RESERVED
     assert room.figures() == (256 * KIB, 0)
     assert room.shortage(0.5).size.needed == 0
+
+
+class Walks:
+    """Counts the directories that are walked."""
+
+    def __init__(self, monkeypatch):
+        self.count = 0
+        self._scandir = os.scandir
+        monkeypatch.setattr(os, "scandir", self._walk)
+
+    def _walk(self, path):
+        self.count += 1
+        return self._scandir(path)
+
+
+def test_no_walk_far_from_the_limit(layout, monkeypatch):
+    """What is reserved before a first byte does not depend on how much else is under way, nor on the size of the index."""
+    quota = SpaceQuota(layout, 1 << 40, 0)
+    assert quota.reserve(MIB) is Fit.RESERVED
+    walks = Walks(monkeypatch)
+    assert quota.reserve(MIB) is Fit.RESERVED
+    assert walks.count == 0
+    # Some seconds later, the index may have grown.
+    monkeypatch.setattr(space_quota, "_OVERHEAD_S", -1.0)
+    quota.overhead()
+    walks.count = 0
+    assert quota.reserve(MIB) is Fit.RESERVED
+    assert walks.count > 0
+
+
+def test_exact_near_the_limit(layout):
+    """An index that has grown since it was measured counts as soon as it matters."""
+    quota = SpaceQuota(layout, 128 * MIB, 0)
+    assert quota.reserve(MIB) is Fit.RESERVED
+    table = f"{layout.index}/tags"
+    os.makedirs(table, exist_ok=True)
+    with open(f"{table}/cache.db", "wb") as file:
+        file.write(bytes(64 * MIB))
+    assert quota.reserve(62 * MIB) is Fit.RESERVED
+    assert quota.reserve(2 * MIB) is Fit.NO_SPACE
