@@ -1,14 +1,17 @@
-"""Prometheus's own tool finds nothing to say about the metrics."""
+"""Prometheus's own tool finds nothing to say about the metrics, and the rules do what they are for."""
 
 import asyncio
+import subprocess
+from pathlib import Path
 
 import pytest
 
+from tests.e2e.harness.process import find_command
 from tests.fakehub import Rule, Status
 from tests.support.mirrors import MirrorUnderTest
 
 TAG = "/v2/library/app/manifests/1"
-
+MONITORING = Path(__file__).parents[2] / "monitoring"
 
 pytestmark = pytest.mark.e2e
 
@@ -28,3 +31,15 @@ async def test_promtool(hub, tmp_path):
     tool = await asyncio.create_subprocess_exec("promtool", "check", "metrics", stdin=pipe, stdout=pipe, stderr=pipe)
     out, err = await asyncio.wait_for(tool.communicate(text), 20)
     assert (tool.returncode, out, err) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("tests", sorted((MONITORING / "tests").glob("*.yaml")), ids=lambda file: file.stem)
+def test_rules(tests):
+    """`promtool test rules`: alerts fire on their faults only, and what is recorded is right."""
+    _promtool("test", "rules", tests)
+
+
+def _promtool(*arguments):
+    done = subprocess.run([find_command("promtool"), *arguments], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCESS" in done.stdout
