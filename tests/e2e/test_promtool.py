@@ -1,10 +1,12 @@
 """Prometheus's own tool finds nothing to say about the metrics, and the rules do what they are for."""
 
 import asyncio
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.harness.process import find_command
 from tests.fakehub import Rule, Status
@@ -37,6 +39,23 @@ async def test_promtool(hub, tmp_path):
 def test_rules(tests):
     """`promtool test rules`: alerts fire on their faults only, and what is recorded is right."""
     _promtool("test", "rules", tests)
+
+
+def test_scrape_configuration():
+    """`promtool check config` accepts the example, with the rules that it names."""
+    _promtool("check", "config", MONITORING / "prometheus.yml")
+
+
+def test_queries_of_the_dashboard(tmp_path):
+    """Prometheus understands the query of each panel."""
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    rules = [
+        {"record": f"query:{number}", "expr": query.replace("$__rate_interval", "5m")} for number, query in enumerate(queries)
+    ]
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    _promtool("check", "rules", file)
 
 
 def _promtool(*arguments):

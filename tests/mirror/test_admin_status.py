@@ -209,6 +209,21 @@ async def test_upstream_is_watched(hub, mirror):
     assert await mirror.metric("upstream_up", **up) == 0
 
 
+async def test_clients_show_that_an_upstream_that_is_down_is_needed(hub, mirror, clock):
+    """In a lasting outage no request to upstream is counted, so an alert has to go by those of clients that are no hits."""
+    hub.script(Rule(times=None, challenge=True), Status(503))
+    for number in range(4):
+        assert (await mirror.get(f"/v2/{APP}/manifests/{number}")).status == 503
+    clock.advance(6)
+    asked, before = await mirror.metric("upstream_requests_total"), await mirror.metric("requests_total", outcome="ERROR")
+    for number in range(8):
+        assert (await mirror.get(f"/v2/{APP}/manifests/later-{number}")).status == 503
+    assert await mirror.metric("upstream_up", registry="docker.io") == 0
+    assert await mirror.metric("requests_total", outcome="ERROR") == before + 8
+    # The clock has passed the prober's pause, so one request is a trial.
+    assert await mirror.metric("upstream_requests_total") <= asked + 1
+
+
 async def test_answers_do_not_make_upstream_down(hub, mirror):
     """A 404 is an answer of an upstream that is up."""
     hub.add_image(APP, "other")

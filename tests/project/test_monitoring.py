@@ -125,7 +125,47 @@ def test_events_of_the_runbooks_exist():
 
 
 def test_the_dashboard_can_be_imported():
-    """Panels have ids of their own."""
+    """Panels and rows have ids of their own, lie on no other, and those with queries have a legend and a unit or states."""
     panels = DASHBOARD["panels"]
+    places = [
+        (x, y)
+        for panel in panels
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
 
     assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len(set(places)) == len(places)
+    assert max(x for x, _ in places) < 24
+    for panel in panels:
+        if panel["type"] == "row":
+            continue
+        defaults = panel["fieldConfig"]["defaults"]
+        assert "unit" in defaults or "mappings" in defaults, panel["title"]
+        assert all(target["legendFormat"] for target in panel["targets"]), panel["title"]
+
+
+def test_the_dashboard_has_a_row_for_each_question():
+    """Rows stand for what somebody who is paged asks."""
+    rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+
+    assert rows == ["State", "Traffic", "Hit ratio and stale answers", "Upstream", "Downloads", "Store", "Sync", "Process"]
+
+
+def test_the_dashboard_shows_every_metric():
+    """Each family is in a panel, or is a histogram whose figures another one has."""
+    text = json.dumps(DASHBOARD["panels"])
+    missing = {name for name in FAMILIES if not re.search(rf"registry_mirror_{name}(_total|_bucket)?\b", text)}
+
+    assert missing == {"request_duration_seconds"}
+
+
+@pytest.mark.parametrize(
+    "panel", [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"], ids=lambda panel: panel["title"]
+)
+def test_panels_filter_by_job_and_instance(panel):
+    """Each selector of a query has both variables."""
+    for target in panel["targets"]:
+        selectors = re.findall(r"(?:registry_mirror|process)_\w+(\{[^}]*\})?", target["expr"])
+        assert selectors
+        assert all('job=~"$job",instance=~"$instance"' in selector for selector in selectors), target["expr"]
