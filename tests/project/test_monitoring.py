@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
+from mirror.cli import app
 from tests.support.families import FAMILIES, PROCESS
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +124,32 @@ def test_events_of_the_runbooks_exist():
     )
 
     assert {event for event in events - others if f'"{event}"' not in code} == set()
+
+
+def test_commands_of_the_runbooks_exist():
+    """Each command with its options, in the runbooks and in what an alert says, is one of the command line."""
+    texts = [(ROOT / "docs" / "runbooks.md").read_text(), *(rule["annotations"]["runbook"] for rule in ALERTS)]
+    commands = typer.main.get_command(app).commands
+    text = " ".join("\n".join(texts).split())
+    named = re.findall(
+        r"(?<!-u )(?<!reload )(?<!restart )(?<!systemctl status )\bregistry-mirror ([a-z][a-z-]+)((?: --[a-z-]+)*)", text
+    )
+
+    assert {command for command, _ in named} >= {"status", "explain", "check-config", "verify", "sync", "images"}
+    for command, options in named:
+        assert command in commands, command
+        known = {option for parameter in commands[command].params for option in parameter.opts}
+        assert set(options.split()) <= known, (command, options)
+
+
+def test_what_the_runbooks_quote_is_said():
+    """Words of the screen that they quote are those of the screen."""
+    text = (ROOT / "docs" / "runbooks.md").read_text()
+    code = "\n".join(file.read_text() for file in (ROOT / "mirror" / "cli").glob("*.py"))
+    quoted = {" ".join(words.split()) for pair in re.findall(r"\*([a-z ]+)\*|\"([a-z\s]+)\"", text) for words in pair if words}
+
+    assert len(quoted) > 3
+    assert {words for words in quoted if words not in code} == set()
 
 
 def test_the_dashboard_can_be_imported():
