@@ -96,7 +96,7 @@ def test_disk_full_in_the_middle_of_a_pull(
         fill_up(disk / "foreign")
         list(progress)
     assert dockerd.inspect("large:1").image_id == samples.large.config.digest
-    lines = mirror.log_lines("download_failed")
+    lines = mirror.logged("download_failed")
     # One a process that had it under way: prefetch begins it where the manifest was asked for, the client perhaps elsewhere.
     assert 1 <= len(lines) <= workers
     assert all(layer.digest in line for line in lines)
@@ -149,7 +149,7 @@ def test_disk_read_only_in_the_middle_of_a_pull(
         list(progress)
     assert dockerd.inspect("large:1").image_id == samples.large.config.digest
     assert mirror.metric(BYPASSED) == 1
-    assert len(mirror.log_lines("download_failed")) == 1
+    assert len(mirror.logged("download_failed")) == 1
     dockerd.remove_all()
     for name in ("single", "large"):
         dockerd.pull(name, "1")

@@ -190,7 +190,7 @@ def test_a_fourth_registry_is_refused_without_a_connection(
 
     with pytest.raises(PullError):
         containerd.pull(hosts, f"{fourth}/library/app:1")
-    assert mirror.log_lines(f"registry '{fourth}' is not mirrored here")
+    assert mirror.logged(f"registry '{fourth}' is not mirrored here")
     for name, query in (("/v2", f"?ns={fourth}"), (f"/v2/{fourth}", ""), (f"/{fourth}/v2", "")):
         for rest in ("manifests/1", f"blobs/sha256:{'0' * 64}", "tags/list"):
             answer = request("GET", f"{mirror.url}{name}/library/app/{rest}{query}")

@@ -67,7 +67,7 @@ def test_moved_tag_is_there_before_it_is_pulled(mirror: Mirror, dockerd: Dockerd
     assert time.monotonic() - moved < INTERVAL + SLACK
     fetched = [entry.reference for entry in upstream.downloads_since(position) if entry.kind == "blobs"]
     assert sorted(fetched) == sorted({new.for_host().layers[1].digest, new.for_host().config.digest})
-    wait_until(lambda: bool(mirror.log_lines("moved=1")), "the end of the run", 20)
+    assert mirror.logged("moved=1")
 
     dockerd.remove_all()
     position = len(upstream.asked())

@@ -172,5 +172,6 @@ def test_socket_and_watchdog(directory: Path, numbers: Iterator[int]) -> None:
         assert (systemd.show(UNIT, "ActiveState"), systemd.show(UNIT, "NRestarts")) == ("active", "0")
 
         systemd.succeed("kill", "--signal=SIGSTOP", UNIT)
+        # A connection that it has accepted would end with it.
+        _within(lambda: systemd.show(UNIT, "NRestarts") == "1", "another process", installed)
         assert installed.pull(0).headers["X-Cache"] == "HIT"
-        assert systemd.show(UNIT, "NRestarts") == "1"

@@ -13,6 +13,7 @@ from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 _STARTUP_SECONDS = 30
+_LOG_SECONDS = 10
 _STOP_SECONDS = 40  # SIGTERM drains for at most 30 s
 
 
@@ -59,6 +60,11 @@ class Mirror:
     def log_lines(self, text: str) -> list[str]:
         """The lines of the log that contain a text."""
         return [line for line in self._log.read_text(errors="replace").splitlines() if text in line]
+
+    def logged(self, text: str) -> list[str]:
+        """The lines of the log that contain a text, once there is one: a thread writes them."""
+        wait_until(lambda: bool(self.log_lines(text)), f"{text!r} in the log", _LOG_SECONDS)
+        return self.log_lines(text)
 
     def check_log(self) -> None:
         """Fail if there is a traceback in the log, with what is around it."""
