@@ -28,7 +28,7 @@ run: $(VENV)/.dev
 	$(BIN)/registry-mirror serve
 
 # Many tests wait for processes, and for upstreams that are silent on purpose.
-TESTS_AT_ONCE ?= $(shell expr 2 \* $$(nproc))
+TESTS_AT_ONCE ?= $(shell expr 3 \* $$(nproc))
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests --ignore=tests/e2e --ignore=tests/soak -m 'not full' -n $(TESTS_AT_ONCE) --dist worksteal
