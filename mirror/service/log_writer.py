@@ -128,7 +128,13 @@ class LogWriter:
         return "".join(batch)
 
     def _text(self, line: str | Event) -> str:
-        return line if isinstance(line, str) else self.render({**line, **self.identity}) + "\n"
+        if isinstance(line, str):
+            return line
+        try:
+            return self.render({**line, **self.identity}) + "\n"
+        except Exception:  # noqa: BLE001 - one line must not end the thread that writes all others
+            self._dropped += 1
+            return ""
 
     def _send(self, text: str) -> None:
         # Without a reader, or space on the disk, there is no place to report that.

@@ -82,3 +82,24 @@ def test_lines_in_the_thread_have_the_time_of_their_event(pipe):
     with writer.in_thread():
         writer.put({"event": "request", "level": "info", "timestamp": 1_700_000_000.25})
     assert json.loads(reader.readline())["timestamp"] == "2023-11-14T22:13:20.250000Z"
+
+
+def test_line_that_cannot_be_rendered(pipe):
+    """It is dropped and counted; the thread writes the lines after it."""
+    reader, stream = pipe
+    writer = LogWriter({"worker": 1}, stream)
+    logs.configure(Log(format="json"), writer)
+    render = writer.render
+
+    def fails_once(line):
+        writer.render = render
+        raise TypeError("no")
+
+    writer.render = fails_once
+    with writer.in_thread():
+        writer.put(event(1))
+        writer.put(event(2))
+    stream.close()
+    lines = [json.loads(line) for line in reader]
+    assert [line["number"] for line in lines if line["event"] == "request"] == [2]
+    assert [line["count"] for line in lines if line["event"] == "log_lines_dropped"] == [1]
