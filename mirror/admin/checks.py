@@ -19,11 +19,14 @@ def host_checks(config: Config) -> list[Check]:
 def check_storage(config: Config) -> Check:
     """Check the directory of the store, or the nearest one above it that exists."""
     path = Path(os.path.realpath(config.storage.path))
-    while not path.exists():
-        path = path.parent
-    if not os.access(path, os.W_OK | os.X_OK):
-        return Check("storage", ok=False, text=f"{path} cannot be written by this user")
-    state = os.statvfs(path)
+    try:
+        while not path.exists():
+            path = path.parent
+        if not os.access(path, os.W_OK | os.X_OK):
+            return Check("storage", ok=False, text=f"{path} cannot be written by this user")
+        state = os.statvfs(path)
+    except OSError as error:
+        return Check("storage", ok=False, text=f"{path} cannot be examined: {error.strerror or error}")
     total, free = state.f_blocks * state.f_frsize, state.f_bavail * state.f_frsize
     return check_disk(total, free, config.storage.max_size, config.storage.min_free)
 

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from prometheus_client.exposition import generate_latest
 
@@ -66,6 +67,8 @@ class AdminOperations:
         self._worker_stats = worker_stats
         self._listener = listener
         self._accounts: set[str] = set()
+        # A tag is found through the index; the one of a download stays the same.
+        self._images: WeakKeyDictionary[Ingest, str] = WeakKeyDictionary()
 
     def configure(self, config: Config, registries: Mapping[str, Registry], explainer: Explainer) -> None:
         """Use a configuration and what was built from it from now on."""
@@ -97,6 +100,9 @@ class AdminOperations:
 
     def metrics(self, encode: Encode = generate_latest) -> bytes:
         """Return the metrics of all processes, by default in Prometheus's text format."""
+        return self._metrics_with(self.readiness(), encode)
+
+    def _metrics_with(self, readiness: Readiness, encode: Encode) -> bytes:
         used, blobs = self._store.quota.figures()
         self._metrics.storage_bytes.set(used)
         self._metrics.storage_blobs.set(blobs)
@@ -104,7 +110,7 @@ class AdminOperations:
         self._metrics.storage_min_free_bytes.set(self._store.quota.min_free)
         with contextlib.suppress(StorageError):
             self._metrics.storage_free_bytes.set(self._store.quota.disk_free())
-        self._metrics.ready.set(self.readiness().ready)
+        self._metrics.ready.set(readiness.ready)
         self.publish()
         return self._worker_stats.metrics(encode)
 
@@ -115,8 +121,9 @@ class AdminOperations:
         self._worker_stats.publish(self._own_downloads(), self._own_problems(), self._own_troubles())
 
     def status(self) -> dict[str, Any]:
-        """Return what somebody who is paged wants to know first."""
-        readiness, values = self.readiness(), MetricValues(self.metrics().decode())
+        """Return the figures of the status screen."""
+        readiness = self.readiness()
+        values = MetricValues(self._metrics_with(readiness, generate_latest).decode())
         states = {(name, one.name): one.state for name, registry in self._registries.items() for one in registry.upstreams}
         jobs, quota = self._store.jobs, self._store.quota
         return {
@@ -128,7 +135,7 @@ class AdminOperations:
                 "bytes": values.value("storage_bytes"),
                 "max_size": quota.max_size,
                 "blobs": values.value("storage_blobs"),
-                "free": quota.free(),
+                "free": values.value("storage_free_bytes"),
                 "min_free": quota.min_free,
             },
             "requests": request_figures(values),
@@ -230,11 +237,15 @@ class AdminOperations:
 
     def _image_of(self, download: Ingest) -> str | None:
         """Return the image through which a blob is fetched: a tag, or else the repository; None if that is not known."""
-        if not isinstance(download.source, UpstreamSource):
-            return None
-        repository, index = download.source.repository, self._store.index
-        tag = index.tag_that_needs(repository, "blob", download.digest)
-        return str(repository) if tag is None else f"{repository}:{tag}"
+        image = self._images.get(download)
+        if image is not None or not isinstance(download.source, UpstreamSource):
+            return image
+        repository = download.source.repository
+        tag = self._store.index.tag_that_needs(repository, "blob", download.digest)
+        if tag is None:
+            return str(repository)
+        image = self._images[download] = f"{repository}:{tag}"
+        return image
 
     def _own_downloads(self) -> list[dict[str, Any]]:
         return [

@@ -112,10 +112,8 @@ class Explainer:
             await self._pull_policy.check(repository, reference)
             if digest is not None:
                 self._pull_policy.check_content(repository, digest)
-            policy, forecast = (
-                self._pull_policy.rule(repository, reference),
-                await self._forecast(repository, reference, facts, manifests),
-            )
+            policy = self._pull_policy.rule(repository, reference)
+            forecast = await self._forecast(repository, reference, facts, manifests)
         except PolicyDenied as error:
             policy, forecast = error.rule, Forecast(Action.REFUSE, None, f"answered 403: {error.rule}")
         pulled, last = self._last_pull(repository, reference, digest)

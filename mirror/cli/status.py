@@ -1,4 +1,4 @@
-"""The command `status`: one screen for somebody who is paged."""
+"""The command `status`: the state of a mirror on one screen."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def screen(found: dict[str, Any], columns: int) -> list[str]:
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     requests, sync = found["requests"], found["sync"]
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in requests["outcomes"].items())
-    errors = f", {requests['errors']} errors" if requests["errors"] else ""
+    errors = f", {requests['errors']} failed" if requests["errors"] else ""
     last, following = sync["last"], sync["next_run"]
     return [
         ("mirror", f"{_readiness(found)}, version {found['version']}"),
@@ -80,8 +80,9 @@ def _readiness(found: dict[str, Any]) -> str:
 
 def _store(store: dict[str, Any]) -> str:
     limit = f" of {format_bytes(store['max_size'])}" if store["max_size"] else ""
-    low = ": pulls may bypass the store" if store["free"] < store["min_free"] else ""
-    free = f"{format_bytes(max(0, store['free']))} free on the disk, {format_bytes(store['min_free'])} kept free{low}"
+    available = store["free"] or 0
+    low = ": pulls may bypass the store" if available < store["min_free"] else ""
+    free = f"{format_bytes(available)} free on the disk, {format_bytes(store['min_free'])} kept free{low}"
     return f"{format_bytes(store['bytes'] or 0)}{limit} in {store['blobs']} blobs; {free}"
 
 

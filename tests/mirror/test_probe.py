@@ -1,5 +1,9 @@
 """`check-config --probe` finds before the first pull what would make pulls fail."""
 
+import errno
+import json
+import os
+
 import pytest
 import yaml
 
@@ -99,3 +103,21 @@ async def test_running_mirror_repeats_the_checks(hub, tmp_path, log):
         async with mirror.session.get(f"{admin}/api/v1/status") as response:
             lines = screen(await response.json(), 80)
         assert any(line.startswith("storage  FAILED: ") for line in lines)
+
+
+async def test_disk_that_fails(hub, tmp_path, monkeypatch):
+    """An error of the disk is a failed check, and no failure of /readyz, of the metrics or of `status`."""
+    async with MirrorUnderTest(hub, tmp_path / "store") as mirror:
+
+        def fails(path):
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "statvfs", fails)
+        found = {}
+        for path in ("/readyz", "/metrics", "/api/v1/status"):
+            async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}{path}") as response:
+                assert response.status == 200, path
+                found[path] = await response.read()
+    storage = json.loads(found["/readyz"])["checks"]["storage"]
+    assert (storage["ok"], "Input/output error" in storage["text"]) == (False, True)
+    assert any("Input/output error" in line for line in screen(json.loads(found["/api/v1/status"]), 80))

@@ -163,6 +163,6 @@ async def test_tokens(hub, tmp_path):
     async with MirrorUnderTest(hub, tmp_path / "store", admin={"token_file": str(token)}) as mirror:
         address = ("--url", f"http://127.0.0.1:{mirror.admin_port}")
         code, _, complaint = await command("status", *address, directory=tmp_path)
-        assert (code, "wants a token (401)" in complaint) == (1, True)
+        assert (code, "requires a token (401)" in complaint) == (1, True)
         code, _, complaint = await command("status", *address, "--token-file", str(wrong), directory=tmp_path)
         assert (code, "refuses the token (401)" in complaint, "wr0ng" in complaint) == (1, True, False)
