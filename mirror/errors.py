@@ -14,7 +14,7 @@ class MirrorError(Exception):
     """The base of all exceptions that this package raises on purpose.
 
     Attributes:
-        is_logged: a line of the log tells of it. All who wait for the same thing get the same exception.
+        is_logged: the log has a line about it. All requests that wait for the same result get the same exception.
     """
 
     is_logged = False

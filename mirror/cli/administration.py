@@ -91,7 +91,8 @@ def purge(
 ) -> None:
     """Remove images from the mirror. Content that other images need stays; running pulls finish.
 
-    On a terminal it lists what goes, and asks. The exit status is 1 if an image that is named without a glob is not held.
+    On a terminal it lists the images and asks for confirmation. The exit status is 1 if an image that is named without a glob is
+    not held.
     """
     admin = AdminClient(config, url, token_file)
     order = {"soft": soft, **({"older_than": older_than} if older_than else {})}

@@ -70,7 +70,7 @@ class AdminClient:
             return f"{self._url} answers {status}, but not as a mirror's admin address does"
         if status == HTTPStatus.UNAUTHORIZED:
             if self._token is None:
-                return f"{self._url} wants a token (401): name its file with --token-file"
+                return f"{self._url} requires a token (401): name its file with --token-file"
             return (
                 f"{self._url} refuses the token (401): it is not the one of admin.token_file there (--token-file names another)"
             )

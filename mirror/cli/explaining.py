@@ -26,7 +26,7 @@ def explain(
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what the mirror holds of an image, which rules apply to it, and what a pull would do now. Nothing is fetched."""
+    """Show what the mirror holds of an image, which rules apply to it, and what a pull would do now. Nothing is fetched."""
     admin = AdminClient(config, url, token_file)
     found = admin.request("GET", f"/api/v1/explain?{urlencode({'image': image})}")
     if as_json:
@@ -51,7 +51,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("changed", ago(tag["changed"]) if tag.get("changed") else ""),
         ("ttl", f"{format_duration(tag['ttl'])}, by {tag['ttl_rule']}" if tag else ""),
         ("policy", found["policy"]),
-        ("evicted", "last, for it is pinned" if tag.get("pinned") or sync["kept"] else ""),
+        ("evicted", "last, because it is pinned" if tag.get("pinned") or sync["kept"] else ""),
         ("pulled", ago(found["pulled"])),
         ("last answer", _answer(last) if last else ""),
         ("last sync", f"{sync['last']['result']}, {ago(sync['last']['time'])}" if sync["last"] else ""),

@@ -41,7 +41,7 @@ def until(when: float) -> str:
 
 
 def facts(rows: Iterable[tuple[str, str]], columns: int) -> list[str]:
-    """Return names and values as lines; a long value goes on below itself."""
+    """Return names and values as lines; a long value is folded and indented."""
     kept = [(name, value) for name, value in rows if value]
     indent = max((len(name) for name, _ in kept), default=0) + 2
     lines = []

@@ -14,7 +14,7 @@ _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
 class PassedSockets:
-    """The sockets that nobody has taken yet."""
+    """The passed sockets that are not in use yet."""
 
     def __init__(self, sockets: list[socket.socket]) -> None:
         self._sockets = sockets
@@ -28,7 +28,7 @@ class PassedSockets:
         return None
 
     def refuse_others(self) -> None:
-        """Raise a ConfigurationError if a socket was not taken: its clients would wait for nobody."""
+        """Raise a ConfigurationError if a socket was not taken: connections to it would never be accepted."""
         names = [f"{host}:{port}" for host, port in (sock.getsockname()[:2] for sock in self._sockets)]
         for sock in self._sockets:
             sock.close()
@@ -38,13 +38,13 @@ class PassedSockets:
 
 
 def inherited(environment: MutableMapping[str, str] = os.environ, first: int = _FIRST_DESCRIPTOR) -> PassedSockets:
-    """Return the sockets that this process was started with, and remove what says so from the environment.
+    """Return the sockets that this process was started with, and remove their variables from the environment.
 
     Args:
         first: the first passed descriptor.
 
     Raises:
-        ConfigurationError: something else than listening TCP sockets was passed.
+        ConfigurationError: a passed descriptor is not a listening TCP socket.
     """
     pid, count, _ = (environment.pop(name, "") for name in _VARIABLES)
     if pid != str(os.getpid()):

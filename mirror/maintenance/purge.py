@@ -46,7 +46,7 @@ class PurgeResult:
 
     Attributes:
         size: bytes of the files.
-        images: the removed names in order: tags, and manifests without a tag.
+        images: the names of the removed tags, and of the removed manifests without a tag, sorted.
     """
 
     tags: int

@@ -60,7 +60,7 @@ def run(named: Path | None) -> None:
     writer = LogWriter()
     logs.configure(config.log, writer)
     _raise_open_files_limit()
-    # Where a process that hangs is aborted, its threads write to the log where they are.
+    # The watchdog aborts a process that hangs; the stacks of its threads are then written to the log.
     faulthandler.enable()
     workers = config.workers or os.cpu_count() or 1
     with ExitStack() as stack:

@@ -195,7 +195,7 @@ class Supervisor:
         for pid, slot in self._slots.items():
             if self._heartbeats.is_blocked(slot):
                 log.error("worker_blocked", pid=pid, consequence="it is replaced")
-                # Once: it may take a moment to write where its threads are.
+                # Once: writing the stacks of its threads may take a moment.
                 self._heartbeats.clear(slot)
                 os.kill(pid, signal.SIGABRT)
 

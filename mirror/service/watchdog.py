@@ -1,7 +1,7 @@
-"""Shows that event loops turn: those of the workers to the supervisor, and the process to the service manager.
+"""Reports that event loops run: each worker reports to the supervisor, and the main process to the service manager.
 
-A blocked event loop serves nobody, but its process is alive. Whoever watches ends it by SIGABRT, at which it writes where each of
-its threads is, and starts another one.
+A process with a blocked event loop is alive, but answers no request. The supervisor or the service manager sends it SIGABRT and
+starts another one. On SIGABRT it writes the stack of each thread to standard error.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from mirror.service.sd_notify import notify
 
 WORKER_INTERVAL_S = 1.0
 WORKER_LIMIT_S = 60.0
-"""A worker whose event loop has not turned for so long is replaced. Far longer than any call that a loop should make."""
+"""A worker whose event loop has not run for this time is replaced. No call on the event loop should take a fraction of it."""
 _TIME_BYTES = 8
 
 
 class Heartbeats:
-    """When the event loop of each worker turned last, in memory that the processes share; a worker writes its own slot only."""
+    """The time of the last report of each worker, in memory that the processes share. A worker writes its own slot only."""
 
     def __init__(self, slots: int) -> None:
         self._times = memoryview(mmap.mmap(-1, _TIME_BYTES * slots)).cast("d")
@@ -31,16 +31,16 @@ class Heartbeats:
         self._times[slot] = 0.0
 
     def beat(self, slot: int) -> None:
-        """Note a turn of a worker's event loop."""
+        """Record that a worker's event loop runs."""
         self._times[slot] = time.monotonic()
 
     def is_blocked(self, slot: int) -> bool:
-        """Whether an event loop that has turned does not turn any more."""
+        """Whether a worker has reported before, but not within `WORKER_LIMIT_S`."""
         return 0.0 < self._times[slot] < time.monotonic() - WORKER_LIMIT_S
 
 
 class ServiceWatchdog:
-    """Tells the service manager that this process works, if it wants to know (sd_watchdog_enabled(3)).
+    """Sends keep-alive messages to the service manager, if its watchdog is enabled (sd_watchdog_enabled(3)).
 
     Attributes:
         interval: seconds from one message to the next; None if there is no watchdog.
@@ -62,7 +62,7 @@ class ServiceWatchdog:
 
 
 async def keep_beating(beat: Callable[[], None], interval: float) -> None:
-    """Call `beat` every `interval` seconds, as long as the event loop turns."""
+    """Call `beat` every `interval` seconds. A blocked event loop makes no calls."""
     while True:
         beat()
         await asyncio.sleep(interval)

@@ -24,7 +24,7 @@ class StoredBlob:
 
     Attributes:
         size: bytes, as the manifest says.
-        foreign: it is served by another host, so the mirror need not have it.
+        foreign: another host serves it, so a complete image does not need it here.
     """
 
     digest: Digest

@@ -1,4 +1,4 @@
-"""Asks an upstream once, with the configured account, to find out whether a pull would succeed."""
+"""Asks an upstream once, with the configured account, to test whether a pull would succeed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def ask(upstream: Upstream, repository: str) -> None:
 
 
 async def date(upstream: Upstream) -> float | None:
-    """Return the time by an upstream's clock, in seconds since the epoch; None if it does not tell. Raises UpstreamError."""
+    """Return the time by an upstream's clock, in seconds since the epoch; None if it sends no date. Raises UpstreamError."""
     endpoint = upstream.route.endpoint
     async with asyncio.timeout(_TIMEOUT_S):
         url = endpoint.url.joinpath("v2", "")

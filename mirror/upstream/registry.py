@@ -211,8 +211,8 @@ class Registry:
 
     def next_upstream(self, kind: str, method: str) -> Upstream | None:
         """The upstream that a request would be sent to first now; None if none may be asked."""
-        order = self._blob_order() if kind == "blob" else self.upstreams
-        return next((upstream for upstream in order if upstream.health.admits(kind, method)), None)
+        candidates = self._blob_order() if kind == "blob" else self.upstreams
+        return next((upstream for upstream in candidates if upstream.health.admits(kind, method)), None)
 
     def has_plenty_of_pulls(self) -> bool:
         """Whether the pull limit is unknown or far away, so that a GET of a manifest need not be saved by a HEAD before it."""

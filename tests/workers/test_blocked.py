@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -63,14 +62,10 @@ def test_blocked_worker_is_replaced(tmp_path):
 
 
 @pytest.fixture
-def manager(monkeypatch, tmp_path):
-    """A service manager that wants to hear of this mirror every 0.2 s."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(str(tmp_path / "notify"))
-        sock.setblocking(False)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        monkeypatch.setenv("WATCHDOG_USEC", "200000")
-        yield sock
+def watchdog(manager, monkeypatch):
+    """The service manager's socket; it has a watchdog that expects a message every 0.2 s."""
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    return manager
 
 
 def beats(sock):
@@ -84,13 +79,13 @@ def beats(sock):
 
 
 @pytest.mark.parametrize("kind", [Served, Cluster])
-async def test_systemd_hears_of_it(hub, tmp_path, manager, kind):
+async def test_systemd_hears_of_it(hub, tmp_path, watchdog, kind):
     """With and without workers; a process that has been stopped says nothing, one that goes on does again."""
     async with kind(hub, tmp_path) as mirror:
         for _ in range(3):
-            await eventually(lambda: beats(manager), "a message of the watchdog")
+            await eventually(lambda: beats(watchdog), "a message of the watchdog")
         mirror.signal(signal.SIGSTOP)
         await eventually(lambda: state(mirror.process.pid) == "T", "a stopped process")
-        beats(manager)
+        beats(watchdog)
         mirror.signal(signal.SIGCONT)
-        await eventually(lambda: beats(manager), "a message of the watchdog")
+        await eventually(lambda: beats(watchdog), "a message of the watchdog")

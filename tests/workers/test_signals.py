@@ -15,16 +15,6 @@ from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, children, state
 
 
-@pytest.fixture
-def manager(monkeypatch, tmp_path):
-    """A service manager's socket; reading it tells what it was sent."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(str(tmp_path / "notify"))
-        sock.setblocking(False)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        yield sock
-
-
 def told(sock):
     """The first word of each message since the last time."""
     found = []
