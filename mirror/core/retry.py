@@ -1,9 +1,10 @@
 """How long to wait before a request is sent again."""
 
 import re
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from typing import Final
+
+from mirror.core.http_date import parse_http_date
 
 _SECONDS: Final = re.compile(r"[0-9]+", re.ASCII)
 _MAX_DOUBLINGS: Final = 62
@@ -32,10 +33,5 @@ def parse_retry_after(text: str | None, now: datetime, cap: float = LONGEST_RETR
     text = text.strip()
     if _SECONDS.fullmatch(text):
         return min(float(text), cap)
-    try:
-        until = parsedate_to_datetime(text)
-        # A date without a zone is meant to be GMT, as all dates of HTTP are.
-        seconds = (until if until.tzinfo else until.replace(tzinfo=UTC)) - now
-    except (ValueError, OverflowError):
-        return None
-    return min(max(seconds.total_seconds(), 0.0), cap)
+    until = parse_http_date(text)
+    return None if until is None else min(max((until - now).total_seconds(), 0.0), cap)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from email.utils import parsedate_to_datetime
 
+from mirror.core.http_date import parse_http_date
 from mirror.core.media import UPSTREAM_ACCEPT
 from mirror.errors import CredentialsRefused, UpstreamError
 from mirror.upstream.attempt import UpstreamRequest
@@ -39,7 +39,5 @@ async def date(upstream: Upstream) -> float | None:
     async with asyncio.timeout(_TIMEOUT_S):
         url = endpoint.url.joinpath("v2", "")
         async with upstream.route.http.request("GET", url, {}, tls=endpoint.tls, proxy=endpoint.proxy) as response:
-            try:
-                return parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
-            except ValueError:
-                return None
+            date = parse_http_date(response.headers.get("Date", ""))
+            return None if date is None else date.timestamp()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from mirror.core.bounded_cache import BoundedCache
+from mirror.core.http_date import parse_http_date
 from mirror.core.networks import is_internal, parse_address
 from mirror.core.signed_urls import reusable_for
 from mirror.errors import UpstreamProtocolError
@@ -100,11 +100,7 @@ def _key(request: UpstreamRequest) -> tuple[str, str]:
 
 def _date(response: aiohttp.ClientResponse) -> datetime:
     """The time by the clock of the host that has answered (RFC 9110 section 6.6.1)."""
-    try:
-        date = parsedate_to_datetime(response.headers.get("Date", ""))
-    except (ValueError, OverflowError):
-        return datetime.now(UTC)
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
+    return parse_http_date(response.headers.get("Date", "")) or datetime.now(UTC)
 
 
 class PublicResolver(AbstractResolver):
