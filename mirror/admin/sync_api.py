@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import structlog
 from aiohttp import web
 
 from mirror.admin.json_body import json_body, read_body
-from mirror.admin.sync_operations import SyncOperations
+from mirror.admin.sync_operations import UNFINISHED, NoSuchJob, SyncOperations
 from mirror.core.errors import InvalidInput
 from mirror.core.platform import Platform
 from mirror.listener.paging import page
@@ -20,6 +21,8 @@ _MAX_IMAGES = 1000
 _MAX_PLATFORMS = 32
 # The audit line names so many images and the number of the others.
 _LOGGED_IMAGES = 10
+# A job ends within a second after its cancellation, unless the process that runs it hangs or has just died.
+_CANCEL_TIMEOUT_S, _CANCEL_POLL_INTERVAL_S = 10.0, 0.1
 
 
 class SyncApi:
@@ -32,7 +35,8 @@ class SyncApi:
         """Add the routes."""
         application.router.add_post("/api/v1/sync", self.sync)
         application.router.add_get("/api/v1/sync", self.state)
-        application.router.add_get("/api/v1/sync/{order}", self.order)
+        application.router.add_get("/api/v1/sync/{order:.+}", self.order)
+        application.router.add_delete("/api/v1/sync/{order:.+}", self.cancel)
         application.router.add_post("/api/v1/warm", self.warm)
 
     async def sync(self, request: web.Request) -> web.Response:
@@ -70,6 +74,28 @@ class SyncApi:
         if found is None:
             raise web.HTTPNotFound(text="there is no such order")
         return web.json_response(found)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Cancel a job, and return what was done; 202 with its state if it has not ended within some seconds."""
+        name = request.match_info["order"]
+        try:
+            accepted = await asyncio.to_thread(self._operations.cancel, name)
+        except NoSuchJob as error:
+            raise (web.HTTPConflict if error.ended else web.HTTPNotFound)(text=str(error)) from error
+        if not accepted:
+            raise web.HTTPServiceUnavailable(text="the index cannot be written; the log says why")
+        log.info("audit", action="cancel", order=name, client=request.remote)
+        state = await self._end_of(name)
+        return web.json_response(state, status=202 if state["result"] in UNFINISHED else 200)
+
+    async def _end_of(self, name: str) -> dict[str, Any]:
+        """Return the state of a job that is being cancelled when it has ended, or after some seconds."""
+        deadline = time.monotonic() + _CANCEL_TIMEOUT_S
+        while True:
+            state = await asyncio.to_thread(self._operations.job, name) or {"name": name, "result": "running"}
+            if state["result"] not in UNFINISHED or time.monotonic() >= deadline:
+                return state
+            await asyncio.sleep(_CANCEL_POLL_INTERVAL_S)
 
 
 def _accepted(request: web.Request, action: str, name: str | None, images: list[str], **details: object) -> web.Response:

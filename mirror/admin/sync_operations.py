@@ -15,10 +15,25 @@ from mirror.sync.job import SyncJob, by_operator, by_webhook
 
 log = structlog.get_logger(__name__)
 
+UNFINISHED = frozenset({"waiting", "running"})
+"""The results of jobs that have not ended."""
+
 # Jobs that may wait; each is a row of the job store.
 _MAX_JOBS = 1000
 # Docker Hub sends the webhook of a push before all of its servers answer with the new digest.
 _RECHECK_AFTER_S = 15.0
+
+
+class NoSuchJob(Exception):
+    """There is no job to cancel.
+
+    Attributes:
+        ended: there was one.
+    """
+
+    def __init__(self, message: str, *, ended: bool) -> None:
+        super().__init__(message)
+        self.ended = ended
 
 
 class SyncOperations:
@@ -81,6 +96,21 @@ class SyncOperations:
         if found is None:
             found = next(({**job, "result": "waiting"} for job in state["waiting"] if job["name"] == name), None)
         return found
+
+    def cancel(self, name: str) -> bool:
+        """Have a job cancelled that waits or runs; it ends a moment later. False if the index cannot be written.
+
+        Raises:
+            NoSuchJob: there is none of that name, or it has ended.
+        """
+        job = self.job(name)
+        if job is None:
+            raise NoSuchJob("there is no such order", ended=False)
+        if job["result"] not in UNFINISHED:
+            raise NoSuchJob(f"order {name} has ended already: {job['result']}", ended=True)
+        created = float(job["created"] if "created" in job else job["asked"])
+        self._jobs.put_cancellation(name, created)
+        return self._jobs.is_cancelled(name, created)
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Return the last result of each image, by name."""

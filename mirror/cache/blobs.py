@@ -120,6 +120,12 @@ class Blobs:
         download = self._downloads.find(digest)
         return download.received if download is not None else 0
 
+    def stop_background(self, digest: Digest) -> None:
+        """Stop the download of a blob that only the resync has requested, if nobody waits for it any more."""
+        download = self._downloads.find(digest)
+        if download is not None and not download.readers and download.urgency is Urgency.SYNC:
+            download.stop()
+
     async def close(self) -> None:
         """Cancel the requests to upstream and the integrity checks."""
         await self._heads.close()

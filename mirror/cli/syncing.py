@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from typing import Annotated, Any, NoReturn
+from urllib.parse import quote
 
 import typer
 
@@ -26,6 +27,9 @@ def sync(
         typer.Argument(help="Which images: `nginx`, `library/*:1.*`. Without it: all that a scheduled run checks."),
     ] = None,
     status: Annotated[bool, typer.Option("--status", help="Print running jobs and the last result of each image.")] = False,
+    cancel: Annotated[
+        str | None, typer.Option(metavar="ORDER", help="Cancel an order of `sync` or `warm`; --status names them.")
+    ] = None,
     detach: DetachOption = False,
     config: ConfigOption = None,
     url: UrlOption = None,
@@ -36,6 +40,9 @@ def sync(
     admin = AdminClient(config, url, token_file)
     if status:
         _status(admin, as_json=as_json)
+        return
+    if cancel is not None:
+        _cancel(admin, cancel, as_json=as_json)
         return
     order = admin.request("POST", "/api/v1/sync", {"images": image or []})["order"]
     _follow(admin, order, detach=detach, as_json=as_json)
@@ -66,7 +73,7 @@ def _follow(admin: AdminClient, order: str, *, detach: bool, as_json: bool) -> N
     try:
         done = watch(lambda: admin.request("GET", f"/api/v1/sync/{order}"), quiet=as_json)
     except KeyboardInterrupt:
-        _exit_interrupted()
+        _exit_interrupted(order)
     if as_json:
         typer.echo(json.dumps(done, indent=2))
     else:
@@ -75,9 +82,21 @@ def _follow(admin: AdminClient, order: str, *, detach: bool, as_json: bool) -> N
         raise typer.Exit(1)
 
 
-def _exit_interrupted() -> NoReturn:
-    typer.echo("The mirror goes on; `registry-mirror sync --status` tells how far it is.", err=True)
+def _exit_interrupted(order: str) -> NoReturn:
+    typer.echo("The mirror goes on; `registry-mirror sync --status` tells how far it is,", err=True)
+    typer.echo(f"and `registry-mirror sync --cancel {order}` ends it.", err=True)
     raise typer.Exit(130)
+
+
+def _cancel(admin: AdminClient, order: str, *, as_json: bool) -> None:
+    found = admin.request("DELETE", f"/api/v1/sync/{quote(order)}")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    elif found["result"] in ("running", "waiting"):
+        typer.echo("it ends as soon as the process that runs it answers")
+    else:
+        done = sum(found["tags"].values())
+        typer.echo(f"{_summary(found)}; {done} of {found['total']} images done. What has arrived is used by the next pull.")
 
 
 def _report(done: dict[str, Any]) -> None:
@@ -107,9 +126,9 @@ def _status(admin: AdminClient, *, as_json: bool) -> None:
     _images(state["images"])
     for run in state["running"]:
         done = sum(run["tags"].values())
-        typer.echo(f"running: {run['kind']} by {run['by']}, {done} of {run['total']} images done")
+        typer.echo(f"running: {run['kind']} by {run['by']}, {done} of {run['total']} images done, order {run['name']}")
     for order in state["waiting"]:
-        typer.echo(f"waiting: {order['kind']} by {order['by']}: {_few(order)}")
+        typer.echo(f"waiting: {order['kind']} by {order['by']}: {_few(order)}, order {order['name']}")
     _schedule(state)
 
 

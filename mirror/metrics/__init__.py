@@ -158,7 +158,7 @@ class Metrics:
             "sync_last_success_timestamp_seconds", Across.LARGEST, "When a scheduled run last found everything in sync"
         )
         self.notifications = self._counter("notifications", "Moves of tags that somebody was to be told of", "result")
-        for result in ("completed", "limited", "failed", "timeout"):
+        for result in ("completed", "limited", "failed", "timeout", "cancelled"):
             self.sync_runs.labels(result)
         for result in ("unchanged", "moved", "gone", "failed", "skipped"):
             self.sync_tags.labels(result)

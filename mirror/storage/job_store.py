@@ -4,6 +4,7 @@ The processes of a store share it: any of them accepts a job and reports on it, 
 
 order|ID        a job that waits or runs; it is removed at its end
 rest|ID         its images beyond the first few
+cancel|ID       an operator has cancelled it; removed with the job
 done|ID         the summary of a finished job, for a day
 result|IMAGE    the last result of an image
 state|NAME      a state of the scheduler
@@ -24,6 +25,8 @@ _MAX_FIRST_IMAGES = 10
 _RESULT_FIELDS = frozenset({"result", "time", "bytes_fetched", "bytes_held", "cause"})
 _RESULT_TTL_S = 30 * 86400.0
 _DONE_TTL_S = 86400.0
+# Longer than any job waits or runs. A cancellation that comes as its job ends is removed by nobody else.
+_CANCELLATION_TTL_S = 7 * 86400.0
 
 
 class JobStore:
@@ -74,6 +77,23 @@ class JobStore:
         """Delete the job of a name."""
         self._table.delete(f"order|{name}")
         self._table.delete(f"rest|{name}")
+
+    def put_cancellation(self, name: str, created: float) -> None:
+        """Have the leader cancel the job of a name that was created at `created`, in seconds since the epoch."""
+        self._table.set(f"cancel|{name}", created, _CANCELLATION_TTL_S)
+
+    def is_cancelled(self, name: str, created: float) -> bool:
+        """Whether the job of a name that was created then is cancelled."""
+        return bool(self._table.get(f"cancel|{name}") == created)
+
+    def cancellations(self) -> list[str]:
+        """Return the names of the cancelled jobs."""
+        return [key.removeprefix("cancel|") for key in self._table.keys_from("cancel|")]
+
+    def delete_cancellation(self, name: str, created: float) -> None:
+        """Forget the cancellation of a job that has ended."""
+        if self.is_cancelled(name, created):
+            self._table.delete(f"cancel|{name}")
 
     def put_done(self, name: str, summary: dict[str, Any]) -> None:
         """Keep the summary of a finished job for a day."""

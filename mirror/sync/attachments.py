@@ -21,6 +21,7 @@ from mirror.core.signatures import signature_tags
 from mirror.core.urgency import Urgency
 from mirror.errors import MirrorError, NotFound, PolicyDenied
 from mirror.storage.attachments import referrers_in
+from mirror.sync.progress import Progress
 from mirror.sync.quota import SyncQuota
 
 log = structlog.get_logger(__name__)
@@ -32,11 +33,12 @@ _MAX_BLOB_BYTES: Final = 64 << 20
 
 
 class AttachmentSyncer:
-    """Fetches the attachments of manifests."""
+    """Fetches the attachments of the manifests of one image."""
 
-    def __init__(self, cache: Cache, quota: SyncQuota) -> None:
+    def __init__(self, cache: Cache, quota: SyncQuota, progress: Progress) -> None:
         self._cache = cache
         self._quota = quota
+        self._progress = progress
 
     async def sync(self, repository: Repository, subjects: Iterable[Digest]) -> None:
         """Fetch what upstream has about manifests of a repository. A failure is logged and ends it."""
@@ -83,7 +85,8 @@ class AttachmentSyncer:
             await self._content(repository, child.digest, depth + 1)
         for blob in manifest.blobs:
             if not blob.is_foreign and blob.size <= _MAX_BLOB_BYTES:
-                await self._cache.blobs.ensure_cached(repository, blob.digest, Urgency.SYNC)
+                with self._progress.fetch(blob.digest):
+                    await self._cache.blobs.ensure_cached(repository, blob.digest, Urgency.SYNC)
         return answer
 
     async def _manifest(self, repository: Repository, reference: Reference) -> ManifestAnswer:

@@ -124,7 +124,8 @@ class ImageContent:
 
         async def work(most: int | None = None) -> None:
             for blob in islice(waiting, most):
-                fetched = await self._cache.blobs.ensure_cached(self._repository, blob.digest, Urgency.SYNC)
+                with self._progress.fetch(blob.digest):
+                    fetched = await self._cache.blobs.ensure_cached(self._repository, blob.digest, Urgency.SYNC)
                 self._progress.have(blob.digest, blob.size, fetched)
 
         if platforms:

@@ -76,7 +76,6 @@ class ImageSyncer:
         self._cache = cache
         self._context = cache.context
         self._quota = SyncQuota(cache.context.registries, reserve)
-        self._attachments = AttachmentSyncer(cache, self._quota)
 
     def keep_open(self) -> AbstractContextManager[None]:
         """Keep the connections to upstreams open inside the context, also if the configuration changes."""
@@ -103,6 +102,11 @@ class ImageSyncer:
         """Return the progress to pass to `sync`."""
         return Progress(str(target), self._cache.blobs.bytes_received)
 
+    def stop_fetching(self, progress: Progress) -> None:
+        """Stop the downloads of an interrupted sync, unless clients or other jobs wait for them; their bytes stay on disk."""
+        for digest in progress.fetching:
+            self._cache.blobs.stop_background(digest)
+
     async def sync(self, target: Target, progress: Progress) -> SyncResult:
         """Bring one image in sync; a failure is a result.
 
@@ -114,7 +118,7 @@ class ImageSyncer:
             await self._cache.pull_policy.check(target.repository, target.reference)
             if isinstance(target.reference, Digest):
                 return await self._sync_digest(target, target.reference, content, progress)
-            return await self._sync_tag(target, target.reference, content)
+            return await self._sync_tag(target, target.reference, content, progress)
         except UpstreamRateLimited:
             raise
         except (MirrorError, InvalidInput) as error:
@@ -128,10 +132,10 @@ class ImageSyncer:
         status: Status = "unchanged" if progress.fetched == before else "moved"
         # The content of a digest never changes: once its attachments are cached, upstream is not asked again.
         if status == "moved" or self._context.store.index.attachments.list(repository, digest, "") is None:
-            await self._attachments.sync(repository, manifests)
+            await AttachmentSyncer(self._cache, self._quota, progress).sync(repository, manifests)
         return SyncResult(status, None, digest)
 
-    async def _sync_tag(self, target: Target, tag: Tag, content: ImageContent) -> SyncResult:
+    async def _sync_tag(self, target: Target, tag: Tag, content: ImageContent, progress: Progress) -> SyncResult:
         repository, asked = target.repository, self._context.clock()
         self._quota.check(repository)
         record = self._cache.tag_store.get(repository, tag)
@@ -148,7 +152,7 @@ class ImageSyncer:
         answer = await content.named(tag, head.digest)
         manifests = await content.fetch(answer, await self._selection(target, old))
         if subject_of(tag) is None:
-            await self._attachments.sync(repository, manifests)
+            await AttachmentSyncer(self._cache, self._quota, progress).sync(repository, manifests)
         return await self._switched(target, tag, old, answer, asked)
 
     async def _switched(self, target: Target, tag: Tag, old: Digest | None, answer: ManifestAnswer, asked: float) -> SyncResult:

@@ -34,6 +34,11 @@ class SyncJob:
     after: float
     by: str
 
+    @property
+    def created(self) -> float:
+        """When it was created; tells it from another job of the same name. A scheduled one continues an earlier round."""
+        return self.after if self.kind == "schedule" else self.asked
+
     def row(self) -> dict[str, Any]:
         """Return its row in the job store."""
         return {

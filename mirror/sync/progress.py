@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mirror.core.digest import Digest
@@ -15,6 +16,7 @@ class Progress:
     Attributes:
         fetched: bytes that were fetched from upstream.
         held: bytes that were in the store already.
+        fetching: the blobs that are being fetched; those of an interrupted sync stay here.
 
     Args:
         received: returns the bytes that have arrived of a blob that is being downloaded.
@@ -24,6 +26,7 @@ class Progress:
         self.image = image
         self.fetched = 0
         self.held = 0
+        self.fetching: set[Digest] = set()
         self._received = received
         self._missing: dict[Digest, int] = {}
 
@@ -31,6 +34,13 @@ class Progress:
         """Count these blobs as part of the image."""
         for descriptor in descriptors:
             self._missing[descriptor.digest] = descriptor.size
+
+    @contextlib.contextmanager
+    def fetch(self, digest: Digest) -> Iterator[None]:
+        """Count a blob among those that are being fetched, until the block ends without an error."""
+        self.fetching.add(digest)
+        yield
+        self.fetching.discard(digest)
 
     def have(self, digest: Digest, size: int, fetched: int) -> None:
         """Count a blob or manifest as stored; `fetched` bytes of it came from upstream."""

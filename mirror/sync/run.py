@@ -41,7 +41,8 @@ class Summary:
 
     Attributes:
         result: `running`, `completed`; `limited` if images are left for the next run; `failed` if some could not be synced;
-            `timeout` if the run took too long.
+            `timeout` if the run took too long; `cancelled` by an operator.
+        created: when the job was created.
         total: images of the job.
         tags: images by status.
         bytes_fetched: fetched from upstream.
@@ -53,6 +54,7 @@ class Summary:
     name: str
     kind: str
     by: str
+    created: float
     began: float
     ended: float | None = None
     result: str = "running"
@@ -77,13 +79,15 @@ class Run:
     """
 
     def __init__(self, job: SyncJob, syncer: ImageSyncer, jobs: JobStore, metrics: Metrics) -> None:
-        self.summary = Summary(job.name, job.kind, job.by, time.time())
+        self.summary = Summary(job.name, job.kind, job.by, job.created, time.time())
         self.syncer = syncer
         self._jobs = jobs
         self._metrics = metrics
         # Its own: no other run holds it up.
         self._slots = asyncio.Semaphore(_MAX_IMAGES)
         self._running: dict[str, Progress] = {}
+        # The images at which `carry_out` was cancelled.
+        self._interrupted: list[Progress] = []
         # Registries that this run has stopped asking, with the reason.
         self._skipped: dict[str, str] = {}
 
@@ -107,13 +111,21 @@ class Run:
             log.exception("sync_bug", order=summary.name)
             summary.result = "failed"
             summary.problems["internal error"] = str(error)
+        return self._ended()
+
+    def cancel(self) -> Summary:
+        """End it for an operator, after `carry_out` was cancelled: stop the downloads for which nobody else waits."""
+        for progress in self._interrupted:
+            self.syncer.stop_fetching(progress)
+            self.summary.bytes_fetched += progress.fetched
+            self.summary.bytes_held += progress.held
+        self.summary.result = "cancelled"
+        return self._ended()
+
+    def _ended(self) -> Summary:
+        summary = self.summary
         summary.ended = time.time()
         self._metrics.sync_runs.labels(summary.result).inc()
-        self._log()
-        return summary
-
-    def _log(self) -> None:
-        summary = self.summary
         log.info(
             "sync_ended",
             order=summary.name,
@@ -123,8 +135,9 @@ class Run:
             **summary.tags,
             bytes_fetched=summary.bytes_fetched,
             bytes_held=summary.bytes_held,
-            seconds=round((summary.ended or summary.began) - summary.began, 1),
+            seconds=round(summary.ended - summary.began, 1),
         )
+        return summary
 
     def _result(self, plan: Plan) -> str:
         # An image without a result lost its configuration during the run.
@@ -162,6 +175,9 @@ class Run:
             try:
                 with syncer.keep_open():
                     synced = await self._bounded(syncer, target, progress)
+            except asyncio.CancelledError:
+                self._interrupted.append(progress)
+                raise
             finally:
                 del self._running[str(target)]
         summary = self.summary

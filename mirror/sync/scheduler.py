@@ -10,6 +10,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from mirror.aio import together
 from mirror.metrics import Metrics
 from mirror.storage.coordination import LeaderLock
@@ -19,6 +21,8 @@ from mirror.sync.job import Kind, SyncJob
 from mirror.sync.plan import CachedTag, Plan, Planner
 from mirror.sync.run import Run, Summary, is_settled
 from mirror.sync.schedule import Schedule, after, round_to_run
+
+log = structlog.get_logger(__name__)
 
 # How often due jobs are looked for, and the progress of runs is written.
 _POLL_INTERVAL_S = 0.25
@@ -73,6 +77,7 @@ class SyncScheduler:
         last: SyncJob | None = None
         while True:
             # A thousand jobs take some milliseconds to read.
+            await asyncio.to_thread(self._end_cancelled, kind)
             job = await asyncio.to_thread(self._next, kind)
             if job is None:
                 await asyncio.sleep(_POLL_INTERVAL_S)
@@ -133,7 +138,7 @@ class SyncScheduler:
             if job.kind == "schedule":
                 summary = await self._run_scheduled(job, run, services, planning)
             else:
-                summary = await run.carry_out(self._plan(job, services, planning), _MAX_JOB_S)
+                summary = await self._while_wanted(run, run.carry_out(self._plan(job, services, planning), _MAX_JOB_S), job)
             if summary is not None:
                 await asyncio.to_thread(self._write_end, job, summary)
         finally:
@@ -147,28 +152,47 @@ class SyncScheduler:
         began, fingerprint = time.time(), services.planner.fingerprint
         await self._write_schedule(Schedule(job.asked, began, began, True, fingerprint))
         carried_out = run.carry_out(self._plan(job, services, planning), max(_MAX_SCHEDULED_S, services.interval))
-        summary = await self._while_unchanged(carried_out, fingerprint)
+        summary = await self._while_wanted(run, carried_out, job, fingerprint)
         if summary is not None:
             following = after(began, services.interval, random.random())  # noqa: S311 - no secret
             unfinished = summary.result in ("limited", "timeout")
             await self._write_schedule(Schedule(job.asked, began, following, unfinished, fingerprint))
         return summary
 
-    async def _while_unchanged(self, work: Coroutine[Any, Any, Summary], fingerprint: str) -> Summary | None:
-        """Return the result of a run; cancel it and return None if other images are configured: their round starts anew.
+    async def _while_wanted(
+        self, run: Run, work: Coroutine[Any, Any, Summary], job: SyncJob, fingerprint: str | None = None
+    ) -> Summary | None:
+        """Return the result of a run, which ends early if an operator cancels it.
 
-        Downloads that have begun continue.
+        If other images are configured than at `fingerprint`, it ends without a result, and their round starts anew. Downloads
+        that have begun continue then.
         """
         running = asyncio.get_running_loop().create_task(work)
         try:
             while not running.done():
                 await asyncio.wait([running], timeout=_POLL_INTERVAL_S)
-                if not running.done() and self._services.planner.fingerprint != fingerprint:
+                if await asyncio.to_thread(self._end_cancelled, job.kind, job):
+                    break
+                if not running.done() and fingerprint not in (None, self._services.planner.fingerprint):
                     return None
-            return running.result()
         finally:
             running.cancel()
             await asyncio.wait([running])
+        return run.cancel() if running.cancelled() else running.result()
+
+    def _end_cancelled(self, kind: Kind, running: SyncJob | None = None) -> bool:
+        """End the cancelled jobs of a kind that wait; returns whether the `running` one is cancelled."""
+        for name in self._jobs.cancellations():
+            row = self._jobs.get(name)
+            job = None if row is None else SyncJob.read(name, row)
+            if job is None or job.kind != kind or (running is not None and name == running.name):
+                continue
+            if self._jobs.is_cancelled(name, job.created):
+                now = time.time()
+                self._write_end(job, Summary(name, job.kind, job.by, job.created, now, now, "cancelled"))
+                self._metrics.sync_runs.labels("cancelled").inc()
+                log.info("sync_ended", order=name, by=job.by, result="cancelled")
+        return running is not None and self._jobs.is_cancelled(running.name, running.created)
 
     def _write_end(self, job: SyncJob, summary: Summary) -> None:
         if job.kind == "schedule" and summary.result == "completed":
@@ -177,6 +201,7 @@ class SyncScheduler:
         self._jobs.put_state(f"last {job.kind}", summary.row())
         self._jobs.put_done(job.name, summary.row())
         self._jobs.delete_unchanged(job.name, job.row())
+        self._jobs.delete_cancellation(job.name, job.created)
 
     async def _plan(self, job: SyncJob, services: SyncServices, planning: contextlib.ExitStack) -> Plan:
         cached = await asyncio.to_thread(self._cached_tags)

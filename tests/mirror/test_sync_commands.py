@@ -137,7 +137,7 @@ async def test_status(hub, mirror, run):
     hub.add_image(APP, "2", [b"x" * 50_000])
     gate = hub.gate(Rule(kind="cdn", times=None), after=100)
     orders = [await Orders(mirror).give("warm", images=["app:2"]) for _ in range(2)]
-    await Orders(mirror).give("warm", images=[f"app:{number}" for number in range(13)])
+    orders.append(await Orders(mirror).give("warm", images=[f"app:{number}" for number in range(13)]))
     await Orders(mirror).until(lambda state: state["running"] and state["running"][0]["images"])
     status, out, complaint = await run("sync", "--status")
     assert (status, complaint) == (0, "")
@@ -146,9 +146,10 @@ async def test_status(hub, mirror, run):
     assert lines[1].startswith(f"{NAME}:1 unchanged ")
     assert lines[2].startswith(f"{NAME}:none gone ")
     assert "upstream" in lines[2]
-    assert "running: warm by operator, 0 of 1 images done" in lines
-    assert "waiting: warm by operator: app:2" in lines
-    assert "waiting: warm by operator: app:0, app:1, app:2, app:3, app:4, app:5, app:6, app:7, app:8, app:9 and 3 more" in lines
+    assert f"running: warm by operator, 0 of 1 images done, order {orders[0]}" in lines
+    assert f"waiting: warm by operator: app:2, order {orders[1]}" in lines
+    few = "app:0, app:1, app:2, app:3, app:4, app:5, app:6, app:7, app:8, app:9 and 3 more"
+    assert f"waiting: warm by operator: {few}, order {orders[2]}" in lines
     assert any(re.match(r"last scheduled run, .* completed in \d+s: 1 unchanged", line) for line in lines)
     assert lines[-1].startswith("next scheduled run in ")
     status, out, _ = await run("sync", "--status", "--json")
@@ -182,7 +183,8 @@ async def test_interrupted(hub, mirror, tmp_path):
     assert process.returncode == 130
     # How far it is stands there only if it took more than ten seconds.
     assert [line for line in out.splitlines() if b" of " not in line] == []
-    assert complaint == b"The mirror goes on; `registry-mirror sync --status` tells how far it is.\n"
+    assert complaint.startswith(b"The mirror goes on; `registry-mirror sync --status` tells how far it is,\n")
+    assert re.search(rb"^and `registry-mirror sync --cancel \d+-[0-9a-f]+` ends it.$", complaint, re.MULTILINE)
     assert named(mirror, "1") is None
     gate.release()
     state = await Orders(mirror).until(lambda state: state["last"]["warm"])

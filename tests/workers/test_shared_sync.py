@@ -10,6 +10,7 @@ from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.names import Repository, Tag
 from mirror.storage.index import Index
+from mirror.storage.job_store import JobStore
 from mirror.storage.layout import Layout
 from tests.fakehub import Rule
 from tests.support.names import APP, sha256
@@ -179,3 +180,41 @@ async def test_killed_mirror(hub, tmp_path):
         await eventually(done, "the run")
         assert {seen.reference for seen in hub.find("HEAD", "manifest", status=200)} <= {"new", image.digest}
         assert "Traceback" not in cluster.log
+
+
+async def test_cancelled_by_the_other(hub, tmp_path):
+    """The worker that does not carry an order out cancels it; its fetch stops in the one that does."""
+    async with Cluster(hub, tmp_path, sync={"interval": "0"}) as cluster:
+        layer = hub.add_synthetic_blob(APP, 3_000_000)
+        hub.add_image(APP, "1", layers=[layer])
+        gate = hub.gate(Rule(kind="cdn", reference=layer.digest), after=1_000_000)
+        order = await warm(cluster, "app:1")
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
+        other = next(pid for pid in cluster.workers() if pid != keeper(cluster))
+        pull = await Pull(cluster.admin_port).begin(f"/api/v1/sync/{order}", cluster, "DELETE")
+        done = json.loads(await pull.rest())
+        assert (pull.status, done["result"]) == (200, "cancelled"), (done, other)
+        await eventually(lambda: not gate.waiting, "the end of the fetch")
+
+
+async def test_cancelled_and_killed(hub, tmp_path):
+    """SIGKILL of everything after a cancellation was accepted: the order does not come back."""
+    settings = {"sync": {"interval": "0"}}
+    layer = hub.add_synthetic_blob(APP, 3_000_000)
+    hub.add_image(APP, "1", layers=[layer])
+    gate = hub.gate(Rule(kind="cdn", reference=layer.digest, times=None), after=1_000_000)
+    async with Cluster(hub, tmp_path, **settings) as cluster:
+        order = await warm(cluster, "app:1")
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
+        # The one that would carry it out does nothing any more.
+        os.kill(await eventually(lambda: keeper(cluster), "a keeper"), signal.SIGSTOP)
+        pull = await Pull(cluster.admin_port).begin(f"/api/v1/sync/{order}", None, "DELETE")
+        jobs = JobStore(Layout(str(cluster.store)).index)
+        await eventually(lambda: jobs.cancellations(), "the cancellation")
+        jobs.close()
+        kill_all(cluster, None)
+        await pull.close()
+    hub.reset_counters()
+    async with Cluster(hub, tmp_path, **settings) as cluster:
+        assert (await ended(cluster, order))["result"] == "cancelled"
+        assert hub.count() == 0
