@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import structlog
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
+from mirror.admin.audit import log_purge, purge_counts
 from mirror.admin.json_body import json_body, read_body
 from mirror.admin.operations import AdminOperations
 from mirror.admin.push_webhook import PushWebhook
@@ -27,12 +27,8 @@ from mirror.listener.paging import page
 from mirror.maintenance.purge import PurgeRequest
 from mirror.storage.images import Image
 
-log = structlog.get_logger(__name__)
-
 # Paths that need no token and accept any Host: load balancers and Prometheus know neither.
 OPEN = ("/healthz", "/readyz", "/metrics")
-# Named in a line of the log.
-_LOGGED_IMAGES = 10
 _PURGE_KEYS = {"match": str, "older_than": str, "soft": bool, "dry_run": bool}
 
 
@@ -115,20 +111,8 @@ class _Api:
 
     async def _purge(self, request: web.Request, purge_request: PurgeRequest) -> web.Response:
         purged = await asyncio.to_thread(self._operations.purge, purge_request)
-        answer = {"tags": purged.tags, "manifests": purged.manifests, "blobs": purged.blobs, "bytes": purged.size}
-        log.info(
-            "audit",
-            action="purge",
-            match=str(purge_request.pattern),
-            pulled_before=purge_request.pulled_before,
-            soft=purge_request.soft,
-            dry_run=purge_request.dry_run,
-            client=request.remote,
-            images=list(purged.images[:_LOGGED_IMAGES]),
-            more=len(purged.images[_LOGGED_IMAGES:]),
-            **answer,
-        )
-        return web.json_response({**answer, "images": purged.images})
+        log_purge(purge_request, purged, request.remote)
+        return web.json_response({**purge_counts(purged), "images": purged.images})
 
 
 @contextlib.contextmanager

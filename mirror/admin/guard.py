@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractRouter
 
 from mirror.admin.api import OPEN
+from mirror.admin.origin import is_own_origin
 from mirror.core.errors import InvalidInput
 from mirror.core.media import strip_parameters
 from mirror.core.redaction import without_secret
@@ -21,8 +22,6 @@ from mirror.throttled_log import ThrottledLog
 log = structlog.get_logger(__name__)
 
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
-# Sec-Fetch-Site of a page of this address, and of the browser's user (Fetch Metadata, section 2.3).
-_OWN_SITES = frozenset({"same-origin", "none"})
 
 
 class AdminGuard:
@@ -77,7 +76,7 @@ class AdminGuard:
         return not request.raw_path.startswith(WEBHOOK_PREFIX) and (await self._router.resolve(request)).http_exception is None
 
     def _admit_change(self, request: web.Request) -> None:
-        if not _is_own_origin(request):
+        if not is_own_origin(request):
             self._refused(request, "a web page's")
             raise web.HTTPForbidden(text="a web page of another origin may change nothing here")
         if (request.method == "POST" or request.can_read_body) and _content_type(request) != "application/json":
@@ -109,12 +108,3 @@ def _is_bearer(header: str, token: str) -> bool:
 
 def _content_type(request: web.Request) -> str:
     return strip_parameters(request.headers.get("Content-Type", ""))
-
-
-def _is_own_origin(request: web.Request) -> bool:
-    """Whether a request comes from a page of this address, or from no page."""
-    if request.headers.get("Sec-Fetch-Site", "none").lower() not in _OWN_SITES:
-        return False
-    origin = request.headers.get("Origin")
-    # The scheme is not compared: a reverse proxy may have changed it.
-    return origin is None or origin.lower().partition("://")[2] == request.headers.get("Host", "").lower() != ""

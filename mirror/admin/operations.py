@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,9 @@ from prometheus_client.exposition import generate_latest
 
 from mirror import __version__
 from mirror.admin.checks import host_checks
+from mirror.admin.download_rates import DownloadRates
 from mirror.admin.explanations import describe
-from mirror.admin.status import MetricValues, request_figures, upstream_figures
+from mirror.admin.status import MetricValues, removal_figures, request_figures, upstream_figures
 from mirror.admin.worker_stats import Encode, Problems, WorkerStats
 from mirror.cache.blob_source import UpstreamSource
 from mirror.cache.explainer import Explainer
@@ -67,6 +69,7 @@ class AdminOperations:
         self._worker_stats = worker_stats
         self._listener = listener
         self._accounts: set[str] = set()
+        self._rates = DownloadRates()
         # A tag is found through the index; the one of a download stays the same.
         self._images: WeakKeyDictionary[Ingest, str] = WeakKeyDictionary()
 
@@ -137,6 +140,7 @@ class AdminOperations:
                 "blobs": values.value("storage_blobs"),
                 "free": values.value("storage_free_bytes"),
                 "min_free": quota.min_free,
+                **removal_figures(values),
             },
             "requests": request_figures(values),
             "upstreams": upstream_figures(values, states),
@@ -147,6 +151,14 @@ class AdminOperations:
                 "next_run": jobs.state("schedule", dict).get("next") if self._config.sync.interval else None,
             },
         }
+
+    def traffic(self) -> dict[str, Any]:
+        """Return the counts of pulls and bytes of all processes since the start."""
+        return request_figures(MetricValues(self.metrics().decode()))
+
+    def sample_downloads(self) -> None:
+        """Follow how fast the downloads of this process proceed. Only one thread at a time may call it, every second or so."""
+        self._rates.sample(self._downloads, time.monotonic())
 
     def downloads(self) -> list[dict[str, Any]]:
         """Return the downloads of all processes."""
@@ -255,6 +267,7 @@ class AdminOperations:
                 "state": download.state.name,
                 "bytes": download.received,
                 "size": download.size,
+                "bytes_per_second": self._rates.rate(download),
                 "readers": download.readers,
             }
             for download in self._downloads

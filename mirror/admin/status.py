@@ -42,7 +42,7 @@ class MetricValues:
 def request_figures(values: MetricValues) -> dict[str, Any]:
     """Return counts of pulls since the start, by outcome.
 
-    `hit_ratio` is the share of the manifests and blobs that came from the store; None before the first one.
+    `hits` are the manifests and blobs that came from the store, and `hit_ratio` is their share of all; None before the first one.
     """
     outcomes: Counter[str] = Counter()
     errors = 0
@@ -52,15 +52,25 @@ def request_figures(values: MetricValues) -> dict[str, Any]:
                 outcomes[sample.labels["outcome"]] += int(sample.value)
             elif int(sample.labels["status"]) >= 500:
                 errors += int(sample.value)
-    total = outcomes.total()
+    total, hits = outcomes.total(), sum(outcomes[outcome] for outcome in _FROM_STORE)
     return {
         "pulls": total,
         "outcomes": {outcome: count for outcome, count in outcomes.most_common() if count},
         "errors": errors,
-        "hit_ratio": sum(outcomes[outcome] for outcome in _FROM_STORE) / total if total else None,
+        "hits": hits,
+        "hit_ratio": hits / total if total else None,
         "served_bytes": values.sum("served_bytes_total"),
         "upstream_bytes": values.sum("upstream_bytes_total"),
     }
+
+
+def removal_figures(values: MetricValues) -> dict[str, Any]:
+    """Return what was removed from the store since the start: evicted blobs by reason, and the bytes of purges."""
+    evicted = {
+        reason: {kind: values.sum(f"evicted_{kind}_total", reason=reason) for kind in ("blobs", "bytes")}
+        for reason in sorted(sample.labels["reason"] for sample in values.of("evicted_bytes_total"))
+    }
+    return {"evicted": evicted, "purged_bytes": values.sum("purged_bytes_total")}
 
 
 def upstream_figures(values: MetricValues, states: Mapping[tuple[str, str], str]) -> list[dict[str, Any]]:

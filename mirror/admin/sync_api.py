@@ -6,21 +6,17 @@ import asyncio
 import time
 from typing import Any
 
-import structlog
 from aiohttp import web
 
+from mirror.admin.audit import log_cancel, log_job
 from mirror.admin.json_body import json_body, read_body
 from mirror.admin.sync_operations import UNFINISHED, NoSuchJob, SyncOperations
 from mirror.core.errors import InvalidInput
 from mirror.core.platform import Platform
 from mirror.listener.paging import page
 
-log = structlog.get_logger(__name__)
-
 _MAX_IMAGES = 1000
 _MAX_PLATFORMS = 32
-# The audit line names so many images and the number of the others.
-_LOGGED_IMAGES = 10
 # A job ends within a second after its cancellation, unless the process that runs it hangs or has just died.
 _CANCEL_TIMEOUT_S, _CANCEL_POLL_INTERVAL_S = 10.0, 0.1
 
@@ -84,7 +80,7 @@ class SyncApi:
             raise (web.HTTPConflict if error.ended else web.HTTPNotFound)(text=str(error)) from error
         if not accepted:
             raise web.HTTPServiceUnavailable(text="the index cannot be written; the log says why")
-        log.info("audit", action="cancel", order=name, client=request.remote)
+        log_cancel(name, request.remote)
         state = await self._end_of(name)
         return web.json_response(state, status=202 if state["result"] in UNFINISHED else 200)
 
@@ -101,8 +97,7 @@ class SyncApi:
 def _accepted(request: web.Request, action: str, name: str | None, images: list[str], **details: object) -> web.Response:
     if name is None:
         raise web.HTTPServiceUnavailable(text="too many orders wait, or the index cannot be written; the log says which")
-    named, more = images[:_LOGGED_IMAGES], len(images[_LOGGED_IMAGES:])
-    log.info("audit", action=action, order=name, client=request.remote, images=named, more=more, **details)
+    log_job(action, name, images, request.remote, **details)
     return web.json_response({"order": name}, status=202)
 
 

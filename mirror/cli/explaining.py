@@ -11,8 +11,8 @@ import typer
 
 from mirror.cli.client import AdminClient
 from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
-from mirror.cli.text import about, ago, facts, show, table, until, width
-from mirror.core.units import format_bytes, format_duration
+from mirror.cli.text import ago, facts, show, table, until, width
+from mirror.core.units import about, format_bytes, format_duration
 
 _HELD = {"complete": "complete", "partial": "in part", "no": "no"}
 # Of a digest: enough to find it.

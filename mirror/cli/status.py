@@ -110,9 +110,11 @@ def _downloads(downloads: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     for download in sorted(downloads, key=lambda entry: -int(entry["readers"]))[:_SHOWN_DOWNLOADS]:
         size, digest = download["size"], download["digest"].rpartition(":")[2][:12]
         share = f"{download['bytes'] / size:4.0%} of {format_bytes(size)}" if size else format_bytes(download["bytes"])
-        rows.append((digest, share, f"{download['readers']} readers", download.get("image") or ""))
+        rate = download.get("bytes_per_second")
+        speed = "" if rate is None else f"{format_bytes(rate)}/s"
+        rows.append((digest, share, speed, f"{download['readers']} readers", download.get("image") or ""))
     more = len(downloads) - len(rows)
-    return [*rows, ("", "", "", f"and {more} more")] if more > 0 else rows
+    return [*rows, ("", "", "", "", f"and {more} more")] if more > 0 else rows
 
 
 def _troubles(troubles: list[dict[str, Any]]) -> list[tuple[str, ...]]:

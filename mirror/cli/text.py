@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mirror.core.units import format_duration
+from mirror.core.units import about
 
 # Of a log, or a pipe into another command: lines there are not folded.
 _WIDTH_OF_A_FILE = 200
@@ -22,12 +22,6 @@ _WIDTH_OF_A_FILE = 200
 def width() -> int:
     """Return the columns that a line may have."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH_OF_A_FILE
-
-
-def about(seconds: float) -> str:
-    """Return a duration in its two largest units."""
-    step = 3600 if seconds >= 86400 else 60 if seconds >= 3600 else 1
-    return format_duration(max(0, int(seconds)) // step * step)
 
 
 def ago(when: float | None) -> str:

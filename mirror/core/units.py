@@ -73,3 +73,9 @@ def format_duration(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return sign + "".join(parts) if parts else "0s"
+
+
+def about(seconds: float) -> str:
+    """A duration for people, in its two largest units; 0s for one that has passed."""
+    step = 3600 if seconds >= 86400 else 60 if seconds >= 3600 else 1
+    return format_duration(max(0, int(seconds)) // step * step)

@@ -182,8 +182,12 @@ class Mirror:
             listener.end_idle()
 
     async def _publish(self) -> None:
-        while self._services.group.size > 1:
-            await asyncio.to_thread(self._operations.publish)
+        """Publish the figures of this process for the others, and follow its downloads."""
+        while True:
+            if len(self._services.downloads):
+                await asyncio.to_thread(self._operations.sample_downloads)
+            if self._services.group.size > 1:
+                await asyncio.to_thread(self._operations.publish)
             await asyncio.sleep(_PUBLISH_INTERVAL_S)
 
     async def _drain(self) -> None:

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from mirror.cli.status import screen
-from mirror.cli.text import about
+from mirror.core.units import about
 from tests.fakehub import RateLimited, Rule, Status
 from tests.mirror.commands import command
 from tests.support.mirrors import MirrorUnderTest
@@ -50,6 +50,9 @@ async def test_figures(hub, mirror):
     (upstream,) = found["upstreams"]
     assert (upstream["registry"], upstream["up"], upstream["pulls_left"]) == ("docker.io", True, hub.ratelimit_remaining)
     assert found["store"]["blobs"] == 2
+    nothing = {"blobs": 0, "bytes": 0}
+    assert (found["store"]["evicted"], found["store"]["purged_bytes"]) == ({"max_size": nothing, "min_free": nothing}, 0)
+    assert requests["hits"] == 3
     text = "\n".join(screen(found, 80))
     for part in ("ready, version", "60% of 5 answered from the store", "3 HIT, 2 MISS", "pulls left"):
         assert part in text
@@ -68,6 +71,10 @@ async def test_downloads(hub, mirror):
     assert (download["image"], download["size"], download["readers"]) == (f"docker.io/{APP}:1", 200_000, 1)
     (line,) = (line for line in screen(found, 80) if f"docker.io/{APP}:1" in line)
     assert "1 readers" in line
+    # Nothing arrives while the gate is closed, and the rate says so.
+    found = await eventually(lambda: status(mirror), holds=lambda found: found["downloads"][0]["bytes_per_second"] is not None)
+    assert found["downloads"][0]["bytes_per_second"] >= 0
+    assert "/s" in "\n".join(screen(found, 80))
     gate.release()
     await pull
 
