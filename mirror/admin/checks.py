@@ -1,14 +1,17 @@
-"""Checks of this host that a running mirror repeats: the file system of the store, and the certificate."""
+"""Checks that a running mirror repeats: the file system of the store, the certificate, the accounts, and the clock."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mirror.config.model import Config
 from mirror.config.tls import certificate_end
-from mirror.core.checks import Check, check_certificate, check_disk
+from mirror.core.checks import Check, check_account, check_certificate, check_disk
+from mirror.upstream.login import Login
+from mirror.upstream.registry import Registry
 
 
 def host_checks(config: Config) -> list[Check]:
@@ -40,3 +43,40 @@ def check_tls(config: Config) -> list[Check]:
     except (OSError, ValueError) as error:
         return [Check("tls.certificate", ok=False, text=f"cannot be read: {error}")]
     return [check_certificate("tls.certificate", end, time.time())]
+
+
+def check_accounts(config: Config, registries: Iterable[Registry], problems: Mapping[str, str]) -> list[Check]:
+    """Check the account of each registry that has one.
+
+    Args:
+        problems: why accounts cannot be used, by registry; see `credential_problems`.
+    """
+    accounts = ((registry, config.registries[registry.name].username) for registry in registries)
+    return [
+        check_account(registry.name, username, problems.get(registry.name), accepted=_is_accepted(registry))
+        for registry, username in accounts
+        if username is not None
+    ]
+
+
+def credential_problems(registries: Iterable[Registry]) -> dict[str, str]:
+    """Return why the accounts of registries cannot be used."""
+    found = {
+        registry.name: "; ".join(f"{one.name}: {_problem(one.login)}" for one in registry.upstreams if one.login.problem)
+        for registry in registries
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def clock_skews(registries: Iterable[Registry]) -> dict[str, float]:
+    """Return the seconds by which this machine's clock is ahead of those of the upstreams that have told their time."""
+    upstreams = (upstream for registry in registries for upstream in registry.upstreams)
+    return {upstream.name: skew for upstream in upstreams if (skew := upstream.health.time_of_day.skew) is not None}
+
+
+def _is_accepted(registry: Registry) -> bool:
+    return any(upstream.login.is_settled for upstream in registry.upstreams)
+
+
+def _problem(login: Login) -> str:
+    return f"{login.problem}{'; pulls go on without the account' if login.anonymous_fallback else ''}"

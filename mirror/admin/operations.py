@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client.exposition import generate_latest
 
 from mirror import __version__
-from mirror.admin.checks import host_checks
+from mirror.admin.checks import check_accounts, clock_skews, credential_problems, host_checks
 from mirror.admin.download_rates import DownloadRates
 from mirror.admin.explanations import describe
 from mirror.admin.status import MetricValues, removal_figures, request_figures, upstream_figures
@@ -21,7 +21,7 @@ from mirror.admin.worker_stats import Encode, Problems, WorkerStats
 from mirror.cache.blob_source import UpstreamSource
 from mirror.cache.explainer import Explainer
 from mirror.config.model import Config
-from mirror.core.checks import Check
+from mirror.core.checks import Check, check_clock, check_reload
 from mirror.core.names import ImageName, ImagePattern
 from mirror.download.downloads import Downloads
 from mirror.download.ingest import Ingest
@@ -31,8 +31,8 @@ from mirror.maintenance.purge import Purge, PurgeRequest, PurgeResult
 from mirror.metrics import Metrics
 from mirror.storage.images import Image, images
 from mirror.storage.store import Store
-from mirror.upstream.login import Login
 from mirror.upstream.registry import Registry
+from mirror.upstream.upstream import Upstream
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Readiness:
     """
 
     ready: bool
-    details: dict[str, object]
+    details: dict[str, Any]
 
 
 class AdminOperations:
@@ -56,13 +56,14 @@ class AdminOperations:
 
     Attributes:
         draining: the mirror is stopping.
-        reload_refused: the last reload failed in this process.
+        reload_problem: why the last reload failed in this process; None if it did not.
     """
 
     def __init__(
         self, store: Store, downloads: Downloads, metrics: Metrics, worker_stats: WorkerStats, listener: RegistryListener
     ) -> None:
-        self.draining = self.reload_refused = False
+        self.draining = False
+        self.reload_problem: str | None = None
         self._store = store
         self._downloads = downloads
         self._metrics = metrics
@@ -78,25 +79,41 @@ class AdminOperations:
         self._config = config
         self._registries = registries
         self._explainer = explainer
+        # Another configuration has other accounts.
+        self._metrics.check_ok.clear()
 
     def readiness(self) -> Readiness:
         """Ready if the store is writable, the mirror is not draining, and upstreams accept the accounts that pulls depend on."""
         writable, draining = self._store.is_writable(), self.draining
-        upstreams = {
-            f"{name} {upstream.name}": upstream.state
-            for name, registry in self._registries.items()
-            for upstream in registry.upstreams
-        }
         problems = self._worker_stats.problems(self._own_problems())
+        upstreams = {key: problems["upstreams"].get(key, upstream.state) for key, upstream in self._upstreams().items()}
         entries = self._config.registries
         blocked = any(name in entries and not entries[name].anonymous_fallback for name in problems["credentials"])
-        checks = {check.name: {"ok": check.ok, "text": check.text} for check in self.check()}
-        details = {"draining": draining, "store_writable": writable, **problems, "checks": checks, "upstreams": upstreams}
+        checks = {check.name: {"ok": check.ok, "text": check.text} for check in self._check(problems)}
+        details = {
+            "draining": draining,
+            "store_writable": writable,
+            "credentials": problems["credentials"],
+            "files": problems["files"],
+            "checks": checks,
+            "upstreams": upstreams,
+        }
         return Readiness(writable and not draining and not blocked, details)
 
     def check(self) -> list[Check]:
         """Check what is around the mirror, and set the metric of each check."""
-        checks = host_checks(self._config)
+        return self._check(self._worker_stats.problems(self._own_problems()))
+
+    def _check(self, problems: Problems) -> list[Check]:
+        """Check, given the problems of all processes: each asks its upstreams itself."""
+        registries = self._registries.values()
+        clock = [Check("clock", ok=False, text=text) for text in problems["clock"].values()]
+        checks = [
+            *host_checks(self._config),
+            *check_accounts(self._config, registries, problems["credentials"]),
+            *(clock or [check_clock(clock_skews(registries))])[:1],
+            check_reload(self.reload_problem or self._worker_stats.reload_problem),
+        ]
         for check in checks:
             self._metrics.check_ok.labels(check.name).set(1 if check.ok else 0)
         return checks
@@ -120,14 +137,13 @@ class AdminOperations:
     def publish(self) -> None:
         """Write this process's figures for the other processes."""
         self._update_credentials_metric()
-        self._metrics.config_reload_ok.set(not (self.reload_refused or self._worker_stats.is_reload_refused))
+        self._metrics.config_reload_ok.set((self.reload_problem or self._worker_stats.reload_problem) is None)
         self._worker_stats.publish(self._own_downloads(), self._own_problems(), self._own_troubles())
 
     def status(self) -> dict[str, Any]:
         """Return the figures of the status screen."""
         readiness = self.readiness()
         values = MetricValues(self._metrics_with(readiness, generate_latest).decode())
-        states = {(name, one.name): one.state for name, registry in self._registries.items() for one in registry.upstreams}
         jobs, quota = self._store.jobs, self._store.quota
         return {
             "version": __version__,
@@ -143,7 +159,7 @@ class AdminOperations:
                 **removal_figures(values),
             },
             "requests": request_figures(values),
-            "upstreams": upstream_figures(values, states),
+            "upstreams": upstream_figures(values, readiness.details["upstreams"]),
             "downloads": self.downloads(),
             "troubles": self._worker_stats.troubles(self._own_troubles()),
             "sync": {
@@ -226,14 +242,19 @@ class AdminOperations:
             gauge.labels(name).set(0 if name in refused else 1)
 
     def _own_problems(self) -> Problems:
-        credentials = {}
-        for name, registry in self._registries.items():
-            found = [
-                f"{upstream.name}: {_login_problem(upstream.login)}" for upstream in registry.upstreams if upstream.login.problem
-            ]
-            if found:
-                credentials[name] = "; ".join(found)
-        return {"credentials": credentials, "files": self._listener.problems}
+        registries = self._registries.values()
+        clock = check_clock(clock_skews(registries))
+        return {
+            "credentials": credential_problems(registries),
+            "files": self._listener.problems,
+            "clock": {} if clock.ok else {"clock": clock.text},
+            "upstreams": {key: one.state for key, one in self._upstreams().items() if one.health.was_asked},
+        }
+
+    def _upstreams(self) -> dict[str, Upstream]:
+        return {
+            f"{name} {upstream.name}": upstream for name, registry in self._registries.items() for upstream in registry.upstreams
+        }
 
     def _own_troubles(self) -> list[dict[str, Any]]:
         return [
@@ -272,7 +293,3 @@ class AdminOperations:
             }
             for download in self._downloads
         ]
-
-
-def _login_problem(login: Login) -> str:
-    return f"{login.problem}{'; pulls go on without the account' if login.anonymous_fallback else ''}"

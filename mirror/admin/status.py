@@ -73,11 +73,11 @@ def removal_figures(values: MetricValues) -> dict[str, Any]:
     return {"evicted": evicted, "purged_bytes": values.sum("purged_bytes_total")}
 
 
-def upstream_figures(values: MetricValues, states: Mapping[tuple[str, str], str]) -> list[dict[str, Any]]:
+def upstream_figures(values: MetricValues, states: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return each upstream with its state and the pulls that are left.
 
     Args:
-        states: for people, by registry and upstream.
+        states: for people, by registry and upstream with a blank between them.
     """
     return [
         {
@@ -88,5 +88,5 @@ def upstream_figures(values: MetricValues, states: Mapping[tuple[str, str], str]
             "pulls_left": values.value("upstream_ratelimit_remaining", registry=registry),
             "pull_limit": values.value("upstream_ratelimit_limit", registry=registry),
         }
-        for (registry, name), state in states.items()
+        for (registry, _, name), state in ((key.partition(" "), state) for key, state in states.items())
     ]

@@ -25,11 +25,11 @@ from prometheus_client.registry import Collector
 
 from mirror.metrics import Across, Metrics
 
-# What operators have to mend: by kind and subject, a description.
+# What operators may have to mend, and the states of upstreams: by kind and subject, a description.
 Problems: TypeAlias = dict[str, dict[str, str]]
 # The sum of all processes that have ended, and its key with the names of the folded files that may still exist.
 _ENDED, _CONTAINS = "ended.json", "contains"
-# A file that exists after a reload that the supervisor has refused.
+# A file that holds the problem after a reload that the supervisor has refused.
 _REFUSED = "reload-refused"
 Encode: TypeAlias = Callable[[Collector], bytes]
 """Renders metrics; see `prometheus_client.exposition.choose_encoder`."""
@@ -61,9 +61,12 @@ class WorkerStats:
             _write(self._own, {**sheet, "troubles": list(troubles)})
 
     @property
-    def is_reload_refused(self) -> bool:
-        """Whether the supervisor has refused the last reload; see `note_reload`."""
-        return self._directory is not None and (self._directory / _REFUSED).exists()
+    def reload_problem(self) -> str | None:
+        """Why the supervisor has refused the last reload; None if it has not. See `note_reload`."""
+        if self._directory is not None:
+            with contextlib.suppress(OSError):
+                return (self._directory / _REFUSED).read_text()
+        return None
 
     def metrics(self, encode: Encode = generate_latest) -> bytes:
         """Return the metrics of all processes as one, by default in Prometheus's text format; call `publish` first.
@@ -101,13 +104,15 @@ class WorkerStats:
         return (sheet for path, sheet, alive in _sheets(self._directory) if alive and path != self._own)
 
 
-def note_reload(directory: Path, *, refused: bool) -> None:
-    """Tell all processes whether the supervisor has refused the configuration of a reload."""
+def note_reload(directory: Path, problem: str | None) -> None:
+    """Record for all processes why the supervisor has refused the configuration of a reload; None if it has not."""
+    path = directory / _REFUSED
     with contextlib.suppress(OSError):
-        if refused:
-            (directory / _REFUSED).touch()
+        if problem is None:
+            path.unlink(missing_ok=True)
         else:
-            (directory / _REFUSED).unlink(missing_ok=True)
+            path.with_suffix(".new").write_text(problem)
+            path.with_suffix(".new").replace(path)
 
 
 def fold_ended(directory: Path) -> None:

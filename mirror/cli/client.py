@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from mirror.cli.problems import refuse
 from mirror.config.model import Config, find, load
+from mirror.config.sections import Admin
 from mirror.errors import ConfigurationError
 
 # Long enough to list all images of a large store, and for the first purge of a store of an earlier version.
@@ -25,11 +26,21 @@ def configuration(named: Path | None) -> Config:
         refuse(error.problems)
 
 
+def _admin_section(named: Path | None, *, is_required: bool) -> Admin | None:
+    """Return the section of the admin address; None if it is not required, and the configuration is invalid."""
+    try:
+        return load(find(named)).admin
+    except ConfigurationError as error:
+        if is_required or named is not None:
+            refuse(error.problems)
+        return None
+
+
 class AdminClient:
     """Sends requests to the admin address."""
 
     def __init__(self, config: Path | None, url: str | None, token_file: Path | None) -> None:
-        admin = configuration(config).admin if url is None or token_file is None else None
+        admin = _admin_section(config, is_required=url is None) if token_file is None or url is None else None
         self._url = url or f"http://{admin.listen if admin else ''}"
         path = token_file or (admin.token_file if admin else None)
         try:

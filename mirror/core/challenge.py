@@ -72,8 +72,8 @@ def _value(match: re.Match[str]) -> str:
 
 
 def pull_scope(path: str) -> str:
-    """The scope to ask a token for, to pull from the repository at this path."""
-    return f"repository:{path}:pull"
+    """The scope of a token to pull from the repository at this path; empty without a path, for a token that proves an account."""
+    return f"repository:{path}:pull" if path else ""
 
 
 def realm_allowed(realm_url: str, upstream_url: str, token_hosts: Collection[str]) -> bool:

@@ -1,7 +1,8 @@
-"""Judges what an operator has to mend: disk, certificates, clock. Each check is one line with both numbers."""
+"""Judges what an operator has to mend: disk, certificates, accounts, clock. Each check is one line with both numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,15 +51,41 @@ def check_certificate(name: str, not_after: float | None, now: float) -> Check:
     return Check(name, ok=left > _SOON_S, text=f"expires in {_days(left)}")
 
 
-def check_clock(name: str, theirs: float, now: float) -> Check:
-    """Judge the clock by an upstream's. Both are seconds since the epoch."""
-    skew = round(now - theirs)
-    word = "ahead of" if skew > 0 else "behind"
-    if abs(skew) > _MAX_SKEW_S:
-        return Check(
-            "clock", ok=False, text=f"{format_duration(abs(skew))} {word} the one of {name}: tokens and certificates may fail"
-        )
-    return Check("clock", ok=True, text=f"agrees with {name} to {abs(skew)} s")
+def check_account(registry: str, username: str, problem: str | None, *, accepted: bool) -> Check:
+    """Judge the account of a registry.
+
+    Args:
+        problem: why it cannot be used; None if nothing is known against it.
+        accepted: whether an upstream is known to accept it.
+    """
+    text = f"{username} {'is accepted' if accepted else 'has not been refused'}" if problem is None else problem
+    return Check(f"account.{registry}", ok=problem is None, text=text)
+
+
+def check_clock(skews: Mapping[str, float]) -> Check:
+    """Judge the clock by those of upstreams. It is right if one of them agrees.
+
+    Args:
+        skews: seconds by which this machine's clock is ahead, by upstream.
+    """
+    if not skews:
+        return Check("clock", ok=True, text="no upstream has told its time yet")
+    name, skew = min(skews.items(), key=lambda entry: abs(entry[1]))
+    seconds, word = round(abs(skew)), "ahead of" if skew > 0 else "behind"
+    if seconds > _MAX_SKEW_S:
+        text = f"{format_duration(seconds)} {word} the one of {name}: tokens and certificates may fail"
+        return Check("clock", ok=False, text=text)
+    return Check("clock", ok=True, text=f"agrees with {name} to {seconds} s")
+
+
+def check_reload(problem: str | None) -> Check:
+    """Judge whether the configuration in use is the present file's.
+
+    Args:
+        problem: why the last reload was refused; None if it was not.
+    """
+    text = "is the one that was loaded last" if problem is None else f"the last reload was refused: {problem}"
+    return Check("configuration", ok=problem is None, text=text)
 
 
 def _days(seconds: float) -> str:

@@ -118,7 +118,7 @@ class Metrics:
             "0 while a file of tls or access cannot be used as it is on disk",
         )
         self.check_ok = self._gauge(
-            "check_ok", Across.LEAST, "0 while a check of this host fails: the file system of the store, the certificate", "check"
+            "check_ok", Across.ASKED, "0 while a check fails: file system, certificate, account, clock, configuration", "check"
         )
         for reason in ("policy", "network", "credentials", "connections", "requests", "downloads", "host", "webhook"):
             self.refused.labels(reason)

@@ -6,19 +6,21 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 
 import structlog
 from aiohttp import web
 
 from mirror.admin.api import admin_application
+from mirror.admin.checks import check_accounts, clock_skews, credential_problems, host_checks
 from mirror.admin.listener import AdminListener, read_token
 from mirror.admin.operations import AdminOperations
 from mirror.admin.push_webhook import PushWebhook
 from mirror.admin.sync_operations import SyncOperations
 from mirror.admin.worker_stats import WorkerStats
 from mirror.config.model import Config, load
+from mirror.core.checks import Check, check_clock
 from mirror.errors import ConfigurationError
 from mirror.listener.access_log import AccessLog
 from mirror.listener.admission import Handlers
@@ -26,6 +28,7 @@ from mirror.listener.inline import InlineRequest
 from mirror.listener.registry_listener import RegistryListener
 from mirror.listener.responses import problem_response
 from mirror.service import logs
+from mirror.service.checks import RECHECK_S, ask_upstreams
 from mirror.service.current import Current
 from mirror.service.graph import Graph, build
 from mirror.service.services import Services, WorkerGroup
@@ -79,6 +82,7 @@ class Mirror:
         self._skip_drain = False
         self._background: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
+        self._checking: asyncio.Task[None] | None = None
 
     async def serve(
         self,
@@ -123,9 +127,9 @@ class Mirror:
                 await self._registry_listener.configure(config)
             except (ConfigurationError, OSError) as error:
                 log.error("configuration_refused", problems=str(error).splitlines())
-                self._operations.reload_refused = True
+                self._operations.reload_problem = str(error)
                 return
-            self._operations.reload_refused = False
+            self._operations.reload_problem = None
             await graph.start()
             fixed = _changed_but_fixed(self._current.graph.config, config)
             logs.configure(config.log, self._services.group.log)
@@ -133,6 +137,13 @@ class Mirror:
             self._configure(graph)
             await self._current.replace(graph)
         log.info("configuration_reloaded", needs_restart=fixed)
+
+    def check_upstreams(self) -> None:
+        """Begin to ask each upstream once, with its account, and to log what fails. Of several processes only the first does."""
+        if self._checking is not None:
+            self._checking.cancel()
+        if self._services.group.counts.own == 0:
+            self._checking = self._spawn(self._check_upstreams())
 
     def skip_drain(self) -> None:
         """Do not wait for running responses: the second request to stop."""
@@ -151,9 +162,23 @@ class Mirror:
             self._services.metrics.declare_registry(name, [upstream.name for upstream in registry.upstreams])
 
     async def _log_checks(self) -> None:
-        for check in await asyncio.to_thread(self._operations.check):
-            if not check.ok and self._services.group.counts.own == 0:
-                log.warning("check_failed", check=check.name, said=check.text)
+        if self._services.group.counts.own == 0:
+            _log_failed(await asyncio.to_thread(host_checks, self._current.graph.config))
+
+    async def _check_upstreams(self) -> None:
+        graph = self._current.graph
+        registries = list(graph.registries.values())
+        with graph.in_use.hold():
+            checks = await ask_upstreams(registries)
+            checks += check_accounts(graph.config, registries, credential_problems(registries))
+            clock = check_clock(clock_skews(registries))
+            _log_failed([*checks, clock])
+            log.info("upstreams_checked", failed=[check.name for check in (*checks, clock) if not check.ok])
+            while not clock.ok:
+                # No client may come to find out that it has been set right.
+                await asyncio.sleep(RECHECK_S)
+                await ask_upstreams(registries)
+                clock = check_clock(clock_skews(registries))
 
     def _announce(self) -> None:
         config = self._current.graph.config
@@ -222,6 +247,12 @@ class Mirror:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+def _log_failed(checks: Iterable[Check]) -> None:
+    for check in checks:
+        if not check.ok:
+            log.warning("check_failed", check=check.name, said=check.text)
 
 
 def _changed_but_fixed(old: Config, new: Config) -> list[str]:

@@ -86,12 +86,12 @@ def _serve_in_workers(first: _Start, count: int) -> None:
             _serve_here(_current(start, worker, shared), worker)
 
         def reload() -> Config:
-            refused = True
             try:
                 config = load(start.path)
-                refused = False
-            finally:
-                note_reload(worker_stats, refused=refused)
+            except ConfigurationError as error:
+                note_reload(worker_stats, str(error))
+                raise
+            note_reload(worker_stats, None)
             return config
 
         def ended(slot: int) -> None:
@@ -158,7 +158,14 @@ async def _serve(mirror: Mirror, start: _Start, worker: Worker | None) -> None:
     if worker is not None:
         # Without its supervisor nothing would stop this process.
         loop.add_reader(worker.lifeline, orphaned)
-    ready = worker.ready if worker is not None else (lambda: notify("READY=1", f"STATUS=Serving on {start.config.listen}"))
+
+    def ready() -> None:
+        if worker is None:
+            notify("READY=1", f"STATUS=Serving on {start.config.listen}")
+        else:
+            worker.ready()
+        mirror.check_upstreams()
+
     beating = loop.create_task(_keep_beating(worker))
     try:
         await mirror.serve(start.registry_socket, start.admin_socket, stop, ready)
@@ -180,6 +187,7 @@ def _reloader(mirror: Mirror) -> Callable[[], None]:
     async def reload() -> None:
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         await mirror.reload()
+        mirror.check_upstreams()
         notify("READY=1")
 
     def begin() -> None:

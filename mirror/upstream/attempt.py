@@ -17,8 +17,8 @@ class UpstreamRequest:
     """A request to a registry.
 
     Attributes:
-        kind: for metrics and limits: manifest, blob, tags or referrers.
-        repository: path of the repository, without the registry.
+        kind: for metrics and limits: manifest, blob, tags, referrers or check.
+        repository: path of the repository, without the registry; empty for a request about the registry itself.
         rest: what follows the repository in the URL's path, for example `manifests/latest`.
         query: of the URL, encoded.
     """
@@ -32,7 +32,8 @@ class UpstreamRequest:
 
     def url(self, base: URL) -> URL:
         """Where it is sent."""
-        url = base.joinpath("v2", *self.repository.split("/"), *self.rest.split("/"))
+        names = (*self.repository.split("/"), *self.rest.split("/")) if self.repository else ("",)
+        url = base.joinpath("v2", *names)
         return URL(f"{url}?{self.query}", encoded=True) if self.query else url
 
 

@@ -107,6 +107,7 @@ class Exchange:
             authorization = ahead.result
         response = await self._send(authorization)
         route.endpoint.note_address(response)
+        route.health.time_of_day.note(response.headers)
         if response.status == 401:
             response = await self._answer_challenge(response, scope, authorization, ahead)
         elif authorization is None and response.ok:
@@ -239,6 +240,8 @@ class Exchange:
             return
         if status == 416:
             raise UpstreamSizeChanged(f"upstream {name} answers 416, it has no bytes there: {what}")
+        if status == 404 and not request.repository:
+            raise UpstreamProtocolError(f"upstream {name} answers 404 to /v2/: it is no registry")
         if status == 404:
             raise NotFound(f"upstream {name} does not have it: {what}")
         if status in (401, 403):

@@ -21,6 +21,7 @@ from mirror.errors import (
 )
 from mirror.metrics import Metrics
 from mirror.upstream.attempt import Attempt, Place
+from mirror.upstream.time_of_day import UpstreamTime
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ _LASTING_S = 5.0
 # A body that breaks has the upstream asked last for blobs, for 1, 2, 4, … seconds.
 _MAX_DOUBT_S = 30.0
 _MAX_DOUBLINGS = 5
+_NOT_ASKED = "not asked yet"
 # The kinds of request that background work needs.
 _BACKGROUND = ("manifest", "blob", "token")
 
@@ -98,6 +100,7 @@ class Health:
         registry: name of the registry.
         state: for people: the outcome of the last request.
         alone: whether there is no other upstream for the registry.
+        time_of_day: the upstream's, compared with this machine's.
         own: breaker of the upstream's own host.
         content: breaker of the hosts that it redirects to for blobs.
         opened: called when a breaker of the upstream itself opens; begins to probe.
@@ -106,12 +109,13 @@ class Health:
 
     def __init__(self, registry: str, upstream: str, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = registry
-        self.state = "not asked yet"
+        self.state = _NOT_ASKED
         self.alone = False
         self.own = TrackedBreaker(upstream)
         self.content = TrackedBreaker(f"where {upstream} redirects to")
         self.pull_quota = PullQuota()
         self.clock = clock
+        self.time_of_day = UpstreamTime(clock)
         self.opened: Callable[[TrackedBreaker], None] | None = None
         self.received = 0
         self._kinds: dict[str, TrackedBreaker] = {}
@@ -224,6 +228,11 @@ class Health:
     def doubted_until(self) -> float:
         """Until when others are asked first for blobs; 0 if they are not."""
         return self._doubted_until if self._doubted_until > self.clock() else 0.0
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether `state` is the outcome of a request."""
+        return self.state != _NOT_ASKED
 
     @property
     def is_sound(self) -> bool:

@@ -187,8 +187,8 @@ class Tokens:
                 f"{self._endpoint.url.host} names a token host that is neither its own nor in token_hosts: "
                 f"{URL(realm).host if realm else 'none'}"
             )
-        query = {"service": challenge.params["service"]} if "service" in challenge.params else {}
-        url = URL(realm).update_query({**query, "scope": challenge.params.get("scope") or scope})
+        query = {"service": challenge.params.get("service"), "scope": challenge.params.get("scope") or scope}
+        url = URL(realm).update_query({name: value for name, value in query.items() if value})
         with translated(url):
             async with asyncio.timeout(self._http.limits.connect + self._http.limits.headers), self.login.serialized():
                 authorization, lifetime = await self._hedged(url)

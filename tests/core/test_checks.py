@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirror.core.checks import check_certificate, check_clock, check_disk
+from mirror.core.checks import Check, check_account, check_certificate, check_clock, check_disk, check_reload
 
 GIB = 1 << 30
 DAY = 86400
@@ -45,12 +45,28 @@ def test_certificate_that_cannot_be_read():
 @pytest.mark.parametrize(
     ("skew", "ok", "text"),
     [
-        (0, True, "agrees with hub to 0 s"),
-        (-59, True, "agrees with hub to 59 s"),
-        (61, False, "1m1s ahead of"),
-        (-7200, False, "2h behind"),
+        ({"hub": 0.4}, True, "agrees with hub to 0 s"),
+        ({"hub": -59}, True, "agrees with hub to 59 s"),
+        ({"hub": 61}, False, "1m1s ahead of the one of hub"),
+        ({"hub": -7200}, False, "2h behind the one of hub"),
+        ({"wrong": 7200, "right": -3}, True, "agrees with right to 3 s"),
+        ({}, True, "no upstream has told its time yet"),
     ],
 )
 def test_clock(skew, ok, text):
-    check = check_clock("hub", 1e9, 1e9 + skew)
+    check = check_clock(skew)
     assert (check.ok, text in check.text) == (ok, True)
+
+
+@pytest.mark.parametrize(
+    ("problem", "accepted", "text"),
+    [(None, True, "someone is accepted"), (None, False, "someone has not been refused"), ("refused", True, "refused")],
+)
+def test_account(problem, accepted, text):
+    assert check_account("docker.io", "someone", problem, accepted=accepted) == Check("account.docker.io", problem is None, text)
+
+
+@pytest.mark.parametrize("problem", [None, "downlods: did you mean downloads?"])
+def test_reload(problem):
+    check = check_reload(problem)
+    assert (check.ok, (problem or "loaded last") in check.text) == (problem is None, True)

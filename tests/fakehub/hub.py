@@ -181,7 +181,7 @@ class FakeHub(Catalog, JobStore, Settings):
 
     def _decide(self, request: Request, seen: Seen) -> tuple[Answer, list[Fault]]:
         planned = self._answer[seen.host](request, seen)
-        planned.headers["Date"] = formatdate(usegmt=True)
+        planned.headers["Date"] = formatdate(self.now(), usegmt=True)
         faults = self._script.take(seen, planned)
         answer = planned
         for fault in faults:

@@ -52,9 +52,10 @@ async def test_account(hub, probe, tmp_path, password, ok):
     hub.users = {"someone": "right"}
     (tmp_path / "password").write_text(password)
     status, found = await probe(hub={"username": "someone", "password_file": str(tmp_path / "password")})
-    state, text = found["registries.docker.io"]
+    state, text = found["account.docker.io"]
     assert (status, state) == ((0, "ok") if ok else (1, "FAILED"))
-    assert ("accepts the account" in text, "check username and password_file" in text, password in text) == (ok, not ok, False)
+    assert ("someone is accepted" in text, "check username and password_file" in text, password in text) == (ok, not ok, False)
+    assert found["registries.docker.io"] == ("ok", f"{hub.registry_host} answers")
 
 
 async def test_upstream_down(probe):

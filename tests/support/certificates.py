@@ -23,7 +23,7 @@ class Authority:
         subject = ["-subj", f"/CN={name}", "-days", "2"]
         openssl("req", "-x509", *_KEY, *subject, "-keyout", self._key, "-out", self.certificate)
 
-    def issue(self, name: str, names: str = "IP:127.0.0.1,IP:127.0.0.2,DNS:localhost") -> tuple[Path, Path]:
+    def issue(self, name: str, names: str = "IP:127.0.0.1,IP:127.0.0.2,DNS:localhost", days: int = 2) -> tuple[Path, Path]:
         """A certificate with `name` as its common name and these alternative names, and its key."""
         certificate, key, request = (self._directory / f"{name}.{kind}" for kind in ("pem", "key", "csr"))
         extensions = self._directory / "extensions"
@@ -31,7 +31,7 @@ class Authority:
         openssl("req", "-new", *_KEY, "-subj", f"/CN={name}", "-keyout", key, "-out", request)
         openssl(
             "x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial",
-            "-days", "2", "-extfile", extensions, "-out", certificate,
+            "-days", days, "-extfile", extensions, "-out", certificate,
         )  # fmt: skip
         return certificate, key
 
