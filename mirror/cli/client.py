@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ def configuration(named: Path | None) -> Config:
         return load(find(named))
     except ConfigurationError as error:
         refuse(error.problems)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "there is no TLS at this port; the admin address is plain HTTP, 127.0.0.1:5001 by default (admin.listen)"
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "it has closed the connection, as a port with TLS does; the admin address has another one, 5001 by default"
+    return str(error)
 
 
 def _admin_section(named: Path | None, *, is_required: bool) -> Admin | None:
@@ -61,7 +70,7 @@ class AdminClient:
             response = connection.getresponse()
             status, text = response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
-            refuse([f"the mirror at {self._url} does not answer: {error}"], 1)
+            refuse([f"the mirror at {self._url} does not answer: {_cause(error)}"], 1)
         finally:
             connection.close()
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -62,6 +62,13 @@ async def _bounded(work: Coroutine[Any, Any, T], request: web.BaseRequest | None
         raise UpstreamTimeout(f"upstream did not answer all that had to be asked within {_TIMEOUT_S:g} s") from error
 
 
+def _about(registries: Iterable[str]) -> Rendered:
+    """The response to a person who opens the address in a browser."""
+    text = f"registry-mirror: a read-only mirror of {', '.join(sorted(registries))} for container clients; its API is at /v2/\n"
+    body = text.encode()
+    return Rendered(200, head(200, {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body))}), body)
+
+
 class RegistryApi:
     """Answers requests of container clients. Rebuilt when the configuration changes.
 
@@ -81,6 +88,7 @@ class RegistryApi:
         self._admitted = AdmittedRoutes(cache.pull_policy)
         self._manifest_responses = ManifestResponses(self._counts)
         self._hits = Hits(cache.manifests, cache.blobs, recheck, self._manifest_responses, self._counts)
+        self._about = _about(router.registries)
         self.inline = InlineRequests()
         self._log = ThrottledLog(log)
 
@@ -130,6 +138,8 @@ class RegistryApi:
     async def _answer(self, request: web.BaseRequest, route: Route, name: str, started: float) -> web.StreamResponse:
         if route.kind == "ping":
             return ReadyResponse(_PING, name)
+        if route.kind == "about":
+            return ReadyResponse(self._about, name)
         if route.kind == "catalog":
             return await self._repositories(route, name)
         repository = route.repository

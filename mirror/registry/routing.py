@@ -14,7 +14,7 @@ from mirror.core.names import DOCKER_HUB, Reference, Repository, canonical_regis
 from mirror.core.registries import is_known_host
 from mirror.errors import NotFound
 
-Kind = Literal["ping", "catalog", "manifest", "blob", "tags", "referrers"]
+Kind = Literal["about", "ping", "catalog", "manifest", "blob", "tags", "referrers"]
 
 
 class InvalidTarget(InvalidInput):
@@ -63,6 +63,8 @@ class Router:
             path = unquote(raw, errors="strict")
         except ValueError as error:
             raise InvalidTarget(target, "not UTF-8, or with too many parameters") from error
+        if path in ("", "/"):
+            return Route("about")
         prefix, found, rest = path.partition("/v2")
         if not found or (rest and not rest.startswith("/")):
             return None
@@ -85,6 +87,11 @@ class Router:
             return Route("manifest", repository, parse_reference(last), path, query)
         digest = Digest.parse(last)
         return Route("blob" if kind == "blobs" else "referrers", repository, digest, path, query)
+
+    @property
+    def registries(self) -> frozenset[str]:
+        """The configured registries."""
+        return self._registries
 
     @staticmethod
     def _split(rest: str) -> tuple[str, str | None, str]:

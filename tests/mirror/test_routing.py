@@ -136,7 +136,21 @@ async def test_writes_are_refused(shared_hub, shared_mirror, method, path):
 
 
 @SHARED
-@pytest.mark.parametrize("path", ["/", "/v1/_ping", "/v2x", "/metrics", "/v2/library/app", "/evil.example/v2/", "/v2/_x"])
+async def test_root(shared_hub, shared_mirror):
+    """A person who opens the address reads what it is; upstream is not asked, and the root of the API stays what it is."""
+    answer = await shared_mirror.get("/")
+    (line,) = answer.body.decode().splitlines()
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+    assert line == "registry-mirror: a read-only mirror of docker.io for container clients; its API is at /v2/"
+    head = await shared_mirror.head("/")
+    assert (head.status, head.headers["Content-Length"], head.body) == (200, str(len(answer.body)), b"")
+    assert (await shared_mirror.get("/v2/")).body == b"{}"
+    assert (await shared_mirror.get("/", "POST")).status == 405
+    assert sum(shared_hub.accepted.values()) == 0
+
+
+@SHARED
+@pytest.mark.parametrize("path", ["/v1/_ping", "/v2x", "/metrics", "/v2/library/app", "/evil.example/v2/", "/v2/_x"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_unknown_paths(shared_mirror, path, method):
     """What is no part of the API is 404 in the API's own form."""

@@ -162,6 +162,13 @@ async def test_wrong_port(mirror, tmp_path):
     assert (code, "is the address of a registry; the admin address has another port" in line) == (1, True)
 
 
+async def test_no_tls_at_the_port(mirror, tmp_path):
+    """An https URL of the plain admin address is told from a mirror that is down."""
+    code, _, complaint = await command("status", "--url", f"https://127.0.0.1:{mirror.admin_port}", directory=tmp_path)
+    (line,) = complaint.splitlines()
+    assert (code, "there is no TLS at this port; the admin address is plain HTTP" in line) == (1, True)
+
+
 async def test_tokens(hub, tmp_path):
     """A missing token and a wrong one are told apart."""
     token, wrong = tmp_path / "token", tmp_path / "wrong"

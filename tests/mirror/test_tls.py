@@ -13,6 +13,7 @@ import pytest
 from mirror.config.model import load
 from mirror.errors import ConfigurationError
 from tests.fakehub import Corrupt, Rule
+from tests.mirror.commands import command
 from tests.support.certificates import Authority, openssl
 from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, blob_path, content
@@ -169,6 +170,13 @@ async def test_no_tls_spoken(mirror, trust, quiet):
     writer.close()
     assert (await mirror.get("/v2/", ssl=trust)).status == 200
     quiet()
+
+
+async def test_command_at_a_port_with_tls(mirror, tmp_path):
+    """A command that is given the registry's address, without TLS, is told so."""
+    code, _, complaint = await command("status", "--url", f"http://127.0.0.1:{mirror.port}", directory=tmp_path)
+    (line,) = complaint.splitlines()
+    assert (code, "as a port with TLS does; the admin address has another one" in line) == (1, True)
 
 
 async def test_client_certificates(hub, tmp_path, authority, served, trust):

@@ -34,6 +34,12 @@ def test_ping(target):
     assert ROUTER.route(target).kind == "ping"
 
 
+@pytest.mark.parametrize("target", ["", "/", "/?x=1", "http://mirror.example"])
+def test_about(target):
+    """The root of the address, for people; nothing of a registry."""
+    assert understood(target) == ("about", None, None, None)
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
@@ -141,7 +147,7 @@ def test_namespaces_with_dots(first):
 @pytest.mark.parametrize(
     "target",
     [
-        "", "/", "/v1/", "/v2x", "/v2x/", "/quay.io/v2/", "/quay.io/v2/a/manifests/1", "//v2/", "/v2//", "/v2/_ping",
+        "/v1/", "/v2x", "/v2x/", "/quay.io/v2/", "/quay.io/v2/a/manifests/1", "//v2/", "/v2//", "/v2/_ping",
         "/v2/manifests/1", "/v2/a/b", "/v2/a/manifests", "/v2/a/manifests/1/", "/v2/a/tags", "/v2/a/tags/list/",
         "/v2/a/blobs/uploads/x/y", "/v2/_catalog/", "/metrics", "*", "/v2/;/", "/docker.io/x/v2/a/manifests/1",
     ],
