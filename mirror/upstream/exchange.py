@@ -31,7 +31,7 @@ from mirror.tracing import request_id, upstream_note, via
 from mirror.upstream import redirects
 from mirror.upstream.attempt import Attempt, Place, UpstreamRequest
 from mirror.upstream.health import Health
-from mirror.upstream.http import Endpoint, Http, drain
+from mirror.upstream.http import Endpoint, Http, drain, read_bounded
 from mirror.upstream.receiver import Body
 from mirror.upstream.redirects import RedirectTargets
 from mirror.upstream.tokens import Tokens
@@ -76,6 +76,8 @@ class Exchange:
         self.resources = resources
         self._route = route
         self._request = request
+        # When a request was sent that is not counted yet.
+        self._began: float | None = None
 
     @property
     def name(self) -> str:
@@ -89,12 +91,12 @@ class Exchange:
             UpstreamError: an outage, or a response that breaks the protocol.
             UpstreamRefusal: upstream does not have it or does not grant it.
         """
-        began = time.monotonic()
+        self._began = time.monotonic()
         if (note := upstream_note.get()) is not None:
             note.name = self.name
-        with self._counted(began):
+        with self._counted():
             response = await self._from_known_target() or await self._followed(await self.authorized())
-        self._count(str(response.status), began)
+        self.count(str(response.status))
         self._raise_for(response)
         return response
 
@@ -154,6 +156,13 @@ class Exchange:
     def body(self, response: aiohttp.ClientResponse) -> Body:
         """The body of a response, to be received in large steps."""
         return self._route.http.body(response)
+
+    async def content(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
+        """A whole small body; its bytes are counted also if it ends early. Raises like `read_bounded`."""
+        try:
+            return await read_bounded(response, limit)
+        finally:
+            self.received(response.content.total_bytes)
 
     def received(self, count: int) -> None:
         """Count bytes of bodies."""
@@ -256,14 +265,22 @@ class Exchange:
         raise UpstreamProtocolError(f"upstream {name} answers {status}: {what}")
 
     @contextlib.contextmanager
-    def _counted(self, began: float) -> Iterator[None]:
+    def _counted(self) -> Iterator[None]:
         try:
             yield
         except UpstreamError as error:
-            self._count(error.reason, began)
+            self.count(error.reason)
             raise
 
-    def _count(self, status: str, began: float) -> None:
+    def count(self, status: str) -> None:
+        """Count the request, unless it is counted or was not sent.
+
+        Args:
+            status: of the response, or a word for why there is none.
+        """
+        if self._began is None:
+            return
+        seconds, self._began = time.monotonic() - self._began, None
         route, kind = self._route, self._request.kind
         route.metrics.upstream_requests.labels(route.health.registry, route.name, kind, status).inc()
-        route.metrics.upstream_duration.labels(route.health.registry, route.name, kind).observe(time.monotonic() - began)
+        route.metrics.upstream_duration.labels(route.health.registry, route.name, kind).observe(seconds)

@@ -22,7 +22,6 @@ from mirror.upstream.attempt import Attempt, UpstreamRequest
 from mirror.upstream.blob import ExpectedSize, UpstreamBlob
 from mirror.upstream.connections import withdrawable
 from mirror.upstream.exchange import Exchange
-from mirror.upstream.http import read_bounded
 from mirror.upstream.upstream import Upstream, Work
 
 T = TypeVar("T")
@@ -96,8 +95,7 @@ class Registry:
 
         async def get(exchange: Exchange) -> Manifest:
             response = await exchange.response()
-            raw = await read_bounded(response, MAX_MANIFEST_BYTES)
-            exchange.received(len(raw))
+            raw = await exchange.content(response, MAX_MANIFEST_BYTES)
             digest = expected or _digest(response)
             try:
                 return await on_bytes(len(raw), None, parse_manifest, raw, response.headers.get("Content-Type"), digest)
@@ -142,8 +140,7 @@ class Registry:
 
         async def get(exchange: Exchange) -> Listing:
             response = await exchange.response()
-            body = await read_bounded(response, _MAX_LIST_BYTES)
-            exchange.received(len(body))
+            body = await exchange.content(response, _MAX_LIST_BYTES)
             links = tuple(response.headers.getall("Link", []))
             return Listing(body, links, response.headers.get("OCI-Filters-Applied"))
 

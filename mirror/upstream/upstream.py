@@ -146,7 +146,12 @@ class Upstream:
                 await resources.enter_async_context(slot)
                 result = await work(exchange)
                 kept = resources.pop_all()
+        except asyncio.CancelledError:
+            # Upstream may have counted it.
+            exchange.count("cancelled")
+            raise
         except TimeoutError as error:
+            exchange.count(UpstreamTimeout.reason)
             late = UpstreamTimeout(f"{self.name} did not answer in time")
             late.__cause__ = error
             return Attempt(exchange.place, error=late)

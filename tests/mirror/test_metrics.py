@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from mirror.errors import ConfigurationError
-from tests.fakehub import Rule, Status
+from tests.fakehub import NoHeaders, Rule, Status
 from tests.support import families
 from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, TAG, blob_path
@@ -106,3 +106,21 @@ async def test_state(counted, monkeypatch):
     assert await counted.metric("config_reload_ok") == 1
     monkeypatch.setattr(type(counted.store), "is_writable", lambda _: False)
     assert await counted.metric("ready") == 0
+
+
+async def test_requests_without_an_answer_are_counted(hub, mirror, monkeypatch):
+    """Upstream has had a request that was given up: for another one's answer, or at the end of the time for all upstreams."""
+    hub.add_image(APP, "1")
+    mirror.set_limits(hedge=0.05)
+    hub.script(Rule(kind="manifest", reference="1"), lost := NoHeaders())
+    assert (await mirror.get(TAG)).status == 200
+    assert [seen.status for seen in hub.find(kind="manifest") if seen.status != 401] == [0, 200]
+    assert await mirror.metric("upstream_requests_total", kind="manifest", status="200") == 1
+    assert await mirror.metric("upstream_requests_total", kind="manifest", status="cancelled") == 1
+    monkeypatch.setattr("mirror.upstream.registry._TIMEOUT_S", 0.3)
+    hub.script(Rule(kind="tags", times=None), silent := NoHeaders())
+    assert (await mirror.get(f"/v2/{APP}/tags/list")).status == 503
+    assert hub.count(kind="tags", status=0) == 2
+    assert await mirror.metric("upstream_requests_total", kind="tags", status="timeout") == 2
+    lost.release()
+    silent.release()
