@@ -15,7 +15,8 @@ from aiohttp import web
 from mirror.core.redaction import without_secret
 from mirror.listener.basic_auth import user_of
 from mirror.listener.inline import InlineRequest
-from mirror.listener.responses import TARGET, ReadyResponse, Rendered, Target
+from mirror.listener.responses import RESPONSE, TARGET, ReadyResponse, Rendered, Target
+from mirror.metrics.request_counts import ERROR
 from mirror.tracing import UpstreamNote, request_id, upstream_note
 
 Put: TypeAlias = Callable[[dict[str, object]], None]
@@ -57,7 +58,10 @@ class AccessLog:
             response = await handler(request)
         except BaseException as error:
             gone = isinstance(error, ConnectionError | asyncio.CancelledError)
-            self._log(request, started, {"status": _DISCONNECTED if gone else 500, "bytes": 0, "cause": type(error).__name__})
+            cut = {"outcome": ERROR, "status": _DISCONNECTED if gone else 500, "bytes": 0}
+            begun = request.get(RESPONSE)
+            answer = cut if begun is None else _answer(request, begun, started)
+            self._log(request, started, {**answer, "cause": type(error).__name__, "upstream": note.name})
             raise
         is_short = isinstance(response, ReadyResponse) and response.is_short
         if self.logs_all or response.status >= 400 or is_short:
@@ -68,7 +72,7 @@ class AccessLog:
         """Log a request that could not be parsed. Nothing of it is known for sure."""
         if self.logs_any:
             fields = {"client": request.remote, "status": status, "bytes": 0, "cause": cause, "request": request_id.get()}
-            self._write({"outcome": "ERROR", **fields})
+            self._write({"outcome": ERROR, **fields})
 
     def inline(self, request: InlineRequest, rendered: Rendered, client: str, identifier: str, started: float) -> None:
         """Log a request that was answered where it was received."""
@@ -109,9 +113,9 @@ def _answer(request: web.BaseRequest, response: web.StreamResponse, started: flo
         return {"outcome": "", "status": response.status, "bytes": 0}
     first_byte = response.begun if response.begun is not None else now
     return {
-        "outcome": "ERROR" if response.status >= 400 else response.outcome,
+        "outcome": response.word,
         "status": response.status,
-        "bytes": response.body_bytes if request.method != "HEAD" else 0,
+        "bytes": response.body_bytes(request.method),
         "first_byte": round(first_byte - started, 6),
         "cause": _foreign(response.cause),
     }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from http import HTTPStatus
 from time import perf_counter
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -24,6 +24,7 @@ from mirror.download.reader import Body, Span
 from mirror.errors import StorageError
 from mirror.listener.file_sender import FileEnd, FileSender
 from mirror.listener.oci_errors import Problem
+from mirror.metrics.request_counts import ERROR
 from mirror.storage.page_cache import bring_in, read_resident, resident_until
 
 # Where a file has to be encrypted, it is read in pieces of this size: the only bytes of a blob in memory.
@@ -36,10 +37,15 @@ _READ_AHEAD_BYTES = 4 << 20
 API_VERSION = {"Server": "registry-mirror", "Docker-Distribution-Api-Version": "registry/2.0"}
 
 
-Target: TypeAlias = tuple[str, Repository | None, Reference | None]
-"""The kind of a request, and the repository and reference that it names."""
+class Target(NamedTuple):
+    """What a request asks for."""
 
-TARGET: Final = web.RequestKey("target", tuple)
+    kind: str
+    repository: Repository | None
+    reference: Reference | None
+
+
+TARGET: Final = web.RequestKey("target", Target)
 """The key of a request under which its handler keeps the Target."""
 
 Respond = Callable[[Problem, str], web.StreamResponse]
@@ -97,9 +103,13 @@ class ReadyResponse(web.StreamResponse):
         self._request_id = request_id
 
     @property
-    def body_bytes(self) -> int:
-        """Bytes of the body."""
-        return self.sent + len(self._rendered.body)
+    def word(self) -> str:
+        """The outcome in logs and metrics."""
+        return ERROR if self.status >= 400 else self.outcome or ""
+
+    def body_bytes(self, method: str) -> int:
+        """Bytes of the body, which a response to HEAD has not."""
+        return self.sent + (0 if method == "HEAD" else len(self._rendered.body))
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Write the head and body, once."""
@@ -112,12 +122,24 @@ class ReadyResponse(web.StreamResponse):
         rendered = self._rendered._replace(body=b"") if request.method == "HEAD" else self._rendered
         self._keep_alive = alive
         self._req = request
+        request[RESPONSE] = self
         self.begun = perf_counter()
         await request.writer.write(rendered.whole(self._request_id, end))
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Do nothing: everything is written."""
+
+
+RESPONSE: Final = web.RequestKey("response", ReadyResponse)
+"""The key of a request under which its response is kept once that has begun."""
+
+_DISCONNECTED: Final = 499
+
+
+def disconnected(request_id: str) -> ReadyResponse:
+    """Stands for a response that nobody receives: the client has disconnected before its first byte."""
+    return ReadyResponse(Rendered(_DISCONNECTED, b"", b""), request_id, "the client has disconnected")
 
 
 def problem_response(problem: Problem, request_id: str) -> ReadyResponse:

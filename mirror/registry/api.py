@@ -25,10 +25,9 @@ from mirror.errors import MirrorError, PolicyDenied, TooManyDownloads, UpstreamT
 from mirror.listener import oci_errors
 from mirror.listener.inline import InlineRequests
 from mirror.listener.paging import page, page_link, page_size
-from mirror.listener.responses import TARGET, ReadyResponse, Rendered, head, problem_response
+from mirror.listener.responses import RESPONSE, TARGET, ReadyResponse, Rendered, disconnected, head, problem_response
 from mirror.listener.server import while_connected
 from mirror.maintenance.recheck import Recheck
-from mirror.metrics.request_counts import ERROR
 from mirror.registry.blob_response import described, not_modified, send_blob
 from mirror.registry.hits import Hits, Respond
 from mirror.registry.manifest_response import ManifestResponses, warning
@@ -86,37 +85,37 @@ class RegistryApi:
         self._denied = metrics.refused.labels("policy")
         self._too_many = metrics.refused.labels("downloads")
         self._admitted = AdmittedRoutes(cache.pull_policy)
-        self._manifest_responses = ManifestResponses(self._counts)
+        self._manifest_responses = ManifestResponses()
         self._hits = Hits(cache.manifests, cache.blobs, recheck, self._manifest_responses, self._counts)
         self._about = _about(router.registries)
         self.inline = InlineRequests()
         self._log = ThrottledLog(log)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Handle one request. Raises nothing but ConnectionError, when the client has disconnected."""
+        """Handle one request, and count it if it names a repository."""
         started = time.perf_counter()
         name = request_id.get()
         if request.method not in ("GET", "HEAD"):
             return problem_response(oci_errors.write_refused(request.method), name)
-        admitted, route = self._admitted.find(request.raw_path), None
+        admitted = self._admitted.find(request.raw_path)
         try:
             if admitted is not None:
-                route = admitted.route
-                request[TARGET] = route.kind, route.repository, route.reference
+                request[TARGET] = admitted.route.target
                 hit = self._hit(request, admitted, started)
                 if hit is not None:
                     return ReadyResponse(hit, name)
-            if self._via_chain is not None:
-                self._via_chain.enter(request.headers.getall("Via", ()))
-            if route is None:
-                route = self._router.route(request.raw_path)
-                if route is None:
-                    return problem_response(oci_errors.not_found(request.raw_path), name)
-                request[TARGET] = route.kind, route.repository, route.reference
-                await self._admitted.admit(route, request.raw_path)
-            return await self._answer(request, route, name, started)
+            response = await self._answer(request, admitted, name, started)
         except Exception as error:  # noqa: BLE001 - nothing else turns it into a response
-            return self._failed(request, route, error, name, started)
+            response = self._failed(request, error, name)
+        except BaseException:
+            # Cancelled at the end of the mirror.
+            self._count(request, request.get(RESPONSE) or disconnected(name), started)
+            raise
+        if request.transport is None and response.begun is None:
+            # The client left while its response was made.
+            response = disconnected(name)
+        self._count(request, response, started)
+        return response
 
     def _hit(self, request: web.BaseRequest, admitted: AdmittedRoute, started: float) -> Rendered | None:
         respond = self._hits.of(admitted.route, Query.of(request))
@@ -135,7 +134,15 @@ class RegistryApi:
         except Exception:  # noqa: BLE001 - `handle` meets the same, and responds to it
             return None
 
-    async def _answer(self, request: web.BaseRequest, route: Route, name: str, started: float) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, admitted: AdmittedRoute | None, name: str, started: float) -> ReadyResponse:
+        if self._via_chain is not None:
+            self._via_chain.enter(request.headers.getall("Via", ()))
+        route = self._router.route(request.raw_path) if admitted is None else admitted.route
+        if route is None:
+            return problem_response(oci_errors.not_found(request.raw_path), name)
+        if admitted is None:
+            request[TARGET] = route.target
+            await self._admitted.admit(route, request.raw_path)
         if route.kind == "ping":
             return ReadyResponse(_PING, name)
         if route.kind == "about":
@@ -145,29 +152,27 @@ class RegistryApi:
         repository = route.repository
         assert repository is not None
         if route.kind == "tags":
-            return await self._tags(repository, route, name, started)
+            return await self._tags(repository, route, name)
         if route.kind == "manifest":
             assert route.reference is not None
             answer = await _bounded(self._cache.manifests.get(repository, route.reference, head=request.method == "HEAD"))
-            return ReadyResponse(self._manifest_responses.render(repository, answer, Query.of(request), started), name)
+            return ReadyResponse(self._manifest_responses.render(answer, Query.of(request)), name)
         assert isinstance(route.reference, Digest)
         if route.kind == "referrers":
-            return await self._referrers(repository, route.reference, route, name, started)
+            return await self._referrers(repository, route.reference, route, name)
         return await self._blob(request, repository, route.reference, name, started)
 
     # ---- blobs
 
     async def _blob(
         self, request: web.BaseRequest, repository: Repository, digest: Digest, name: str, started: float
-    ) -> web.StreamResponse:
+    ) -> ReadyResponse:
         if etag_matches(request.headers.get("If-None-Match"), digest):
             # The client has the content; only upstream knows whether it is still granted.
             _, outcome = await _bounded(self._cache.blobs.head(repository, digest))
-            self._count("blob", repository, outcome, 304, 0, started)
             return ReadyResponse(Rendered(304, not_modified(digest, outcome), b"", outcome), name)
         if request.method == "HEAD":
             size, outcome = await _bounded(self._cache.blobs.head(repository, digest))
-            self._count("blob", repository, outcome, 200, 0, started)
             return ReadyResponse(Rendered(200, described(digest, size, outcome), b"", outcome), name)
         answer = self._cache.blobs.open_hit(repository, digest)
         if answer is None:
@@ -178,9 +183,7 @@ class RegistryApi:
         try:
             first_byte = partial(self._counts.add_first_byte, "blob", started=started)
             response = await send_blob(request, answer, name, self._log, first_byte)
-            outcome, sent = response.outcome or answer.outcome, response.sent
-            self._count("blob", repository, outcome, response.status, sent, started)
-            if outcome is Outcome.HIT and response.status == 200 and sent == size:
+            if response.outcome is Outcome.HIT and response.status == 200 and response.sent == size:
                 self._recheck.served(digest, client)
             return response
         finally:
@@ -188,21 +191,17 @@ class RegistryApi:
 
     # ---- lists
 
-    async def _tags(self, repository: Repository, route: Route, name: str, started: float) -> web.StreamResponse:
+    async def _tags(self, repository: Repository, route: Route, name: str) -> ReadyResponse:
         # Upstream would refuse it with an error that counts as a failure of upstream.
         page_size(route.parameter("n"))
         answer = await _bounded(self._cache.listings.tags(repository, route.path, dict(route.query)))
-        self._count("tags", repository, answer.outcome, 200, len(answer.body), started)
         return self._list(answer.body, {**answer.headers, **warning(answer.reason)}, answer.outcome, name)
 
-    async def _referrers(
-        self, repository: Repository, digest: Digest, route: Route, name: str, started: float
-    ) -> web.StreamResponse:
+    async def _referrers(self, repository: Repository, digest: Digest, route: Route, name: str) -> ReadyResponse:
         answer = await _bounded(self._cache.listings.referrers(repository, digest, route.path, dict(route.query)))
-        self._count("referrers", repository, answer.outcome, 200, len(answer.body), started)
         return self._list(answer.body, {**answer.headers, **warning(answer.reason)}, answer.outcome, name)
 
-    async def _repositories(self, route: Route, name: str) -> web.StreamResponse:
+    async def _repositories(self, route: Route, name: str) -> ReadyResponse:
         found = await self._cache.catalog.repositories()
         names, more = page(found, route.parameter("n"), route.parameter("last"))
         headers = {"Content-Type": "application/json"}
@@ -210,14 +209,18 @@ class RegistryApi:
             headers["Link"] = page_link(route.path, len(names), names[-1])
         return self._list(json.dumps({"repositories": names}).encode(), headers, Outcome.HIT, name)
 
-    def _list(self, body: bytes, headers: dict[str, str], outcome: Outcome, name: str) -> web.StreamResponse:
+    def _list(self, body: bytes, headers: dict[str, str], outcome: Outcome, name: str) -> ReadyResponse:
         rendered = head(200, {**headers, "Content-Length": str(len(body)), "X-Cache": outcome})
         return ReadyResponse(Rendered(200, rendered, body, outcome), name)
 
     # ---- errors and figures
 
-    def _count(self, kind: str, repository: Repository, outcome: Outcome, status: int, sent: int, started: float) -> None:
-        self._counts.series(repository.registry, kind, outcome if status < 400 else ERROR, status).add(sent, started)
+    def _count(self, request: web.BaseRequest, response: ReadyResponse, started: float) -> None:
+        """Count a request with the same outcome, status and bytes as the access log has."""
+        target = request.get(TARGET)
+        if target is not None and target.repository is not None:
+            series = self._counts.series(target.repository.registry, target.kind, response.word, response.status)
+            series.add(response.body_bytes(request.method), started)
 
     def _level(self, error: Exception, status: int) -> str:
         """The level at which an error is logged: once for all who wait for the same thing."""
@@ -226,13 +229,12 @@ class RegistryApi:
         known, error.is_logged = error.is_logged, True
         return "debug" if known else "warning" if status >= 500 else "info"
 
-    def _failed(
-        self, request: web.BaseRequest, route: Route | None, error: Exception, name: str, started: float
-    ) -> web.StreamResponse:
+    def _failed(self, request: web.BaseRequest, error: Exception, name: str) -> ReadyResponse:
         if isinstance(error, ConnectionError):
-            # The client has disconnected: writing the response fails silently.
-            return ReadyResponse(Rendered(499, b"", b""), name, "the client has disconnected")
-        kind = route.kind if route else ""
+            # Writing the response fails silently.
+            return disconnected(name)
+        target = request.get(TARGET)
+        kind = target.kind if target is not None else ""
         if isinstance(error, PolicyDenied):
             self._denied.inc()
         if isinstance(error, TooManyDownloads):
@@ -245,6 +247,4 @@ class RegistryApi:
             level = self._level(error, problem.status)
             fields = {"path": path, "status": problem.status, "cause": without_secret(str(error))}
             self._log.log(level, "request_refused", f"{reason} {level}", **fields)
-        if route is not None and route.repository is not None:
-            self._count(kind, route.repository, Outcome.MISS, problem.status, 0, started)
         return problem_response(problem, name)

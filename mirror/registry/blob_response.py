@@ -119,6 +119,7 @@ async def _send(request: web.BaseRequest, response: ReadyResponse, answer: BlobA
             for preamble, part in parts.pieces():
                 if preamble:
                     await request.writer.write(preamble)
+                    response.sent += len(preamble)
                 if part is not None:
                     await send_spans(request, response, answer.body, part.start, part.stop)
     except Exception as error:  # noqa: BLE001 - an error response would be taken for a part of the body

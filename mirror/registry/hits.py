@@ -56,8 +56,13 @@ class _ManifestHit:
         self._query = query
 
     def respond(self, client: str, started: float) -> Rendered | None:
-        answer = self._hits.manifests.cached(self._repository, self._reference)
-        return None if answer is None else self._hits.responses.render(self._repository, answer, self._query, started)
+        hits, repository = self._hits, self._repository
+        answer = hits.manifests.cached(repository, self._reference)
+        if answer is None:
+            return None
+        rendered = hits.responses.render(answer, self._query)
+        hits.counts.series(repository.registry, "manifest", answer.outcome, rendered.status).add(len(rendered.body), started)
+        return rendered
 
 
 class _BlobHit:

@@ -6,11 +6,9 @@ from typing import Final
 
 from mirror.cache.answers import ManifestAnswer
 from mirror.core.digest import Digest
-from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import said
 from mirror.listener.responses import Rendered, head
-from mirror.metrics.request_counts import RequestCounts
 from mirror.registry.query import Query
 
 _MAX_HEADS: Final = 4096
@@ -22,20 +20,17 @@ def warning(reason: str | None) -> dict[str, str]:
 
 
 class ManifestResponses:
-    """Renders and counts responses. The heads of hits are rendered once."""
+    """Renders responses. The heads of hits are rendered once."""
 
-    def __init__(self, counts: RequestCounts) -> None:
-        self._counts = counts
+    def __init__(self) -> None:
         self._heads: dict[tuple[Digest, str], bytes] = {}
 
-    def render(self, repository: Repository, answer: ManifestAnswer, query: Query, started: float) -> Rendered:
-        """The response to a GET or HEAD; `started` is of `time.perf_counter`."""
+    def render(self, answer: ManifestAnswer, query: Query) -> Rendered:
+        """The response to a GET or HEAD."""
         outcome = answer.outcome
         if query.is_satisfied_by(answer.digest):
-            self._counts.series(repository.registry, "manifest", outcome, 304).add(0, started)
             return Rendered(304, head(304, {"ETag": f'"{answer.digest}"', "X-Cache": outcome}), b"", outcome)
         body = b"" if query.is_head else answer.raw or b""
-        self._counts.series(repository.registry, "manifest", outcome, 200).add(len(body), started)
         return Rendered(200, self._head(answer), body, outcome)
 
     def _head(self, answer: ManifestAnswer) -> bytes:

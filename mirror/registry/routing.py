@@ -13,6 +13,7 @@ from mirror.core.errors import InvalidInput
 from mirror.core.names import DOCKER_HUB, Reference, Repository, canonical_registry, parse_reference
 from mirror.core.registries import is_known_host
 from mirror.errors import NotFound
+from mirror.listener.responses import Target
 
 Kind = Literal["about", "ping", "catalog", "manifest", "blob", "tags", "referrers"]
 
@@ -37,6 +38,11 @@ class Route:
     reference: Reference | None = None
     path: str = ""
     query: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def target(self) -> Target:
+        """What is asked for, in the form of the log and the metrics."""
+        return Target(self.kind, self.repository, self.reference)
 
     def parameter(self, name: str) -> str | None:
         """The first value of a query parameter, or None."""

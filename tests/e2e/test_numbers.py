@@ -1,0 +1,158 @@
+"""What operators read of a mirror under mixed load agrees: metrics, status, access log, clients, and upstream's own counts."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.harness.mixed_load import MixedLoad
+from tests.fakehub import FakeHub, Seen
+from tests.mirror.commands import command
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+COUNTED = {"manifest", "blob", "tags", "referrers"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def load(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[MixedLoad]:
+    """A mirror of two workers after all of the load, at rest."""
+    async with FakeHub() as hub, FakeHub() as second:
+        load = MixedLoad(hub, second, tmp_path_factory.mktemp("numbers"))
+        async with load.cluster:
+            await load.run()
+            await load.settle()
+            yield load
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def counted(load: MixedLoad) -> "Counted":
+    return Counted((await load.cluster.admin("/metrics")).decode())
+
+
+class Counted:
+    """A scrape."""
+
+    def __init__(self, text: str) -> None:
+        families = text_string_to_metric_families(text)
+        self._samples = [sample for family in families for sample in family.samples]
+
+    def by(self, name: str, *labels: str, **wanted: str) -> Counter[tuple[str, ...]]:
+        """The sums of a family without those that are 0, by these labels."""
+        found: Counter[tuple[str, ...]] = Counter()
+        for sample in self._samples:
+            if sample.name == f"registry_mirror_{name}" and wanted.items() <= sample.labels.items():
+                found[tuple(sample.labels[label] for label in labels)] += int(sample.value)
+        return Counter({key: count for key, count in found.items() if count})
+
+
+def answers(hub: FakeHub) -> list[Seen]:
+    """The answers that ended a request of the mirror: no challenges, redirects, tokens and probes."""
+    found = [seen for seen in hub.requests if seen.host != "token" and seen.kind != "ping" and seen.status not in (0, 307)]
+    sent = Counter(map(_name, hub.requests))
+    # A request with a 401 is sent again with another token, unless that is what another token cannot change.
+    before: Counter[tuple[str | None, ...]] = Counter()
+    ended = []
+    for seen in found:
+        before[_name(seen)] += 1
+        if seen.status != 401 or before[_name(seen)] == sent[_name(seen)]:
+            ended.append(seen)
+    return ended
+
+
+def _name(seen: Seen) -> tuple[str | None, ...]:
+    return seen.headers.get("X-Request-Id"), seen.method, seen.path
+
+
+async def test_lines_say_what_clients_have_seen(load):
+    """Each answer is one line with its status, outcome and bytes; a client that left is one line, too."""
+    lines = {line["request"]: line for line in load.lines()}
+    differing = []
+    for seen in load.seen:
+        line = lines.pop(seen.request)
+        # A body that ends short may be cut on the way, too.
+        size = line["bytes"] if seen.is_whole else seen.size
+        outcome = line.get("outcome", "").replace("ERROR", "")
+        if (line["method"], line["status"], size, outcome) != (seen.method, seen.status, seen.size, seen.outcome):
+            differing.append((seen, line))
+    assert differing == []
+    assert len(lines) == load.left
+
+
+async def test_requests(load, counted):
+    """The requests of each registry, kind, outcome and status are the lines of the access log."""
+    lines = Counter((x["registry"], x["kind"], x["outcome"], str(x["status"])) for x in load.lines() if x.get("kind") in COUNTED)
+    assert counted.by("requests_total", "registry", "kind", "outcome", "status") == lines
+    timed = counted.by("request_duration_seconds_count", "kind", "outcome")
+    assert timed == counted.by("requests_total", "kind", "outcome")
+
+
+async def test_bytes_to_clients(load, counted):
+    """The bytes of each registry and outcome are those of the access log."""
+    sent: Counter[tuple[str, str]] = Counter()
+    for line in load.lines():
+        if line.get("kind") in COUNTED:
+            sent[line["registry"], line["outcome"]] += line["bytes"]
+    assert counted.by("served_bytes_total", "registry", "outcome") == +sent
+
+
+async def test_stale_answers(load, counted):
+    """Each STALE answer has a reason."""
+    lines = Counter((line["registry"],) for line in load.lines() if line.get("outcome") == "STALE")
+    assert counted.by("stale_served_total", "registry") == lines
+    assert {reason for (reason,) in counted.by("stale_served_total", "reason")} == {"rate_limited", "server_error", "connect"}
+
+
+async def test_requests_to_upstream(load, counted):
+    """Each request that an upstream has answered is counted once, with the status that ended its redirects and challenges."""
+    for registry, hub in (("docker.io", load.hub), ("second.example", load.second)):
+        asked = Counter((seen.kind, str(seen.status)) for seen in answers(hub))
+        found = counted.by("upstream_requests_total", "kind", "status", registry=registry)
+        assert Counter({key: count for key, count in found.items() if key[0] != "check" and key[1].isdigit()}) == asked
+    assert {status for (status,) in counted.by("upstream_requests_total", "status") if not status.isdigit()} == {"connect"}
+
+
+async def test_bytes_from_upstream(load, counted):
+    """The bytes of content are those that upstreams have sent."""
+    sent = {
+        (registry,): sum(seen.body_bytes_sent for seen in answers(hub) if seen.status in (200, 206))
+        for registry, hub in (("docker.io", load.hub), ("second.example", load.second))
+    }
+    assert counted.by("upstream_bytes_total", "registry") == sent
+
+
+async def test_pulls_left(load, counted):
+    """What is left of the pull limit is what upstream has counted."""
+    assert counted.by("upstream_ratelimit_remaining", "registry") == {
+        ("docker.io",): load.hub.ratelimit_remaining,
+        ("second.example",): load.second.ratelimit_remaining,
+    }
+
+
+async def test_purges(load, counted):
+    """Purged bytes are those that purges told."""
+    assert counted.by("purged_bytes_total") == {(): sum(one["bytes"] for one in load.purged if "dry_run" not in one)}
+
+
+async def test_status(load, counted):
+    """The API and the command say what the metrics do."""
+    found = json.loads(await load.cluster.admin("/api/v1/status"))
+    code, out, _ = await command("status", "--json", "--url", load.admin_url, directory=load.directory)
+    assert code == 0
+    told = json.loads(out)
+    for screen in (found, told):
+        requests = screen["requests"]
+        pulls = counted.by("requests_total", "outcome", "status") - counted.by("requests_total", "outcome", "status", kind="tags")
+        pulls -= counted.by("requests_total", "outcome", "status", kind="referrers")
+        outcomes: Counter[str] = Counter()
+        for (outcome, status), count in pulls.items():
+            outcomes[outcome if status < "400" else status[0]] += count
+        assert requests["errors"] == outcomes.pop("5")
+        assert requests["pulls"] == sum(requests["outcomes"].values())
+        assert Counter(requests["outcomes"]) == Counter({key: count for key, count in outcomes.items() if key != "4"})
+        assert requests["served_bytes"] == counted.by("served_bytes_total").total()
+        assert requests["upstream_bytes"] == counted.by("upstream_bytes_total").total()
+        left = {entry["registry"]: entry["pulls_left"] for entry in screen["upstreams"]}
+        assert left == {"docker.io": load.hub.ratelimit_remaining, "second.example": load.second.ratelimit_remaining}
