@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Tests and checks start hundreds of interpreters, each of which would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test e2e e2e-full soak bench check rooms lock clean
+.PHONY: run test e2e e2e-full soak bench check rooms man lock clean
 
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
@@ -56,10 +56,15 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.support.rooms --check
+	$(BIN)/python -m tests.support.man --check
 
 # Brings the picture in ARCHITECTURE.md up to date with the imports.
 rooms: $(VENV)/.dev
 	$(BIN)/python -m tests.support.rooms
+
+# Brings the manual page up to date with the commands and their options.
+man: $(VENV)/.dev
+	$(BIN)/python -m tests.support.man
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

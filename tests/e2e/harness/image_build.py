@@ -11,7 +11,7 @@ from tests.e2e.harness.process import find_command, search_path, succeed
 
 ROOT = Path(__file__).parents[3]
 _BASE_PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
-_CONTEXT = ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "mirror", "deploy")
+_CONTEXT = ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "man", "mirror", "deploy")
 _MINUTES = 60
 
 
