@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeAlias
 
 from aiohttp import web
 
+from mirror.core.digest import Digest
 from mirror.core.redaction import without_secret
 from mirror.listener.basic_auth import user_of
 from mirror.listener.inline import InlineRequest
@@ -61,11 +62,11 @@ class AccessLog:
             cut = {"outcome": ERROR, "status": _DISCONNECTED if gone else 500, "bytes": 0}
             begun = request.get(RESPONSE)
             answer = cut if begun is None else _answer(request, begun, started)
-            self._log(request, started, {**answer, "cause": type(error).__name__, "upstream": note.name})
+            self._log(request, begun, started, {**answer, "cause": type(error).__name__, "upstream": note.name})
             raise
         is_short = isinstance(response, ReadyResponse) and response.is_short
         if self.logs_all or response.status >= 400 or is_short:
-            self._log(request, started, {**_answer(request, response, started), "upstream": note.name})
+            self._log(request, response, started, {**_answer(request, response, started), "upstream": note.name})
         return response
 
     def malformed(self, request: web.BaseRequest, status: int, cause: str) -> None:
@@ -84,7 +85,7 @@ class AccessLog:
                 "timestamp": time.time(),
                 "client": client,
                 "method": request.method,
-                **_subject(request.target),
+                **_subject(request.target, rendered.digest),
                 "outcome": rendered.outcome,
                 "status": rendered.status,
                 "bytes": len(rendered.body),
@@ -94,9 +95,12 @@ class AccessLog:
             }
         )
 
-    def _log(self, request: web.BaseRequest, started: float, answer: dict[str, object]) -> None:
+    def _log(
+        self, request: web.BaseRequest, response: web.StreamResponse | None, started: float, answer: dict[str, object]
+    ) -> None:
         target: Target | None = request.get(TARGET)
-        subject = {"path": _foreign(request.raw_path)} if target is None else _subject(target)
+        digest = response.digest if isinstance(response, ReadyResponse) else None
+        subject = {"path": _foreign(request.raw_path)} if target is None else _subject(target, digest)
         user = _foreign(user_of(request.headers.get("Authorization", ""))) if request.get(USER) else None
         fields = {"client": request.remote, "user": user, "method": request.method[:20], **subject, **answer}
         seconds = round(time.perf_counter() - started, 6)
@@ -121,12 +125,17 @@ def _answer(request: web.BaseRequest, response: web.StreamResponse, started: flo
     }
 
 
-def _subject(target: Target) -> dict[str, object]:
+def _subject(target: Target, digest: Digest | None) -> dict[str, object]:
+    """What a request names, and the digest that its tag names."""
     kind, repository, reference = target
     if repository is None:
         return {"kind": kind}
     named: dict[str, object] = {"kind": kind, "registry": repository.registry, "repository": repository.path}
-    return named if reference is None else {**named, "reference": str(reference)}
+    if reference is not None:
+        named["reference"] = str(reference)
+    if digest is not None and digest != reference:
+        named["digest"] = str(digest)
+    return named
 
 
 def _foreign(text: str) -> str:

@@ -18,6 +18,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 
 from mirror.aio import on_descriptor
+from mirror.core.digest import Digest
 from mirror.core.names import Reference, Repository
 from mirror.core.outcome import Outcome
 from mirror.download.reader import Body, Span
@@ -64,12 +65,14 @@ class Rendered(NamedTuple):
 
     Attributes:
         head: see the function of this name.
+        digest: of a manifest.
     """
 
     status: int
     head: bytes
     body: bytes
     outcome: Outcome | None = None
+    digest: Digest | None = None
 
     def whole(self, request_id: str, end: bytes = b"\r\n\r\n") -> bytes:
         """All bytes of the response.
@@ -90,6 +93,7 @@ class ReadyResponse(web.StreamResponse):
         sent: bytes of a body that is not in memory.
         is_short: the body ended early.
         cause: of an error or of a short body, in words that the client may read.
+        digest: of a manifest.
     """
 
     def __init__(self, rendered: Rendered, request_id: str, cause: str = "") -> None:
@@ -99,6 +103,7 @@ class ReadyResponse(web.StreamResponse):
         self.sent = 0
         self.is_short = False
         self.cause = cause
+        self.digest = rendered.digest
         self._rendered = rendered
         self._request_id = request_id
 

@@ -29,9 +29,9 @@ class ManifestResponses:
         """The response to a GET or HEAD."""
         outcome = answer.outcome
         if query.is_satisfied_by(answer.digest):
-            return Rendered(304, head(304, {"ETag": f'"{answer.digest}"', "X-Cache": outcome}), b"", outcome)
+            return Rendered(304, head(304, {"ETag": f'"{answer.digest}"', "X-Cache": outcome}), b"", outcome, answer.digest)
         body = b"" if query.is_head else answer.raw or b""
-        return Rendered(200, self._head(answer), body, outcome)
+        return Rendered(200, self._head(answer), body, outcome, answer.digest)
 
     def _head(self, answer: ManifestAnswer) -> bytes:
         if answer.outcome is not Outcome.HIT:

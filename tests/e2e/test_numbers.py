@@ -1,16 +1,22 @@
 """What operators read of a mirror under mixed load agrees: metrics, status, access log, clients, and upstream's own counts."""
 
+import asyncio
 import json
+import os
+import re
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.harness.mixed_load import MixedLoad
+from tests.e2e.harness.mixed_load import APP, NODES, MixedLoad
 from tests.fakehub import FakeHub, Seen
 from tests.mirror.commands import command
+from tests.support.waiting import LIMIT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 COUNTED = {"manifest", "blob", "tags", "referrers"}
@@ -156,3 +162,69 @@ async def test_status(load, counted):
         assert requests["upstream_bytes"] == counted.by("upstream_bytes_total").total()
         left = {entry["registry"]: entry["pulls_left"] for entry in screen["upstreams"]}
         assert left == {"docker.io": load.hub.ratelimit_remaining, "second.example": load.second.ratelimit_remaining}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def answered(load: MixedLoad) -> dict[str, str]:
+    """The output of each command that the runbooks give for a question, by the question."""
+    text = "".join(line for line in load.cluster.log.splitlines(keepends=True) if "last-of-" not in line)
+    (load.directory / "log.json").write_text(text)
+    script = "\n".join(f"echo '#{title}'\n{command}" for title, command in documented().items())
+    script = script.replace("journalctl -u registry-mirror -o cat --since -1h", "cat log.json")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MIRROR_CONFIG": str(load.cluster.file),
+        "DIGEST": load.hub.repositories[APP].tags["fresh"],
+    }
+    shell = await asyncio.create_subprocess_exec(
+        *("bash", "-eu", "-o", "pipefail", "-c", script), cwd=load.directory, env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(shell.communicate(), LIMIT)
+    assert shell.returncode == 0
+    parts = out.decode().split("#")[1:]
+    return {part.partition("\n")[0]: part.partition("\n")[2] for part in parts}
+
+
+def documented() -> dict[str, str]:
+    """The commands of the runbooks' questions, by the comment behind each; the first one defines `log`."""
+    text = (Path(__file__).parents[2] / "docs" / "runbooks.md").read_text()
+    section = text.partition("## Questions\n")[2].partition("\n## ")[0]
+    return {title: command for command, title in re.findall(r"^    (.*?)\s+# (.*)$", section, re.MULTILINE)}
+
+
+async def test_which_node_asks_most(load, answered):
+    """The one with most requests, and the one with most bytes, as its clients have counted."""
+    asked = Counter(line["client"] for line in load.lines())
+    first = answered["which node asks most?"].splitlines()[0].split()
+    assert first == [str(asked.total() - asked[NODES[1]]), NODES[0]]
+    sent: Counter[str] = Counter()
+    for line in load.lines():
+        sent[line["client"]] += line["bytes"]
+    assert answered["which node gets most bytes?"].splitlines()[0].split() == [str(sent[NODES[0]]), NODES[0]]
+
+
+async def test_which_image_fills_the_disk(load, answered):
+    """The one with the largest layers comes first."""
+    first = answered["which image fills the disk?"].splitlines()[1]
+    assert first.split()[:2] == [f"docker.io/{APP}:large", "4MiB"]
+
+
+async def test_who_pulled_a_digest(load, answered):
+    """Each pull of it by its tags or by its digest, with the client."""
+    digest = load.hub.repositories[APP].tags["fresh"]
+    pulls = [line for line in load.lines() if digest in (line.get("reference"), line.get("digest"))]
+    assert {line["reference"] for line in pulls} >= {"1", "fresh", "limited", digest}
+    told = [line.split()[1] for line in answered["who pulled this digest?"].splitlines()]
+    assert Counter(told) == Counter(line["client"] for line in pulls)
+    assert set(told) == set(NODES)
+
+
+async def test_how_many_pulls_are_left(load, answered):
+    """What upstream has counted."""
+    told = answered["how many pulls are left?"]
+    assert f"{load.hub.ratelimit_remaining} of {load.hub.ratelimit_limit} pulls left" in told
+
+
+async def test_which_image_uses_up_the_limit(load, answered):
+    """The repositories with most answers that cost a pull."""
+    assert answered["which image uses up the pulls?"].split()[1] == f"docker.io/{APP}"

@@ -32,7 +32,7 @@ async def lines(mirror, count):
 
 async def test_manifest(hub, logged):
     """A miss names the upstream, and a hit, also one that is answered where it is received, none."""
-    hub.add_image(APP, "1")
+    image = hub.add_image(APP, "1")
     async with Wire(logged.port) as wire:
         for _ in range(4):
             await wire.send(f"GET {TAG} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -40,7 +40,7 @@ async def test_manifest(hub, logged):
     first, *hits = await lines(logged, 4)
     assert first["event"] == "request"
     common = {"client": "127.0.0.1", "method": "GET", "kind": "manifest", "registry": "docker.io", "repository": APP}
-    answer = {"reference": "1", "status": 200, "bytes": size}
+    answer = {"reference": "1", "digest": image.digest, "status": 200, "bytes": size}
     for line in (first, *hits):
         assert common.items() | answer.items() <= line.items()
         assert 0 <= line["first_byte"] <= line["seconds"] < 60

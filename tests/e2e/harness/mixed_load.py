@@ -1,6 +1,7 @@
 """Mixed load on a mirror of two workers, with what each client has seen of it."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, Pull, owner
 
 APP, OTHER, BAD = "library/app", "library/other", "library/bad"
+NODES = "127.0.0.1", "127.0.0.9"
 LAYER_BYTES, COLD_BYTES = 300_000, 4 << 20
 
 
@@ -41,14 +43,23 @@ class MixedLoad:
         seen: what the clients have seen, in the order of the answers' ends.
         left: how many clients have left before an answer.
         purged: the answers to purges.
+
+    Args:
+        account: the mirror has an account at the second registry.
     """
 
-    def __init__(self, hub: FakeHub, second: FakeHub, directory: Path) -> None:
+    def __init__(self, hub: FakeHub, second: FakeHub, directory: Path, *, account: bool = False) -> None:
         self.hub, self.second, self.directory = hub, second, directory
         self.seen: list[Seen] = []
         self.left = 0
         self.purged: list[dict[str, Any]] = []
+        self._nodes: dict[str, aiohttp.ClientSession] = {}
         rules = {"deny": [f"{BAD}:*"], "tags": [{"match": f"{APP}:fresh", "ttl": "1h"}]}
+        login = {}
+        if account:
+            second.users["me"] = "secret"
+            (directory / "password").write_text("secret")
+            login = {"username": "me", "password_file": str(directory / "password")}
         self.cluster = Cluster(
             hub,
             directory,
@@ -56,7 +67,7 @@ class MixedLoad:
             downloads={"stall_timeout": "90s", "prefetch": True},
             registries={
                 "docker.io": {"upstreams": [hub.url], "token_hosts": [hub.token_host], **rules},
-                "second.example": {"upstreams": [second.url], "token_hosts": [second.token_host]},
+                "second.example": {"upstreams": [second.url], "token_hosts": [second.token_host], **login},
             },
         )
 
@@ -67,6 +78,14 @@ class MixedLoad:
 
     async def run(self) -> None:
         """Run all of the load, and wait until nothing is under way."""
+        async with contextlib.AsyncExitStack() as stack:
+            for node in NODES:
+                connector = aiohttp.TCPConnector(local_addr=(node, 0))
+                timeout = aiohttp.ClientTimeout(total=LIMIT)
+                self._nodes[node] = await stack.enter_async_context(aiohttp.ClientSession(connector=connector, timeout=timeout))
+            await self._run()
+
+    async def _run(self) -> None:
         image = self.hub.add_image(APP, "fresh", layers=[os.urandom(LAYER_BYTES)])
         for tag in ("1", "limited"):
             self.hub.move_tag(APP, tag, image.digest)
@@ -87,10 +106,10 @@ class MixedLoad:
             await step()
             await self._idle()
 
-    async def ask(self, path: str, method: str = "GET", **headers: str) -> Seen:
-        """Send one request over a kept connection, and note what comes."""
+    async def ask(self, path: str, method: str = "GET", node: str = NODES[0], **headers: str) -> Seen:
+        """Send one request from an address over a kept connection, and note what comes."""
         size, is_whole = 0, True
-        async with self.cluster.session.request(method, self.cluster.url(path), headers=headers) as response:
+        async with self._nodes[node].request(method, self.cluster.url(path), headers=headers) as response:
             try:
                 async for piece in response.content.iter_any():
                     size += len(piece)
@@ -111,7 +130,7 @@ class MixedLoad:
             held = hub.repositories[repository.removeprefix("second.example/")]
             paths = [manifest_path(tag, repository), manifest_path(held.tags[tag], repository)]
             for path in paths + [blob_path(blob, repository) for blob in held.blobs]:
-                await self._ask_all([self.ask(path) for _ in range(2)])
+                await self._ask_all([self.ask(path, node=node) for node in NODES])
         for tag in ("fresh", "limited"):
             await self.ask(manifest_path(tag))
 
@@ -161,8 +180,9 @@ class MixedLoad:
     async def _joined(self) -> None:
         """Five clients pull one cold blob at a time, three of them a part of it."""
         blob = self.hub.add_image(APP, "large", layers=[os.urandom(COLD_BYTES)]).layers[0]
-        await self.ask(manifest_path("large"), "HEAD")
         gate = self.hub.gate(Rule(kind="cdn"), COLD_BYTES // 2)
+        # Its prefetch begins with the download.
+        await self.ask(manifest_path("large"))
         asks = [
             asyncio.ensure_future(self.ask(blob_path(blob), **headers))
             for headers in ({}, {}, *[{"Range": "bytes=100-70000"}] * 3)
