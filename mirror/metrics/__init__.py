@@ -40,6 +40,11 @@ _PROCESS = {
 }
 
 
+# Frequent outcomes of requests to upstreams, and frequent reasons to resume a download.
+_UPSTREAM_STATUSES = ("200", "206", "404", "429", "503", "connect", "timeout", "cancelled")
+_RESUME_REASONS = ("connect", "timeout", "cut", "server_error", "protocol", "restart")
+
+
 class Metrics:
     """The metric families of one process, in a registry of their own.
 
@@ -72,7 +77,8 @@ class Metrics:
         for upstream in upstreams:
             self.upstream_bytes.labels(registry, upstream)
             for kind in ("manifest", "blob"):
-                self.upstream_requests.labels(registry, upstream, kind, "200")
+                for status in _UPSTREAM_STATUSES:
+                    self.upstream_requests.labels(registry, upstream, kind, status)
 
     def pull_limit(self, registry: str, limit: int | None, remaining: int | None) -> None:
         """Record a registry's pull limit as far as a response states it."""
@@ -104,6 +110,8 @@ class Metrics:
         self.downloads = self._counter("downloads", "Downloads that ended", "result")
         self.download_resumes = self._counter("download_resumes", "Downloads that went on after a break", "reason")
         self.prefetched_blobs = self._counter("prefetched_blobs", "Blobs of manifests that clients had just been given", "result")
+        for reason in _RESUME_REASONS:
+            self.download_resumes.labels(reason)
         for result in ("committed", "digest_mismatch", "failed", "bypassed"):
             self.downloads.labels(result)
         for result in ("fetched", "needless", "failed", "dropped"):

@@ -93,7 +93,12 @@ class RequestCounts:
         for kind in ("manifest", "blob", "tags", "referrers"):
             for outcome in Outcome:
                 self.series(registry, kind, outcome, 200)
-            self.series(registry, kind, ERROR, 503)
+            for status in (404, 499, 503):
+                self.series(registry, kind, ERROR, status)
+        for outcome in (Outcome.HIT, Outcome.MISS, Outcome.JOINED):
+            self.series(registry, "blob", outcome, 206)
+        for kind in ("manifest", "blob"):
+            self.series(registry, kind, Outcome.HIT, 304)
 
     def add_first_byte(self, kind: str, outcome: str, started: float) -> None:
         """Count that the head of a streamed body has just been sent; `started` is of `time.perf_counter`."""

@@ -1,56 +1,19 @@
 """A real Prometheus scrapes a mirror by the shipped configuration, and its rules say what the mirror and upstream counted."""
 
 import json
-import shutil
-from pathlib import Path
+import math
 
 import pytest
-import yaml
 
-from tests.e2e.harness.process import Program
+from tests.e2e.harness.mixed_load import MixedLoad
+from tests.e2e.harness.prometheus import MONITORING, Prometheus
+from tests.fakehub import FakeHub
 from tests.support.mirrors import MirrorUnderTest
-from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.e2e
 
-MONITORING = Path(__file__).parents[2] / "monitoring"
 IMAGES, HITS_EACH = 4, 3
-
-
-class Prometheus:
-    """A Prometheus with the shipped rules that scrapes one mirror five times a second."""
-
-    def __init__(self, directory: Path, mirror: MirrorUnderTest) -> None:
-        self._session = mirror.session
-        port = free_port()
-        self._url = f"http://127.0.0.1:{port}/api/v1/"
-        for file in MONITORING.glob("*.yaml"):
-            shutil.copy(file, directory)
-        config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-        config["global"] |= {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"}
-        config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{mirror.admin_port}"]}]
-        (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
-        arguments = [f"--web.listen-address=127.0.0.1:{port}", "--config.file=prometheus.yml", "--storage.tsdb.path=tsdb"]
-        self.program = Program(["prometheus", *arguments], directory / "prometheus.log")
-
-    async def api(self, path: str, **query: str) -> dict:
-        """The data of an answer of the HTTP API; nothing while Prometheus starts."""
-        try:
-            async with self._session.get(self._url + path, params=query, headers={"Accept-Encoding": "identity"}) as response:
-                return json.loads(await response.text())["data"] if response.status == 200 else {}
-        except OSError:
-            return {}
-
-    async def value(self, query: str) -> float | None:
-        """The only value of an instant query; None without one."""
-        found = (await self.api("query", query=query)).get("result", [])
-        return float(found[0]["value"][1]) if found else None
-
-    async def health(self) -> set[str]:
-        """What has become of the rules."""
-        groups = (await self.api("rules"))["groups"]
-        return {rule["health"] for group in groups for rule in group["rules"]}
 
 
 async def test_rules_over_a_real_mirror(hub, tmp_path):
@@ -60,7 +23,7 @@ async def test_rules_over_a_real_mirror(hub, tmp_path):
         hub.add_image("library/app", str(number))
         paths.append(f"/v2/library/app/manifests/{number}")
     async with MirrorUnderTest(hub, tmp_path / "store") as mirror:
-        prometheus = Prometheus(tmp_path, mirror)
+        prometheus = Prometheus(tmp_path, mirror.session, mirror.admin_port)
         try:
             # A rate needs a value from before.
             await eventually(lambda: prometheus.value("sum(registry_mirror_requests_total)"), holds=lambda value: value == 0)
@@ -76,3 +39,31 @@ async def test_rules_over_a_real_mirror(hub, tmp_path):
             assert (await prometheus.api("query", query='ALERTS{alertstate="firing"}'))["result"] == []
         finally:
             prometheus.program.kill()
+
+
+async def test_dashboard_over_mixed_load(hub, tmp_path):
+    """The query of every panel has a figure once a mirror of two workers was used in every way."""
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    queries = {f"{panel['title']}: {target['expr']}" for panel in panels for target in panel.get("targets", ())}
+    async with FakeHub() as second:
+        load = MixedLoad(hub, second, tmp_path, account=True)
+        async with load.cluster:
+            prometheus = Prometheus(tmp_path, load.cluster.session, load.cluster.admin_port)
+            try:
+                await eventually(lambda: prometheus.value("sum(registry_mirror_requests_total)"), holds=lambda value: value == 0)
+                await load.run()
+                empty = await eventually(lambda: without_figures(prometheus, queries), holds=lambda found: not found)
+            finally:
+                prometheus.program.kill()
+    assert empty == set()
+
+
+async def without_figures(prometheus: Prometheus, queries: set[str]) -> set[str]:
+    """The queries that give nothing, or nothing but divisions by zero."""
+    found = set()
+    for query in queries:
+        text = query.partition(": ")[2].replace("$job", ".+").replace("$instance", ".+").replace("$__rate_interval", "2m")
+        series = (await prometheus.api("query", query=text)).get("result", [])
+        if all(math.isnan(float(one["value"][1])) for one in series):
+            found.add(query)
+    return found

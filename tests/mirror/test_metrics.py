@@ -68,6 +68,11 @@ async def test_series_begin_at_zero(hub, tmp_path):
     assert {
         'requests_total{kind="manifest",outcome="STALE",registry="docker.io",status="200"}',
         'requests_total{kind="blob",outcome="ERROR",registry="docker.io",status="503"}',
+        'requests_total{kind="manifest",outcome="ERROR",registry="docker.io",status="404"}',
+        'requests_total{kind="blob",outcome="ERROR",registry="docker.io",status="499"}',
+        'requests_total{kind="blob",outcome="HIT",registry="docker.io",status="206"}',
+        f'upstream_requests_total{{kind="manifest",registry="docker.io",status="429",upstream="{upstream}"}}',
+        'download_resumes_total{reason="cut"}',
         'served_bytes_total{outcome="HIT",registry="docker.io"}',
         'stale_served_total{reason="rate_limited",registry="docker.io"}',
         f'upstream_bytes_total{{registry="docker.io",upstream="{upstream}"}}',
