@@ -14,6 +14,7 @@ from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.manifest import parse_manifest
 from mirror.core.names import Repository, Tag
+from mirror.storage.account import Account
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.manifests import ManifestRecord
@@ -123,7 +124,7 @@ def _write_images(layout: Layout, images: int, blobs: int, taken: int) -> Filled
     index.grants.put("blob", REGISTRY, Digest.of(b""), 0)
     index.close()
     room = SpaceQuota(layout, 0, 0)
-    room.correct(room.mark(), taken, blobs)
+    room.correct(room.mark(), Account(taken, blobs))
     return Filled(blobs, taken, filled.manifests, filled.small_blobs)
 
 

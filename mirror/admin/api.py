@@ -7,7 +7,8 @@ import contextlib
 import gzip
 import json
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from aiohttp import web
@@ -81,7 +82,9 @@ class _Api:
             pattern = self._operations.pattern(match) if match else None
         found = {_name(image): image for image in await asyncio.to_thread(self._operations.images, pattern)}
         names, more = page(sorted(found), request.query.get("n"), request.query.get("last"))
-        return web.json_response({"images": [_describe(found[name]) for name in names], "next": names[-1] if more else None})
+        registries = await asyncio.to_thread(self._operations.registry_storage.figures)
+        answer = {"images": [_describe(found[name]) for name in names], "next": names[-1] if more else None}
+        return web.json_response({**answer, "registries": _totals(found.values(), registries)})
 
     async def status(self, _: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(self._operations.status))
@@ -122,6 +125,25 @@ def _named(key: str) -> Iterator[None]:
         yield
     except InvalidInput as error:
         raise web.HTTPBadRequest(text=f"{key}: {error}") from error
+
+
+def _totals(images: Iterable[Image], registries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the totals of each registry: of these images, and `stored`, what it takes in the store."""
+    counts, sizes = Counter[str](), Counter[str]()
+    for image in images:
+        counts[image.repository.registry] += 1
+        sizes[image.repository.registry] += image.size
+    stored = {one["registry"]: one for one in registries}
+    return [
+        {
+            "registry": name,
+            "images": counts[name],
+            "bytes": sizes[name],
+            "stored": stored.get(name, {}).get("bytes", 0),
+            "max_size": stored.get(name, {}).get("max_size", 0),
+        }
+        for name in sorted({*stored, *counts})
+    ]
 
 
 def _name(image: Image) -> str:

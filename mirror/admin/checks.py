@@ -10,13 +10,27 @@ from pathlib import Path
 from mirror.config.model import Config
 from mirror.config.tls import certificate_end
 from mirror.core.checks import Check, check_account, check_certificate, check_disk
+from mirror.storage.owner import keeps_owners
 from mirror.upstream.login import Login
 from mirror.upstream.registry import Registry
 
 
 def host_checks(config: Config) -> list[Check]:
     """Return the checks of a configuration. Blocks for a moment."""
-    return [check_storage(config), *check_tls(config)]
+    return [check_storage(config), *check_owners(config), *check_tls(config)]
+
+
+def check_owners(config: Config) -> list[Check]:
+    """Check that the limits of registries can be kept; nothing without one."""
+    limited = [name for name, entry in config.registries.items() if entry.max_size]
+    path = Path(os.path.realpath(config.storage.path))
+    if not limited or not path.exists():
+        return []
+    if keeps_owners(str(path)):
+        return [Check("registries.max_size", ok=True, text="the file system keeps extended attributes")]
+    keys = ", ".join(f"registries.{name}.max_size" for name in limited)
+    text = f"the file system of {path} keeps no extended attributes (user_xattr), so it has no effect: {keys}"
+    return [Check("registries.max_size", ok=False, text=text)]
 
 
 def check_storage(config: Config) -> Check:

@@ -16,6 +16,7 @@ from mirror import __version__
 from mirror.admin.checks import check_accounts, clock_skews, credential_problems, host_checks
 from mirror.admin.download_rates import DownloadRates
 from mirror.admin.explanations import describe
+from mirror.admin.registry_storage import RegistryStorage
 from mirror.admin.status import MetricValues, removal_figures, request_figures, upstream_figures
 from mirror.admin.worker_stats import Encode, Problems, WorkerStats
 from mirror.cache.blob_source import UpstreamSource
@@ -57,6 +58,7 @@ class AdminOperations:
     Attributes:
         draining: the mirror is stopping.
         reload_problem: why the last reload failed in this process; None if it did not.
+        registry_storage: what each registry takes in the store.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class AdminOperations:
         self._metrics = metrics
         self._worker_stats = worker_stats
         self._listener = listener
+        self.registry_storage = RegistryStorage(store.quota, metrics)
         self._accounts: set[str] = set()
         self._rates = DownloadRates()
         # A tag is found through the index; the one of a download stays the same.
@@ -130,6 +133,7 @@ class AdminOperations:
         self._metrics.storage_min_free_bytes.set(self._store.quota.min_free)
         with contextlib.suppress(StorageError):
             self._metrics.storage_free_bytes.set(self._store.quota.disk_free())
+        self.registry_storage.update_metrics()
         self._metrics.ready.set(readiness.ready)
         self.publish()
         return self._worker_stats.metrics(encode)
@@ -158,6 +162,7 @@ class AdminOperations:
                 "min_free": quota.min_free,
                 **removal_figures(values),
             },
+            "registries": self.registry_storage.figures(),
             "requests": request_figures(values),
             "upstreams": upstream_figures(values, readiness.details["upstreams"]),
             "downloads": self.downloads(),

@@ -42,6 +42,10 @@ class UpstreamSource:
     def origin(self) -> Hashable:
         return self.registry.name
 
+    @property
+    def owner(self) -> str:
+        return self.registry.name
+
     def keep_open(self) -> contextlib.AbstractContextManager[None]:
         return self.context.in_use.hold()
 

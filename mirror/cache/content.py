@@ -89,23 +89,23 @@ class CachedContent:
         context.access.record_manifest(repository, manifest.digest, held, parts)
         await context.access.wait_written()
         try:
-            await context.put(manifest.digest, manifest.raw)
+            await context.put(repository, manifest.digest, manifest.raw)
         except StorageError as error:
             self._log.log("warning", "manifest_not_stored", digest=str(manifest.digest), cause=str(error))
             return False
         # And after them: maintenance deletes rows without bytes.
         context.access.record_grant("manifest", repository, manifest.digest, held.size, force=True)
         context.access.record_manifest(repository, manifest.digest, held, parts, force=True)
-        await self._restore_purged(manifest)
+        await self._restore_purged(repository, manifest)
         return True
 
-    async def _restore_purged(self, manifest: Manifest) -> None:
+    async def _restore_purged(self, repository: Repository, manifest: Manifest) -> None:
         """Store a manifest again if a purge has deleted it before its rows were repeated."""
         context = self._context
         await context.access.wait_written()
         if context.store.files.size(manifest.digest) is None and context.store.small.get(manifest.digest) is None:
             with contextlib.suppress(StorageError):
-                await context.put(manifest.digest, manifest.raw)
+                await context.put(repository, manifest.digest, manifest.raw)
 
     async def record_cached(self, repository: Repository, manifest: CachedManifest) -> None:
         """Record that a repository holds a stored manifest that upstream grants it, and the parts that it names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -19,6 +19,7 @@ from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.errors import NotFound
 from mirror.metrics import Metrics
+from mirror.storage.space_quota import MakeRoom
 from mirror.storage.store import Store
 from mirror.upstream.registry import Registry
 
@@ -37,14 +38,14 @@ class CacheServices:
 
     Attributes:
         access: which repository may be served which digest.
-        make_room: tries to free so many bytes of the store, within a bounded time.
+        make_room: makes room in the store.
     """
 
     store: Store
     access: AccessIndex
     usage: Usage
     metrics: Metrics
-    make_room: Callable[[int], Awaitable[None]]
+    make_room: MakeRoom
     last_answers: LastAnswers = field(default_factory=LastAnswers)
 
 
@@ -96,13 +97,13 @@ class Context:
         registry = self.registries.get(repository.registry)
         return registry is not None and registry.private
 
-    async def put(self, digest: Digest, data: bytes) -> None:
-        """Store small, verified content, after an attempt to make room if there is none; see `WriteBehind.put`.
+    async def put(self, repository: Repository, digest: Digest, data: bytes) -> None:
+        """Store small, verified content that came through a repository; makes room if there is none. See `WriteBehind.put`.
 
         Raises:
             StorageError: the store cannot take it.
         """
-        await self.store.small.put(digest, data, self._make_room)
+        await self.store.small.put(digest, data, repository.registry, self._make_room)
 
     async def note(self, work: Callable[[], T], late: T) -> T:
         """Write rows into the index in a thread, and return the result of `work`.

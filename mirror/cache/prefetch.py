@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from mirror.core.prefetch_width import PrefetchWidth
 from mirror.core.urgency import Urgency
 from mirror.download.downloads import Downloads
 from mirror.errors import MirrorError, StorageError
-from mirror.storage.space_quota import on_disk
+from mirror.storage.account import on_disk
 
 log = structlog.get_logger(__name__)
 
@@ -105,7 +106,7 @@ class Prefetch:
         if not self._max_running:
             return
         wanted = {blob.digest: blob.size for blob in manifest.blobs if not blob.is_foreign}
-        if self._never_fits(wanted.values()):
+        if self._never_fits(repository, wanted.values()):
             self._count("dropped", len(wanted))
             return
         left = _MAX_WAITING - sum(len(image.waiting) for image in self._images)
@@ -128,10 +129,11 @@ class Prefetch:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _never_fits(self, sizes: Iterable[int]) -> bool:
+    def _never_fits(self, repository: Repository, sizes: Iterable[int]) -> bool:
         """Whether the last blobs would evict the first ones, perhaps before the client requests those."""
-        limit = self._context.store.files.quota.max_size
-        return bool(limit) and sum(map(on_disk, sizes)) > limit
+        quota = self._context.store.quota
+        limits = filter(None, (quota.max_size, quota.limit_of(repository.registry)))
+        return sum(map(on_disk, sizes)) > min(limits, default=math.inf)
 
     def _start_waiting(self) -> None:
         """Start waiting blobs up to the limits, in the order of the images."""

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from itertools import groupby
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -50,12 +49,13 @@ def images(
     """
     admin = AdminClient(config, url, token_file)
     found: list[dict[str, Any]] = []
+    registries: list[dict[str, Any]] = []
     last: str | None = None
     while True:
         query = {**({"match": match} if match else {}), **({"last": last} if last else {})}
         page = admin.request("GET", f"/api/v1/images?{urlencode(query)}")
         found += page["images"]
-        last = page["next"]
+        last, registries = page["next"], page["registries"]
         if last is None:
             break
     found.sort(key=_KEYS[sort])
@@ -63,14 +63,12 @@ def images(
         typer.echo(json.dumps(found, indent=2))
         return
     show(table(map(_row, found), width(), ("image", "size", "pulled", "")))
-    for registry, of_registry in groupby(sorted(found, key=_registry), _registry):
-        sizes = [image["bytes"] for image in of_registry]
-        typer.echo(f"{registry}: {len(sizes)} images, {format_bytes(sum(sizes))}")
+    for registry in registries:
+        if registry["images"]:
+            limit = f" of {format_bytes(registry['max_size'])}" if registry["max_size"] else ""
+            size, stored = format_bytes(registry["bytes"]), format_bytes(registry["stored"])
+            typer.echo(f"{registry['registry']}: {registry['images']} images, {size}; it takes {stored}{limit} in the store")
     typer.echo(f"{len(found)} images")
-
-
-def _registry(image: dict[str, Any]) -> str:
-    return str(image["name"]).partition("/")[0]
 
 
 def _row(image: dict[str, Any]) -> tuple[str, ...]:

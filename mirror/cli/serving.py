@@ -44,6 +44,8 @@ def check_config(
     except ConfigurationError as error:
         refuse(error.problems)
     typer.echo(f"{path or 'built-in defaults'}: no mistakes found")
+    for hint in config.hints():
+        typer.echo(f"note: {hint}")
     if probe:
         results = asyncio.run(checks.probe(config))
         show(table([("ok" if check.ok else "FAILED", check.name, check.text) for check in results], width()))

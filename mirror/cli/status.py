@@ -40,6 +40,7 @@ def screen(found: dict[str, Any], columns: int) -> list[str]:
     """Return the lines of the screen, none longer than that where it can be folded."""
     lines = facts(_facts(found), columns)
     for title, rows in (
+        ("registries", _registries(found["registries"])),
         ("upstreams", _upstreams(found["upstreams"])),
         ("failed last", _troubles(found["troubles"])),
         ("downloads", _downloads(found["downloads"])),
@@ -89,6 +90,23 @@ def _store(store: dict[str, Any]) -> str:
     low = ": pulls may bypass the store" if available < store["min_free"] else ""
     free = f"{format_bytes(available)} free on the disk, {format_bytes(store['min_free'])} kept free{low}"
     return f"{format_bytes(store['bytes'] or 0)}{limit} in {store['blobs']} blobs; {free}"
+
+
+def _registries(registries: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the rows of the registries; none if there is only one, without a limit: the store says it all."""
+    if len(registries) == 1 and not registries[0]["max_size"]:
+        return []
+    return [
+        (
+            one["registry"],
+            f"{_part(one['bytes'], one['max_size'])} in {one['blobs']} blobs",
+        )
+        for one in registries
+    ]
+
+
+def _part(size: int, limit: int) -> str:
+    return f"{format_bytes(size)} of {format_bytes(limit)}" if limit else format_bytes(size)
 
 
 def _ratio(requests: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from mirror.config.types import Address, Listen
 from mirror.core.errors import InvalidInput
 from mirror.core.image_selector import ImageSelector
 from mirror.core.names import canonical_registry
+from mirror.core.units import format_bytes
 from mirror.errors import ConfigurationError
 
 SEARCH_PATH = ("./mirror.yaml", "/etc/registry-mirror/mirror.yaml")
@@ -106,6 +107,16 @@ class Config(BaseSettings):
                     problems.append(f"sync.images.{place}: {registry!r} is not {known}")
         if problems:
             raise ConfigurationError(problems)
+
+    def hints(self) -> list[str]:
+        """Return what is no mistake, but has no effect."""
+        largest = self.storage.max_size
+        return [
+            f"registries.{name}.max_size: {format_bytes(entry.max_size)} is never reached, because storage.max_size is"
+            f" {format_bytes(largest)}"
+            for name, entry in self.registries.items()
+            if 0 < largest < entry.max_size
+        ]
 
     def selectors(self) -> tuple[ImageSelector, ...]:
         """Return the images that are kept, in the order of `sync.images`."""

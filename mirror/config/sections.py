@@ -135,6 +135,7 @@ class RegistryConfig(Section):
     proxy: ProxyUrl | None = None
     keep_deleted: bool = False
     fill: Literal["whole", "ranges"] = "whole"
+    max_size: Size = 0
     allow: tuple[Pattern, ...] = ()
     deny: tuple[DenyPattern, ...] = ()
     tags: tuple[TagRuleConfig, ...] = ()

@@ -19,6 +19,7 @@ from mirror.storage.blobs import CachedBlob
 from mirror.storage.coordination import RangeLock, reopened
 from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
+from mirror.storage.owner import owner_of, set_owner
 from mirror.storage.space_quota import SpaceQuota
 
 __all__ = ["CHUNK", "Partial"]
@@ -64,7 +65,7 @@ class Partial:
             opened.pop_all()
         self._file = Shared(self._close_file)
         self._file.keep()
-        self.shared = Shared(self._release)
+        self.shared = Shared(self._close_shared)
 
     async def in_thread(self, executor: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work on these files; they stay open for it if the caller is cancelled."""
@@ -168,8 +169,11 @@ class Partial:
         with storage_errors(f"taking up the partial file of {self.digest}"):
             self.map.accept(os.fstat(self._data), marks)
 
-    def begin(self, size: int) -> None:
+    def begin(self, size: int, owner: str | None = None) -> None:
         """Start with an empty map for a blob of `size` bytes, for which space is reserved. Only for the driver.
+
+        Args:
+            owner: the registry that it counts for.
 
         Raises:
             StorageError: there is no space.
@@ -177,9 +181,15 @@ class Partial:
         with storage_errors(f"starting the partial file of {self.digest}"):
             self.map.empty()
             if not self.is_new():
-                self._quota.release(os.fstat(self._data).st_size)
+                self._release_space()
                 os.ftruncate(self._data, 0)
-            self._quota.claim(size, str(self.digest), lambda: os.ftruncate(self._data, size))
+
+            def create() -> None:
+                if owner is not None and self._quota.keeps_owners:
+                    set_owner(self._data, owner)
+                os.ftruncate(self._data, size)
+
+            self._quota.claim(size, str(self.digest), owner, create)
             self.map.begin(os.fstat(self._data))
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
@@ -237,7 +247,7 @@ class Partial:
         """
         self.publish(fate)
         if self.is_current():
-            self._quota.release(os.fstat(self._data).st_size)
+            self._release_space()
         # The map first: a process that comes between the two then starts with an empty one.
         for path in (self._map_path, self._path):
             with contextlib.suppress(OSError):
@@ -261,7 +271,10 @@ class Partial:
                     self.discard()
         self.close(keep_readable=keep_readable)
 
-    def _release(self) -> None:
+    def _release_space(self) -> None:
+        self._quota.release(os.fstat(self._data).st_size, owner=owner_of(self._data))
+
+    def _close_shared(self) -> None:
         self._lock.close()
         self.map.close()
         self._file.drop()

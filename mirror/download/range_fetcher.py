@@ -63,7 +63,7 @@ class RangeFetcher:
         Raises:
             StorageError: there is no space.
         """
-        await self._stored(size, self._partial.begin, size)
+        await self._stored(size, self._partial.begin, size, self._source.owner)
         self._partial.announce()
 
     async def fetch(self, *, partially: bool = False) -> None:
@@ -149,7 +149,7 @@ class RangeFetcher:
         try:
             await self._shared.in_thread(threads, work, *args, **kwargs)
         except StorageError as error:
-            await make_room_after(error, needed, self._services.make_room)
+            await make_room_after(error, needed, self._source.owner, self._services.make_room)
             await self._shared.in_thread(threads, work, *args, **kwargs)
 
     def _write_back(self) -> None:

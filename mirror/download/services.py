@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.pieces import Speed
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.layout import Layout
+from mirror.storage.space_quota import MakeRoom
 from mirror.storage.threads import ThreadPools
 
 _MAX_SPEEDS = 256
@@ -44,7 +45,7 @@ class DownloadServices:
 
     Attributes:
         resumed: counts an ingest that continues after an interruption, by its reason.
-        make_room: tries to make so many bytes fit into the store, within a bounded time.
+        make_room: makes room in the store.
         speeds: what several connections to an upstream bring, by `Source.origin`.
     """
 
@@ -53,5 +54,5 @@ class DownloadServices:
     threads: ThreadPools
     limits: DownloadLimits
     resumed: Callable[[str], None]
-    make_room: Callable[[int], Awaitable[None]]
+    make_room: MakeRoom
     speeds: BoundedCache[Hashable, Speed] = field(default_factory=lambda: BoundedCache(_MAX_SPEEDS))

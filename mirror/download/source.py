@@ -48,6 +48,11 @@ class Source(Protocol):
         """Equal for sources whose bytes come from the same upstreams."""
         ...
 
+    @property
+    def owner(self) -> str | None:
+        """The registry that the blob counts for in the store; None if it counts for none."""
+        ...
+
     def keep_open(self) -> AbstractContextManager[None]:
         """Keep its connections open inside the context, across reloads of the configuration."""
         ...

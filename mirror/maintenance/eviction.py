@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from mirror.core.digest import Digest
 from mirror.core.eviction import Evictable, Partials, Plan, Shortage, plan
 from mirror.maintenance import store_scan
+from mirror.storage.account import Account, on_disk
 from mirror.storage.blobs import BlobFiles, CachedFile
 from mirror.storage.coordination import FileLock, wait_in_thread
 from mirror.storage.generation import Generation
 from mirror.storage.layout import Layout
-from mirror.storage.space_quota import Account, on_disk
 
 # Of one scan of the store, some 50 bytes each; fewer would cost more scans.
 _MAX_CANDIDATES = 100_000
@@ -65,12 +65,19 @@ class Eviction:
     """Makes room by removing blobs, pinned ones last.
 
     Args:
+        registry: remove only blobs that count for this registry; None for all.
         clock: seconds, for the age of a scan.
     """
 
     def __init__(
-        self, layout: Layout, files: BlobFiles, generation: Generation, clock: Callable[[], float] = time.monotonic
+        self,
+        layout: Layout,
+        files: BlobFiles,
+        generation: Generation,
+        registry: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._registry = registry
         self._layout = layout
         self._files = files
         self._generation = generation
@@ -99,7 +106,7 @@ class Eviction:
         """
         if max(shortage.size.wanted, shortage.free.wanted) <= partials.idle:
             return plan(shortage, Evictable(partials.idle), both=both)
-        now = self._files.quota.mark()
+        now = self._mark()
         if self._found is not None and self._clock() - self._found_at < _SCAN_TTL_S:
             least = plan(shortage, self._found.minimum(now, partials), both=both)
             if least == plan(shortage, self._found.maximum(now, partials), both=both):
@@ -107,7 +114,7 @@ class Eviction:
         with self._lock(deadline, enough) as locked:
             if not locked or not self._scan(pinned(), deadline, last_resort=False) or self._found is None:
                 return Plan()
-        return plan(shortage, self._found.minimum(self._files.quota.mark(), partials), both=both)
+        return plan(shortage, self._found.minimum(self._mark(), partials), both=both)
 
     def evict(
         self,
@@ -140,6 +147,9 @@ class Eviction:
         """End running work, and start no more."""
         self._stopping.set()
 
+    def _mark(self) -> Account:
+        return self._files.quota.mark().of(self._registry)
+
     def _over(self, deadline: float) -> bool:
         return self._stopping.is_set() or time.monotonic() >= deadline
 
@@ -157,8 +167,15 @@ class Eviction:
 
     def _scan(self, pinned: AbstractSet[Digest], deadline: float, *, last_resort: bool) -> bool:
         """Scan the store; False if that failed or time was over first."""
-        mark = self._files.quota.mark()
-        found = store_scan.take(self._layout, lambda: self._over(deadline), _MAX_CANDIDATES, pinned, only_pinned=last_resort)
+        mark = self._mark()
+        found = store_scan.take(
+            self._layout,
+            lambda: self._over(deadline),
+            _MAX_CANDIDATES,
+            pinned,
+            only_pinned=last_resort,
+            registry=self._registry or "",
+        )
         if found is None:
             return False
         self._next, self._seen, self._skipped = found.candidates(), 0, 0

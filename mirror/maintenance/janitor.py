@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import threading
 import time
 from collections.abc import Callable
@@ -22,28 +21,24 @@ from mirror.cache.tag_policy import TagPolicies
 from mirror.cache.usage import Usage
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
-from mirror.core.eviction import Reason, Shortage
 from mirror.errors import StorageError
 from mirror.maintenance import store_scan
-from mirror.maintenance.eviction import Eviction
+from mirror.maintenance.evictor import Evictor
 from mirror.maintenance.leftovers import Leftovers
+from mirror.maintenance.owners import assign_owners
 from mirror.maintenance.scrub import Scrub
 from mirror.metrics import Metrics
+from mirror.storage.account import Account, on_disk
 from mirror.storage.coordination import LeaderLock
 from mirror.storage.errors import storage_errors
 from mirror.storage.images import attached, reach
 from mirror.storage.index import ReadCheck
-from mirror.storage.space_quota import Fit, on_disk
 from mirror.storage.store import Store
 from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
-# Eviction starts above the high-water mark and ends at the low-water mark: shares of the limit.
-_HIGH, _LOW = 0.95, 0.90
 _INTERVAL_S = 5.0
-# The longest eviction before pins are looked up again; a scan of a slow disk has to fit in.
-_MAX_EVICTION_S = 600.0
 _USAGE_INTERVAL_S = 15.0
 _COUNT_INTERVAL_S = 3600.0
 # After a count that found an error, and that other processes disturbed.
@@ -67,21 +62,21 @@ class Janitor:
         self._files = store.files
         self._index = store.index
         self._jobs = store.jobs
-        self._eviction = Eviction(store.layout, store.files, store.generation)
         self.scrub = scrub
         self._usage = usage
-        self._metrics = metrics
         self.leftovers = Leftovers(store.layout, store.files, store.index)
+        self._evictor = Evictor(store, self.leftovers, metrics, self.pinned, self._write_used)
         # One for each kind of work, so that none waits for another's long walk.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
         self._stopping = threading.Event()
         self._making_room = asyncio.Lock()
         self._log = ThrottledLog(log)
-        self._evicting = False
-        self._unreachable: frozenset[Reason] = frozenset()
 
-    async def make_room(self, size: int) -> None:
+    async def make_room(self, size: int, owner: str | None = None) -> None:
         """Try to make room for `size` bytes within a few seconds.
+
+        Args:
+            owner: the registry that they count for.
 
         Raises:
             StorageError: the file system failed.
@@ -89,7 +84,7 @@ class Janitor:
         # The time in the queue counts, because a client waits meanwhile.
         deadline = time.monotonic() + _ROOM_TIMEOUT_S
         async with self._making_room:
-            await in_thread(self._threads, self._make_room, size, deadline)
+            await in_thread(self._threads, self._make_room, size, owner, deadline)
 
     async def run(self) -> None:
         """Work until cancelled. One of several processes cleans up; the others wait until it ends."""
@@ -99,12 +94,12 @@ class Janitor:
         finally:
             # The shutdown waits for running work, which may be long.
             self._stopping.set()
-            self._eviction.stop()
+            self._evictor.stop()
             self.leftovers.stop()
             for work in works:
                 work.cancel()
             await asyncio.gather(*works, return_exceptions=True)
-            await in_thread(self._threads, self._usage.write, self._files, self._index)
+            await in_thread(self._threads, self._write_used)
             await asyncio.to_thread(self._threads.shutdown)
 
     async def _when_elected(self) -> None:
@@ -115,7 +110,7 @@ class Janitor:
     async def _write_usage(self) -> None:
         while True:
             await asyncio.sleep(_USAGE_INTERVAL_S)
-            await self._guarded("usage", lambda: self._usage.write(self._files, self._index))
+            await self._guarded("usage", self._write_used)
 
     async def _clean_up(self) -> None:
         count_at = float("-inf")
@@ -157,94 +152,37 @@ class Janitor:
 
     # ---- in the thread
 
+    def _write_used(self) -> None:
+        self._usage.write(self._files, self._index)
+
     def count(self) -> bool:
         """Count the files and correct the account; False if that has to be repeated soon."""
         began = time.monotonic()
         quota = self._files.quota
         mark = quota.mark()
-        partials = {partial.digest: on_disk(partial.size) for partial in self.leftovers.partials()}
-        held = store_scan.take(self._layout, self._stopping.is_set)
+        partials = list(self.leftovers.partials())
+        held = store_scan.take(self._layout, self._stopping.is_set, registry="*")
         if held is None:
             return False
-        used = held.taken + sum(partials.values())
-        log.info("store_counted", blobs=held.blobs, bytes=used, seconds=round(time.monotonic() - began, 3))
+        counted = Account(held.taken, held.blobs)
+        counted = replace(counted, registries={name: Account(*row) for name, row in held.registries.items() if name})
+        for partial in partials:
+            counted = counted.take(on_disk(partial.size), partial.owner)
+        log.info("store_counted", blobs=held.blobs, bytes=counted.used, seconds=round(time.monotonic() - began, 3))
         # A blob that was committed meanwhile may be counted twice: for a while, too much is better than too little.
-        twice = any(self._files.size(digest) is not None for digest in partials)
-        return quota.correct(mark, used, held.blobs) and not twice
+        twice = any(self._files.size(partial.digest) is not None for partial in partials)
+        certain = quota.correct(mark, counted) and not twice
+        if "" in held.registries and quota.keeps_owners:
+            assign_owners(self._layout, self._files, self._index, self._stopping.is_set)
+        return certain
 
     def evict(self) -> bool:
         """Evict for a while if the store is too large; returns whether there is more to do."""
-        quota = self._files.quota
-        shortage = quota.shortage(_LOW) if self._evicting or quota.shortage(_HIGH) else Shortage()
-        removed, unreachable = 0, frozenset[Reason]()
-        if shortage:
-            self._usage.write(self._files, self._index)
-            removed, unreachable = self._remove(shortage, time.monotonic() + _MAX_EVICTION_S)
-        self._log_bounds(unreachable)
-        self._evicting = bool(removed) and not self._stopping.is_set()
-        return self._evicting
+        return self._evictor.evict()
 
-    def _log_bounds(self, unreachable: frozenset[Reason]) -> None:
-        """Log when a bound has become unreachable, or reachable again."""
-        quota = self._files.quota
-        self._metrics.storage_min_free_ok.set("min_free" not in unreachable)
-        bounds = {"free": quota.free(), "min_free": quota.min_free, "max_size": quota.max_size}
-        for bound in unreachable - self._unreachable:
-            hint = "evicting would not help, so nothing goes; new blobs go past the store"
-            log.warning("bound_unreachable", bound=bound, **bounds, hint=hint)
-        for bound in self._unreachable - unreachable:
-            log.info("bound_reachable", bound=bound, **bounds)
-        self._unreachable = unreachable
-
-    def _make_room(self, size: int, deadline: float) -> None:
+    def _make_room(self, size: int, owner: str | None, deadline: float) -> None:
         with storage_errors("making room"):
-            self._evict_for(size, deadline)
-
-    def _evict_for(self, size: int, deadline: float) -> None:
-        quota = self._files.quota
-
-        def enough() -> bool:
-            return quota.fits(size) is not Fit.NO_SPACE
-
-        if time.monotonic() >= deadline or enough():
-            return
-        # A blob that was used a moment ago must not be evicted because its use is not written yet.
-        self._usage.write(self._files, self._index)
-        while not enough() and time.monotonic() < deadline:
-            removed, _ = self._remove(quota.shortage_for(size), deadline, enough, both=True)
-            if not removed:
-                return
-
-    def _remove(
-        self, shortage: Shortage, deadline: float, enough: Callable[[], bool] = lambda: False, *, both: bool = False
-    ) -> tuple[int, frozenset[Reason]]:
-        """Make room; returns the removed bytes, and the unreachable bounds."""
-        try:
-            return self._remove_unpinned(shortage, deadline, enough, both=both)
-        except StorageError as error:
-            log.error("eviction_postponed", cause=str(error), consequence="new blobs go past the store if they do not fit")
-            return 0, frozenset()
-
-    def _remove_unpinned(
-        self, shortage: Shortage, deadline: float, enough: Callable[[], bool], *, both: bool
-    ) -> tuple[int, frozenset[Reason]]:
-        """Make room like `_remove`; raises StorageError if the pins are unknown."""
-        began = time.monotonic()
-        pinned = functools.cache(self.pinned)
-        plan = self._eviction.plan(shortage, self.leftovers.reserved(), pinned, deadline, enough, both=both)
-        removed = self.leftovers.clear_idle_partials(plan.size) if plan.size else 0
-        if removed < plan.size:
-            rest = replace(plan, size=plan.size - removed, with_pins=max(0, plan.with_pins - removed))
-            evicted = self._eviction.evict(rest, pinned(), deadline, enough)
-            removed += evicted.size
-            self._metrics.evicted_blobs.labels(plan.reason).inc(evicted.blobs)
-            self._metrics.evicted_bytes.labels(plan.reason).inc(evicted.size)
-            seconds = round(time.monotonic() - began, 3)
-            if evicted.blobs:
-                log.info("evicted", blobs=evicted.blobs, bytes=evicted.size, reason=plan.reason, seconds=seconds)
-            if evicted.pinned:
-                log.warning("pinned_evicted", blobs=evicted.pinned, hint="raise storage.max_size or pin less")
-        return removed, plan.unreachable
+            self._evictor.make_room(size, owner, deadline)
 
     def pinned(self) -> frozenset[Digest]:
         """Return the blobs and manifests of pinned tags and kept images."""

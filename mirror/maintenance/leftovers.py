@@ -20,12 +20,13 @@ from mirror.core.eviction_order import eviction_key
 from mirror.core.names import Repository
 from mirror.download.partial import Partial
 from mirror.errors import StorageError
+from mirror.storage.account import on_disk
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.database import superseded
 from mirror.storage.images import record_parts
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
-from mirror.storage.space_quota import on_disk
+from mirror.storage.owner import owner_of
 
 log = structlog.get_logger(__name__)
 
@@ -46,11 +47,13 @@ class PartialFile:
     Attributes:
         size: bytes of the whole blob; the file may be sparse.
         written: last write, in seconds since the epoch.
+        owner: the registry that it counts for; None if it counts for none.
     """
 
     digest: Digest
     size: int
     written: float
+    owner: str | None
 
 
 class Leftovers:
@@ -114,11 +117,19 @@ class Leftovers:
             for path in _older(Path(self._layout.root, "partial", algorithm), float("inf")):
                 with contextlib.suppress(OSError, InvalidInput):
                     state = path.stat()
-                    yield PartialFile(Digest.parse(f"{algorithm}:{path.name}"), state.st_size, state.st_mtime)
+                    digest = Digest.parse(f"{algorithm}:{path.name}")
+                    yield PartialFile(digest, state.st_size, state.st_mtime, owner_of(str(path)))
 
-    def clear_idle_partials(self, needed: int) -> int:
-        """Discard idle partial blobs in the order of eviction until `needed` bytes are free; returns the freed bytes."""
-        idle = [partial for partial in self.partials() if self._clock() - partial.written > _IDLE_S]
+    def _partials_of(self, registry: str | None) -> Iterator[PartialFile]:
+        return (partial for partial in self.partials() if registry in (None, partial.owner))
+
+    def clear_idle_partials(self, needed: int, registry: str | None = None) -> int:
+        """Discard idle partial blobs in the order of eviction until `needed` bytes are free; returns the freed bytes.
+
+        Args:
+            registry: only those that count for this registry; None for all.
+        """
+        idle = [partial for partial in self._partials_of(registry) if self._clock() - partial.written > _IDLE_S]
         freed = 0
         for partial in sorted(idle, key=lambda partial: eviction_key(partial.written, partial.size, pinned=False)):
             if freed >= needed:
@@ -127,10 +138,10 @@ class Leftovers:
                 freed += on_disk(partial.size)
         return freed
 
-    def reserved(self) -> Partials:
-        """Return the bytes that partial blobs have reserved, in whole blocks."""
+    def reserved(self, registry: str | None = None) -> Partials:
+        """Return the bytes that the partial blobs of a registry, or of all, have reserved, in whole blocks."""
         idle = busy = 0
-        for partial in self.partials():
+        for partial in self._partials_of(registry):
             if self._clock() - partial.written > _IDLE_S:
                 idle += on_disk(partial.size)
             else:

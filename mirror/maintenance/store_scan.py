@@ -33,16 +33,19 @@ class StoreScan:
         taken: bytes of all blobs, each file rounded up to whole blocks.
         pinned: bytes of the pinned ones.
         blobs: their number.
+        registries: bytes and number of the blobs of each registry, "" for none; only of a scan for all registries.
     """
 
     taken: int
     pinned: int
     blobs: int
+    registries: dict[str, tuple[int, int]]
     _answer: bytes
+    _first: int
 
     def candidates(self) -> Iterator[CachedFile]:
         """Yield the blobs to evict first, in the order of their eviction."""
-        at = scan_process.HEADER.size
+        at = self._first
         while at < len(self._answer):
             used, size, length = scan_process.RECORD.unpack_from(self._answer, at)
             at += scan_process.RECORD.size + length
@@ -56,6 +59,7 @@ def take(
     pinned: AbstractSet[Digest] = frozenset(),
     *,
     only_pinned: bool = False,
+    registry: str = "",
 ) -> StoreScan | None:
     """Scan the store; None if the scan failed or was ended early.
 
@@ -64,10 +68,11 @@ def take(
         most: limit of the candidates for eviction.
         pinned: blobs that are not among the candidates.
         only_pinned: the candidates are the pinned blobs alone.
+        registry: look at the blobs of this registry only; `*` for all registries, each apart; "" for all together.
     """
     pins: bytes | None = "\n".join(digest.encoded for digest in pinned).encode()
     try:
-        process = _start(layout.blobs, str(most), "only" if only_pinned else "except")
+        process = _start(layout.blobs, str(most), "only" if only_pinned else "except", registry)
     except OSError as error:
         log.error("survey_failed", cause=str(error))
         return None
@@ -94,5 +99,8 @@ def _read(answer: bytes, errors: bytes, status: int) -> StoreScan | None:
     if status or len(answer) < scan_process.HEADER.size:
         log.error("survey_failed", status=status, cause=errors.decode(errors="replace").strip()[-200:])
         return None
-    taken, pinned, blobs = scan_process.HEADER.unpack_from(answer)
-    return StoreScan(taken, pinned, blobs, answer)
+    taken, pinned, blobs, length = scan_process.HEADER.unpack_from(answer)
+    first = scan_process.HEADER.size + length
+    rows = (line.split("\t") for line in answer[scan_process.HEADER.size : first].decode().splitlines())
+    registries = {name: (int(used), int(count)) for name, used, count in rows}
+    return StoreScan(taken, pinned, blobs, registries, answer, first)

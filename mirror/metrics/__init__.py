@@ -141,13 +141,19 @@ class Metrics:
         self.storage_free_bytes = self._gauge("storage_free_bytes", Across.ASKED, "Free bytes of the store's file system")
         self.storage_min_free_bytes = self._gauge("storage_min_free_bytes", Across.ASKED, "Bytes that min_free keeps free")
         self.storage_blobs = self._gauge("storage_blobs", Across.ASKED, "Blobs that are held")
+        self.registry_storage_bytes = self._gauge(
+            "registry_storage_bytes", Across.ASKED, "Bytes of the blobs that a registry has brought into the store", "registry"
+        )
+        self.registry_storage_limit_bytes = self._gauge(
+            "registry_storage_limit_bytes", Across.ASKED, "Bytes that the blobs of a registry may take", "registry"
+        )
         self.storage_min_free_ok = self._gauge(
             "storage_min_free_ok",
             Across.LEAST,
             "0 while evicting could not bring back storage.min_free, for another program has filled the disk",
         )
         self.storage_min_free_ok.set(1)
-        for reason in ("max_size", "min_free"):
+        for reason in ("max_size", "min_free", "registry_max_size"):
             self.evicted_bytes.labels(reason)
             self.evicted_blobs.labels(reason)
         for result in ("ok", "wrong"):

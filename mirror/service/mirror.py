@@ -152,6 +152,8 @@ class Mirror:
     def _configure(self, graph: Graph) -> None:
         """Give a graph's parts to what outlives it."""
         config = graph.config
+        for hint in config.hints() if self._services.group.counts.own == 0 else ():
+            log.warning("configuration_hint", said=hint)
         self._services.configure(config)
         self._sync_scheduler.configure(graph.sync_services)
         self._sync_operations.configure(config)

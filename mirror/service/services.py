@@ -80,6 +80,7 @@ class Services:
         self.downloads.shares.configure(connections, config.limits.downloads_per_address)
         self.notifier.configure(None if notify.url is None else Webhook(notify.url, notify.secret_file))
         self.janitor.policies = TagPolicies.configured(config)
+        self.store.quota.limits = {name: entry.max_size for name, entry in config.registries.items()}
 
     def _build_downloads(self, config: Config) -> Downloads:
         services = DownloadServices(

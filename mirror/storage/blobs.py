@@ -22,6 +22,7 @@ from mirror.core.errors import InvalidDigest
 from mirror.errors import FlushFailed, StorageError
 from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
+from mirror.storage.owner import owner_of, set_owner
 from mirror.storage.page_cache import read_resident
 from mirror.storage.space_quota import SpaceQuota
 
@@ -120,30 +121,35 @@ class BlobFiles:
         with held.file as file:
             return file.read(limit + 1)[: held.size] if held.size <= limit else None
 
-    def put(self, digest: Digest, data: bytes) -> None:
+    def put(self, digest: Digest, data: bytes, owner: str | None = None) -> None:
         """Store a small blob whose digest the caller has verified; durable on return. A cached blob of that size stays.
+
+        Args:
+            owner: the registry that it counts for.
 
         Raises:
             StorageError: it could not be stored.
         """
         if self.size(digest) == len(data):
             return
-        self.quota.claim(len(data), str(digest))
+        self.quota.claim(len(data), str(digest), owner)
         try:
-            self._put(digest, data)
+            self._put(digest, data, owner)
         except StorageError:
-            self.quota.release(len(data))
+            self.quota.release(len(data), owner=owner)
             raise
 
-    def _put(self, digest: Digest, data: bytes) -> None:
+    def _put(self, digest: Digest, data: bytes, owner: str | None) -> None:
         with storage_errors(f"storing {digest}"):
             descriptor, name = tempfile.mkstemp(dir=self._layout.temporary)
             try:
                 with open(descriptor, "wb") as file:
+                    if owner is not None and self.quota.keeps_owners:
+                        set_owner(descriptor, owner)
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                self._rename(name, digest)
+                self._rename(name, digest, owner)
             except (OSError, StorageError):
                 with contextlib.suppress(OSError):
                     os.unlink(name)
@@ -165,18 +171,19 @@ class BlobFiles:
         except StorageError as error:
             raise FlushFailed(str(error), error.reason) from error
         with storage_errors(f"committing {digest}"):
-            self._rename(path, digest)
+            self._rename(path, digest, owner_of(descriptor))
 
     def delete(self, digest: Digest) -> int:
         """Remove a blob; returns the bytes of its file, 0 if it was not cached. Open readers finish."""
-        size = self.size(digest)
+        size, path = self.size(digest), self._layout.blob(digest)
         if size is None:
             return 0
+        owner = owner_of(path)
         try:
-            os.unlink(self._layout.blob(digest))
+            os.unlink(path)
         except OSError:
             return 0
-        self.quota.release(size, blobs=1)
+        self.quota.release(size, 1, owner)
         return size
 
     def used(self, digest: Digest) -> float | None:
@@ -212,15 +219,16 @@ class BlobFiles:
             return None
         return state if stat.S_ISREG(state.st_mode) else None
 
-    def _rename(self, path: str, digest: Digest) -> None:
+    def _rename(self, path: str, digest: Digest, owner: str | None) -> None:
         target = self._layout.blob(digest)
         directory = os.path.dirname(target)
         if not os.path.isdir(directory):
             os.makedirs(directory, mode=0o700, exist_ok=True)
             _flush_directory(os.path.dirname(directory))
 
-        def move() -> int | None:
-            replaced = self.size(digest)
+        def move() -> tuple[int, str | None] | None:
+            size = self.size(digest)
+            replaced = None if size is None else (size, owner_of(target))
             with storage_errors(f"storing {digest}"):
                 try:
                     os.rename(path, target)
@@ -230,7 +238,7 @@ class BlobFiles:
                     os.rename(path, target)
             return replaced
 
-        self.quota.commit(move)
+        self.quota.commit(move, owner)
         _flush_directory(directory)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
@@ -12,7 +11,7 @@ from mirror.aio import in_thread
 from mirror.core.digest import Digest
 from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles
-from mirror.storage.space_quota import make_room_after
+from mirror.storage.space_quota import MakeRoom, make_room_after
 from mirror.storage.threads import ThreadPools
 from mirror.throttled_log import ThrottledLog
 
@@ -38,10 +37,13 @@ class WriteBehind:
         entry = self._waiting.get(digest)
         return None if entry is None else entry[0]
 
-    async def put(self, digest: Digest, data: bytes, make_room: Callable[[int], Awaitable[None]]) -> None:
+    async def put(self, digest: Digest, data: bytes, owner: str, make_room: MakeRoom) -> None:
         """Store a blob, and make room if no space is left; returns when it is durable, or after `_TIMEOUT_S`.
 
         A cancelled caller does not stop the write.
+
+        Args:
+            owner: the registry that the blob counts for.
 
         Raises:
             StorageError: it cannot be stored, if that is known in time; `busy` if too much content waits for the disk.
@@ -49,7 +51,7 @@ class WriteBehind:
         if digest not in self._waiting:
             if sum(len(waiting) for waiting, _ in self._waiting.values()) + len(data) > _MAX_BYTES:
                 raise StorageError(f"storing {digest}: the disk is too slow for what has come before", "busy")
-            task = asyncio.get_running_loop().create_task(self._write(digest, data, make_room))
+            task = asyncio.get_running_loop().create_task(self._write(digest, data, owner, make_room))
             self._waiting[digest] = data, task
             task.add_done_callback(lambda done: self._written(digest, done))
         task = self._waiting[digest][1]
@@ -64,13 +66,13 @@ class WriteBehind:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _write(self, digest: Digest, data: bytes, make_room: Callable[[int], Awaitable[None]]) -> None:
-        store = partial(in_thread, self._threads.put, self._files.put, digest, data)
+    async def _write(self, digest: Digest, data: bytes, owner: str, make_room: MakeRoom) -> None:
+        store = partial(self._files.put, digest, data, owner)
         try:
-            await store()
+            await in_thread(self._threads.put, store)
         except StorageError as error:
-            await make_room_after(error, len(data), make_room)
-            await store()
+            await make_room_after(error, len(data), owner, make_room)
+            await in_thread(self._threads.put, store)
 
     def _written(self, digest: Digest, task: asyncio.Task[None]) -> None:
         self._waiting.pop(digest, None)

@@ -54,6 +54,8 @@ class ScriptedSource:
     positions at which every stream ends as if that were all that was asked for.
     """
 
+    owner = None
+
     def __init__(self, data, block=64 << 10):
         self.data = data
         self.block = block

@@ -13,7 +13,7 @@ from mirror.download.chunk_map import ChunkMap
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.verifier import Verifier
 from mirror.errors import StorageError, UpstreamDisconnected
-from mirror.storage.space_quota import SpaceQuota
+from mirror.storage.account import AccountFile
 from tests.download.source import ScriptedSource
 from tests.download.world import open_partial
 from tests.support.names import content
@@ -147,13 +147,13 @@ def _is_released(buffer):
 
 async def test_new_blob_is_reserved_by_one_change_of_the_account(world, monkeypatch):
     """The start of a blob of which nothing has arrived before releases nothing: each change takes the lock of the account."""
-    changes, account = [], SpaceQuota._account
+    changes, change = [], AccountFile.change
 
     def counted(self):
         changes.append(threading.current_thread())
-        return account(self)
+        return change(self)
 
-    monkeypatch.setattr(SpaceQuota, "_account", counted)
+    monkeypatch.setattr(AccountFile, "change", counted)
     source = ScriptedSource(DATA)
     gate = source.gate(10)
     reader = world.pull(world.worker(), source)

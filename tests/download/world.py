@@ -150,7 +150,7 @@ class World:
         self._workers.append(worker)
         return worker
 
-    async def _make_room(self, size):
+    async def _make_room(self, size, owner):
         self.room_wanted.append(size)
 
     def _ended(self, result):

@@ -114,7 +114,7 @@ def out_of_reach(size):
 def test_a_goal_out_of_reach_is_no_reason_to_survey_again(layout, files, held, surveys):
     """While nothing comes, what cannot be reached is known from one survey, for a while; another blob is looked at at once."""
     generation, now = Generation(f"{layout.root}/generation"), [1000.0]
-    eviction = Eviction(layout, files, generation, lambda: now[0])
+    eviction = Eviction(layout, files, generation, clock=lambda: now[0])
 
     def plan():
         return eviction.plan(out_of_reach(11 * BLOCK), Partials(), lambda: NONE, soon())

@@ -28,7 +28,7 @@ async def test_pulls_go_on_while_the_account_is_held(hub, mirror, held_account, 
         assert (await mirror.get(TAG)).body == image.raw
         answer = await mirror.get(blob_path(image.layers[0]))
         assert (answer.status, answer.sha256) == (200, image.layers[0].digest)
-    monkeypatch.setattr("mirror.storage.space_quota._LOCK_TIMEOUT_S", LIMIT)
+    monkeypatch.setattr("mirror.storage.account._LOCK_TIMEOUT_S", LIMIT)
     async with asyncio.timeout(SOON):
         assert await mirror.metric("storage_limit_bytes") > 0
 

@@ -363,7 +363,7 @@ async def test_no_room_just_now(hub, start, monkeypatch, blobs_only):
     assert (await taking).sha256 == large.digest
 
 
-async def _in_use(janitor, size):
+async def _in_use(janitor, size, owner):
     """Nothing can go."""
 
 

@@ -301,8 +301,8 @@ async def test_purged_in_the_moment_of_its_arrival(hub, mirror, monkeypatch):
     """A manifest that a purge removes after it was stored, and before all can know who needs it, is stored once more."""
     put, removed = mirror.store.files.put, []
 
-    def removing(digest, data):
-        put(digest, data)
+    def removing(digest, data, owner):
+        put(digest, data, owner)
         if not removed:
             removed.append(mirror.store.files.delete(digest))
 

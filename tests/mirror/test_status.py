@@ -51,7 +51,10 @@ async def test_figures(hub, mirror):
     assert (upstream["registry"], upstream["up"], upstream["pulls_left"]) == ("docker.io", True, hub.ratelimit_remaining)
     assert found["store"]["blobs"] == 2
     nothing = {"blobs": 0, "bytes": 0}
-    assert (found["store"]["evicted"], found["store"]["purged_bytes"]) == ({"max_size": nothing, "min_free": nothing}, 0)
+    assert (found["store"]["evicted"], found["store"]["purged_bytes"]) == (
+        dict.fromkeys(("max_size", "min_free", "registry_max_size"), nothing),
+        0,
+    )
     assert requests["hits"] == 3
     text = "\n".join(screen(found, 80))
     for part in ("ready, version", "60% of 5 answered from the store", "3 HIT, 2 MISS", "pulls left"):

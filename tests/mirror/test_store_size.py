@@ -10,7 +10,7 @@ import pytest
 
 from mirror.cache import usage
 from mirror.errors import StorageError
-from mirror.storage.space_quota import on_disk
+from mirror.storage.account import on_disk
 from tests.fakehub import Rule
 from tests.mirror.images import age, contents, pull
 from tests.support.mirrors import MirrorUnderTest

@@ -18,8 +18,9 @@ from mirror.core.eviction import Goal
 from mirror.download.partial import Partial
 from mirror.errors import StorageError
 from mirror.storage import space_quota
+from mirror.storage.account import Account, on_disk
 from mirror.storage.layout import Layout
-from mirror.storage.space_quota import Fit, SpaceQuota, on_disk
+from mirror.storage.space_quota import Fit, SpaceQuota
 from tests.support.names import KIB, MIB
 from tests.support.waiting import LIMIT
 
@@ -135,7 +136,7 @@ def test_damaged_account_is_empty(layout, content):
     assert room.figures() == (0, 0)
     room.claim(8 * KIB, "")
     mark = room.mark()
-    assert room.correct(mark, 32 * KIB, 3)
+    assert room.correct(mark, Account(32 * KIB, 3))
     assert room.figures() == (32 * KIB, 3)
 
 
@@ -154,7 +155,7 @@ def test_blobs_are_counted(layout):
     room.commit(lambda: None)
     assert room.figures() == (4096, 1)
     room.claim(5000, "")
-    room.commit(lambda: 10)
+    room.commit(lambda: (10, None))
     assert room.figures() == (8192, 1)
     room.release(5000, blobs=1)
     assert room.figures() == (0, 0)
@@ -222,7 +223,7 @@ class Counting(RuleBasedStateMachine):
         while self.counting:
             self.count_one()
         quiet = self.changed_from == (self.names, len(self.files))
-        certain = self.room.correct(self.mark, self.counted * 4096, len(self.files))
+        certain = self.room.correct(self.mark, Account(self.counted * 4096, len(self.files)))
         self.counting = None
         if certain and quiet:
             self.right = True
@@ -310,7 +311,7 @@ def test_two_processes_put_the_same(layout, files):
 
 def test_lock_is_not_waited_for_without_end(layout, monkeypatch):
     """Of an account that somebody holds, and hangs, the numbers can be read at once; that nothing can be taken is said soon."""
-    monkeypatch.setattr("mirror.storage.space_quota._LOCK_TIMEOUT_S", 0.1, raising=False)
+    monkeypatch.setattr("mirror.storage.account._LOCK_TIMEOUT_S", 0.1)
     room = SpaceQuota(layout, 64 * KIB, 0)
     room.claim(4096, "")
     descriptor = os.open(layout.account, os.O_RDWR)

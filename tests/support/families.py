@@ -36,6 +36,8 @@ FAMILIES = {
     "purged_bytes": ("counter", ()),
     "scrubbed_blobs": ("counter", ("result",)),
     "notifications": ("counter", ("result",)),
+    "registry_storage_bytes": ("gauge", ("registry",)),
+    "registry_storage_limit_bytes": ("gauge", ("registry",)),
     "sync_runs": ("counter", ("result",)),
     "sync_tags": ("counter", ("result",)),
     "sync_last_success_timestamp_seconds": ("gauge", ()),

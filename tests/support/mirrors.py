@@ -148,7 +148,7 @@ class MirrorUnderTest:
 
     def quiet_quota(self) -> Any:
         """A context in which no process reserves or releases space."""
-        return self.store.quota._account()
+        return self.store.quota._file.change()
 
     @property
     def in_progress(self) -> int:

@@ -78,7 +78,7 @@ class ScanInThread:
     returncode = 0
 
     def __init__(self, argv: list[str], **_: Any) -> None:
-        *_, self._root, self._most, self._mode = argv
+        *_, self._root, self._most, self._mode, self._registry = argv
 
     def __enter__(self) -> Self:
         return self
@@ -89,4 +89,5 @@ class ScanInThread:
     def communicate(self, pins: bytes, timeout: float) -> tuple[bytes, bytes]:
         """The answer, and what was written as errors."""
         pinned = frozenset(pins.decode().split())
-        return b"".join(scan_process.scan(self._root, int(self._most), pinned, only_pinned=self._mode == "only")), b""
+        only_pinned = self._mode == "only"
+        return b"".join(scan_process.scan(self._root, int(self._most), pinned, self._registry, only_pinned=only_pinned)), b""

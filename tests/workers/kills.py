@@ -6,10 +6,11 @@ import signal
 import time
 
 from mirror.maintenance.leftovers import Leftovers
+from mirror.storage.account import on_disk
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
-from mirror.storage.space_quota import SpaceQuota, on_disk
+from mirror.storage.space_quota import SpaceQuota
 from tests.support.names import APP, sha256
 from tests.support.processes import Process
 from tests.workers.cluster import Pull
