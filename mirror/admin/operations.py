@@ -8,24 +8,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from prometheus_client.exposition import generate_latest
 
 from mirror import __version__
 from mirror.admin.checks import check_accounts, clock_skews, credential_problems, host_checks
-from mirror.admin.download_rates import DownloadRates
+from mirror.admin.download_figures import DownloadFigures, merged
 from mirror.admin.explanations import describe
 from mirror.admin.registry_storage import RegistryStorage
 from mirror.admin.status import MetricValues, removal_figures, request_figures, upstream_figures
 from mirror.admin.worker_stats import Encode, Problems, WorkerStats
-from mirror.cache.blob_source import UpstreamSource
 from mirror.cache.explainer import Explainer
 from mirror.config.model import Config
 from mirror.core.checks import Check, check_clock, check_reload
 from mirror.core.names import ImageName, ImagePattern
 from mirror.download.downloads import Downloads
-from mirror.download.ingest import Ingest
 from mirror.errors import StorageError
 from mirror.listener.registry_listener import RegistryListener
 from mirror.maintenance.purge import Purge, PurgeRequest, PurgeResult
@@ -67,15 +64,12 @@ class AdminOperations:
         self.draining = False
         self.reload_problem: str | None = None
         self._store = store
-        self._downloads = downloads
+        self._downloads = DownloadFigures(downloads, store.index)
         self._metrics = metrics
         self._worker_stats = worker_stats
         self._listener = listener
         self.registry_storage = RegistryStorage(store.quota, metrics)
         self._accounts: set[str] = set()
-        self._rates = DownloadRates()
-        # A tag is found through the index; the one of a download stays the same.
-        self._images: WeakKeyDictionary[Ingest, str] = WeakKeyDictionary()
 
     def configure(self, config: Config, registries: Mapping[str, Registry], explainer: Explainer) -> None:
         """Use a configuration and what was built from it from now on."""
@@ -142,7 +136,7 @@ class AdminOperations:
         """Write this process's figures for the other processes."""
         self._update_credentials_metric()
         self._metrics.config_reload_ok.set((self.reload_problem or self._worker_stats.reload_problem) is None)
-        self._worker_stats.publish(self._own_downloads(), self._own_problems(), self._own_troubles())
+        self._worker_stats.publish(self._downloads.own(), self._own_problems(), self._own_troubles())
 
     def status(self) -> dict[str, Any]:
         """Return the figures of the status screen."""
@@ -179,11 +173,11 @@ class AdminOperations:
 
     def sample_downloads(self) -> None:
         """Follow how fast the downloads of this process proceed. Only one thread at a time may call it, every second or so."""
-        self._rates.sample(self._downloads, time.monotonic())
+        self._downloads.sample(time.monotonic())
 
     def downloads(self) -> list[dict[str, Any]]:
-        """Return the downloads of all processes."""
-        return self._worker_stats.downloads(self._own_downloads())
+        """Return the downloads of all processes, each blob once."""
+        return merged(self._worker_stats.downloads(self._downloads.own()))
 
     async def explain(self, text: str) -> dict[str, Any]:
         """Return what is known of an image, and what a pull of it would do now.
@@ -271,30 +265,4 @@ class AdminOperations:
                 "times": trouble.times,
             }
             for trouble in self._explainer.troubles()
-        ]
-
-    def _image_of(self, download: Ingest) -> str | None:
-        """Return the image through which a blob is fetched: a tag, or else the repository; None if that is not known."""
-        image = self._images.get(download)
-        if image is not None or not isinstance(download.source, UpstreamSource):
-            return image
-        repository = download.source.repository
-        tag = self._store.index.tag_that_needs(repository, "blob", download.digest)
-        if tag is None:
-            return str(repository)
-        image = self._images[download] = f"{repository}:{tag}"
-        return image
-
-    def _own_downloads(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "digest": str(download.digest),
-                "image": self._image_of(download),
-                "state": download.state.name,
-                "bytes": download.received,
-                "size": download.size,
-                "bytes_per_second": self._rates.rate(download),
-                "readers": download.readers,
-            }
-            for download in self._downloads
         ]

@@ -110,12 +110,14 @@ class ClientCounts:
     """The counts of a client address, in all processes.
 
     Attributes:
+        address: the address, or the network that counts as one.
         references: users in this process.
     """
 
-    __slots__ = ("connections", "downloads", "key", "references", "requests", "row")
+    __slots__ = ("address", "connections", "downloads", "key", "references", "requests", "row")
 
-    def __init__(self, key: bytes, row: int | None, cells: Callable[[Field], Count]) -> None:
+    def __init__(self, address: str, key: bytes, row: int | None, cells: Callable[[Field], Count]) -> None:
+        self.address = address
         self.key = key
         self.row = row
         self.references = 0
@@ -172,13 +174,17 @@ class CountTable:
 
     # ---- clients
 
-    def acquire(self, address: str) -> ClientCounts:
-        """The counts of an address; call `release` after use."""
-        key = blake2b(address.encode(), digest_size=_KEY).digest()
+    def acquire(self, address: str, name: str = "") -> ClientCounts:
+        """The counts of an address; call `release` after use.
+
+        Args:
+            name: of the listener, each of which counts apart.
+        """
+        key = blake2b(f"{name} {address}".encode(), digest_size=_KEY).digest()
         client = self._clients.get(key)
         if client is None:
             row = self._take_row(key)
-            client = self._clients[key] = ClientCounts(key, row, lambda field: self._field(row, field))
+            client = self._clients[key] = ClientCounts(address, key, row, lambda field: self._field(row, field))
         self.hold(client)
         return client
 

@@ -88,6 +88,11 @@ class Ingest:
         return len(self._readers)
 
     @property
+    def addresses(self) -> list[str]:
+        """The client addresses that read it in this process, those with most readers first."""
+        return [address for address, _ in self._readers.addresses.copy().most_common()]
+
+    @property
     def is_unread(self) -> bool:
         """Whether no reader needs more bytes of it than have arrived."""
         return self._is_lazy and not self._readers
@@ -104,30 +109,27 @@ class Ingest:
         """Bytes that have arrived, as far as this process knows."""
         return self._partial.map.received() if self._partial else 0
 
-    def join(self, urgency: Urgency) -> None:
+    def join(self, urgency: Urgency, address: str | None) -> None:
         """Add a reader: until `leave` the bytes can be read, even if the blob is committed and purged meanwhile."""
-        self._readers.join(urgency)
+        self._readers.join(urgency, address)
         if urgency is Urgency.CLIENT:
             self.share.resume()
 
-    def leave(self, urgency: Urgency) -> None:
+    def leave(self, urgency: Urgency, address: str | None) -> None:
         """Remove a reader; the ingest continues, unless too many already continue without a client."""
-        self._readers.leave(urgency)
+        self._readers.leave(urgency, address)
         if self._end is not None:
             self._close_unread()
         elif urgency is Urgency.CLIENT and self._is_left() and not self.share.abandon() and not self._readers:
             self.stop()
         elif self.is_unread:
-            self._stop_timer()
+            if self._idle is not None:
+                self._idle.cancel()
             self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._stop_unread)
 
     def _stop_unread(self) -> None:
         if self.is_unread and not (self._partial is not None and self._partial.map.is_complete()):
             self.stop()
-
-    def _stop_timer(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
 
     def stop(self) -> None:
         """End it; what has arrived stays on disk for the next pull."""
@@ -285,7 +287,8 @@ class Ingest:
     def end(self, end: Committed | Failed) -> None:
         """Enter the last state. Readers that have not finished keep the bytes open."""
         self._end = end
-        self._stop_timer()
+        if self._idle is not None:
+            self._idle.cancel()
         if self._partial is not None:
             self._partial.abandon(keep_readable=True)
             self._partial.announce()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import Protocol
 
+from mirror import demand
 from mirror.core.pieces import CHUNK
 from mirror.core.urgency import Urgency
 from mirror.download.ingest import Ingest
@@ -136,7 +137,9 @@ class StreamingBody:
         # The source's, not the reader's own: it may have joined an ingest that began before the configuration changed.
         self._held = ExitStack()
         self._held.enter_context(ingest.source.keep_open())
-        ingest.join(urgency)
+        client = demand.client.get() if urgency is Urgency.CLIENT else None
+        self._address = None if client is None else client.address
+        ingest.join(urgency, self._address)
 
     @property
     def bypassed(self) -> bool:
@@ -201,7 +204,7 @@ class StreamingBody:
 
     async def close(self) -> None:
         """Leave the ingest, which continues."""
-        self._ingest.leave(self._urgency)
+        self._ingest.leave(self._urgency, self._address)
         if self._file is not None:
             self._file.close()
         if self._bypass is not None:
@@ -227,8 +230,8 @@ class StreamingBody:
         successor = self._ingest.successor
         if successor is None:
             raise error
-        successor.join(self._urgency)
-        self._ingest.leave(self._urgency)
+        successor.join(self._urgency, self._address)
+        self._ingest.leave(self._urgency, self._address)
         self._ingest = successor
 
 

@@ -8,6 +8,7 @@ the counts.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 from mirror.aio import Signal
 from mirror.core.counts import ClientCounts, CountTable, Total
@@ -19,10 +20,15 @@ _POLL_INTERVAL_S, _TIMEOUT_S = 0.05, 15.0
 
 
 class Readers:
-    """The readers of one download in this process, counted by urgency."""
+    """The readers of one download in this process, counted by urgency.
+
+    Attributes:
+        addresses: how many of them each client address has.
+    """
 
     def __init__(self) -> None:
         self._counts = dict.fromkeys(Urgency, 0)
+        self.addresses: Counter[str] = Counter()
         # Applies while there is no reader: SYNC until the first one that is not the resync has joined.
         self._left = Urgency.SYNC
 
@@ -39,15 +45,21 @@ class Readers:
         """The highest urgency of a reader."""
         return next((urgency for urgency, count in self._counts.items() if count), self._left)
 
-    def join(self, urgency: Urgency) -> None:
-        """Add a reader."""
+    def join(self, urgency: Urgency, address: str | None = None) -> None:
+        """Add a reader; `address` is its client's, if it has one."""
         self._counts[urgency] += 1
+        if address is not None:
+            self.addresses[address] += 1
         if urgency is not Urgency.SYNC:
             self._left = Urgency.ABANDONED
 
-    def leave(self, urgency: Urgency) -> None:
+    def leave(self, urgency: Urgency, address: str | None = None) -> None:
         """Remove a reader."""
         self._counts[urgency] -= 1
+        if address is not None:
+            self.addresses[address] -= 1
+            if not self.addresses[address]:
+                del self.addresses[address]
 
 
 class Share:

@@ -155,7 +155,7 @@ class ConnectionLimiter:
 
     def _new(self, address: str) -> Source:
         key = client_key(address)
-        peer = self._peers.get(key) or self._peers.setdefault(key, Peer(key, self._counts.acquire(f"{self._name} {key}")))
+        peer = self._peers.get(key) or self._peers.setdefault(key, Peer(key, self._counts.acquire(key, self._name)))
         source = self._sources[address] = Source(address, peer, self._outside(address))
         return source
 

@@ -136,17 +136,17 @@ async def test_who_is_read_in_another_worker_stays(hub, start):
     first = await cluster.pull(blob_path(held.blobs[0]), one)
     await held.reached(0)
     reading = await (await cluster.pull(blob_path(held.blobs[0]), other)).head()
+
+    async def read_by():
+        found = json.loads(await cluster.admin("/api/v1/downloads", one))["downloads"]
+        assert all(entry["clients"] == ["127.0.0.1"] for entry in found if entry["readers"])
+        return {entry["digest"]: entry["readers"] for entry in found}
+
+    await eventually(read_by, "readers in both workers", holds=lambda seen: seen == {held.blobs[0].digest: 2})
     await first.close()
     waiting = await cluster.pull(blob_path(held.blobs[1]), one)
-
-    async def both_known():
-        found = json.loads(await cluster.admin("/api/v1/downloads", one))["downloads"]
-        return {entry["digest"]: entry["readers"] for entry in found} == {
-            held.blobs[0].digest: 0,
-            held.blobs[1].digest: 1,
-        }
-
-    await eventually(both_known, "one that nobody reads here, and one that waits")
+    one_each = {blob.digest: 1 for blob in held.blobs}
+    await eventually(read_by, "one that is read in the other, and one that waits", holds=lambda seen: seen == one_each)
     await cluster.metrics(other)
     await finished(held, [reading, waiting])
     assert hub.count("GET", host="cdn", reference=held.blobs[0].digest) == 1
