@@ -7,8 +7,7 @@ import contextlib
 import gzip
 import json
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from aiohttp import web
@@ -17,7 +16,9 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 from mirror.admin.audit import log_purge, purge_counts
 from mirror.admin.json_body import json_body, read_body
 from mirror.admin.operations import AdminOperations
+from mirror.admin.page.site import StatusPage
 from mirror.admin.push_webhook import PushWebhook
+from mirror.admin.registry_storage import registry_totals
 from mirror.admin.sync_api import SyncApi
 from mirror.admin.sync_operations import SyncOperations
 from mirror.core.errors import InvalidInput
@@ -33,7 +34,9 @@ OPEN = ("/healthz", "/readyz", "/metrics")
 _PURGE_KEYS = {"match": str, "older_than": str, "soft": bool, "dry_run": bool}
 
 
-def admin_application(operations: AdminOperations, sync: SyncOperations, webhook: PushWebhook) -> web.Application:
+def admin_application(
+    operations: AdminOperations, sync: SyncOperations, webhook: PushWebhook, page: StatusPage
+) -> web.Application:
     """Return the application of the admin address. It does not authenticate: `AdminGuard` does."""
     api = _Api(operations)
     application = web.Application()
@@ -47,6 +50,7 @@ def admin_application(operations: AdminOperations, sync: SyncOperations, webhook
     application.router.add_get("/api/v1/explain", api.explain)
     application.router.add_get("/api/v1/status", api.status)
     SyncApi(sync).add_to(application)
+    page.add_to(application)
     application.router.add_route("*", WEBHOOK_PREFIX + "{secret:.*}", webhook.at_admin)
     return application
 
@@ -80,11 +84,11 @@ class _Api:
         match = request.query.get("match")
         with _named("match"):
             pattern = self._operations.pattern(match) if match else None
-        found = {_name(image): image for image in await asyncio.to_thread(self._operations.images, pattern)}
+        found = {image.name: image for image in await asyncio.to_thread(self._operations.images, pattern)}
         names, more = page(sorted(found), request.query.get("n"), request.query.get("last"))
         registries = await asyncio.to_thread(self._operations.registry_storage.figures)
         answer = {"images": [_describe(found[name]) for name in names], "next": names[-1] if more else None}
-        return web.json_response({**answer, "registries": _totals(found.values(), registries)})
+        return web.json_response({**answer, "registries": registry_totals(found.values(), registries)})
 
     async def status(self, _: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(self._operations.status))
@@ -127,32 +131,9 @@ def _named(key: str) -> Iterator[None]:
         raise web.HTTPBadRequest(text=f"{key}: {error}") from error
 
 
-def _totals(images: Iterable[Image], registries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the totals of each registry: of these images, and `stored`, what it takes in the store."""
-    counts, sizes = Counter[str](), Counter[str]()
-    for image in images:
-        counts[image.repository.registry] += 1
-        sizes[image.repository.registry] += image.size
-    stored = {one["registry"]: one for one in registries}
-    return [
-        {
-            "registry": name,
-            "images": counts[name],
-            "bytes": sizes[name],
-            "stored": stored.get(name, {}).get("bytes", 0),
-            "max_size": stored.get(name, {}).get("max_size", 0),
-        }
-        for name in sorted({*stored, *counts})
-    ]
-
-
-def _name(image: Image) -> str:
-    return f"{image.repository}:{image.tag}" if image.tag is not None else f"{image.repository}@{image.digest}"
-
-
 def _describe(image: Image) -> dict[str, Any]:
     return {
-        "name": _name(image),
+        "name": image.name,
         "registry": image.repository.registry,
         "repository": image.repository.path,
         "tag": str(image.tag) if image.tag is not None else None,

@@ -44,3 +44,8 @@ def log_job(action: str, name: str, images: list[str], client: str | None, **det
 def log_cancel(name: str, client: str | None) -> None:
     """Log that an operator has cancelled a job."""
     log.info("audit", action="cancel", order=name, client=client)
+
+
+def log_sign_in(client: str | None) -> None:
+    """Log that somebody has signed in to the status page."""
+    log.info("audit", action="sign_in", client=client)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -10,7 +9,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractRouter
 
 from mirror.admin.api import OPEN
-from mirror.admin.origin import is_own_origin
+from mirror.admin.page.frame import is_page
+from mirror.admin.senders import is_bearer, is_own_origin
 from mirror.core.errors import InvalidInput
 from mirror.core.media import strip_parameters
 from mirror.core.redaction import without_secret
@@ -62,10 +62,11 @@ class AdminGuard:
 
     async def _admit(self, request: web.Request) -> None:
         """Raise web.HTTPException for an unauthorized request."""
-        if request.path in OPEN and request.method in _SAFE_METHODS:
+        # Pages have sessions, and forms of their own; see `mirror.admin.page`.
+        if is_page(request.path) or (request.path in OPEN and request.method in _SAFE_METHODS):
             return
         if self.token is not None:
-            if not _is_bearer(request.headers.get("Authorization", ""), self.token):
+            if not is_bearer(request.headers.get("Authorization", ""), self.token):
                 self._refused(request, "no token, or a wrong one")
                 raise web.HTTPUnauthorized(text="a token is required", headers={"WWW-Authenticate": "Bearer"})
         elif request.method not in _SAFE_METHODS and await self._is_operation(request):
@@ -97,13 +98,6 @@ def error_response(status: int, message: str | None, headers: dict[str, str] | N
 def respond(problem: Problem, _: str) -> web.StreamResponse:
     """Return a problem in the admin address's format."""
     return error_response(problem.status, f"{problem.message}: {problem.detail}", problem.headers)
-
-
-def _is_bearer(header: str, token: str) -> bool:
-    scheme, _, given = header.partition(" ")
-    # The scheme is case-insensitive (RFC 9110 section 11.1).
-    right = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), token.encode())
-    return right and scheme.lower() == "bearer"
 
 
 def _content_type(request: web.Request) -> str:

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from mirror.admin.api import OPEN
 from mirror.admin.guard import AdminGuard, respond
+from mirror.admin.page.session import Sessions
 from mirror.config.model import Config
 from mirror.config.sections import Admin
 from mirror.core.counts import CountTable
@@ -26,13 +27,15 @@ class AdminListener:
     """Serves the admin address within the same limits as the registry address.
 
     Args:
+        sessions: of the status page.
         counts: connections and requests of all processes.
 
     Attributes:
         listener: of the address.
     """
 
-    def __init__(self, application: web.Application, metrics: Metrics, counts: CountTable) -> None:
+    def __init__(self, application: web.Application, sessions: Sessions, metrics: Metrics, counts: CountTable) -> None:
+        self._sessions = sessions
         self._runner = web.AppRunner(application, access_log=None, handle_signals=False)
         self._guard = AdminGuard(self._answer, application.router)
         handlers = Handlers("admin", self._guard.handle, self._guard.handle, respond, any_host=(*OPEN, WEBHOOK_PREFIX))
@@ -53,7 +56,7 @@ class AdminListener:
 
     def configure(self, config: Config, token: str | None) -> None:
         """Use a configuration and its token from now on."""
-        self._guard.token = token
+        self._guard.token = self._sessions.token = token
         hosts = HostNames(config.admin.hosts) if self._on_loopback else None
         self.listener.configure(bounds_of(config.limits), hosts)
 

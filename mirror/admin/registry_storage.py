@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from mirror.metrics import Metrics
+from mirror.storage.images import Image
 from mirror.storage.space_quota import SpaceQuota
 
 
@@ -48,3 +51,26 @@ class RegistryStorage:
         for one in figures:
             self._used.labels(one["registry"]).set(one["bytes"])
             self._limits.labels(one["registry"]).set(one["max_size"])
+
+
+def registry_totals(images: Iterable[Image], registries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the totals of each registry: of these images, and `stored`, what it takes in the store.
+
+    Args:
+        registries: see `RegistryStorage.figures`.
+    """
+    counts, sizes = Counter[str](), Counter[str]()
+    for image in images:
+        counts[image.repository.registry] += 1
+        sizes[image.repository.registry] += image.size
+    stored = {one["registry"]: one for one in registries}
+    return [
+        {
+            "registry": name,
+            "images": counts[name],
+            "bytes": sizes[name],
+            "stored": stored.get(name, {}).get("bytes", 0),
+            "max_size": stored.get(name, {}).get("max_size", 0),
+        }
+        for name in sorted({*stored, *counts})
+    ]

@@ -16,8 +16,11 @@ from mirror.admin.api import admin_application
 from mirror.admin.checks import check_accounts, clock_skews, credential_problems, host_checks
 from mirror.admin.listener import AdminListener, read_token
 from mirror.admin.operations import AdminOperations
+from mirror.admin.page.session import Sessions
+from mirror.admin.page.site import StatusPage
 from mirror.admin.push_webhook import PushWebhook
 from mirror.admin.sync_operations import SyncOperations
+from mirror.admin.traffic import TrafficHistory
 from mirror.admin.worker_stats import WorkerStats
 from mirror.config.model import Config, load
 from mirror.core.checks import Check, check_clock
@@ -34,6 +37,7 @@ from mirror.service.graph import Graph, build
 from mirror.service.services import Services, WorkerGroup
 from mirror.storage.coordination import wait
 from mirror.storage.store import Store
+from mirror.storage.traffic_file import TrafficFile
 from mirror.sync.scheduler import SyncScheduler
 
 log = structlog.get_logger(__name__)
@@ -75,8 +79,11 @@ class Mirror:
         self._registry_listener = RegistryListener(config, handlers, metrics, group.counts)
         worker_stats = WorkerStats(metrics, group.worker_stats)
         self._operations = AdminOperations(store, downloads, metrics, worker_stats, self._registry_listener)
-        application = admin_application(self._operations, self._sync_operations, self._webhook)
-        self._admin_listener = AdminListener(application, metrics, group.counts)
+        self._traffic = TrafficHistory(TrafficFile(store.layout.traffic), group.started, self._operations.traffic)
+        sessions = Sessions(group.secret)
+        self._page = StatusPage(self._operations, self._sync_operations, self._traffic, sessions)
+        application = admin_application(self._operations, self._sync_operations, self._webhook, self._page)
+        self._admin_listener = AdminListener(application, sessions, metrics, group.counts)
         self._configure(graph)
         self._started = time.time()
         self._skip_drain = False
@@ -100,6 +107,7 @@ class Mirror:
         await self._current.graph.start()
         janitor = self._spawn(services.janitor.run())
         self._spawn(self._publish())
+        self._spawn(self._traffic.run())
         sync_scheduler = self._spawn(self._sync_scheduler.run())
         self._spawn(services.notifier.run())
         self._spawn(services.recheck.run())
@@ -242,6 +250,8 @@ class Mirror:
         await self._current.close()
         await self._services.store.small.close()
         await asyncio.to_thread(self._operations.publish)
+        await asyncio.to_thread(self._traffic.record)
+        self._page.close()
         log.info("stopped", seconds=round(time.time() - self._started))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:

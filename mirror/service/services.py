@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,8 @@ class WorkerGroup:
         repeats: the blobs that clients have lately fetched; made before the fork, in shared memory.
         counts: connections, requests and downloads of all processes; this process's own view.
         log: writes the log of this process.
+        started: when the mirror was started, in nanoseconds since the epoch.
+        secret: of this run of the mirror, for sessions of the status page.
     """
 
     size: int = 1
@@ -51,6 +54,8 @@ class WorkerGroup:
     repeats: Repeats = field(default_factory=Repeats)
     counts: CountTable = field(default_factory=CountTable.private)
     log: LogWriter = field(default_factory=LogWriter)
+    started: int = field(default_factory=time.time_ns)
+    secret: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
 
 
 class Services:

@@ -49,6 +49,11 @@ class Image:
     pulled: float
     complete: bool
 
+    @property
+    def name(self) -> str:
+        """The name by which it is explained and purged."""
+        return f"{self.repository}:{self.tag}" if self.tag is not None else f"{self.repository}@{self.digest}"
+
 
 def held_manifest(files: BlobFiles, digest: Digest, media_type: str | None = None) -> Manifest | None:
     """Read a cached manifest; None if it is not cached or is not a manifest."""

@@ -11,6 +11,7 @@
 <store>/manifests.lock                    locked in part by processes that fetch manifests
 <store>/sync.lock                         locked by the process that keeps tags in sync
 <store>/scrub                             the position of the scrub
+<store>/traffic                           the counts of pulls and bytes of the last week (`traffic_file`)
 """
 
 from __future__ import annotations
@@ -94,6 +95,11 @@ class Layout:
     def scrub_cursor(self) -> str:
         """File with the position of the scrub."""
         return f"{self.root}/scrub"
+
+    @property
+    def traffic(self) -> str:
+        """File with the counts of the last week."""
+        return f"{self.root}/traffic"
 
     @property
     def temporary(self) -> str:

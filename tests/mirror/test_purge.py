@@ -370,7 +370,7 @@ async def test_token_is_compared_in_constant_time(secured, monkeypatch):
 
     compared = []
     real = hmac.compare_digest
-    monkeypatch.setattr("mirror.admin.guard.hmac.compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
+    monkeypatch.setattr("mirror.admin.senders.hmac.compare_digest", lambda a, b: compared.append((a, b)) or real(a, b))
     await Operator(secured, "wrong").ask("GET", "/api/v1/images")
     assert compared == [(b"wrong", b"s3cret")]
 

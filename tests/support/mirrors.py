@@ -142,6 +142,10 @@ class MirrorUnderTest:
         """The lists of tags and referrers that are kept."""
         return self.graph.cache.listings._cached
 
+    def begin_earlier(self, *, minutes: int) -> None:
+        """Have it be as if it had been started earlier."""
+        self.mirror._traffic._started -= minutes * 60 * 10**9
+
     def partial(self, digest: Any) -> Any:
         """The partial file of a download that is under way."""
         return self.download(digest)._partial

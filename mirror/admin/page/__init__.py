@@ -1,0 +1,1 @@
+"""The status page: pages for people, rendered from what the admin API answers to scripts."""

@@ -1,0 +1,92 @@
+"""The held images as the page lists them: found by a text, sorted, and in pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from mirror.admin.registry_storage import registry_totals
+from mirror.storage.images import Image
+
+PAGE_SIZE: Final = 50
+"""Images on one page."""
+_MAX_QUERY: Final = 300
+_GLOB: Final = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A held image.
+
+    Attributes:
+        size: bytes of all its content.
+        pulled: the last pull, in seconds since the epoch.
+    """
+
+    name: str
+    size: int
+    pulled: float
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of the list.
+
+    Attributes:
+        number: from 1.
+        pages: the number of pages, at least 1.
+        found: images that were found, on all pages.
+        size: bytes of those.
+    """
+
+    rows: tuple[Row, ...]
+    number: int
+    pages: int
+    found: int
+    size: int
+
+
+ORDERS: Final[dict[str, tuple[str, Callable[[Row], Any]]]] = {
+    "name": ("name", lambda row: row.name),
+    "size": ("size, the largest first", lambda row: (-row.size, row.name)),
+    "pulled": ("last pull, the latest first", lambda row: (-row.pulled, row.name)),
+    "unused": ("last pull, the oldest first", lambda row: (row.pulled, row.name)),
+}
+"""What the list can be sorted by: a title and a key."""
+
+
+class Catalog:
+    """An immutable list of images.
+
+    Attributes:
+        totals: of the registries, the largest first; see `registry_totals`.
+    """
+
+    def __init__(self, images: Iterable[Image], registries: list[dict[str, Any]]) -> None:
+        listed = list(images)
+        self.rows = tuple(Row(image.name, image.size, image.pulled, image.complete) for image in listed)
+        self.totals = sorted(registry_totals(listed, registries), key=lambda total: (-total["bytes"], total["registry"]))
+
+    def page(self, query: str, order: str, number: int) -> Page:
+        """Return a page of the images that match.
+
+        Args:
+            query: a part of the name in any case, or a glob over all of it.
+            order: one of `ORDERS`.
+            number: from 1; beyond the last page the last one is returned.
+        """
+        rows = sorted(self._matching(query[:_MAX_QUERY].strip().lower()), key=ORDERS[order][1])
+        pages = max(1, -(-len(rows) // PAGE_SIZE))
+        number = min(max(1, number), pages)
+        shown = tuple(rows[(number - 1) * PAGE_SIZE : number * PAGE_SIZE])
+        return Page(shown, number, pages, len(rows), sum(row.size for row in rows))
+
+    def _matching(self, query: str) -> Sequence[Row]:
+        if not query:
+            return self.rows
+        if _GLOB & set(query):
+            return [row for row in self.rows if fnmatchcase(row.name.lower(), query)]
+        return [row for row in self.rows if query in row.name.lower()]
