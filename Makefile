@@ -21,7 +21,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip --disable-pip-version-check --quiet install pip-tools
-	build/lock/bin/pip-compile --quiet --upgrade --extra dev --all-build-deps --allow-unsafe --strip-extras --generate-hashes \
+	build/lock/bin/pip-compile --quiet --upgrade --all-extras --all-build-deps --allow-unsafe --strip-extras --generate-hashes \
 		--no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file constraints.txt pyproject.toml
 
 run: $(VENV)/.dev

@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+from mirror import spans
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -242,7 +244,10 @@ class SingleFlight(Generic[T]):
     async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
         """Return the result of the flight under `key`, and whether it was joined rather than started."""
         joined = key in self._tasks
-        return await asyncio.shield(self.start(key, work)), joined
+        if not joined:
+            return await asyncio.shield(self.start(key, work)), joined
+        with spans.wait("wait for a shared request"):
+            return await asyncio.shield(self.start(key, work)), joined
 
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
         """The flight under `key`, begun if there is none. Must be called on the event loop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from mirror import demand
+from mirror import demand, spans
 from mirror.aio import SingleFlight
 from mirror.cache.access_index import UNKNOWN_SIZE
 from mirror.cache.answers import BlobAnswer
@@ -278,7 +278,8 @@ class Blobs:
     async def _granted_size(self, source: UpstreamSource, body: StreamingBody, *, is_own: bool) -> int | None:
         """The size of a download; None if upstream refuses the blob to another repository, through which it is fetched."""
         try:
-            return await body.sized()
+            with spans.wait("wait for the download"):
+                return await body.sized()
         except UpstreamRefusal as error:
             if not is_own:
                 return None

@@ -11,7 +11,19 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mirror.config.problems import describe, misnamed_variables
-from mirror.config.sections import Access, Admin, DownloadsConfig, Limits, Log, RegistryConfig, Storage, Sync, Tags, Tls
+from mirror.config.sections import (
+    Access,
+    Admin,
+    DownloadsConfig,
+    Limits,
+    Log,
+    RegistryConfig,
+    Storage,
+    Sync,
+    Tags,
+    Tls,
+    TracingConfig,
+)
 from mirror.config.sources import read_environment, read_file
 from mirror.config.types import Address, Listen
 from mirror.core.errors import InvalidInput
@@ -57,6 +69,7 @@ class Config(BaseSettings):
     access: Access = Access()
     limits: Limits = Limits()
     log: Log = Log()
+    tracing: TracingConfig = TracingConfig()
 
     @classmethod
     def settings_customise_sources(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -104,6 +105,21 @@ class Admin(Section):
         if self.token_file is None and not self.listen.is_loopback:
             raise ValueError(f"{self.listen} can be reached from other hosts: token_file is required")
         return self
+
+
+class TracingConfig(Section):
+    """Where spans of requests are sent."""
+
+    otlp_endpoint: ReceiverUrl | None = None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _installed(cls, value: str | None) -> str | None:
+        if value is not None and "?" in value:
+            raise ValueError("must not contain a query")
+        if value is not None and importlib.util.find_spec("opentelemetry") is None:
+            raise ValueError("requires the extra otel: pip install 'registry-mirror[otel]'")
+        return value
 
 
 class Storage(Section):

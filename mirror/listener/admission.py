@@ -17,6 +17,7 @@ from mirror.listener.access_log import USER, AccessLog
 from mirror.listener.basic_auth import BasicAuthenticator, TooManyChecks
 from mirror.listener.connections import Admission, Bounds, ConnectionLimiter, Peer, Refusal
 from mirror.listener.inline import InlineRequest
+from mirror.listener.request_spans import RequestSpans
 from mirror.listener.responses import Respond
 from mirror.metrics import Metrics
 from mirror.throttled_log import ThrottledLog
@@ -52,6 +53,7 @@ class Handlers:
         any_host: prefixes of paths that are served under any Host.
         find_inline: returns the request that has a head, if it was answered before.
         access_log: logs the requests.
+        spans: traces the requests; None if they are not traced.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Handlers:
     any_host: tuple[str, ...] = (WEBHOOK_PREFIX,)
     find_inline: Callable[[bytes], InlineRequest | None] = lambda _: None
     access_log: AccessLog = field(default_factory=AccessLog)
+    spans: RequestSpans | None = None
 
 
 class AdmissionMiddleware:
@@ -79,6 +82,7 @@ class AdmissionMiddleware:
         self._handler = handlers.handler
         self._find_inline = handlers.find_inline
         self._access_log = handlers.access_log
+        self._spans = handlers.spans
         self._metrics = metrics
         self._misdirected = Refusal("host", oci_errors.misdirected(f"{handlers.name}.hosts"))
         self._hosts: HostNames | None = None
@@ -113,6 +117,9 @@ class AdmissionMiddleware:
         """Handle one request."""
         # All requests of a connection have one context: every request needs its own identifier.
         request_id.set(self.ids.name(request.headers.get("X-Request-Id")))
+        return await self._logged(request) if self._spans is None else await self._spans.watch(request, self._logged)
+
+    async def _logged(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._access_log.logs_any:
             return await self._access_log.watch(request, self._admit)
         return await self._admit(request)

@@ -17,8 +17,8 @@ from mirror.listener.responses import TARGET, Rendered, Target
 _MAX_ENTRIES: Final = 4096
 # Longer heads are parsed each time: their length is the client's to choose.
 _MAX_HEAD_BYTES: Final = 1024
-# Credentials are not kept in memory, and request identifiers make heads unique.
-_EXCLUDED: Final = frozenset({hdrs.AUTHORIZATION, hdrs.PROXY_AUTHORIZATION, hdrs.COOKIE, "X-Request-Id"})
+# Credentials are not kept in memory, and identifiers of requests and traces make heads unique.
+_EXCLUDED: Final = frozenset({hdrs.AUTHORIZATION, hdrs.PROXY_AUTHORIZATION, hdrs.COOKIE, "X-Request-Id", "traceparent"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from mirror.listener.access_log import AccessLog
 from mirror.listener.admission import Handlers
 from mirror.listener.inline import InlineRequest
 from mirror.listener.registry_listener import RegistryListener
+from mirror.listener.request_spans import RequestSpans
 from mirror.listener.responses import problem_response
 from mirror.service import logs
 from mirror.service.checks import RECHECK_S, ask_upstreams
@@ -75,6 +76,7 @@ class Mirror:
             problem_response,
             find_inline=self._find_inline,
             access_log=self._access_log,
+            spans=None if self._services.tracing is None else RequestSpans(self._services.tracing),
         )
         self._registry_listener = RegistryListener(config, handlers, metrics, group.counts)
         worker_stats = WorkerStats(metrics, group.worker_stats)
@@ -249,6 +251,8 @@ class Mirror:
         await self._services.notifier.close()
         await self._current.close()
         await self._services.store.small.close()
+        if self._services.tracing is not None:
+            await self._services.tracing.close()
         await asyncio.to_thread(self._operations.publish)
         await asyncio.to_thread(self._traffic.record)
         self._page.close()
@@ -275,6 +279,7 @@ def _changed_but_fixed(old: Config, new: Config) -> list[str]:
         "admin.listen": old.admin.listen != new.admin.listen,
         "storage": old.storage != new.storage,
         "downloads.connections_per_blob": old.downloads.connections_per_blob != new.downloads.connections_per_blob,
+        "tracing": old.tracing != new.tracing,
         "downloads.parallel_from": old.downloads.parallel_from != new.downloads.parallel_from,
     }
     return [key for key, changed in keys.items() if changed]

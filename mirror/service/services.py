@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import Counter
 
@@ -31,6 +32,9 @@ from mirror.sync.notifier import Notifier
 from mirror.tracing import ViaChain
 from mirror.upstream.connections import Connections
 from mirror.upstream.webhook import Webhook
+
+if TYPE_CHECKING:
+    from mirror.otel import Tracing
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Services:
         access = AccessIndex(store.index, store.generation, store.threads.note)
         self.cache = CacheServices(store, access, usage, metrics, self.janitor.make_room)
         self.connections = Connections(group.counts)
+        self.tracing = _tracing(config.tracing.otlp_endpoint)
         self.downloads = downloads = self._build_downloads(config)
         metrics.downloads_in_progress.set_function(lambda: len(downloads))
         metrics.download_readers.set_function(lambda: downloads.readers)
@@ -97,6 +102,15 @@ class Services:
             self.janitor.make_room,
         )
         return Downloads(services, Shares(self.group.counts), _increment(self.metrics.downloads))
+
+
+def _tracing(endpoint: str | None) -> Tracing | None:
+    if endpoint is None:
+        return None
+    # An extra, which need not be installed, and a fifth of a second of imports.
+    from mirror.otel import Tracing  # noqa: PLC0415
+
+    return Tracing(endpoint)
 
 
 def _increment(counter: Counter) -> Callable[[str], None]:

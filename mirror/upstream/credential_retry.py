@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
+from mirror import spans
 from mirror.errors import MirrorError
 from mirror.upstream.login import FIRST_PAUSE_S, MAX_PAUSE_S, Login
 
@@ -37,6 +38,7 @@ class CredentialRetry:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self, attempt: Callable[[], Awaitable[None]]) -> None:
+        spans.leave()
         tries = 0
         while await self._lasts(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(tries, _MAX_DOUBLINGS))):
             tries += 1

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import aiohttp
 from yarl import URL
 
+from mirror import spans
 from mirror.core.challenge import parse_challenges, pull_scope
 from mirror.core.pull_quota import parse_rate_limit
 from mirror.core.retry import parse_retry_after
@@ -188,8 +189,11 @@ class Exchange:
         if authorization is not None:
             headers["Authorization"] = authorization
         url = request.url(endpoint.url)
-        sent = self._route.http.request(request.method, url, headers, tls=endpoint.tls, proxy=endpoint.proxy)
-        return await self.resources.enter_async_context(sent)
+        with spans.request_to(f"{request.method} {request.kind}", url.host, request.method) as span:
+            if span is not None:
+                headers["traceparent"] = span.traceparent
+            sent = self._route.http.request(request.method, url, headers, tls=endpoint.tls, proxy=endpoint.proxy)
+            return _noted(await self.resources.enter_async_context(sent), span)
 
     async def _from_known_target(self) -> aiohttp.ClientResponse | None:
         """The response of the target of an earlier redirect; None if no target can be used again."""
@@ -230,7 +234,7 @@ class Exchange:
         route = self._route
         home = url.origin() == route.endpoint.url.origin()
         self.place = Place.REGISTRY if home else Place.REDIRECT_TARGET
-        # Only Via: a loop may lead through a redirect, but the id of a request is not for another host.
+        # Only Via: a loop may lead through a redirect, but the ids of a request and its trace are not for another host.
         hops = {"Via": way} if (way := via.get()) else {}
         request = route.http.request(
             self._request.method,
@@ -240,7 +244,8 @@ class Exchange:
             proxy=route.endpoint.proxy,
             guarded=route.endpoint.is_public and not home,
         )
-        return await self.resources.enter_async_context(request)
+        with spans.request_to(f"{self._request.method} {self._request.kind} redirected", url.host, self._request.method) as span:
+            return _noted(await self.resources.enter_async_context(request), span)
 
     def _raise_for(self, response: aiohttp.ClientResponse) -> None:
         status, request, name = response.status, self._request, self._route.name
@@ -284,3 +289,9 @@ class Exchange:
         route, kind = self._route, self._request.kind
         route.metrics.upstream_requests.labels(route.health.registry, route.name, kind, status).inc()
         route.metrics.upstream_duration.labels(route.health.registry, route.name, kind).observe(seconds)
+
+
+def _noted(response: aiohttp.ClientResponse, span: spans.Span | None) -> aiohttp.ClientResponse:
+    if span is not None:
+        span.set(http__response__status_code=response.status)
+    return response

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import aiohttp
 
+from mirror import spans
 from mirror.aio import on_bytes
 from mirror.core import errors
 from mirror.core.digest import Digest
@@ -183,7 +184,8 @@ class Registry:
             # Around the response, whose end is where the client's exceptions are translated.
             with self._noted_body(upstream, request):
                 async with attempt.resources:
-                    yield blob
+                    with spans.part("receive blob"):
+                        yield blob
 
     @contextlib.contextmanager
     def _noted_body(self, upstream: Upstream, request: UpstreamRequest) -> Iterator[None]:

@@ -17,6 +17,7 @@ from functools import partial
 
 from yarl import URL
 
+from mirror import spans
 from mirror.aio import SingleFlight
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.challenge import Challenge, realm_allowed
@@ -239,8 +240,11 @@ class Tokens:
         # A realm that a public upstream has chosen must not lead into the own network.
         guarded = endpoint.is_public and not {url.host, url.authority} & self._token_hosts
         sent = self._http.request("GET", url, headers, tls=endpoint.tls, proxy=endpoint.proxy, guarded=guarded)
-        async with sent as response:
-            return response.status, await read_bounded(response, _MAX_RESPONSE_BYTES)
+        with spans.request_to("GET token", url.host, "GET") as span:
+            async with sent as response:
+                if span is not None:
+                    span.set(http__response__status_code=response.status)
+                return response.status, await read_bounded(response, _MAX_RESPONSE_BYTES)
 
     def _check(self, status: int, url: URL, credentials: Credentials | None) -> None:
         if status == 401 and credentials is not None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeAlias, TypeVar
 
+from mirror import spans
 from mirror.core.digest import Digest
 from mirror.errors import DigestMismatch, UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamRefusal, UpstreamTimeout
 from mirror.metrics import Metrics
@@ -120,7 +121,8 @@ class Upstream:
         async with contextlib.AsyncExitStack() as slot:
             try:
                 # Before the clock starts: that all connections are in use is no fault of the upstream.
-                await slot.enter_async_context(self._slot(request))
+                with spans.wait("wait for a connection"):
+                    await slot.enter_async_context(self._slot(request))
             except UpstreamBusy as error:
                 return Attempt(Place.REGISTRY, error=error)
             deadline = asyncio.get_running_loop().time() + seconds

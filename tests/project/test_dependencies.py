@@ -14,6 +14,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
 RUNTIME = PROJECT["project"]["dependencies"]
 DEVELOPMENT = PROJECT["project"]["optional-dependencies"]["dev"]
+EXTRAS = [one for extra, group in PROJECT["project"]["optional-dependencies"].items() if extra != "dev" for one in group]
 # Run, or loaded by what is run, but not imported.
 TOOLS = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "import-linter", "types-pyyaml", "types-aiofiles"}
 OURS = {"mirror", "tests", "bench"}
@@ -42,23 +43,25 @@ def imported(*folders):
                 modules |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.partition(".")[0])
-    origins = packages_distributions()
-    return {normal(origin) for module in modules - sys.stdlib_module_names - OURS for origin in origins[module]}
+    origins, extras = packages_distributions(), names(EXTRAS)
+    found = [{normal(one) for one in origins[module]} for module in modules - sys.stdlib_module_names - OURS]
+    # Several distributions may share a package; of those, the ones that are required.
+    return {one for group in found for one in (group & extras or group)}
 
 
 def test_what_the_mirror_imports():
-    """It is the dependencies, no more and no less."""
-    assert imported("mirror") == names(RUNTIME)
+    """It is the dependencies and the extras, no more and no less."""
+    assert imported("mirror") == names(RUNTIME) | names(EXTRAS)
 
 
 def test_what_tests_and_benchmarks_import():
     """It is the dependencies, and those for development, of which the rest are tools."""
-    ours = imported("tests", "bench") - names(RUNTIME)
+    ours = imported("tests", "bench") - names(RUNTIME) - names(EXTRAS)
     assert ours | TOOLS == names(DEVELOPMENT)
     assert not ours & TOOLS
 
 
-@pytest.mark.parametrize("requirement", [*RUNTIME, *DEVELOPMENT])
+@pytest.mark.parametrize("requirement", [*RUNTIME, *EXTRAS, *DEVELOPMENT])
 def test_floors_were_tested(requirement):
     """The oldest release that is allowed is the one that tests run with."""
     name, floor = requirement.split(">=")
