@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -123,8 +124,9 @@ def _write(setup: ClientSetup, root: Path) -> None:
     """Write all files, or none if one of them has to stay as it is."""
     problems, plan = [], []
     for file in setup.files:
-        path = Path(os.path.realpath(root / file.path.lstrip("/")))
+        path = root / file.path.lstrip("/")
         try:
+            path = _target(root, path)
             existing = path.read_text("utf-8") if path.exists() else None
             plan.append((path, existing, combine(file, existing)))
         except Unmergeable as error:
@@ -141,12 +143,22 @@ def _write(setup: ClientSetup, root: Path) -> None:
     _print_rest(setup)
 
 
+def _target(root: Path, path: Path) -> Path:
+    """Return the file that a path leads to, which need not exist. Raises Unmergeable if it has to stay as it is."""
+    target, top = Path(os.path.realpath(path)), os.path.realpath(root)
+    if not target.is_relative_to(top):
+        raise Unmergeable(f"is a link that leads out of {root}")
+    # A device, for example: Debian's way to mask a file is a link to /dev/null.
+    if os.path.lexists(target) and not target.is_file():
+        raise Unmergeable(f"is no regular file, but {'a link to ' if target != path else ''}{target}")
+    return target
+
+
 def _replace(path: Path, existing: str | None, text: str) -> str:
     """Write a file at once or not at all; return what was done. Raises OSError."""
     if text == existing:
         return f"unchanged: {path}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    backup = _back_up(path) if existing is not None else None
     descriptor, new = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -154,6 +166,9 @@ def _replace(path: Path, existing: str | None, text: str) -> str:
             file.flush()
             os.fsync(descriptor)
         _take_owner_and_mode(path, Path(new))
+        if (path.read_text("utf-8") if path.exists() else None) != existing:
+            raise OSError(errno.EBUSY, "it was changed meanwhile; try again")
+        backup = _back_up(path) if existing is not None else None
         os.replace(new, path)
     except BaseException:
         os.unlink(new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -50,10 +51,12 @@ def combine(wanted: ConfigFile, existing: str | None) -> str:
     Raises:
         Unmergeable: the existing file has to stay as it is.
     """
-    if existing is None or not existing.strip() or _same(existing, wanted.text):
-        return wanted.text if existing is None or not existing.strip() else existing
+    if existing is None or not existing.strip():
+        return wanted.text
     if wanted.merge is Merge.DAEMON_JSON:
         return _merge_daemon_json(existing, json.loads(wanted.text)[_MIRRORS][0])
+    if _same(existing, wanted.text):
+        return existing
     if wanted.merge is Merge.OWN_FILE and existing.startswith(MARKER):
         return wanted.text
     raise Unmergeable("has other content: merge it by hand")
@@ -70,8 +73,10 @@ def _lines(text: str) -> list[str]:
 
 def _merge_daemon_json(existing: str, url: str) -> str:
     """Put a mirror before the others in `registry-mirrors`; all other keys stay, in their order."""
+    if existing.startswith("\ufeff"):
+        raise Unmergeable("is no JSON that Docker can read: it begins with a byte order mark")
     try:
-        settings = json.loads(existing, object_pairs_hook=_unique)
+        settings = json.loads(existing, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise Unmergeable(f"is no JSON that can be read: {error}") from error
     if not isinstance(settings, dict):
@@ -82,7 +87,21 @@ def _merge_daemon_json(existing: str, url: str) -> str:
     if any(mirror.rstrip("/") == url for mirror in mirrors):
         return existing
     settings[_MIRRORS] = [url, *mirrors]
-    return json.dumps(settings, indent=_indent(existing), ensure_ascii=False) + "\n"
+    try:
+        text = json.dumps(settings, indent=_indent(existing), ensure_ascii=False) + "\n"
+        text.encode()
+    except ValueError as error:
+        raise Unmergeable(f"has values that cannot be written again: {type(error).__name__}") from error
+    return text
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON (RFC 8259 section 6)")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

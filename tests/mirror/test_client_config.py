@@ -1,9 +1,12 @@
 """The command `client-config` prints for the registries of the configuration, and writes without losing anything."""
 
 import json
+import os
 
 import pytest
+from typer.testing import CliRunner
 
+from mirror.cli import app
 from tests.mirror.commands import command
 
 CONFIG = "registries:\n  docker.io: {}\n  ghcr.io: {upstreams: [https://ghcr.io]}\n"
@@ -121,3 +124,46 @@ async def test_file_of_somebody_else(run, root):
     file.write_text("debug = true\n")
     status, _, complaint = await run("buildkit", *URL, "--write", "--root", str(root))
     assert (status, "merge it by hand" in complaint, file.read_text()) == (1, True, "debug = true\n")
+
+
+async def test_link_out_of_the_root(run, root, tmp_path):
+    """Nothing outside of --root is written, though a link in an image leads there."""
+    outside = tmp_path / "outside"
+    (root / "etc/docker").rename(outside)
+    (root / "etc/docker").symlink_to(outside)
+    before = (outside / "daemon.json").read_text()
+    status, out, complaint = await run("docker", *URL, "--write", "--root", str(root))
+    assert (status, out, "leads out of" in complaint) == (1, "", True)
+    assert [path.name for path in outside.iterdir()] == ["daemon.json"]
+    assert (outside / "daemon.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path.name)], ids=["fifo", "directory", "loop"]
+)
+async def test_no_regular_file(run, root, make):
+    """What is no file is left alone, be it a link to a device, which would be replaced for the whole host."""
+    file = root / "etc/docker/daemon.json"
+    file.unlink()
+    make(file)
+    before = file.lstat()
+    status, out, complaint = await run("docker", *URL, "--write", "--root", str(root))
+    assert (status, out, "is no regular file" in complaint) == (1, "", True)
+    assert file.lstat() == before
+
+
+def test_change_meanwhile(tmp_path, root, monkeypatch):
+    """A file that something else changes while it is merged keeps that change."""
+    (tmp_path / "mirror.yaml").write_text(CONFIG)
+    file, fsync = root / "etc/docker/daemon.json", os.fsync
+
+    def change(descriptor):
+        fsync(descriptor)
+        file.write_text('{"debug": false}')
+
+    monkeypatch.setattr(os, "fsync", change)
+    arguments = ["client-config", "docker", *URL, "--write", "--root", str(root), "--config", str(tmp_path / "mirror.yaml")]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, "was changed meanwhile" in result.output) == (1, True)
+    assert file.read_text() == '{"debug": false}'
+    assert [path.name for path in file.parent.iterdir()] == ["daemon.json"]
