@@ -192,6 +192,7 @@ class Supervisor:
             log.error("worker_died", pid=pid, status=os.waitstatus_to_exitcode(status), next_in_seconds=pause)
 
     def _abort_blocked(self) -> None:
+        self._heartbeats.look()
         for pid, slot in self._slots.items():
             if self._heartbeats.is_blocked(slot):
                 log.error("worker_blocked", pid=pid, consequence="it is replaced")

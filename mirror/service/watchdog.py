@@ -18,6 +18,8 @@ WORKER_INTERVAL_S = 1.0
 WORKER_LIMIT_S = 60.0
 """A worker whose event loop has not run for this time is replaced. No call on the event loop should take a fraction of it."""
 _TIME_BYTES = 8
+# The supervisor looks at the reports each second. If it has not for this time, the whole mirror stood still.
+_STANDSTILL_S = 10.0
 
 
 class Heartbeats:
@@ -25,6 +27,7 @@ class Heartbeats:
 
     def __init__(self, slots: int) -> None:
         self._times = memoryview(mmap.mmap(-1, _TIME_BYTES * slots)).cast("d")
+        self._looked = self._lenient_until = 0.0
 
     def clear(self, slot: int) -> None:
         """Forget the process that had the slot."""
@@ -34,9 +37,19 @@ class Heartbeats:
         """Record that a worker's event loop runs."""
         self._times[slot] = time.monotonic()
 
+    def look(self) -> None:
+        """Begin a look of the supervisor at all workers.
+
+        After a standstill of the mirror, in a frozen container or an overloaded machine, they get `WORKER_LIMIT_S` anew.
+        """
+        now = time.monotonic()
+        if now - self._looked > _STANDSTILL_S:
+            self._lenient_until = now + WORKER_LIMIT_S
+        self._looked = now
+
     def is_blocked(self, slot: int) -> bool:
         """Whether a worker has reported before, but not within `WORKER_LIMIT_S`."""
-        return 0.0 < self._times[slot] < time.monotonic() - WORKER_LIMIT_S
+        return self._lenient_until <= self._looked and 0.0 < self._times[slot] < self._looked - WORKER_LIMIT_S
 
 
 class ServiceWatchdog:

@@ -22,19 +22,41 @@ def test_blocked(clock):
     """A loop that has turned and does not turn for the limit; one that has not begun yet may take its time."""
     beats = Heartbeats(2)
     beats.beat(1)
-    clock.now += WORKER_LIMIT_S
+    pass_time(clock, beats, WORKER_LIMIT_S)
     assert [beats.is_blocked(slot) for slot in (0, 1)] == [False, False]
-    clock.now += 0.1
+    pass_time(clock, beats, 1)
     assert [beats.is_blocked(slot) for slot in (0, 1)] == [False, True]
     beats.beat(1)
     assert not beats.is_blocked(1)
+
+
+def test_standstill(clock):
+    """After a time in which nothing ran, not even the supervisor, a worker gets the whole limit to report."""
+    beats = Heartbeats(1)
+    pass_time(clock, beats, 2 * WORKER_LIMIT_S)
+    beats.beat(0)
+    clock.now += 10 * WORKER_LIMIT_S
+    beats.look()
+    assert not beats.is_blocked(0)
+    pass_time(clock, beats, WORKER_LIMIT_S - 1)
+    assert not beats.is_blocked(0)
+    pass_time(clock, beats, 1)
+    assert beats.is_blocked(0)
+
+
+def pass_time(clock, beats, seconds):
+    """Have the supervisor look each second."""
+    for _ in range(int(seconds)):
+        clock.now += 1.0
+        beats.look()
 
 
 def test_another_process_in_the_slot(clock):
     """The one before it says nothing of it."""
     beats = Heartbeats(1)
     beats.beat(0)
-    clock.now += 2 * WORKER_LIMIT_S
+    pass_time(clock, beats, 2 * WORKER_LIMIT_S)
+    assert beats.is_blocked(0)
     beats.clear(0)
     assert not beats.is_blocked(0)
 
