@@ -1,4 +1,7 @@
-"""Writes the lines of the log. While a process serves, a thread writes them: a slow reader of the log delays no request."""
+"""Writes the lines of the log. While a process serves, a thread writes them: a slow reader of the log delays no request.
+
+The supervisor has no threads. A reader that stands still delays it once, by two seconds; then lines are dropped.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ _MAX_ACCESS_LINES = _MAX_LINES // 2
 _MAX_BATCH = select.PIPE_BUF
 # Lines are gathered for this time, so that a thread does not wake up for each.
 _GATHER_S = 0.01
-# How long the end of the process waits for a reader of the log.
-_STOP_TIMEOUT_S = 2.0
+# How long the end of the process, and a process without the thread, wait for a reader of the log.
+_TIMEOUT_S = 2.0
 
 
 class LogWriter:
@@ -46,6 +49,8 @@ class LogWriter:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._dropped = 0
+        # The reader has not taken the last line within the time limit.
+        self._stuck = False
 
     @property
     def is_journal(self) -> bool:
@@ -71,7 +76,7 @@ class LogWriter:
         finally:
             self._stopping = True
             self._wake.set()
-            self._thread.join(_STOP_TIMEOUT_S)
+            self._thread.join(_TIMEOUT_S)
             self._thread = None
 
     def write(self, line: str) -> None:
@@ -91,7 +96,12 @@ class LogWriter:
 
     def _put(self, line: str | Event, most: int) -> None:
         if self._thread is None:
-            self._send(self._text(line))
+            self._stuck = not self._is_writable(0.0 if self._stuck else _TIMEOUT_S)
+            if self._stuck:
+                self._dropped += 1
+            else:
+                self._send(self._text(line))
+                self._report_dropped()
         elif len(self._lines) >= most:
             self._dropped += 1
         else:
@@ -107,10 +117,23 @@ class LogWriter:
             self._wake.clear()
             while self._lines:
                 self._send(self._batch())
-            if self._dropped:
-                count, self._dropped = self._dropped, 0
-                event = {"event": "log_lines_dropped", "level": "warning", "timestamp": time.time(), "count": count}
-                self._send(self._text(event))
+            self._report_dropped()
+
+    def _report_dropped(self) -> None:
+        if self._dropped:
+            count, self._dropped = self._dropped, 0
+            event = {"event": "log_lines_dropped", "level": "warning", "timestamp": time.time(), "count": count}
+            self._send(self._text(event))
+
+    def _is_writable(self, timeout: float) -> bool:
+        """Whether the stream takes a line within so many seconds."""
+        poll = select.poll()
+        try:
+            poll.register(self._target.fileno(), select.POLLOUT)
+        except (OSError, ValueError):
+            # No file, as in tests, or closed.
+            return True
+        return bool(poll.poll(timeout * 1000))
 
     def _batch(self) -> str:
         """The lines that wait, as far as one write is atomic; at least one."""

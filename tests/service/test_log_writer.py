@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import threading
 import time
 
@@ -66,7 +67,7 @@ def test_reader_that_stands_still_delays_nothing(pipe):
 def test_end_does_not_wait_for_a_reader_for_ever(pipe, monkeypatch):
     """A process can stop although nobody takes its lines."""
     _, stream = pipe
-    monkeypatch.setattr(log_writer, "_STOP_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(log_writer, "_TIMEOUT_S", 0.05)
     writer = LogWriter({}, stream)
     logs.configure(Log(format="json"), writer)
     with writer.in_thread():
@@ -103,3 +104,26 @@ def test_line_that_cannot_be_rendered(pipe):
     lines = [json.loads(line) for line in reader]
     assert [line["number"] for line in lines if line["event"] == "request"] == [2]
     assert [line["count"] for line in lines if line["event"] == "log_lines_dropped"] == [1]
+
+
+def test_reader_that_stands_still_without_a_thread(pipe, monkeypatch):
+    """The supervisor, which has no thread, waits for it once; its watchdog would end it otherwise."""
+    reader, stream = pipe
+    monkeypatch.setattr(log_writer, "_TIMEOUT_S", 0.05)
+    os.set_blocking(stream.fileno(), False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(stream.fileno(), b"x" * 4095 + b"\n")
+    os.set_blocking(stream.fileno(), True)
+    writer = LogWriter({"pid": 1}, stream)
+    logs.configure(Log(format="json"), writer)
+    for _ in range(3):
+        # In this thread, which would hang here.
+        writer.write('{"event": "lost"}\n')
+    while reader.readline().startswith("x") and select.select([reader], [], [], 0)[0]:
+        pass
+    writer.write('{"event": "taken"}\n')
+    stream.close()
+    found = [json.loads(line) for line in reader if not line.startswith("x")]
+    assert [line["event"] for line in found] == ["taken", "log_lines_dropped"]
+    assert found[1]["count"] == 3
