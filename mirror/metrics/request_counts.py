@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
+from time import perf_counter
 from typing import Final, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -15,6 +15,7 @@ from mirror.core.outcome import Outcome
 
 # Upper bounds of the buckets of durations.
 BOUNDS_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+_FIRST_BOUND_S: Final = BOUNDS_S[0]
 _LIMITS: Final = (*map(floatToGoString, BOUNDS_S), "+Inf")
 
 
@@ -33,7 +34,8 @@ class Durations:
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
-        self.buckets[bisect_left(BOUNDS_S, seconds)] += 1
+        # Nearly all hits are in the first bucket.
+        self.buckets[0 if seconds <= _FIRST_BOUND_S else bisect_left(BOUNDS_S, seconds)] += 1
         self.sum += seconds
 
     def merge(self, other: Durations) -> None:
@@ -71,7 +73,7 @@ class RequestSeries:
             started: of `time.perf_counter`.
         """
         self.sent += sent
-        self.durations.add(time.perf_counter() - started)
+        self.durations.add(perf_counter() - started)
 
 
 class RequestCounts:
@@ -83,7 +85,7 @@ class RequestCounts:
         self._first_bytes: dict[tuple[str, str], Durations] = {}
 
     def series(self, registry: str, kind: str, outcome: str, status: int) -> RequestSeries:
-        """The series with these labels, created if needed."""
+        """The series with these labels, created if needed. It stays the same, so it may be kept."""
         # A named tuple takes four times as long to make; equal tuples are the same key.
         found = self._series.get((registry, kind, outcome, status))  # type: ignore[call-overload]
         return found or self._series.setdefault(_Labels(registry, kind, outcome, status), RequestSeries())
@@ -102,7 +104,11 @@ class RequestCounts:
 
     def add_first_byte(self, kind: str, outcome: str, started: float) -> None:
         """Count that the head of a streamed body has just been sent; `started` is of `time.perf_counter`."""
-        self._first_bytes.setdefault((kind, str(outcome)), Durations()).add(time.perf_counter() - started)
+        self.first_bytes(kind, outcome).add(perf_counter() - started)
+
+    def first_bytes(self, kind: str, outcome: str) -> Durations:
+        """The times to the first byte of streamed bodies, created if needed. They stay the same, so they may be kept."""
+        return self._first_bytes.setdefault((kind, str(outcome)), Durations())
 
     def collect(self) -> Iterator[Metric]:
         """The metric families, for a registry of prometheus_client. May be called in any thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TypeAlias
 
 from mirror.cache.blobs import Blobs
@@ -13,7 +14,7 @@ from mirror.core.names import Reference, Repository
 from mirror.core.outcome import Outcome
 from mirror.listener.responses import Rendered
 from mirror.maintenance.recheck import Recheck
-from mirror.metrics.request_counts import RequestCounts
+from mirror.metrics.request_counts import RequestCounts, RequestSeries
 from mirror.registry.blob_response import HeldPlan, plan_held
 from mirror.registry.manifest_response import ManifestResponses
 from mirror.registry.query import Query
@@ -47,13 +48,16 @@ class Hits:
 
 
 class _ManifestHit:
-    __slots__ = ("_hits", "_query", "_reference", "_repository")
+    __slots__ = ("_hits", "_query", "_reference", "_repository", "_series", "_status")
 
     def __init__(self, hits: Hits, repository: Repository, reference: Reference, query: Query) -> None:
         self._hits = hits
         self._repository = repository
         self._reference = reference
         self._query = query
+        # The counts of responses with this status.
+        self._status = 0
+        self._series: RequestSeries | None = None
 
     def respond(self, client: str, started: float) -> Rendered | None:
         hits, repository = self._hits, self._repository
@@ -61,21 +65,27 @@ class _ManifestHit:
         if answer is None:
             return None
         rendered = hits.responses.render(answer, self._query)
-        hits.counts.series(repository.registry, "manifest", answer.outcome, rendered.status).add(len(rendered.body), started)
+        series = self._series
+        if series is None or rendered.status != self._status:
+            self._status = rendered.status
+            series = self._series = hits.counts.series(repository.registry, "manifest", Outcome.HIT, rendered.status)
+        series.add(len(rendered.body), started)
         return rendered
 
 
 class _BlobHit:
-    __slots__ = ("_digest", "_hits", "_plan", "_query", "_repository", "_size")
+    __slots__ = ("_digest", "_first_bytes", "_hits", "_plan", "_query", "_repository", "_series", "_size")
 
     def __init__(self, hits: Hits, repository: Repository, digest: Digest, query: Query) -> None:
         self._hits = hits
         self._repository = repository
         self._digest = digest
         self._query = query
-        # The plan for a blob of this size.
+        # The plan for a blob of this size, and the counts of its responses.
         self._size: int | None = None
         self._plan: HeldPlan | None = None
+        self._series: RequestSeries | None = None
+        self._first_bytes = hits.counts.first_bytes("blob", Outcome.HIT)
 
     def respond(self, client: str, started: float) -> Rendered | None:
         hits, digest = self._hits, self._digest
@@ -83,14 +93,16 @@ class _BlobHit:
         if size is None:
             return None
         if size != self._size:
-            self._size, self._plan = size, plan_held(digest, size, self._query)
+            self._size, self._plan, self._series = size, plan_held(digest, size, self._query), None
         plan = self._plan
         body = None if plan is None else hits.blobs.read_hit(digest, size, plan.start, plan.stop)
         if plan is None or body is None:
             return None
-        hits.counts.series(self._repository.registry, "blob", Outcome.HIT, plan.status).add(len(body), started)
+        if self._series is None:
+            self._series = hits.counts.series(self._repository.registry, "blob", Outcome.HIT, plan.status)
+        self._series.add(len(body), started)
         if body:
-            hits.counts.add_first_byte("blob", Outcome.HIT, started)
+            self._first_bytes.add(perf_counter() - started)
         if plan.is_whole:
             if self._query.range is None:
                 hits.recheck.begins(digest, client)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any, TextIO
 
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 from mirror.config.sections import Log
 from mirror.service.log_writer import Event, LogWriter
 from mirror.throttled_log import ThrottledLog
 from mirror.tracing import request_id
-
-# The colored traceback shows the values of variables, which may be credentials.
-_traceback = structlog.dev.plain_traceback
 
 # Priorities of the journal (sd-daemon(3)).
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
@@ -79,7 +78,7 @@ def _renderer(config: Log, writer: LogWriter) -> Processor:
         if not (journal and console):
             event["timestamp"] = at.isoformat(timespec="microseconds").replace("+00:00", "Z")
         priority = f"<{_PRIORITIES.get(str(event.get('level')), 6)}>" if journal else ""
-        event = _without_controls(event) if console else structlog.processors.format_exc_info(logger, method, event)
+        event = _without_controls(event) if console else _encodable(structlog.processors.format_exc_info(logger, method, event))
         line = str(finish(logger, method, event))
         # Each line of a traceback is an entry of the journal.
         return priority + (line.replace("\n", "\n" + priority) if console and journal else line)
@@ -93,6 +92,22 @@ def _without_controls(event: EventDict) -> EventDict:
         if isinstance(value, str) and not value.isprintable():
             event[key] = repr(value)
     return event
+
+
+def _traceback(stream: TextIO, exc_info: ExcInfo) -> None:
+    """Write a traceback for people. The colored one shows the values of variables, which may be credentials."""
+    plain = io.StringIO()
+    structlog.dev.plain_traceback(plain, exc_info)
+    stream.write("".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in plain.getvalue()))
+
+
+def _encodable(value: Any) -> Any:
+    """A value of a line as UTF-8: other bytes of a request become `?`, because parsers of JSON may refuse them."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {key: _encodable(one) for key, one in value.items()}
+    return [_encodable(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 class _Libraries(logging.Handler):

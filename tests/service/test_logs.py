@@ -47,6 +47,15 @@ def test_json_lines(capsys):
     assert (event["event"], event["level"], event["path"]) == ("seen", "warning", "/v2/\n\x1b[31m")
 
 
+def test_json_is_utf8(capsys):
+    """Bytes of a request that are no UTF-8 leave lines that every parser of JSON takes (RFC 8259 section 8.2)."""
+    logs.configure(Log(format="json"))
+    foreign = b"\xff\xed\xa0\x80".decode(errors="surrogateescape")
+    structlog.get_logger().info("client_refused", host=foreign, more=[{"name": foreign}], umlaut="\u00e4")
+    event = json.loads(capsys.readouterr().err)
+    assert (event["host"], event["more"], event["umlaut"]) == ("????", [{"name": "????"}], "\u00e4")
+
+
 def test_console_cannot_be_painted(capsys):
     """What a client sends does not reach the terminal as control characters."""
     logs.configure(Log())
@@ -55,6 +64,13 @@ def test_console_cannot_be_painted(capsys):
     assert shown.count("\n") == 1
     assert "\x1b" not in shown
     assert "\x07" not in shown
+    try:
+        raise ValueError("\x1b]0;y\x07\u202e")
+    except ValueError:
+        structlog.get_logger().exception("request_failed")
+    shown = capsys.readouterr().err
+    assert r"\x1b]0;y\x07\u202e" in shown
+    assert all(char.isprintable() or char == "\n" for char in shown)
 
 
 def test_libraries_are_bounded(capsys):
