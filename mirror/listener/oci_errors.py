@@ -88,7 +88,7 @@ def _refused(error: PolicyDenied | TooManyDownloads) -> Problem:
 
 def not_found(target: str) -> Problem:
     """The path is unknown."""
-    return Problem(404, "UNSUPPORTED", "there is nothing of this kind here", without_secret(target[:200]))
+    return Problem(404, "UNSUPPORTED", "there is nothing of this kind here", without_secret(target)[:200])
 
 
 def malformed(cause: str) -> Problem:

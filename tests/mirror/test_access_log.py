@@ -116,12 +116,15 @@ async def test_user(hub, tmp_path):
     assert "right" not in str(mirror.requests)
 
 
-async def test_no_secrets(hub, logged):
-    """A webhook's secret is not logged, nor a path that a program would expand."""
+async def test_no_secrets(hub, logged, log):
+    """A webhook's secret is not logged, nor a password in a target, nor a path that a program would expand."""
     await logged.get(f"/webhooks/dockerhub/{SECRET}", "POST")
     await ask(logged.port, request("/v2/${jndi:x}/" + "y" * 1000))
-    webhook, strange = await lines(logged, 2)
-    assert SECRET not in str(webhook)
+    for target in (f"http://me:{SECRET}@mirror/elsewhere", f"http://me:{SECRET}@mirror/v2/{APP}/manifests/none"):
+        assert (await ask(logged.port, request(target))).status == 404
+    webhook, strange, foreign, absent = await lines(logged, 4)
+    assert SECRET not in str([webhook, foreign, absent, log])
+    assert foreign["path"] == "http://…@mirror/elsewhere"
     assert "$" not in str(strange)
     assert len(strange["path"]) < 400
 

@@ -309,7 +309,7 @@ async def test_secrets_stay_here(hub, tmp_path, log, caplog):
     }
     settings = {"registries": {"docker.io": entry}, "tags": {"ttl": "0s"}, "access": {"htpasswd_file": users}}
     shown, statuses = [], set()
-    async with MirrorUnderTest(hub, tmp_path / "store", **settings, log={"level": "debug"}) as mirror:
+    async with MirrorUnderTest(hub, tmp_path / "store", **settings, log={"level": "debug", "access": "all"}) as mirror:
         image = hub.add_image(APP, "1", layers=[b"x" * 300_000])
         hub.private(APP, ["robot"])
         faults = [Status(500), Status(401), Status(403), Disconnect(), HugeHeaders(), Redirect("http://u:p@127.0.0.1/"), Cut(100)]
@@ -327,6 +327,12 @@ async def test_secrets_stay_here(hub, tmp_path, log, caplog):
                             shown.append((await response.content.read()).decode() if with_body else "")
         assert (await mirror.get(blob_path(image.layers[0]))).sha256 == image.layers[0].digest
         shown.append(str(await mirror.metrics()))
+        assert len(mirror.requests) > 100
+        shown.append(repr(mirror.requests))
+        for path in ("status", f"explain?image={APP}:1", f"explain?image={APP}@{image.digest}", "images", "downloads", "sync"):
+            async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/api/v1/{path}") as response:
+                assert response.status == 200
+                shown.append(await response.text())
         async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/readyz") as response:
             shown.append(await response.text())
     shown += [repr(event) for event in log]
