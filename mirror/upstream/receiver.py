@@ -18,6 +18,9 @@ from mirror.upstream.intake import Intake, Throttle
 # A step is handed out when its buffer is full, or when its first byte is this old: a slow upstream's bytes are passed on as they
 # arrive, a fast one's in large steps.
 _DELAY_S = 0.002
+# The first step is not larger, nor is the second one received before it is asked for: a client waits for the first byte, and
+# receiving 2 MiB into new memory holds up the event loop for milliseconds.
+FIRST_BYTES = 64 << 10
 # The most that TLS may have deciphered beyond what it says is still to be read (RFC 8446 section 5.1).
 _RECORD = 16 << 10
 
@@ -136,16 +139,16 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._handler.transport = None
         self._transport.set_protocol(self)
         self._throttle.spend(len(begun))
-        self._resume()
+        if not begun:
+            self._resume()
 
     async def step(self) -> memoryview:
         """See `Body`."""
         if self._begun:
             begun, self._begun, self._first = self._begun, b"", False
-            # What has come since then was due with it, and has no timer.
-            self._ripe = self._filled > 0
             return memoryview(begun)
         self._take_back()
+        self._resume()
         if not self._is_due():
             await self._wait()
         if not self._filled:
@@ -153,12 +156,14 @@ class BodyReceiver(asyncio.BufferedProtocol):
         assert self._buffer is not None
         self._handed, self._buffer = self._buffer, None
         step = memoryview(self._handed)[: self._filled]
-        self._filled, self._first = 0, False
+        was_first, self._first, self._filled = self._first, False, 0
         self._stop_timer()
-        if self._left:
-            self._resume()
-        else:
+        if not self._left:
             self._finish()
+        elif not was_first:
+            self._resume()
+        elif not self._paused:
+            self._pause()
         return step
 
     def close(self, *, is_used: bool = True) -> None:
@@ -183,7 +188,8 @@ class BodyReceiver(asyncio.BufferedProtocol):
         # After the peer's end asyncio reads once from TLS, and drops what the buffer does not take.
         may_end, room = self._is_last and sizehint > 0, self._left + 1
         if self._buffer is None:
-            self._buffer = self._pool.lend(sizehint + _RECORD if may_end else 0, room)
+            most = min(room, FIRST_BYTES) if self._first else room
+            self._buffer = self._pool.lend(sizehint + _RECORD if may_end else 0, most)
             self._is_limited = self._throttle.is_limited
         if self._is_limited and not may_end:
             room = self._throttle.room(room)
@@ -196,8 +202,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._filled += nbytes
         self._left -= nbytes
         if (self._is_limited and not self._throttle.spend(nbytes)) or self._is_full:
-            self._paused = True
-            self._transport.pause_reading()
+            self._pause()
         if self._is_due():
             self._wake()
         elif self._timer is None:
@@ -261,6 +266,10 @@ class BodyReceiver(asyncio.BufferedProtocol):
         if self._handed is not None:
             self._pool.give_back(self._handed)
             self._handed = None
+
+    def _pause(self) -> None:
+        self._paused = True
+        self._transport.pause_reading()
 
     def _resume(self) -> None:
         if self._paused and not (self._lost or self._is_full or self._throttle.is_closed):

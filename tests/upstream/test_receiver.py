@@ -13,9 +13,9 @@ from mirror.core.byte_rate import BURST_S, ByteRate
 from mirror.core.counts import CountTable
 from mirror.errors import UpstreamTimeout
 from mirror.upstream.intake import LARGEST, SMALLEST, BufferPool, Intake
-from mirror.upstream.receiver import BodyEnded, open_body
+from mirror.upstream.receiver import FIRST_BYTES, BodyEnded, open_body
 from tests.support.certificates import Authority
-from tests.support.waiting import LIMIT, SOON, eventually
+from tests.support.waiting import LIMIT, SOON
 
 LARGE = os.urandom(5_000_003)
 
@@ -184,28 +184,57 @@ async def test_bytes_are_passed_on_as_they_come(session, pool):
         body.close()
 
 
-async def test_bytes_that_come_before_the_first_step(session, pool):
-    """What comes while the bytes behind the head wait to be taken is passed on, also if nothing follows it."""
-    opened_body, taken = asyncio.Event(), asyncio.Event()
+async def test_bytes_behind_the_first_step(session, pool):
+    """They are received when they are asked for, and passed on although nothing follows them."""
+    opened_body, written, taken = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def script(writer):
         writer.write(head(9) + b"hello")
         await opened_body.wait()
         writer.write(b"you")
+        written.set()
         await taken.wait()
         writer.write(b"!")
 
     async with Peer(script) as peer:
         body = await opened(session, peer, pool)
         opened_body.set()
-        await eventually(lambda: pool.lent, "bytes in a buffer")
+        await written.wait()
         try:
+            assert bytes(await body.step()) == b"hello"
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert not pool.lent
             async with asyncio.timeout(SOON):
-                assert [bytes(await body.step()) for _ in range(2)] == [b"hello", b"you"]
+                assert bytes(await body.step()) == b"you"
         finally:
             taken.set()
         assert bytes(await body.step()) == b"!"
         body.close()
+
+
+async def test_the_first_step_of_a_body_behind_its_head(session, pool):
+    """It is small, and leaves the event loop to whoever waits for it, before large steps follow."""
+    head_read = asyncio.Event()
+
+    async def script(writer):
+        writer.write(head(len(LARGE)))
+        await head_read.wait()
+        writer.write(LARGE)
+
+    async with Peer(script) as peer:
+        body = await opened(session, peer, pool)
+        head_read.set()
+        found = bytearray(await body.step())
+        assert len(found) <= FIRST_BYTES
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert pool.lent <= FIRST_BYTES
+        while step := await body.step():
+            found += step
+        body.close()
+    assert bytes(found) == LARGE
+    assert pool.lent == 0
 
 
 async def test_silence(session, pool):
@@ -322,11 +351,12 @@ async def test_nothing_is_received_while_the_rate_is_used_up(session, pool):
         rate.spend(60 * rate.limit, asyncio.get_running_loop().time())
         gate.set()
         async with asyncio.timeout(LIMIT):
-            while not body._paused:
-                await asyncio.sleep(0)
+            received = len(await body.step())
+        more = asyncio.create_task(body.step())
         for _ in range(50):
             await asyncio.sleep(0)
-        received = body._filled
+        assert not more.done()
+        more.cancel()
         body.close()
     assert 0 < received <= rate.quantum
     assert pool.lent == 0
@@ -358,6 +388,7 @@ async def test_a_late_reader_of_the_response_before(session, pool, caplog):
         earlier = await session.get(url)
         body = await opened(session, peer, pool)
         found = bytearray(await body.step())
+        found += await body.step()
         async with asyncio.timeout(LIMIT):
             while pool.lent < LARGEST or body._paused is False:
                 await asyncio.sleep(0)
@@ -387,17 +418,20 @@ async def test_leaving_early_closes_the_connection(session, pool, transport):
 async def test_leaving_before_the_last_step(session, pool, transport):
     """A connection is not left open because all of its body has come but has not been taken."""
     server, client = transport
-    ended = asyncio.Event()
+    gates = asyncio.Event(), asyncio.Event()
 
     async def script(writer):
         writer.write(head(30_000) + b"x" * 10_000)
-        await ended.wait()
-        writer.write(b"x" * 20_000)
+        for gate in gates:
+            await gate.wait()
+            writer.write(b"x" * 10_000)
 
     async with Peer(script, server) as peer:
         body = await opened(session, peer, pool, tls=client)
         await body.step()
-        ended.set()
+        gates[0].set()
+        await body.step()
+        gates[1].set()
         async with asyncio.timeout(LIMIT):
             while body._left:
                 await asyncio.sleep(0)
