@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-NARROW: Final = 3
-"""As many as Docker and containerd fetch at once by themselves."""
-WIDE: Final = 6
-"""Where upstream limits each connection, twice as many save much of the wait."""
+WIDTHS: Final = (3, 6, 12)
+"""The first is as many as Docker and containerd fetch at once by themselves. Where upstream limits each connection, twice as
+many save half of the wait."""
 _SAMPLE_S: Final = 0.2
 # A rate that has grown by less is that of connections at full speed.
 _STEADY: Final = 1.1
@@ -20,16 +19,17 @@ _TTL_S: Final = 600.0
 
 
 class PrefetchWidth:
-    """As many as clients fetch by themselves are measured first, then twice as many. These stay if they bring enough more.
+    """As many as clients fetch by themselves are measured first, then twice as many as long as these bring enough more.
 
     Over a full line more connections bring no more bytes, and delay the first layers, which clients unpack while the others
     arrive.
     """
 
     def __init__(self) -> None:
-        self._count = NARROW
+        self._step = 0
         self._decided: float | None = None
-        self._narrow_rate = 0.0
+        # Of the width before this one; 0 if that has brought nothing.
+        self._narrower_rate = 0.0
         # Of what is measured now: the highest rate, and the time and the bytes at the last look.
         self._rate = 0.0
         self._sample: tuple[float, int] | None = None
@@ -37,9 +37,9 @@ class PrefetchWidth:
     def count(self, now: float) -> int:
         """How many there should be."""
         if self._decided is not None and now >= self._decided + _TTL_S:
-            self._count, self._decided = NARROW, None
+            self._step, self._decided = 0, None
             self._begin()
-        return self._count
+        return WIDTHS[self._step]
 
     def note(self, now: float, received: int, running: int) -> None:
         """Record the progress, and decide.
@@ -50,7 +50,7 @@ class PrefetchWidth:
         """
         if self._decided is not None:
             return
-        if self._sample is None or running < self._count:
+        if self._sample is None or running < WIDTHS[self._step]:
             self._begin(now, received)
             return
         began, before = self._sample
@@ -65,9 +65,10 @@ class PrefetchWidth:
             self._conclude(now, max(rate, self._rate))
 
     def ended(self) -> None:
-        """Record that no blob is being fetched: a trial that is not decided begins anew."""
+        """Record that no blob is being fetched: a trial that is not decided begins anew, with what has brought more so far."""
         if self._decided is None:
-            self._count = NARROW
+            if not self._narrower_rate:
+                self._step = 0
             self._begin()
 
     def _begin(self, now: float = 0.0, received: int | None = None) -> None:
@@ -76,9 +77,13 @@ class PrefetchWidth:
         self._rate = 0.0
 
     def _conclude(self, now: float, rate: float) -> None:
-        if self._count == NARROW:
-            self._count, self._narrow_rate = WIDE, rate
-        elif rate:
+        if self._step and not rate:
+            # Nothing can be concluded from silence.
+            pass
+        elif self._step and rate < _MIN_GAIN * self._narrower_rate:
+            self._step, self._decided = self._step - 1, now
+        elif self._step + 1 == len(WIDTHS):
             self._decided = now
-            self._count = WIDE if rate >= _MIN_GAIN * self._narrow_rate else NARROW
+        else:
+            self._step, self._narrower_rate = self._step + 1, rate
         self._begin()

@@ -2,7 +2,9 @@
 
 import pytest
 
-from mirror.core.prefetch_width import NARROW, WIDE, PrefetchWidth
+from mirror.core.prefetch_width import WIDTHS, PrefetchWidth
+
+NARROW, WIDER, WIDEST = WIDTHS
 
 MB = 1e6
 
@@ -35,14 +37,25 @@ def test_line_that_is_full():
     """Where twice as many bring nothing, there are as many as clients fetch by themselves, but for one short trial."""
     line = Line(12 * MB, 12 * MB)
     assert line.run(5) == NARROW
-    assert line.counts.count(WIDE) <= 10
+    assert line.counts.count(WIDER) <= 10
+    assert WIDEST not in line.counts
     assert line.counts[:3] == [NARROW] * 3
 
 
-@pytest.mark.parametrize("total", [6 * 4 * MB, 5 * 4 * MB, 1000 * MB])
-def test_each_connection_is_limited(total):
-    """Where twice as many bring more, they stay."""
-    assert Line(4 * MB, total).run(5) == WIDE
+@pytest.mark.parametrize(("connections", "width"), [(3, NARROW), (5, WIDER), (6, WIDER), (10, WIDEST), (1000, WIDEST)])
+def test_each_connection_is_limited(connections, width):
+    """As long as twice as many bring more, they stay."""
+    assert Line(4 * MB, connections * 4 * MB).run(5) == width
+
+
+def test_image_that_ends_in_a_trial():
+    """The next one goes on with what has brought more so far."""
+    line = Line(4 * MB, 1000 * MB)
+    while line.run(0.1) != WIDEST:
+        pass
+    line.width.ended()
+    assert line.width.count(line.now) == WIDEST
+    assert Line(4 * MB, 6 * 4 * MB, line.width).run(5) == WIDER
 
 
 def test_next_image_needs_no_trial():
@@ -55,13 +68,13 @@ def test_next_image_needs_no_trial():
     assert set(line.counts) == {NARROW}
     line.now += 600
     line.run(5)
-    assert WIDE in line.counts
+    assert WIDER in line.counts
 
 
 def test_responses_that_take_long_to_begin():
     """While no byte comes more are begun, and nothing is decided by that."""
     line = Line(0, 0)
-    assert line.run(1) == WIDE
+    assert line.run(2) == WIDER
     line.width.ended()
     assert line.width.count(line.now) == NARROW
 
@@ -71,4 +84,4 @@ def test_too_few_blobs():
     line = Line(12 * MB, 12 * MB)
     assert line.run(5, blobs=2) == NARROW
     assert line.run(5) == NARROW
-    assert WIDE in line.counts
+    assert WIDER in line.counts
