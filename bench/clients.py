@@ -5,7 +5,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from bench.load import Load, Outcome
@@ -30,6 +31,31 @@ def download(load: Load) -> Outcome:
     if outcome.error:
         raise NotTakenError(outcome.error)
     return outcome
+
+
+def first_bytes(port: int, paths: Sequence[str]) -> list[float]:
+    """Seconds from each request to the first byte of its body, one after another over one connection.
+
+    Raises:
+        NotTakenError: a request was not answered with 200.
+    """
+    connection = http.client.HTTPConnection(LOCAL, port, timeout=REQUEST_SECONDS)
+    seconds = []
+    try:
+        for path in paths:
+            began = time.monotonic()
+            connection.request("GET", path)
+            response = connection.getresponse()
+            response.read(1)
+            seconds.append(time.monotonic() - began)
+            if response.status != 200:
+                raise NotTakenError(f"GET {path} answered {response.status}")
+            response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise NotTakenError(f"a blob did not come whole: {error}") from error
+    finally:
+        connection.close()
+    return seconds
 
 
 def requests_per_second(port: int, path: str, seconds: float, connections: int, headers: Mapping[str, str]) -> float:

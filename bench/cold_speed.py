@@ -5,9 +5,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from bench import servers
-from bench.clients import download
+from bench.clients import download, first_bytes
 from bench.content import Content
 from bench.lineup import Lineup, Settings, expect_ok
 from bench.load import Load
@@ -17,6 +18,8 @@ from bench.servers import Server
 BLOB_BYTES = 1_000_000_000
 QUICK_BLOB_BYTES = 250_000_000
 SMALL_BYTES = 1000
+# Blobs that one connection asks for, one after another: what a mirror adds that is in use.
+SERIES, SERIES_BYTES = 20, 1_000_000
 READERS = (1, 2, 16)
 LIMIT = 180.0
 MEGA, GIGA = 1e6, 1e9
@@ -57,7 +60,9 @@ def measure(settings: Settings) -> Report:
 def _rounds(settings: Settings, content: Content, upstream: _Upstream, direct: int, report: Report, size: int) -> None:
     """All rounds with one upstream."""
     rows = {count: _rows(upstream, count) for count in READERS if count == 1 or upstream.ca_file is None}
-    first = Row(f"{upstream.name}: first byte later than the direct one", "ms", bars=[Bar(4, False, "<= 4 ms")])
+    bars = [Bar(4, False, "<= 4 ms")]
+    first = Row(f"{upstream.name}: first byte later than the direct one", "ms", bars=bars)
+    in_series = Row(f"{upstream.name}, {SERIES} blobs of 1 MB in a row: the same", "ms", bars=bars)
     with Lineup(_starters(settings, upstream)) as lineup:
         # Servers in use have connections to their upstream.
         small = content.blob(SMALL_BYTES)
@@ -79,8 +84,16 @@ def _rounds(settings: Settings, content: Content, upstream: _Upstream, direct: i
                     (content.root / blob.removeprefix("/")).unlink()
 
                 lineup.each(turn, number)
+
+            def series(name: str, server: Server) -> None:
+                blobs = [content.blob(SERIES_BYTES) for _ in range(SERIES)]
+                os.sync()
+                at_origin = median(first_bytes(direct, blobs))
+                in_series.add(name, (median(first_bytes(server.port, blobs)) - at_origin) * 1000)
+
+            lineup.each(series, number)
         report.absent |= lineup.absent
-    report.rows += [row for pair in rows.values() for row in pair] + [first]
+    report.rows += [row for pair in rows.values() for row in pair] + [first, in_series]
 
 
 def _rows(upstream: _Upstream, count: int) -> tuple[Row, Row]:
