@@ -113,11 +113,16 @@ class SyncOperations:
         return self._jobs.is_cancelled(name, created)
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """Return the last result of each image, by name."""
-        return dict(self._jobs.results())
+        """Return the last result of each image, by name; without images that upstream never had, unless they are configured."""
+        kept = self._jobs.kept_images()
+        return {name: row for name, row in self._jobs.results() if name in kept or not _never_existed(row)}
 
     def _add(self, job: SyncJob) -> str | None:
         if self._jobs.count_pending() >= _MAX_JOBS or not self._jobs.put(job.name, job.row()):
             log.warning("order_refused", order=job.name, most=_MAX_JOBS)
             return None
         return job.name
+
+
+def _never_existed(result: dict[str, Any]) -> bool:
+    return result["result"] == "gone" and result.get("old") is None

@@ -18,7 +18,7 @@ from mirror.core.units import format_bytes, format_duration
 DetachOption = Annotated[bool, typer.Option("--detach", help="Start it and do not wait for its end.")]
 
 _COMPLETED = "completed"
-_WORDS = {"moved": "new or moved"}
+_WORDS = {"moved": "new or moved", "completed": "now complete"}
 
 
 def sync(
@@ -120,6 +120,12 @@ def _status(admin: AdminClient, *, as_json: bool) -> None:
         more = admin.request("GET", f"/api/v1/sync?last={following}")
         state["images"] += more["images"]
         following = more["next_image"]
+    upstreams = admin.request("GET", "/api/v1/status")["upstreams"]
+    state["pulls"] = [
+        {"registry": one["registry"], "upstream": one["name"], "left": one["pulls_left"], "limit": one["pull_limit"]}
+        for one in upstreams
+        if one["pulls_left"] is not None
+    ]
     if as_json:
         typer.echo(json.dumps({key: value for key, value in state.items() if key != "next_image"}, indent=2))
         return
@@ -130,6 +136,9 @@ def _status(admin: AdminClient, *, as_json: bool) -> None:
     for order in state["waiting"]:
         typer.echo(f"waiting: {order['kind']} by {order['by']}: {_few(order)}, order {order['name']}")
     _schedule(state)
+    for one in state["pulls"]:
+        limit = "" if one["limit"] is None else f" of {one['limit']}"
+        typer.echo(f"{one['registry']}: {one['left']}{limit} pulls left")
 
 
 def _images(images: list[dict[str, Any]]) -> None:

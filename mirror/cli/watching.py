@@ -120,6 +120,8 @@ def _line(image: dict[str, Any]) -> str:
 def in_words(image: dict[str, Any]) -> str:
     """Return the result of an image; one that was not cached before is new, not moved."""
     result: str = image["result"]
+    if result == "completed":
+        return "now complete"
     return "new" if result == "moved" and image.get("old") is None else result
 
 

@@ -6,7 +6,7 @@ So a client always pulls a complete image, the old one or the new one.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mirror.cache.answers import ManifestAnswer
@@ -27,7 +27,7 @@ from mirror.sync.platforms import held_platforms
 from mirror.sync.progress import Progress
 from mirror.sync.quota import SyncQuota
 
-Status = Literal["unchanged", "moved", "gone", "failed", "skipped"]
+Status = Literal["unchanged", "completed", "moved", "gone", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class SyncResult:
     """The result of one image's sync.
 
     Attributes:
-        status: `moved` also for an image that was not cached before.
+        status: `moved` also for an image that was not cached before; `completed` if content was missing of an unmoved one.
         old: the digest before.
         new: the digest now.
         cause: of `gone`, `failed` and `skipped`.
@@ -125,13 +125,14 @@ class ImageSyncer:
             return SyncResult("failed", cause=str(error))
 
     async def _sync_digest(self, target: Target, digest: Digest, content: ImageContent, progress: Progress) -> SyncResult:
-        before, repository = progress.fetched, target.repository
+        repository = target.repository
         answer = await content.manifest(digest)
+        was_held = not progress.fetched
         selection = ContentSelection(target.platforms, whole=True, require_match=True, exact=True)
         manifests = await content.fetch(answer, selection)
-        status: Status = "unchanged" if progress.fetched == before else "moved"
+        status: Status = "unchanged" if not progress.fetched else "completed" if was_held else "moved"
         # The content of a digest never changes: once its attachments are cached, upstream is not asked again.
-        if status == "moved" or self._context.store.index.attachments.list(repository, digest, "") is None:
+        if status != "unchanged" or self._context.store.index.attachments.list(repository, digest, "") is None:
             await AttachmentSyncer(self._cache, self._quota, progress).sync(repository, manifests)
         return SyncResult(status, None, digest)
 
@@ -153,7 +154,8 @@ class ImageSyncer:
         manifests = await content.fetch(answer, await self._selection(target, old))
         if subject_of(tag) is None:
             await AttachmentSyncer(self._cache, self._quota, progress).sync(repository, manifests)
-        return await self._switched(target, tag, old, answer, asked)
+        synced = await self._switched(target, tag, old, answer, asked)
+        return replace(synced, status="completed") if synced.status == "unchanged" and progress.fetched else synced
 
     async def _switched(self, target: Target, tag: Tag, old: Digest | None, answer: ManifestAnswer, asked: float) -> SyncResult:
         """Switch the tag to an answer, unless a client's request or a purge has changed the tag meanwhile.

@@ -32,7 +32,7 @@ _HEAD_START_S = 1.0
 _IMAGE_TIMEOUT_S = 3600.0
 _MAX_PROBLEMS = 100
 _MAX_RECENT = 50
-_SETTLED = frozenset({"unchanged", "moved", "gone"})
+_SETTLED = frozenset({"unchanged", "completed", "moved", "gone"})
 
 
 @dataclass
@@ -184,7 +184,8 @@ class Run:
         summary.tags[synced.status] += 1
         summary.bytes_fetched += progress.fetched
         summary.bytes_held += progress.held
-        self._metrics.sync_tags.labels(synced.status).inc()
+        # The metric counts what became of tags.
+        self._metrics.sync_tags.labels("unchanged" if synced.status == "completed" else synced.status).inc()
         if _is_problem(target, synced) and len(summary.problems) < _MAX_PROBLEMS:
             summary.problems[str(target)] = synced.cause or synced.status
         result = _row(target, synced, progress)

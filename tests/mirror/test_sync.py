@@ -212,8 +212,12 @@ async def test_warm_what_is_missing(hub, mirror, orders):
     image = await held(hub, mirror, layers=[b"one" * 1000, b"two" * 1000])
     mirror.blob_path(image.layers[1].digest).unlink()
     done = await orders.warm("app:1")
-    assert (done["tags"], done["bytes_fetched"]) == ({"unchanged": 1}, 3000)
-    assert content_sent(hub) == 3000
+    assert (done["tags"], done["bytes_fetched"]) == ({"completed": 1}, 3000)
+    assert await mirror.metric("sync_tags_total", result="unchanged") == 1
+    mirror.blob_path(image.layers[0].digest).unlink()
+    assert (await orders.warm(f"app@{image.digest}"))["tags"] == {"completed": 1}
+    assert (await orders.warm(f"app@{image.digest}"))["tags"] == {"unchanged": 1}
+    assert content_sent(hub) == 6000
 
 
 async def test_warm_does_not_exist(hub, mirror, orders):

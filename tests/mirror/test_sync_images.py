@@ -374,3 +374,13 @@ async def test_configured_image_that_does_not_exist(hub, mirror, configure, log)
     assert list(last["problems"]) == ["docker.io/library/app:nope"]
     assert [event["image"] for event in log if event["event"] == "sync_failed"] == ["docker.io/library/app:nope"]
     assert await mirror.metric("sync_last_success_timestamp_seconds") == 0
+
+
+async def test_configured_and_not_there(hub, tmp_path):
+    """A configured image that upstream never had is in the list of results, until it is configured no more."""
+    async with MirrorUnderTest(hub, tmp_path / "store", sync={"images": ["app:none"]}) as mirror:
+        orders = Orders(mirror)
+        state = await orders.until(lambda state: state["last"]["schedule"])
+        assert [(image["image"], image["result"]) for image in state["images"]] == [(f"docker.io/{APP}:none", "gone")]
+        await mirror.reload(sync={"images": ["app:1"]})
+        await orders.until(lambda state: [image["image"] for image in state["images"]] == [f"docker.io/{APP}:1"])
