@@ -82,8 +82,9 @@ class AdminOperations:
     def readiness(self) -> Readiness:
         """Ready if the store is writable, the mirror is not draining, and upstreams accept the accounts that pulls depend on."""
         writable, draining = self._store.is_writable(), self.draining
-        problems = self._worker_stats.problems(self._own_problems())
-        upstreams = {key: problems["upstreams"].get(key, upstream.state) for key, upstream in self._upstreams().items()}
+        own = self._own_problems()
+        problems, states = self._worker_stats.problems(own), self._worker_stats.upstream_states(own)
+        upstreams = {key: states.get(key, upstream.state) for key, upstream in self._upstreams().items()}
         entries = self._config.registries
         blocked = any(name in entries and not entries[name].anonymous_fallback for name in problems["credentials"])
         checks = {check.name: {"ok": check.ok, "text": check.text} for check in self._check(problems)}

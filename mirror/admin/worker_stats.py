@@ -100,6 +100,17 @@ class WorkerStats:
                 found.setdefault(kind, {}).update(entries)
         return found
 
+    def upstream_states(self, own: Problems) -> dict[str, str]:
+        """Return the state of each upstream by the process that has asked it last, given this one's problems."""
+        others = [(sheet["problems"], sheet["heard"]) for sheet in self._others()]
+        times: dict[str, float] = {}
+        states: dict[str, str] = {}
+        for problems, heard in (*others, (own, self._metrics.heard)):
+            for upstream, state in problems.get("upstreams", {}).items():
+                if heard.get(upstream, 0.0) >= times.get(upstream, 0.0):
+                    times[upstream], states[upstream] = heard.get(upstream, 0.0), state
+        return states
+
     def _others(self) -> Iterable[dict[str, Any]]:
         return (sheet for path, sheet, alive in _sheets(self._directory) if alive and path != self._own)
 
@@ -160,7 +171,7 @@ class _ProcessMetrics:
     """The metrics of one process.
 
     Attributes:
-        heard: when an upstream last reported its pull limit to it, by registry.
+        heard: see `Metrics`.
         alive: it is running; the gauges of a dead process do not count.
         own: it is this process.
     """
@@ -176,7 +187,8 @@ class _ProcessMetrics:
             case Across.ASKED:
                 return float(self.own)
             case Across.LATEST:
-                return self.heard.get(sample.labels.get("registry", ""), 0.0)
+                subject = (sample.labels[name] for name in ("registry", "upstream") if name in sample.labels)
+                return self.heard.get(" ".join(subject), 0.0)
             case Across.LEAST:
                 return -sample.value
             case _:

@@ -21,7 +21,7 @@ class Across(enum.Enum):
     ASKED = "asked"
     """A state of the store: the value of the process that answers, which has just looked it up."""
     LATEST = "latest"
-    """A state of an account at an upstream: the value that was received last."""
+    """A state of an upstream, or of an account there: the value that was received last."""
     LEAST = "least"
     """1 only if no process has trouble."""
     LARGEST = "largest"
@@ -50,7 +50,8 @@ class Metrics:
 
     Attributes:
         across: how the values of several processes are combined, by the name of the gauge.
-        heard: when an upstream last sent its pull limit, by registry, in seconds since the epoch.
+        heard: when a pull limit was sent last, by registry, and when an upstream was asked last, by registry and upstream; in
+            seconds since the epoch.
         requests: of clients.
     """
 
@@ -89,6 +90,11 @@ class Metrics:
         if (limit, remaining) != (None, None):
             self.heard[registry] = time.time()
 
+    def upstream_asked(self, registry: str, upstream: str, *, up: bool) -> None:
+        """Record whether an upstream has answered a request."""
+        self.upstream_up.labels(registry, upstream).set(up)
+        self.heard[f"{registry} {upstream}"] = time.time()
+
     def _declare_upstreams(self) -> None:
         self.upstream_requests = self._counter(
             "upstream_requests", "Requests to upstreams", "registry", "upstream", "kind", "status"
@@ -97,7 +103,7 @@ class Metrics:
         self.upstream_duration = self._histogram(
             "upstream_duration_seconds", "Until an upstream's headers", "registry", "upstream", "kind"
         )
-        self.upstream_up = self._gauge("upstream_up", Across.LEAST, "1 if the last request got an answer", "registry", "upstream")
+        self.upstream_up = self._gauge("upstream_up", Across.LATEST, "1 if the last request was answered", "registry", "upstream")
         self.upstream_ratelimit_limit = self._gauge("upstream_ratelimit_limit", Across.LATEST, "Pulls per window", "registry")
         self.upstream_ratelimit_remaining = self._gauge("upstream_ratelimit_remaining", Across.LATEST, "Pulls left", "registry")
         self.upstream_credentials_ok = self._gauge(

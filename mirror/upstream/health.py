@@ -304,4 +304,4 @@ class Health:
 
     def _publish(self, state: str, *, up: bool) -> None:
         self.state = state
-        self._metrics.upstream_up.labels(self.registry, self._upstream).set(1 if up else 0)
+        self._metrics.upstream_asked(self.registry, self._upstream, up=up)
