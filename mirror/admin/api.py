@@ -104,7 +104,8 @@ class _Api:
                 raise web.HTTPNotFound(text=str(error)) from error
 
     async def delete(self, request: web.Request) -> web.Response:
-        return await self._purge(request, PurgeRequest(self._operations.pattern(request.match_info["name"])))
+        pattern, client = self._operations.pattern(request.match_info["name"]), request.remote or ""
+        return await self._purge(request, PurgeRequest(pattern, client=client))
 
     async def purge(self, request: web.Request) -> web.Response:
         body = json_body(await read_body(request), _PURGE_KEYS, required="match")
@@ -114,7 +115,8 @@ class _Api:
                 before = time.time() - parse_duration(body["older_than"])
         with _named("match"):
             pattern = self._operations.pattern(body["match"])
-        return await self._purge(request, PurgeRequest(pattern, before, body.get("soft", False), body.get("dry_run", False)))
+        soft, dry_run, client = body.get("soft", False), body.get("dry_run", False), request.remote or ""
+        return await self._purge(request, PurgeRequest(pattern, before, soft, dry_run, client))
 
     async def _purge(self, request: web.Request, purge_request: PurgeRequest) -> web.Response:
         purged = await asyncio.to_thread(self._operations.purge, purge_request)

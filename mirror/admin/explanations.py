@@ -29,6 +29,7 @@ def describe(explanation: Explanation, downloads: Iterable[Mapping[str, Any]]) -
         "tag": None if explanation.tag is None else _tag(explanation.tag),
         "pulled": explanation.pulled or None,
         "last": None if explanation.last is None else _last(explanation.last),
+        "miss": None if explanation.miss is None else asdict(explanation.miss),
         "pull": _pull(explanation.forecast),
         "platforms": [_manifest(manifest, arriving) for manifest in explanation.manifests],
     }

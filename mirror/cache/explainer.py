@@ -16,6 +16,7 @@ from mirror.core.freshness import Due, Fresh, TagRecord, Unknown
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.errors import PolicyDenied, UpstreamRefusal, UpstreamUnreachable
+from mirror.storage.history import Miss
 from mirror.storage.inventory import StoredManifest, inventory
 
 
@@ -71,6 +72,7 @@ class Explanation:
         manifests: what is held, by platform.
         pulled: the last pull by a client, in seconds since the epoch; 0 if none is known.
         last: the last answer of this process; None if it gave none of late.
+        miss: the last time that a client had it fetched, in any process, and why; None if there was none within 30 days.
     """
 
     repository: Repository
@@ -81,6 +83,7 @@ class Explanation:
     manifests: list[StoredManifest]
     pulled: float
     last: LastAnswer | None
+    miss: Miss | None
     forecast: Forecast
 
 
@@ -117,7 +120,8 @@ class Explainer:
         except PolicyDenied as error:
             policy, forecast = error.rule, Forecast(Action.REFUSE, None, f"answered 403: {error.rule}")
         pulled, last = self._last_pull(repository, reference, digest)
-        return Explanation(repository, reference, digest, policy, facts, manifests, pulled, last, forecast)
+        miss = context.store.index.history.miss(repository, reference)
+        return Explanation(repository, reference, digest, policy, facts, manifests, pulled, last, miss, forecast)
 
     def troubles(self) -> list[Trouble]:
         """Return the last failed pulls of this process. May be called in any thread."""

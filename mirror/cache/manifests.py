@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from mirror.cache.answers import ManifestAnswer
 from mirror.cache.context import Context
@@ -13,7 +14,7 @@ from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
 from mirror.cache.prefetch import Prefetch
 from mirror.core.digest import Digest
-from mirror.core.names import Reference, Repository
+from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import said
 from mirror.errors import MirrorError, PolicyDenied, UpstreamRefusal
@@ -50,9 +51,11 @@ class Manifests:
         cached = self.cached(repository, reference)
         if cached is not None:
             return cached
-        generation = self._answers.generation()
+        generation, asked = self._answers.generation(), self._context.clock()
         answer, expires = await self._find(repository, reference, head=head)
         self._note(repository, reference, answer)
+        if answer.outcome is Outcome.MISS:
+            await self._context.note(partial(self._note_miss, repository, reference, answer.digest, asked), None)
         if not head:
             await self._prefetch.on_served(repository, answer)
         # A HIT from memory skips prefetch, so a manifest enters it only after its first GET.
@@ -84,6 +87,14 @@ class Manifests:
         context.last_answers.note(repository, reference, last)
         if answer.outcome is Outcome.STALE:
             context.last_answers.note_trouble(repository, reference, last)
+
+    def _note_miss(self, repository: Repository, reference: Reference, digest: Digest, asked: float) -> None:
+        """Record why a manifest was not held; in a thread, after the record of its tag."""
+        index = self._context.store.index
+        record = index.tags.get(repository, reference) if isinstance(reference, Tag) else None
+        is_known = isinstance(reference, Digest) or (record is not None and record.changed < asked)
+        cause = index.history.cause(repository, reference, digest, asked, is_known=is_known)
+        index.history.note_miss(repository, reference, cause)
 
     async def close(self) -> None:
         """Cancel the requests to upstream."""

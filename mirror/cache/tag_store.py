@@ -70,6 +70,7 @@ class TagStore:
             if before is not None and after is not None and before.digest != after.digest:
                 # After the write: a cache that is emptied earlier would read the old record again.
                 context.store.generation.change()
+                context.store.index.history.note_move(repository, tag, before.digest, after.digest, now)
                 loop.call_soon_threadsafe(self._on_move, Move(repository, tag, before.digest, after.digest, now))
             return after
 

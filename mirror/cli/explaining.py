@@ -54,6 +54,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("evicted", "last, because it is pinned" if tag.get("pinned") or sync["kept"] else ""),
         ("pulled", ago(found["pulled"])),
         ("last answer", _answer(last) if last else ""),
+        ("last miss", _miss(found["miss"]) if found["miss"] else ""),
         ("last sync", f"{sync['last']['result']}, {ago(sync['last']['time'])}" if sync["last"] else ""),
     ]
     return rows + [("upstream", _upstream(upstream)) for upstream in found["upstreams"]]
@@ -68,6 +69,11 @@ def _checked(tag: dict[str, Any]) -> str:
 
 def _answer(last: dict[str, Any]) -> str:
     return f"{last['outcome']}, {ago(last['when'])}" + (f": {last['cause']}" if last["cause"] else "")
+
+
+def _miss(miss: dict[str, Any]) -> str:
+    since = f", {ago(miss['since'])}" if miss["since"] else ""
+    return f"{ago(miss['when'])}: {miss['text']}{since}"
 
 
 def _upstream(upstream: dict[str, Any]) -> str:

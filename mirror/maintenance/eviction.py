@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mirror.core.digest import Digest
 from mirror.core.eviction import Evictable, Partials, Plan, Shortage, plan
@@ -31,11 +31,13 @@ class Evicted:
     Attributes:
         size: bytes.
         pinned: how many of the blobs were pinned.
+        digests: the blobs.
     """
 
     blobs: int
     size: int
     pinned: int
+    digests: tuple[Digest, ...] = field(default=(), compare=False)
 
 
 class _Found:
@@ -128,20 +130,22 @@ class Eviction:
         Args:
             enough: whether another process that evicts has made enough room meanwhile.
         """
-        blobs = size = taken = pins = 0
+        size = taken = pins = 0
+        digests: list[Digest] = []
         with self._lock(deadline, enough) as locked:
             for last_resort, target in ((False, wanted.size), (True, wanted.with_pins)) if locked else ():
                 if taken >= target:
                     break
                 for file in self._candidates(pinned, deadline, last_resort=last_resort):
                     removed = self._files.delete(file.digest)
-                    blobs, size, taken = blobs + 1, size + removed, taken + on_disk(removed)
+                    digests.append(file.digest)
+                    size, taken = size + removed, taken + on_disk(removed)
                     pins += last_resort
                     if taken >= target:
                         break
-        if blobs:
+        if digests:
             self._generation.change()
-        return Evicted(blobs, size, pins)
+        return Evicted(len(digests), size, pins, tuple(digests))
 
     def stop(self) -> None:
         """End running work, and start no more."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import structlog
@@ -150,11 +150,18 @@ class Evictor:
             self._metrics.evicted_bytes.labels(reason).inc(evicted.size)
             seconds = round(time.monotonic() - began, 3)
             if evicted.blobs:
+                self._record(evicted.digests, f"registries.{registry}.max_size" if registry else plan.reason)
                 log.info("evicted", blobs=evicted.blobs, bytes=evicted.size, reason=reason, registry=registry, seconds=seconds)
             if evicted.pinned:
                 key = "storage.max_size" if registry is None else f"registries.{registry}.max_size"
                 log.warning("pinned_evicted", blobs=evicted.pinned, hint=f"raise {key} or pin less")
         return removed, plan.unreachable
+
+    def _record(self, digests: Iterable[Digest], bound: str) -> None:
+        """Record the evicted manifests, so that the next miss of their images can be explained."""
+        index = self._store.index
+        # Of a digest that is no manifest nobody is a holder.
+        index.history.note_evictions((one for one in digests if any(index.manifests.holders(one))), time.time(), bound)
 
     def _eviction(self, registry: str | None) -> Eviction:
         found = self._evictions.get(registry)

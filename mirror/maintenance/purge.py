@@ -32,12 +32,14 @@ class PurgeRequest:
         pulled_before: seconds since the epoch: only images that no client has pulled since; None for all.
         soft: keep the content, and revalidate each tag at its next pull.
         dry_run: change nothing.
+        client: who asks for it.
     """
 
     pattern: ImagePattern
     pulled_before: float | None = None
     soft: bool = False
     dry_run: bool = False
+    client: str = "an unknown client"
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Purge:
             return replace(self._counted(len(tags), lost, removal), images=self._names(tags, rows))
         deleted, released = self._delete_names(request, tags, rows, began)
         images = self._names(deleted, released)
+        names: list[tuple[Repository, Tag | Digest]] = [(repository, tag) for repository, tag, _ in deleted]
+        self._index.history.note_purges([*names, *released], began, request.client)
         manifests = self._remove(lost.manifests, reliable)
         blobs = self._remove(lost.blobs - lost.manifests, reliable)
         self._generation.change()

@@ -14,6 +14,7 @@ from mirror.core.names import Repository, Tag
 from mirror.errors import StorageError
 from mirror.storage.attachments import Attachments
 from mirror.storage.grants import Grants, NegativeAnswers
+from mirror.storage.history import History
 from mirror.storage.manifests import Manifests
 from mirror.storage.parts import Parts
 from mirror.storage.rows import Kind, delete_if, paused
@@ -37,11 +38,12 @@ class Index:
         negative: what upstream does not have.
         parts: what manifests name.
         attachments: signatures and other referrers of manifests.
+        history: what has become of cached content.
         tables: the databases, by name.
     """
 
     def __init__(self, directory: str) -> None:
-        names = ("tags", "manifests", "grants", "absent", "parts", "attachments")
+        names = ("tags", "manifests", "grants", "absent", "parts", "attachments", "history")
         self.tables = {name: Table(f"{directory}/{name}") for name in names}
         self.tags = Tags(self.tables["tags"])
         self.manifests = Manifests(self.tables["manifests"])
@@ -49,6 +51,7 @@ class Index:
         self.negative = NegativeAnswers(self.tables["absent"])
         self.parts = Parts(self.tables["parts"])
         self.attachments = Attachments(self.tables["attachments"])
+        self.history = History(self.tables["history"])
         self.label()
         if not self.parts.is_complete and self.manifests.is_empty() and self.tags.is_empty():
             self.parts.complete()

@@ -98,15 +98,19 @@ class Table:
             self._failed("index_write_failed", error)
             return None
 
-    def set_many(self, rows: Iterable[tuple[str, Any, str | None]]) -> None:
-        """Set several values, each with its label or None; all or none."""
+    def set_many(self, rows: Iterable[tuple[str, Any, str | None]], seconds: float | None = None) -> None:
+        """Set several values, each with its label or None; all or none.
+
+        Args:
+            seconds: time to live; None for no limit.
+        """
         database = self._writable()
         if database is None:
             return
         try:
             with database.transact():
                 for key, value, label in rows:
-                    database.set(key, value, tag=label)
+                    database.set(key, value, expire=seconds, tag=label)
         except FAILURES as error:
             self._failed("index_write_failed", error)
 
