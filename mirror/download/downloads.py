@@ -11,6 +11,7 @@ import structlog
 
 from mirror.core.digest import Digest
 from mirror.download.ingest import Ingest
+from mirror.download.partial import is_driven
 from mirror.download.passthrough import PassthroughBody, PassthroughStream
 from mirror.download.services import DownloadServices
 from mirror.download.shares import Share, Shares
@@ -60,6 +61,14 @@ class Downloads:
     def has_partial(self, digest: Digest) -> bool:
         """Whether bytes of a blob lie on disk from an ingest that was interrupted or runs in another process."""
         return os.path.exists(self._services.layout.partial(digest))
+
+    def is_under_way(self, digest: Digest) -> bool:
+        """Whether this process has an ingest of a blob."""
+        return self.find(digest) is not None
+
+    def is_driven(self, digest: Digest) -> bool:
+        """Whether a process fetches a blob just now."""
+        return is_driven(self._services.layout, digest)
 
     def refuse_failing(self, source: Source) -> None:
         """Raise UpstreamError if ingests from a source have failed again and again until just now."""

@@ -16,13 +16,13 @@ from mirror.core.pieces import CHUNK
 from mirror.download.chunk_map import ChunkMap, Fate
 from mirror.errors import StorageError
 from mirror.storage.blobs import CachedBlob
-from mirror.storage.coordination import RangeLock, reopened
+from mirror.storage.coordination import RangeLock, is_locked, reopened
 from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
 from mirror.storage.owner import owner_of, set_owner
 from mirror.storage.space_quota import SpaceQuota
 
-__all__ = ["CHUNK", "Partial"]
+__all__ = ["CHUNK", "Partial", "is_driven"]
 
 # A longer write takes larger folios of memory, which the kernel has to find first. On a virtual machine whose host takes back
 # free memory, writes of a MiB and more cost up to ten times as much.
@@ -291,3 +291,15 @@ def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
         written = os.pwrite(descriptor, view[:_WRITE_BYTES], offset)
         offset += written
         view = view[written:]
+
+
+def is_driven(layout: Layout, digest: Digest) -> bool:
+    """Whether a process holds the driver lock of a partial file."""
+    try:
+        descriptor = os.open(layout.partial(digest), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return is_locked(descriptor, _DRIVER_LOCK, 1)
+    finally:
+        os.close(descriptor)

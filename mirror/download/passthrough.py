@@ -161,6 +161,7 @@ class PassthroughStream:
                 yield block[:free]
             held_back += block[free:]
         if hasher is not None and hasher.hexdigest() != self._digest.encoded:
+            self._source.penalize()
             raise DigestMismatch(f"upstream's bytes of {self._digest} have another digest")
         if held_back:
             yield bytes(held_back)

@@ -122,18 +122,21 @@ class StreamingBody:
 
     Args:
         urgency: unless it is a client's, no deadline holds, and the reader does not go past the store.
+        only_stored: the reader never goes past the store.
     """
 
-    def __init__(self, ingest: Ingest, urgency: Urgency = Urgency.CLIENT) -> None:
+    def __init__(self, ingest: Ingest, urgency: Urgency = Urgency.CLIENT, *, only_stored: bool = False) -> None:
         self.threads = ingest.threads
         self._ingest = ingest
         self._urgency = urgency
-        self._for_store = urgency is not Urgency.CLIENT
+        self._only_stored = only_stored or urgency is not Urgency.CLIENT
         self._file: FileIO | None = None
         self._bypass: PassthroughStream | None = None
         self._size: int | None = None
         # One for all waits before the first byte, second attempts included: clients have one deadline as well.
-        self._deadline = math.inf if self._for_store else asyncio.get_running_loop().time() + ingest.limits.first_byte_s
+        self._deadline = (
+            math.inf if urgency is not Urgency.CLIENT else asyncio.get_running_loop().time() + ingest.limits.first_byte_s
+        )
         # The source's, not the reader's own: it may have joined an ingest that began before the configuration changed.
         self._held = ExitStack()
         self._held.enter_context(ingest.source.keep_open())
@@ -154,7 +157,7 @@ class StreamingBody:
                 self._move_on(error)
                 continue
             except StorageError:
-                if self._for_store:
+                if self._only_stored:
                     raise
                 self._size = await self._past_the_store(0)
             return self._size
@@ -172,6 +175,8 @@ class StreamingBody:
             except DigestMismatch as error:
                 self._move_on(error)
             except StorageError:
+                if self._only_stored:
+                    raise
                 await self._past_the_store(start)
 
     async def spans(self, start: int, stop: int) -> AsyncIterator[Span | bytes]:
@@ -184,6 +189,8 @@ class StreamingBody:
                 if self._file is None:
                     self._file = self._ingest.open_file()
             except StorageError:
+                if self._only_stored:
+                    raise
                 self._leave_store()
                 break
             yield Span(self._file, position, end - position)

@@ -139,6 +139,13 @@ class RangeLock:
         return True
 
 
+def is_locked(descriptor: int, start: int, length: int) -> bool:
+    """Whether another open file description has a `RangeLock` on a range (F_OFD_GETLK, fcntl(2))."""
+    request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    kind: int = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, request))[0]
+    return kind != fcntl.F_UNLCK
+
+
 def reopened(descriptor: int, flags: int) -> int:
     """Return a new open file description of the same file, even if its name is gone: locks and offsets belong to a description.
 
