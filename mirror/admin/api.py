@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from mirror.admin.audit import log_purge, purge_counts
 from mirror.admin.json_body import json_body, read_body
+from mirror.admin.nodes_api import NodesApi
 from mirror.admin.operations import AdminOperations
 from mirror.admin.page.site import StatusPage
 from mirror.admin.push_webhook import PushWebhook
@@ -51,6 +52,7 @@ def admin_application(
     application.router.add_get("/api/v1/status", api.status)
     SyncApi(sync).add_to(application)
     page.add_to(application)
+    NodesApi(operations).add_to(application)
     application.router.add_route("*", WEBHOOK_PREFIX + "{secret:.*}", webhook.at_admin)
     return application
 

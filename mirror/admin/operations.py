@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.exposition import generate_latest
 
@@ -31,6 +31,9 @@ from mirror.storage.images import Image, images
 from mirror.storage.store import Store
 from mirror.upstream.registry import Registry
 from mirror.upstream.upstream import Upstream
+
+if TYPE_CHECKING:
+    from mirror.cluster.node import ClusterNode
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class AdminOperations:
         draining: the mirror is stopping.
         reload_problem: why the last reload failed in this process; None if it did not.
         registry_storage: what each registry takes in the store.
+        node: this node's part in a cluster; None if there is none.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class AdminOperations:
     ) -> None:
         self.draining = False
         self.reload_problem: str | None = None
+        self.node: ClusterNode | None = None
         self._store = store
         self._downloads = DownloadFigures(downloads, store.index)
         self._metrics = metrics
@@ -96,6 +101,8 @@ class AdminOperations:
             "checks": checks,
             "upstreams": upstreams,
         }
+        if self.node is not None:
+            details["cluster"] = {"redis": "alone" if self.node.is_alone else "up", "nodes": self.node.members.count}
         return Readiness(writable and not draining and not blocked, details)
 
     def check(self) -> list[Check]:

@@ -1,4 +1,4 @@
-"""The source of blobs that the store lacks: an upstream, through one repository."""
+"""The source of blobs that the store lacks: an upstream, through one repository, or another node that has asked it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from mirror.upstream.registry import Registry
 
 @dataclass(frozen=True)
 class UpstreamSource:
-    """Fetches a blob through one repository. An answer of upstream records the grant; see `mirror.download.source.Source`."""
+    """Fetches a blob through one repository; see `mirror.download.source.Source`.
+
+    An answer of upstream records the grant. Another node of the cluster sends the blob with or without a grant.
+    """
 
     registry: Registry
     repository: Repository
@@ -32,8 +35,15 @@ class UpstreamSource:
         size = ExpectedSize(partial(context.access.size_named, repository, digest))
         return cls(context.registry(repository), repository, digest, context, size)
 
+    def open(self, start: int, stop: int | None) -> contextlib.AbstractAsyncContextManager[BlobStream]:
+        cluster, upstream = self.context.cluster, partial(self._open_upstream, start, stop)
+        if cluster is None:
+            return upstream()
+        size = self.context.access.size_named(self.repository, self.digest)
+        return cluster.blob(self.repository, self.digest, start, stop, size, upstream)
+
     @contextlib.asynccontextmanager
-    async def open(self, start: int, stop: int | None) -> AsyncIterator[BlobStream]:
+    async def _open_upstream(self, start: int, stop: int | None) -> AsyncIterator[BlobStream]:
         async with self.registry.blob(self.repository.path, self.digest, start, stop, self.size) as stream:
             self.context.access.record_grant("blob", self.repository, self.digest, stream.size)
             yield stream
@@ -50,4 +60,6 @@ class UpstreamSource:
         return self.context.in_use.hold()
 
     def penalize(self) -> None:
-        self.registry.penalize(self.digest)
+        cluster = self.context.cluster
+        if cluster is None or not cluster.source.penalize(self.digest):
+            self.registry.penalize(self.digest)

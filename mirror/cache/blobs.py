@@ -23,7 +23,7 @@ from mirror.core.outcome import Outcome
 from mirror.core.urgency import Urgency
 from mirror.download.downloads import Downloads
 from mirror.download.ingest import Ingest
-from mirror.download.reader import HeldBody, StreamingBody
+from mirror.download.reader import Body, HeldBody, StreamingBody
 from mirror.errors import UpstreamError, UpstreamRefusal
 from mirror.storage.blobs import CachedBlob
 
@@ -114,6 +114,22 @@ class Blobs:
             return answer.size if await answer.body.stored() else 0
         finally:
             await answer.body.close()
+
+    def open_for_node(self, repository: Repository, digest: Digest, urgency: Urgency) -> Body | None:
+        """What another node of the cluster may read: the held blob, or one that this node is fetching.
+
+        Starts no fetch, and checks no grant: the other node does. None if there is nothing.
+
+        Args:
+            repository: continues the fetch if the process that fetches it for this node dies.
+        """
+        held = self._context.store.files.open(digest)
+        if held is not None:
+            return HeldBody(held, self._context.store.threads.serve)
+        download = self._downloads.find(digest)
+        if download is None and not self._context.is_lazy(repository) and self._downloads.is_driven(digest):
+            download = self._downloads.start(digest, UpstreamSource.of(self._context, repository, digest))
+        return None if download is None else StreamingBody(download, urgency, only_stored=True)
 
     def bytes_received(self, digest: Digest) -> int:
         """The bytes that have arrived of a blob that is being fetched."""

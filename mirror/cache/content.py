@@ -130,6 +130,8 @@ class CachedContent:
         context = self._context
         if isinstance(reference, Digest):
             context.access.revoke_grant(kind, repository, reference)
+            if context.cluster is not None:
+                await context.cluster.grants.revoke(kind, repository, reference)
         seconds = context.policies.general.not_found_ttl
         denied = isinstance(error, AccessDenied)
         await context.note(partial(context.store.index.negative.put, kind, repository, reference, seconds, denied=denied), None)

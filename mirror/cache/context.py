@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
 
@@ -22,6 +22,10 @@ from mirror.metrics import Metrics
 from mirror.storage.space_quota import MakeRoom
 from mirror.storage.store import Store
 from mirror.upstream.registry import Registry
+
+if TYPE_CHECKING:
+    # Imported only by a mirror in a cluster.
+    from mirror.cluster.node import ClusterNode
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -39,6 +43,7 @@ class CacheServices:
     Attributes:
         access: which repository may be served which digest.
         make_room: makes room in the store.
+        cluster: this node's part in a cluster; None if none is configured.
     """
 
     store: Store
@@ -47,6 +52,7 @@ class CacheServices:
     metrics: Metrics
     make_room: MakeRoom
     last_answers: LastAnswers = field(default_factory=LastAnswers)
+    cluster: ClusterNode | None = None
 
 
 class Context:
@@ -74,6 +80,7 @@ class Context:
         self.usage = services.usage
         self.metrics = services.metrics
         self.last_answers = services.last_answers
+        self.cluster = services.cluster
         self.registries = registries
         self.policies = policies
         self.in_use = in_use

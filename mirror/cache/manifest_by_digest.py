@@ -11,7 +11,7 @@ from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
 from mirror.cache.prefetch import Prefetch
 from mirror.core.digest import Digest
-from mirror.core.manifest import ManifestKind
+from mirror.core.manifest import Manifest, ManifestKind
 from mirror.core.media import INDEX_TYPES, MANIFEST_TYPES
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
@@ -75,24 +75,51 @@ class ManifestByDigest:
             self._context.access.record_grant("manifest", repository, granted, size)
 
     async def fetch(self, repository: Repository, reference: Reference) -> ManifestAnswer:
-        """Get a manifest from upstream and store it; schema 1 and what the store cannot take bypasses the store."""
+        """Get a manifest from upstream and store it."""
         registry, asked = self._context.registry(repository), self._context.clock()
         try:
             manifest = await registry.manifest(repository.path, reference)
         except UpstreamRefusal as error:
             await self._cache_refusal(repository, reference, error, asked)
             raise
-        answer = ManifestAnswer(manifest.digest, manifest.media_type, len(manifest.raw), manifest.raw, Outcome.MISS)
-        if manifest.kind is ManifestKind.SCHEMA1 or not await self._content.store(repository, manifest):
-            return replace(answer, outcome=Outcome.BYPASS)
-        self._prefetch.on_fetched(repository, manifest)
-        return answer
+        return await self._keep(repository, manifest)
 
     async def _fetch_once(self, repository: Repository, digest: Digest) -> ManifestAnswer:
         """Fetch a manifest unless another process does or did: one pull, whatever the number of processes."""
         async with self._context.store.turns.turn(digest):
             cached = await self._find_or_raise(repository, digest)
-            return replace(cached, outcome=Outcome.JOINED) if cached is not None else await self.fetch(repository, digest)
+            return (
+                replace(cached, outcome=Outcome.JOINED) if cached is not None else await self._fetch_for_all(repository, digest)
+            )
+
+    async def _fetch_for_all(self, repository: Repository, digest: Digest) -> ManifestAnswer:
+        """Fetch a manifest unless another node of the cluster does or did."""
+        cluster = self._context.cluster
+        if cluster is None:
+            return await self.fetch(repository, digest)
+        async with cluster.manifest_turn(repository, digest) as turn:
+            if turn.found is not None and await self._is_granted_elsewhere(repository, turn.found):
+                return await self._keep(repository, turn.found)
+            answer = await self.fetch(repository, digest)
+            if answer.outcome is Outcome.MISS and answer.raw is not None:
+                await cluster.grants.share("manifest", repository, digest, answer.size)
+                turn.fetched = answer.media_type, answer.raw
+            return answer
+
+    async def _is_granted_elsewhere(self, repository: Repository, manifest: Manifest) -> bool:
+        """Whether upstream grants a manifest that another node has fetched: by that node's answer, or else by a HEAD."""
+        cluster, digest, size = self._context.cluster, manifest.digest, len(manifest.raw)
+        if cluster is None or not await cluster.grants.adopt("manifest", repository, digest, size):
+            await self._heads.run((repository, digest), lambda: self.head_upstream(repository, digest))
+        return self._content.is_authorized("manifest", repository, digest)
+
+    async def _keep(self, repository: Repository, manifest: Manifest) -> ManifestAnswer:
+        """Store a granted manifest; schema 1 and what the store cannot take bypasses the store."""
+        answer = ManifestAnswer(manifest.digest, manifest.media_type, len(manifest.raw), manifest.raw, Outcome.MISS)
+        if manifest.kind is ManifestKind.SCHEMA1 or not await self._content.store(repository, manifest):
+            return replace(answer, outcome=Outcome.BYPASS)
+        self._prefetch.on_fetched(repository, manifest)
+        return answer
 
     async def _find_or_raise(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
         """The answer without a GET, or None; raises a cached refusal.

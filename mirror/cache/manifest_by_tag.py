@@ -157,6 +157,9 @@ class ManifestByTag:
 
     def _spares_head(self, repository: Repository) -> bool:
         """Whether a GET needs no HEAD before it, which would save a pull, or name a denied digest."""
+        if self._context.cluster is not None and not self._context.cluster.is_alone:
+            # The nodes of a cluster share the GET by digest.
+            return False
         return not self._pull_policy.denies_digests and self._context.registry(repository).has_plenty_of_pulls()
 
     async def _fetch_unknown(self, request: _Request) -> tuple[ManifestAnswer, float]:

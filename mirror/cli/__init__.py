@@ -10,6 +10,7 @@ from mirror import __version__
 from mirror.cli import administration, serving, syncing, verification
 from mirror.cli.client_config import client_config
 from mirror.cli.explaining import explain
+from mirror.cli.nodes import nodes
 from mirror.cli.status import status
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app.command("check-config")(serving.check_config)
 app.command()(administration.images)
 app.command()(administration.purge)
 app.command()(explain)
+app.command()(nodes)
 app.command()(syncing.sync)
 app.command()(syncing.warm)
 app.command()(verification.verify)

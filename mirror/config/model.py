@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from mirror.config.cluster import ClusterConfig
 from mirror.config.problems import describe, misnamed_variables
 from mirror.config.sections import (
     Access,
@@ -70,6 +71,7 @@ class Config(BaseSettings):
     limits: Limits = Limits()
     log: Log = Log()
     tracing: TracingConfig = TracingConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @classmethod
     def settings_customise_sources(

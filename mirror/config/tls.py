@@ -37,6 +37,24 @@ def server_context(certificate: Path, key: Path | None = None, client_ca: Path |
     return context
 
 
+def client_context(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
+    """Return the context of a node that shows a certificate to nodes of the same authority, whatever their names.
+
+    Raises:
+        ValueError: a file is unusable; the message names it.
+    """
+    check_certificates(authority)
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=authority)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Nodes come and go with their addresses; a request is signed for the node that it is meant for.
+    context.check_hostname = False
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise ValueError(f"holds no key of the certificate in {certificate}, or one with a passphrase: {key}") from error
+    return context
+
+
 def certificate_names(path: Path) -> frozenset[str]:
     """Return the host names in the first certificate of a file. Raises OSError or ValueError if it cannot be read."""
     return dns_names(_first_certificate(path))

@@ -42,6 +42,8 @@ class Total(enum.IntEnum):
     """Blobs being prefetched."""
     ADMIN_CONNECTIONS = 10
     """Connections to the admin address."""
+    NODE_CONNECTIONS = 11
+    """Connections of other nodes of the cluster."""
 
 
 class Field(enum.IntEnum):

@@ -10,8 +10,8 @@ from mirror.core.networks import Network, client_key, is_within, parse_address
 from mirror.listener import oci_errors
 from mirror.listener.oci_errors import Problem
 
-# The two addresses are counted separately, so that clients cannot lock out operators.
-_TOTALS = {"access": Total.CONNECTIONS, "admin": Total.ADMIN_CONNECTIONS}
+# The addresses are counted separately, so that clients cannot lock out operators or other nodes.
+_TOTALS = {"access": Total.CONNECTIONS, "admin": Total.ADMIN_CONNECTIONS, "cluster": Total.NODE_CONNECTIONS}
 # Refused connections that are open to be answered, of one address and in total; further ones are closed without an answer.
 _MAX_ANSWERED, _MAX_ANSWERED_TOTAL = 16, 256
 

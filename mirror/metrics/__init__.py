@@ -68,6 +68,7 @@ class Metrics:
         self._declare_storage()
         self._declare_sync()
         self._declare_state()
+        self._declare_cluster()
 
     def declare_registry(self, registry: str, upstreams: Iterable[str]) -> None:
         """Begin the series of a registry at 0, because Prometheus does not see an increase without a value before it."""
@@ -170,6 +171,21 @@ class Metrics:
         self.config_reload_ok = self._gauge("config_reload_ok", Across.LEAST, "0 after a reload whose configuration was refused")
         self.config_reload_ok.set(1)
         self._gauge("build_info", Across.LARGEST, "Always 1", "version").labels(__version__).set(1)
+
+    def _declare_cluster(self) -> None:
+        self.cluster_nodes = self._gauge("cluster_nodes", Across.LARGEST, "Nodes of the cluster; 0 without one, or without Redis")
+        self.cluster_alone = self._gauge("cluster_alone", Across.LARGEST, "1 while this node of a cluster cannot ask Redis")
+        self.cluster_clock_offset = self._gauge(
+            "cluster_clock_offset_seconds", Across.LARGEST, "What the clock of Redis is ahead of this host's"
+        )
+        self.cluster_calls = self._histogram("cluster_calls_seconds", "Calls to Redis")
+        self.cluster_takeovers = self._counter(
+            "cluster_takeovers", "Fetches that were taken over from another node, by what that node did", "reason"
+        )
+        self.source_bytes = self._counter("source_bytes", "Bytes of blobs by where they came from", "source")
+        for reason in ("absent", "connect", "cut", "timeout", "protocol", "waiting", "error"):
+            self.cluster_takeovers.labels(reason)
+        self.bytes_from_nodes, self.bytes_from_upstreams = (self.source_bytes.labels(source) for source in ("peer", "upstream"))
 
     def _declare_sync(self) -> None:
         self.sync_runs = self._counter("sync_runs", "Orders to bring images in sync that were carried out", "result")

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import web
@@ -40,6 +41,9 @@ from mirror.storage.coordination import wait
 from mirror.storage.store import Store
 from mirror.storage.traffic_file import TrafficFile
 from mirror.sync.scheduler import SyncScheduler
+
+if TYPE_CHECKING:
+    from mirror.service.cluster import NodeServer
 
 log = structlog.get_logger(__name__)
 
@@ -81,11 +85,13 @@ class Mirror:
         self._registry_listener = RegistryListener(config, handlers, metrics, group.counts)
         worker_stats = WorkerStats(metrics, group.worker_stats)
         self._operations = AdminOperations(store, downloads, metrics, worker_stats, self._registry_listener)
+        self._operations.node = self._services.node
         self._traffic = TrafficHistory(TrafficFile(store.layout.traffic), group.started, self._operations.traffic)
         sessions = Sessions(group.secret)
         self._page = StatusPage(self._operations, self._sync_operations, self._traffic, sessions)
         application = admin_application(self._operations, self._sync_operations, self._webhook, self._page)
         self._admin_listener = AdminListener(application, sessions, metrics, group.counts)
+        self._node_server = self._build_node_server(config)
         self._configure(graph)
         self._started = time.time()
         self._skip_drain = False
@@ -99,8 +105,12 @@ class Mirror:
         admin_socket: socket.socket,
         stop: asyncio.Event,
         ready: Callable[[], None] = lambda: None,
+        node_socket: socket.socket | None = None,
     ) -> None:
         """Serve until `stop` is set; then drain, and release everything.
+
+        Args:
+            node_socket: for other nodes of the cluster, if there is one.
 
         Raises:
             ConfigurationError: a file has become unusable since the configuration was checked.
@@ -116,6 +126,9 @@ class Mirror:
         await self._registry_listener.open(registry_socket, self._relieve)
         self._spawn(self._registry_listener.watch())
         await self._admin_listener.open(self._current.graph.config, admin_socket, self._relieve)
+        if self._node_server is not None and node_socket is not None:
+            self._node_server.open(node_socket, self._relieve)
+            self._spawn(self._node_server.run(services.store.files, services.downloads))
         self._announce()
         self._spawn(self._log_checks())
         ready()
@@ -170,8 +183,18 @@ class Mirror:
         self._operations.configure(config, graph.registries, graph.cache.explainer)
         self._webhook.secret_file = config.sync.webhook_secret_file
         self._access_log.configure(config.log.access)
+        if self._node_server is not None:
+            self._node_server.configure(graph)
         for name, registry in graph.registries.items():
             self._services.metrics.declare_registry(name, [upstream.name for upstream in registry.upstreams])
+
+    def _build_node_server(self, config: Config) -> NodeServer | None:
+        node, group = self._services.node, self._services.group
+        if node is None:
+            return None
+        from mirror.service.cluster import NodeServer  # noqa: PLC0415 - see `Services`
+
+        return NodeServer(config, node, self._services.metrics, group.counts)
 
     async def _log_checks(self) -> None:
         if self._services.group.counts.own == 0:
@@ -217,6 +240,8 @@ class Mirror:
     def _relieve(self) -> None:
         for listener in (self._registry_listener.listener, self._admin_listener.listener):
             listener.end_idle()
+        if self._node_server is not None:
+            self._node_server.end_idle()
 
     async def _publish(self) -> None:
         """Publish the figures of this process for the others, and follow its downloads."""
@@ -231,17 +256,27 @@ class Mirror:
         self._operations.draining = True
         self._registry_listener.listener.close()
         self._current.graph.stop_background()
-        log.info("draining", requests=self._registry_listener.in_progress, at_most_seconds=DRAIN_S)
+        if self._node_server is not None:
+            await self._node_server.drain()
+        log.info("draining", requests=self._in_progress, at_most_seconds=DRAIN_S)
         await wait(self._is_drained, DRAIN_S, _DRAIN_POLL_INTERVAL_S)
-        if self._registry_listener.in_progress:
-            log.warning("drain_ended", requests_cut=self._registry_listener.in_progress)
+        if self._in_progress:
+            log.warning("drain_ended", requests_cut=self._in_progress)
         await self._registry_listener.shutdown(1.0)
 
+    @property
+    def _in_progress(self) -> int:
+        """Requests of clients and of other nodes that are not answered yet."""
+        of_nodes = 0 if self._node_server is None else self._node_server.in_progress
+        return self._registry_listener.in_progress + of_nodes
+
     def _is_drained(self) -> bool:
-        return self._skip_drain or not self._registry_listener.in_progress
+        return self._skip_drain or not self._in_progress
 
     async def _close(self, janitor: asyncio.Task[None]) -> None:
         await self._services.downloads.close()
+        if self._node_server is not None:
+            await self._node_server.close()
         janitor.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await janitor
@@ -278,6 +313,7 @@ def _changed_but_fixed(old: Config, new: Config) -> list[str]:
         "workers": old.workers != new.workers,
         "admin.listen": old.admin.listen != new.admin.listen,
         "storage": old.storage != new.storage,
+        "cluster": old.cluster != new.cluster,
         "downloads.connections_per_blob": old.downloads.connections_per_blob != new.downloads.connections_per_blob,
         "tracing": old.tracing != new.tracing,
         "downloads.parallel_from": old.downloads.parallel_from != new.downloads.parallel_from,

@@ -47,6 +47,7 @@ class _Start:
     registry_socket: socket.socket
     admin_socket: socket.socket
     group: WorkerGroup
+    node_socket: socket.socket | None = None
 
 
 def run(named: Path | None) -> None:
@@ -67,8 +68,13 @@ def run(named: Path | None) -> None:
         passed = inherited()
         registry_socket = stack.enter_context(listen("listen", config.listen, passed))
         admin_socket = stack.enter_context(listen("admin.listen", config.admin.listen, passed))
+        node_socket, node = None, ""
+        if config.cluster.is_enabled:
+            node_socket = stack.enter_context(listen("cluster.listen", config.cluster.listen, passed))
+            node = _node_name(config)
         passed.refuse_others()
-        start = _Start(config, path, registry_socket, admin_socket, WorkerGroup(log=writer))
+        group = WorkerGroup(log=writer, node=node)
+        start = _Start(config, path, registry_socket, admin_socket, group, node_socket)
         if workers == 1:
             _serve_here(start, None)
         else:
@@ -79,7 +85,7 @@ def _serve_in_workers(first: _Start, count: int) -> None:
     Layout(str(first.config.storage.path.resolve())).prepare()
     with _stats_directory() as worker_stats:
         # Before the fork: all processes are one mirror to others.
-        start = replace(first, group=WorkerGroup(count, worker_stats))
+        start = replace(first, group=replace(first.group, size=count, worker_stats=worker_stats))
         shared = SharedCounts(count)
 
         def work(worker: Worker) -> None:
@@ -115,11 +121,18 @@ def _stats_directory() -> Iterator[Path]:
 
 def _current(start: _Start, worker: Worker, shared: SharedCounts) -> _Start:
     """Return what a worker starts from: the configuration that was loaded last, but for keys that need a restart."""
-    fixed = {key: getattr(start.config, key) for key in ("listen", "workers", "storage")}
+    fixed = {key: getattr(start.config, key) for key in ("listen", "workers", "storage", "cluster")}
     writer = LogWriter({"worker": worker.slot})
     logs.configure(worker.config.log, writer)
     group = replace(start.group, counts=shared.table(worker.slot), log=writer)
     return replace(start, config=worker.config.model_copy(update=fixed), group=group)
+
+
+def _node_name(config: Config) -> str:
+    """The URL of this mirror for other nodes: the same for all workers."""
+    from mirror.cluster.address import advertised  # noqa: PLC0415 - only a node of a cluster needs it
+
+    return advertised(config.cluster)
 
 
 def _raise_open_files_limit() -> None:
@@ -168,7 +181,7 @@ async def _serve(mirror: Mirror, start: _Start, worker: Worker | None) -> None:
 
     beating = loop.create_task(_keep_beating(worker))
     try:
-        await mirror.serve(start.registry_socket, start.admin_socket, stop, ready)
+        await mirror.serve(start.registry_socket, start.admin_socket, stop, ready, start.node_socket)
     finally:
         beating.cancel()
 

@@ -21,6 +21,7 @@ from mirror.core.counts import CountTable
 from mirror.download.downloads import Downloads
 from mirror.download.services import DownloadLimits, DownloadServices
 from mirror.download.shares import Shares
+from mirror.errors import ConfigurationError
 from mirror.maintenance.janitor import Janitor
 from mirror.maintenance.recheck import Recheck
 from mirror.maintenance.repeats import Repeats
@@ -34,6 +35,7 @@ from mirror.upstream.connections import Connections
 from mirror.upstream.webhook import Webhook
 
 if TYPE_CHECKING:
+    from mirror.cluster.node import ClusterNode
     from mirror.otel import Tracing
 
 
@@ -50,6 +52,7 @@ class WorkerGroup:
         log: writes the log of this process.
         started: when the mirror was started, in nanoseconds since the epoch.
         secret: of this run of the mirror, for sessions of the status page.
+        node: the URL of this mirror for other nodes of its cluster; empty without one, or to find it out.
     """
 
     size: int = 1
@@ -60,6 +63,7 @@ class WorkerGroup:
     log: LogWriter = field(default_factory=LogWriter)
     started: int = field(default_factory=time.time_ns)
     secret: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
+    node: str = ""
 
 
 class Services:
@@ -75,10 +79,11 @@ class Services:
         self.recheck = Recheck(scrub, group.repeats)
         self.janitor = Janitor(store, scrub, usage, metrics, TagPolicies.configured(config))
         access = AccessIndex(store.index, store.generation, store.threads.note)
-        self.cache = CacheServices(store, access, usage, metrics, self.janitor.make_room)
         self.connections = Connections(group.counts)
         self.tracing = _tracing(config.tracing.otlp_endpoint)
         self.downloads = downloads = self._build_downloads(config)
+        self.node = self._build_node(config, access)
+        self.cache = CacheServices(store, access, usage, metrics, self.janitor.make_room, cluster=self.node)
         metrics.downloads_in_progress.set_function(lambda: len(downloads))
         metrics.download_readers.set_function(lambda: downloads.readers)
         self.notifier = Notifier(store.files, store.threads.write, _increment(metrics.notifications))
@@ -91,6 +96,19 @@ class Services:
         self.notifier.configure(None if notify.url is None else Webhook(notify.url, notify.secret_file))
         self.janitor.policies = TagPolicies.configured(config)
         self.store.quota.limits = {name: entry.max_size for name, entry in config.registries.items()}
+        if self.node is not None:
+            self.node.configure(config.registries)
+
+    def _build_node(self, config: Config, access: AccessIndex) -> ClusterNode | None:
+        if not config.cluster.is_enabled:
+            return None
+        try:
+            from mirror.service.cluster import build_node  # noqa: PLC0415 - only a node needs it, and the extra `cluster`
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                [f"cluster: {error.name} is missing: pip install 'registry-mirror[cluster]' installs it"]
+            ) from error
+        return build_node(config, self, access, self.downloads)
 
     def _build_downloads(self, config: Config) -> Downloads:
         services = DownloadServices(

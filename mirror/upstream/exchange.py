@@ -170,6 +170,8 @@ class Exchange:
         route = self._route
         route.health.received += count
         route.metrics.upstream_bytes.labels(route.health.registry, route.name).inc(count)
+        if self._request.kind == "blob":
+            route.metrics.bytes_from_upstreams.inc(count)
 
     @contextlib.contextmanager
     def _at_token_host(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -54,6 +55,18 @@ def test_what_the_mirror_imports():
     assert imported("mirror") == names(RUNTIME) | names(EXTRAS)
 
 
+def test_optional_libraries_are_not_imported():
+    """A mirror without their feature neither needs nor imports them."""
+    extras = names(EXTRAS)
+    libraries = {module for module, origins in packages_distributions().items() if {normal(one) for one in origins} & extras}
+    program = "import sys, mirror.cli, mirror.service.run; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    modules = done.stdout.split()
+
+    assert not {module.partition(".")[0] for module in modules} & libraries
+    assert not [module for module in modules if module.startswith("mirror.cluster")]
+
+
 def test_what_tests_and_benchmarks_import():
     """It is the dependencies, and those for development, of which the rest are tools."""
     ours = imported("tests", "bench") - names(RUNTIME) - names(EXTRAS)
@@ -64,7 +77,7 @@ def test_what_tests_and_benchmarks_import():
 @pytest.mark.parametrize("requirement", [*RUNTIME, *EXTRAS, *DEVELOPMENT])
 def test_floors_were_tested(requirement):
     """The oldest release that is allowed is the one that tests run with."""
-    name, floor = requirement.split(">=")
+    name, floor = re.sub(r"\[[^]]*\]", "", requirement).split(">=")
     assert pins()[normal(name)] == floor
 
 

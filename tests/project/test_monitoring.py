@@ -177,7 +177,17 @@ def test_the_dashboard_has_a_row_for_each_question():
     """Rows stand for what somebody who is paged asks."""
     rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
 
-    assert rows == ["State", "Traffic", "Hit ratio and stale answers", "Upstream", "Downloads", "Store", "Sync", "Process"]
+    assert rows == [
+        "State",
+        "Traffic",
+        "Hit ratio and stale answers",
+        "Upstream",
+        "Downloads",
+        "Store",
+        "Sync",
+        "Process",
+        "Cluster",
+    ]
 
 
 def test_the_dashboard_shows_every_metric():

@@ -61,7 +61,8 @@ class MirrorUnderTest:
         self.requests: list[dict[str, Any]] = []
         self.mirror = Mirror(config, None, self.store, WorkerGroup(log=_Lines(self.requests)))
         self._stop = asyncio.Event()
-        self._task = asyncio.create_task(self.mirror.serve(*sockets, self._stop))
+        node = listen("cluster.listen", config.cluster.listen) if config.cluster.is_enabled else None
+        self._task = asyncio.create_task(self.mirror.serve(*sockets, self._stop, node_socket=node))
         self.session = aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=LIMIT))
         return self
 

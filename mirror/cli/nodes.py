@@ -1,0 +1,37 @@
+"""The command `nodes`, which lists the nodes of the cluster of a running mirror."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from mirror.cli.client import AdminClient
+from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
+from mirror.cli.text import ago, show, table, width
+
+
+def nodes(
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    token_file: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the nodes of the cluster."""
+    found = AdminClient(config, url, token_file).request("GET", "/api/v1/nodes")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    if found["redis"] != "up":
+        typer.echo(f"this node is alone: {found['cause']}")
+        return
+    rows = [
+        (
+            ("* " if node["self"] else "  ") + node["name"],
+            str(node.get("state", "")),
+            str(node.get("version", "")),
+            ago(node.get("started")),
+        )
+        for node in found["nodes"]
+    ]
+    show(table(rows, width(), ("  NODE", "STATE", "VERSION", "STARTED")))

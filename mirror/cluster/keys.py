@@ -1,0 +1,64 @@
+"""The names in Redis. All of a cluster have one hash slot, so that scripts run on Redis Cluster, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+
+from mirror.core.digest import Digest
+from mirror.core.names import Repository
+
+# A version that does not understand the values of another one uses other keys.
+_LAYOUT = 1
+
+
+def scope_of(registry: str, upstreams: Iterable[str], username: str | None) -> str:
+    """Name a registry as a node is configured for it: nodes with other upstreams or accounts share no grant and no failure."""
+    text = "\n".join((*upstreams, username or ""))
+    return f"{registry}~{sha256(text.encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one cluster.
+
+    Attributes:
+        name: of the cluster.
+        scope: returns the scope of a registry; see `scope_of`.
+    """
+
+    name: str
+    scope: Callable[[str], str]
+
+    def lease(self, digest: Digest) -> str:
+        """Who fetches a blob, or holds it."""
+        return self._key(f"b:{digest}")
+
+    def askers(self, digest: Digest) -> str:
+        """The nodes that have asked for a blob, in order: each is the parent of some that follow it."""
+        return self._key(f"at:{digest}")
+
+    def manifest(self, digest: Digest) -> str:
+        """The media type and bytes of a manifest."""
+        return self._key(f"mf:{digest}")
+
+    def manifest_turn(self, digest: Digest) -> str:
+        """The node whose turn it is to fetch a manifest, or why the last one failed."""
+        return self._key(f"ml:{digest}")
+
+    def grant(self, kind: str, repository: Repository, digest: Digest) -> str:
+        """The size of content that upstream has granted to a repository."""
+        return self._key(f"gr:{self.scope(repository.registry)}|{repository.path}|{kind}|{digest}")
+
+    @property
+    def nodes(self) -> str:
+        """The nodes by the time of their last beat."""
+        return self._key("nodes")
+
+    def node(self, name: str) -> str:
+        """What a node says of itself."""
+        return self._key(f"node:{name}")
+
+    def _key(self, rest: str) -> str:
+        return f"rm:{{{self.name}}}:{_LAYOUT}:{rest}"

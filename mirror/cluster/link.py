@@ -1,0 +1,194 @@
+"""The link to Redis: bounded calls, and no calls while Redis does not answer. The only module that knows its client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import Histogram
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from mirror.core.retry import backoff
+from mirror.errors import MirrorError
+from mirror.small_files import read_secret
+
+log = structlog.get_logger(__name__)
+
+# So many failures in a row end the calls until a probe succeeds.
+_MAX_FAILURES = 3
+# Of one process. A call that finds none free waits within its own time limit.
+_CONNECTIONS = 4
+# A call connects, waits for a free connection, and is repeated once if the server had closed an idle one.
+_MAX_TIMEOUTS = 3
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 30.0
+
+
+class LinkDown(MirrorError):
+    """Redis was not asked, or has not answered in time, or has refused the call."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A Lua script; Redis runs it as one step.
+
+    Attributes:
+        digest: SHA-1, by which EVALSHA names a script that Redis has seen.
+    """
+
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """The name of the script at Redis."""
+        return sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True)
+class RedisAddress:
+    """How Redis is reached.
+
+    Attributes:
+        url: with scheme, host, port and database.
+        timeout_s: of connecting, and of each answer.
+    """
+
+    url: str
+    timeout_s: float
+    password_file: Path | None = None
+    ca_file: Path | None = None
+
+
+class _PasswordFile(CredentialProvider):
+    """Reads the password for each connection, so that a renewed one is used."""
+
+    def __init__(self, path: Path, username: str | None) -> None:
+        self._path = path
+        self._username = username
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        password = (await read_secret(self._path)).decode()
+        return (password,) if self._username is None else (self._username, password)
+
+
+class Link:
+    """Calls Redis, or raises LinkDown at once while Redis is known not to answer.
+
+    Needs `run` to be running: it connects, and finds out when Redis is back.
+
+    Attributes:
+        is_up: Redis has answered last. False until the first answer.
+    """
+
+    def __init__(self, address: RedisAddress, seconds: Histogram) -> None:
+        self.is_up = False
+        self._address = address
+        self._seconds = seconds
+        self._failures = 0
+        self._down = asyncio.Event()
+        self._down.set()
+        self._redis = Redis(connection_pool=_pool(address))
+
+    async def run(self) -> None:
+        """Probe Redis while it is down, with growing pauses; until cancelled."""
+        attempt, was_up = 0, False
+        while True:
+            await self._down.wait()
+            try:
+                async with asyncio.timeout(_MAX_TIMEOUTS * self._address.timeout_s):
+                    await self._redis.ping()
+            except (RedisError, OSError, TimeoutError) as error:
+                if not was_up and not attempt:
+                    _log_alone(error)
+                await asyncio.sleep(backoff(attempt, base=_FIRST_PAUSE_S, cap=_MAX_PAUSE_S))
+                attempt += 1
+            else:
+                self.is_up, was_up, attempt, self._failures = True, True, 0, 0
+                self._down.clear()
+                log.info("cluster_joined")
+
+    async def call(self, script: Script, keys: Sequence[str], *args: str | bytes | int) -> Any:
+        """Run a script at Redis.
+
+        Raises:
+            LinkDown: at the latest after three times the time limit; at once while Redis is down.
+        """
+        if not self.is_up:
+            raise LinkDown("Redis does not answer, and is not asked for now")
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(_MAX_TIMEOUTS * self._address.timeout_s):
+                found = await self._evaluate(script, keys, args)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._note_failure(error)
+            raise LinkDown(_cause(error)) from error
+        finally:
+            self._seconds.observe(time.monotonic() - began)
+        self._failures = 0
+        return found
+
+    async def close(self) -> None:
+        """Close the connections."""
+        self.is_up = False
+        await self._redis.aclose()
+        await self._redis.connection_pool.disconnect()
+
+    async def _evaluate(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        try:
+            return await self._command("EVALSHA", script.digest, len(keys), *keys, *args)
+        except NoScriptError:
+            return await self._command("EVAL", script.text, len(keys), *keys, *args)
+
+    async def _command(self, *words: str | bytes | int) -> Any:
+        return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+
+    def _note_failure(self, error: BaseException) -> None:
+        if isinstance(error, ResponseError):
+            # It answers: for example that it is full, and takes no writes.
+            return
+        self._failures += 1
+        if self._failures >= _MAX_FAILURES and self.is_up:
+            self.is_up = False
+            self._down.set()
+            _log_alone(error)
+
+
+def _pool(address: RedisAddress) -> BlockingConnectionPool:
+    options: dict[str, Any] = {**parse_url(address.url)}
+    username = options.pop("username", None)
+    if address.password_file is not None:
+        options.pop("password", None)
+        options["credential_provider"] = _PasswordFile(address.password_file, username)
+    elif username is not None:
+        options["username"] = username
+    if address.ca_file is not None:
+        options["ssl_ca_certs"] = str(address.ca_file)
+    timeout = address.timeout_s
+    return BlockingConnectionPool(
+        max_connections=_CONNECTIONS,
+        timeout=timeout,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        # Only for an idle connection that the server has closed: a time limit is not repeated.
+        retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),
+        **options,
+    )
+
+
+def _log_alone(error: BaseException) -> None:
+    log.warning("cluster_alone", cause=_cause(error), consequence="this node fetches for itself")
+
+
+def _cause(error: BaseException) -> str:
+    return f"Redis: {str(error)[:200] or type(error).__name__}"

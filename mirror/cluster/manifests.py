@@ -1,0 +1,129 @@
+"""Manifests that all nodes share: one node fetches a manifest, and the others read its bytes from Redis and verify them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+
+from mirror.cluster.failures import decode_failure, encode_failure
+from mirror.cluster.keys import Keys
+from mirror.cluster.link import Link, LinkDown, Script
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
+from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
+from mirror.errors import UpstreamError
+
+log = structlog.get_logger(__name__)
+
+_MAX_BYTES = 256 << 10
+_TTL_MS = 3_600_000
+# A node whose turn it is needs as long as upstream does; after this the next one fetches.
+_TURN_MS, _TIMEOUT_S = 5_000, 6.0
+_FAILED_MS = 3_000
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.005, 0.1
+
+# KEYS: manifest, turn. ARGV: token, TTL.
+_TAKE = Script("""
+local found = redis.call('GET', KEYS[1])
+if found then return {'found', found} end
+local turn = redis.call('GET', KEYS[2])
+if not turn then
+  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+  return {'turn'}
+end
+if string.sub(turn, 1, 7) == 'failed|' then return {'failed', string.sub(turn, 8)} end
+return {'wait'}
+""")
+_PUT = Script("redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])")
+# KEYS: turn. ARGV: token, the failure that replaces it, or nothing.
+_END = Script("""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
+if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
+""")
+
+
+@dataclass
+class Turn:
+    """What a turn has brought.
+
+    Attributes:
+        found: the manifest that another node has fetched.
+        fetched: the manifest that the holder of the turn has fetched; the holder sets it.
+    """
+
+    found: Manifest | None = None
+    fetched: tuple[str, bytes] | None = None
+
+
+class SharedManifests:
+    """The manifests of a cluster by digest."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link = link
+        self._keys = keys
+
+    @contextlib.asynccontextmanager
+    async def turn(self, digest: Digest, scope: str) -> AsyncIterator[Turn]:
+        """Wait until a manifest can be read, or until it is this node's turn to fetch it. Without Redis that is at once.
+
+        Raises:
+            UpstreamError: another node has asked upstream a moment ago, and upstream failed.
+        """
+        token = f"{os.urandom(8).hex()}|{scope}"
+        turn = Turn(found=await self._find(digest, scope, token))
+        failure = ""
+        try:
+            yield turn
+        except UpstreamError as error:
+            encoded = encode_failure(error)
+            failure = "" if encoded is None else f"failed|{scope}|{encoded}"
+            raise
+        finally:
+            if turn.found is None:
+                await self._finish(digest, turn, token, failure)
+
+    async def _find(self, digest: Digest, scope: str, token: str) -> Manifest | None:
+        keys, pause = [self._keys.manifest(digest), self._keys.manifest_turn(digest)], _FIRST_PAUSE_S
+        deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
+        while asyncio.get_running_loop().time() < deadline:
+            try:
+                kind, *rest = await self._link.call(_TAKE, keys, token, _TURN_MS)
+            except LinkDown:
+                return None
+            if kind == b"found":
+                return _parsed(rest[0], digest)
+            if kind == b"turn":
+                return None
+            if kind == b"failed":
+                whose, _, text = rest[0].decode().partition("|")
+                failure = decode_failure(text)
+                if whose != scope or failure is None:
+                    return None
+                raise failure
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_S)
+        return None
+
+    async def _finish(self, digest: Digest, turn: Turn, token: str, failure: str) -> None:
+        with contextlib.suppress(LinkDown):
+            if turn.fetched is not None and len(turn.fetched[1]) <= _MAX_BYTES:
+                media_type, raw = turn.fetched
+                await self._link.call(_PUT, [self._keys.manifest(digest)], media_type.encode() + b"\n" + raw, _TTL_MS)
+            await self._link.call(_END, [self._keys.manifest_turn(digest)], token, failure, _FAILED_MS)
+
+
+def _parsed(value: bytes, digest: Digest) -> Manifest | None:
+    """The manifest of a value in Redis; None if the value is damaged: then it is fetched."""
+    media_type, _, raw = value.partition(b"\n")
+    try:
+        manifest = parse_manifest(raw, media_type.decode(), digest)
+    except (InvalidInput, UnicodeDecodeError) as error:
+        log.error("shared_manifest_damaged", digest=str(digest), cause=str(error), consequence="it is fetched from upstream")
+        return None
+    # The digest of schema 1 is not that of its bytes, so nothing would verify them.
+    return None if manifest.kind is ManifestKind.SCHEMA1 else manifest

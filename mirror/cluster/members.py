@@ -1,0 +1,139 @@
+"""The nodes of a cluster: each one writes a beat into Redis, and is forgotten soon after its last one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from mirror import __version__
+from mirror.cluster.keys import Keys
+from mirror.cluster.link import Link, LinkDown, Script
+from mirror.cluster.secret import ClusterSecret
+from mirror.metrics import Metrics
+from mirror.throttled_log import ThrottledLog
+
+log = structlog.get_logger(__name__)
+
+_INTERVAL_S, _TTL_S = 5.0, 15
+# While Redis is down, to join again soon after it is back.
+_JOIN_INTERVAL_S = 0.25
+_MAX_OFFSET_S = 5.0
+
+# KEYS: nodes, this node. ARGV: name (nothing: only count), facts, TTL in seconds.
+_BEAT = Script("""
+local time = redis.call('TIME')
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', time[1] - ARGV[3])
+if ARGV[1] ~= '' then
+  redis.call('ZADD', KEYS[1], time[1], ARGV[1])
+  redis.call('EXPIRE', KEYS[1], 4 * ARGV[3])
+  redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
+end
+return {redis.call('ZCARD', KEYS[1]), time[1], time[2]}
+""")
+_LEAVE = Script("redis.call('ZREM', KEYS[1], ARGV[1]); redis.call('DEL', KEYS[2])")
+# KEYS: nodes. ARGV: prefix of the keys of nodes, TTL in seconds.
+_LIST = Script("""
+local time, found = redis.call('TIME'), {}
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], time[1] - ARGV[2], '+inf')) do
+  local facts = redis.call('GET', ARGV[1] .. name)
+  if facts then found[#found + 1] = name; found[#found + 1] = facts end
+end
+return found
+""")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node that has beaten lately.
+
+    Attributes:
+        name: the URL of its address for other nodes.
+        facts: what it says of itself: `version`, `state` (up or draining), `started`, in seconds since the epoch.
+    """
+
+    name: str
+    facts: dict[str, Any]
+
+
+class Members:
+    """This node among the others.
+
+    Args:
+        me: the name of this node.
+
+    Attributes:
+        state: what this node says of itself: up or draining.
+        count: the number of nodes; 0 while Redis does not answer.
+    """
+
+    def __init__(self, link: Link, keys: Keys, me: str, secret: ClusterSecret, metrics: Metrics) -> None:
+        self.state = "up"
+        self.count = 0
+        self.clock: Callable[[], float] = time.time
+        self._link = link
+        self._keys = keys
+        self._me = me
+        self._secret = secret
+        self._metrics = metrics
+        self._started = round(time.time())
+        self._log = ThrottledLog(log, burst=1, interval=600.0)
+
+    async def run(self, *, beats: bool) -> None:
+        """Beat until cancelled.
+
+        Args:
+            beats: whether this process does so for its node; otherwise it only counts the nodes.
+        """
+        while True:
+            await self._secret.refresh()
+            await self.beat(beats=beats)
+            await asyncio.sleep(_INTERVAL_S if self._link.is_up else _JOIN_INTERVAL_S)
+
+    async def beat(self, *, beats: bool = True) -> None:
+        """Write one beat, count the nodes, and compare the clocks."""
+        facts = json.dumps({"version": __version__, "state": self.state, "started": self._started})
+        try:
+            count, seconds, micros = await self._link.call(
+                _BEAT, [self._keys.nodes, self._keys.node(self._me)], self._me if beats else "", facts, _TTL_S
+            )
+        except LinkDown:
+            self.count = 0
+        else:
+            self.count = int(count)
+            self._compare(int(seconds) + int(micros) / 1e6 - self.clock())
+        self._metrics.cluster_nodes.set(self.count)
+
+    async def leave(self) -> None:
+        """Take this node off the list."""
+        with contextlib.suppress(LinkDown):
+            await self._link.call(_LEAVE, [self._keys.nodes, self._keys.node(self._me)], self._me)
+
+    async def list(self) -> list[Member]:
+        """The nodes, by their names. Raises LinkDown."""
+        found = await self._link.call(_LIST, [self._keys.nodes], self._keys.node(""), _TTL_S)
+        return sorted((Member(name.decode(), _facts(facts)) for name, facts in zip(*[iter(found)] * 2, strict=True)), key=_name)
+
+    def _compare(self, offset: float) -> None:
+        self._secret.offset = offset
+        self._metrics.cluster_clock_offset.set(offset)
+        if abs(offset) > _MAX_OFFSET_S:
+            self._log.log("warning", "clock_differs", seconds=round(offset, 1), consequence="the time of Redis counts")
+
+
+def _name(member: Member) -> str:
+    return member.name
+
+
+def _facts(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,94 @@
+"""This node's part in a cluster: everything that one process needs for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+from mirror.aio import together
+from mirror.cluster.grants import Grants
+from mirror.cluster.keys import scope_of
+from mirror.cluster.lease import Leases
+from mirror.cluster.link import Link
+from mirror.cluster.manifests import SharedManifests, Turn
+from mirror.cluster.members import Members
+from mirror.cluster.peers import BlobRange
+from mirror.cluster.secret import ClusterSecret
+from mirror.cluster.source import ClusterSource, Upstream
+from mirror.config.sections import RegistryConfig
+from mirror.core.digest import Digest
+from mirror.core.names import Repository
+from mirror.download.downloads import Downloads
+from mirror.download.source import BlobStream
+from mirror.storage.blobs import BlobFiles
+from mirror.upstream.http import Http
+
+# Redis may hang while the mirror stops.
+_CLOSE_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class ClusterNode:
+    """The parts of a node in a cluster. They outlive reloads.
+
+    Attributes:
+        name: the URL of its address for other nodes.
+        http: the client for other nodes.
+        scopes: by registry; see `scope_of`.
+    """
+
+    name: str
+    link: Link
+    members: Members
+    secret: ClusterSecret
+    leases: Leases
+    source: ClusterSource
+    grants: Grants
+    manifests: SharedManifests
+    http: Http
+    scopes: dict[str, str]
+
+    def configure(self, registries: Mapping[str, RegistryConfig]) -> None:
+        """Use the registries of a configuration from now on."""
+        self.scopes.update(
+            {name: scope_of(name, entry.upstreams, entry.username) for name, entry in registries.items()},
+        )
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether Redis does not answer, so that this node fetches for itself."""
+        return not self.link.is_up
+
+    def blob(
+        self, repository: Repository, digest: Digest, start: int, stop: int | None, size: int | None, upstream: Upstream
+    ) -> AbstractAsyncContextManager[BlobStream]:
+        """Open the stream of a range of a blob from another node or from upstream; see `BlobRange` and `ClusterSource.open`."""
+        return self.source.open(BlobRange(repository, digest, start, stop, size), upstream)
+
+    def manifest_turn(self, repository: Repository, digest: Digest) -> AbstractAsyncContextManager[Turn]:
+        """Wait for a manifest, or for the turn to fetch it; see `SharedManifests.turn`."""
+        return self.manifests.turn(digest, self.grants.scope(repository))
+
+    async def run(self, files: BlobFiles, downloads: Downloads, *, beats: bool) -> None:
+        """Keep the link, the beat and the leases until cancelled."""
+        await self.http.start()
+        await together([self.link.run(), self.members.run(beats=beats), self.leases.run(files, downloads)])
+
+    async def drain(self, *, beats: bool) -> None:
+        """Say that this node is stopping; its other nodes are not sent new streams any more."""
+        self.members.state = "draining"
+        if beats:
+            await self.members.beat()
+
+    async def close(self, *, beats: bool) -> None:
+        """Release the leases, after the downloads have stopped, and close the connections."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self.leases.close()
+                if beats:
+                    await self.members.leave()
+        await self.http.close()
+        await self.link.close()

@@ -1,0 +1,157 @@
+"""The other nodes, as a client of theirs: streams of blobs, and which nodes are not asked for now."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import aiohttp
+from yarl import URL
+
+from mirror import demand
+from mirror.cluster.secret import ClusterSecret
+from mirror.core.bounded_cache import BoundedCache
+from mirror.core.digest import Digest
+from mirror.core.hmac_token import SignedRequest
+from mirror.core.names import Repository
+from mirror.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+from mirror.tracing import request_id
+from mirror.upstream.blob import UpstreamBlob
+from mirror.upstream.http import Http, drain
+from mirror.upstream.intake import Intake
+from mirror.upstream.receiver import open_body
+
+WAIT_HEADER = "X-Mirror-Wait"
+"""In a 503 of a node that has nothing to send yet, but expects it."""
+
+_MAX_NODES = 4096
+# A node that could not be reached is left alone for a moment, one that has sent wrong bytes for longer.
+_UNREACHABLE_S, _POISONED_S = 3.0, 600.0
+
+
+class PeerAbsent(UpstreamError):
+    """The node neither holds nor receives the blob."""
+
+    reason = "absent"
+
+
+class PeerWaiting(UpstreamError):
+    """The node has no byte of it yet, but expects some."""
+
+    reason = "waiting"
+
+
+class PeerBusy(UpstreamError):
+    """The node takes no more requests: it is stopping, cannot store the blob, or has too many."""
+
+    reason = "busy"
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRange:
+    """A range of a blob, and the repository through which it is requested.
+
+    Attributes:
+        stop: the end, not included; None for the end of the blob.
+        size: bytes of the blob by its manifest, None if that is not known.
+    """
+
+    repository: Repository
+    digest: Digest
+    start: int
+    stop: int | None
+    size: int | None = None
+
+    @property
+    def header(self) -> str:
+        """The value of the header Range."""
+        return f"bytes={self.start}-{'' if self.stop is None else self.stop - 1}"
+
+
+class Peers:
+    """Requests blobs of other nodes. The name of a node is the URL of its address for other nodes.
+
+    Args:
+        intake: the buffers of all connections.
+        received: counts the bytes of bodies.
+        tls: for nodes with https; None for the defaults.
+    """
+
+    def __init__(
+        self,
+        http: Http,
+        intake: Intake,
+        secret: ClusterSecret,
+        received: Callable[[float], None],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.clock: Callable[[], float] = time.monotonic
+        self._http = http
+        self._intake = intake
+        self._secret = secret
+        self._received = received
+        self._tls: ssl.SSLContext | bool = True if tls is None else tls
+        self._avoided: BoundedCache[str, bool] = BoundedCache(_MAX_NODES)
+
+    def avoids(self, node: str) -> bool:
+        """Whether a node has failed so lately that it is not asked."""
+        return self._avoided.get(node, self.clock()) is not None
+
+    def note_poisoned(self, node: str) -> None:
+        """Ask a node no more for a while: its bytes had another digest."""
+        self._avoid(node, _POISONED_S)
+
+    @contextlib.asynccontextmanager
+    async def blob(self, node: str, wanted: BlobRange) -> AsyncIterator[UpstreamBlob]:
+        """Open the stream of a range of a blob.
+
+        Raises:
+            PeerAbsent, PeerWaiting, PeerBusy: the node has answered so.
+            UpstreamError: it does not answer, breaks off, or stalls; also while the stream is read.
+        """
+        repository = wanted.repository
+        path = f"/v2/{repository.registry}/{repository.path}/blobs/{wanted.digest}?urgency={demand.urgency.get()().name}"
+        token = self._secret.token(SignedRequest("GET", path, wanted.header, node))
+        headers = {"Range": wanted.header, "Authorization": token, "X-Request-Id": request_id.get()}
+        answered = False
+        try:
+            async with (
+                self._http.request("GET", URL(node + path, encoded=True), headers, tls=self._tls) as response,
+                contextlib.AsyncExitStack() as resources,
+            ):
+                answered = True
+                await _raise_for(response)
+                yield self._opened(response, wanted, resources)
+        except (UpstreamTimeout, UpstreamUnreachable):
+            # A body that stalls may be the fault of upstream.
+            if not answered:
+                self._avoid(node, _UNREACHABLE_S)
+            raise
+
+    def _opened(self, response: aiohttp.ClientResponse, wanted: BlobRange, resources: contextlib.AsyncExitStack) -> UpstreamBlob:
+        body = open_body(response, self._intake, self._http.limits.stall)
+        resources.push(lambda error, *_: body.close(is_used=error is not None))
+        blob = UpstreamBlob(response, body, wanted.digest, wanted.start, self._received)
+        if wanted.size is not None and blob.size != wanted.size:
+            raise UpstreamProtocolError(f"node {response.url.host} says that {wanted.digest} has {blob.size} bytes")
+        return blob
+
+    def _avoid(self, node: str, seconds: float) -> None:
+        self._avoided.put(node, True, expires=self.clock() + seconds)
+
+
+async def _raise_for(response: aiohttp.ClientResponse) -> None:
+    host, status = response.url.host, response.status
+    if status in (200, 206):
+        return
+    await drain(response)
+    if status == 404:
+        raise PeerAbsent(f"node {host} does not have it")
+    if status == 503 and WAIT_HEADER in response.headers:
+        raise PeerWaiting(f"node {host} has nothing of it yet")
+    if status == 503:
+        raise PeerBusy(f"node {host} takes no more requests")
+    raise UpstreamProtocolError(f"node {host} answers {status}")

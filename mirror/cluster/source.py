@@ -1,0 +1,150 @@
+"""The source of a blob in a cluster: upstream for the node that has the lease, other nodes for the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+
+import structlog
+from prometheus_client import Counter
+
+from mirror.cluster.grants import Grants
+from mirror.cluster.lease import Alone, Follow, Leases, Own
+from mirror.cluster.peers import BlobRange, PeerBusy, Peers, PeerWaiting
+from mirror.core.bounded_cache import BoundedCache
+from mirror.core.digest import Digest
+from mirror.download.source import BlobStream
+from mirror.errors import UpstreamError, UpstreamRefusal, UpstreamUnreachable
+
+log = structlog.get_logger(__name__)
+
+# The search for a node that sends bytes ends, and upstream is asked, before clients give up.
+_TIMEOUT_S = 12.0
+# A node that waits for upstream itself answers at once or after a second.
+_WAIT_INTERVAL_S = 0.05
+_MAX_BLOBS = 10_000
+
+Upstream = Callable[[], AbstractAsyncContextManager[BlobStream]]
+"""Opens the stream from upstream. Called at most once."""
+
+
+class ClusterSource:
+    """Opens streams of blobs, each from the node or upstream that the lease of the blob names.
+
+    Args:
+        is_stored_here: whether the bytes of a blob that is fetched here can be read by other nodes.
+        takeovers: counts the leases that were taken from other nodes, by the reason.
+    """
+
+    def __init__(
+        self, leases: Leases, peers: Peers, grants: Grants, is_stored_here: Callable[[Digest], bool], takeovers: Counter
+    ) -> None:
+        self._leases = leases
+        self._peers = peers
+        self._grants = grants
+        self._is_stored_here = is_stored_here
+        self._takeovers = takeovers
+        # The value of a lease whose nodes broke off, until the next stream of that blob.
+        self._suspects: BoundedCache[Digest, tuple[str, str]] = BoundedCache(_MAX_BLOBS)
+        # The nodes that have sent bytes of a blob which is not verified yet.
+        self._senders: BoundedCache[Digest, frozenset[str]] = BoundedCache(_MAX_BLOBS)
+
+    @contextlib.asynccontextmanager
+    async def open(self, wanted: BlobRange, upstream: Upstream) -> AsyncIterator[BlobStream]:
+        """Open a stream. Raises like `mirror.download.source.Source.open`."""
+        async with AsyncExitStack() as stack:
+            answer = await self._found(wanted, stack)
+            if isinstance(answer, Own):
+                yield await stack.enter_async_context(self._owned(wanted, upstream))
+            elif isinstance(answer, Alone):
+                yield await stack.enter_async_context(upstream())
+            else:
+                yield answer
+
+    def penalize(self, digest: Digest) -> bool:
+        """Ask the nodes no more that have sent bytes of a blob which are wrong; False if no node has."""
+        senders = self._senders.pop(digest) or frozenset()
+        for node in senders:
+            log.error("node_poisoned", node=node, digest=str(digest), consequence="it is not asked for a while")
+            self._peers.note_poisoned(node)
+        return bool(senders)
+
+    async def _found(self, wanted: BlobRange, stack: AsyncExitStack) -> Own | Alone | BlobStream:
+        """Ask for the lease until this node has it, or a node sends the blob."""
+        digest, loop = wanted.digest, asyncio.get_running_loop()
+        scope, deadline = self._grants.scope(wanted.repository), loop.time() + _TIMEOUT_S
+        suspect, reason = self._suspects.pop(digest) or ("", "")
+        while loop.time() < deadline:
+            answer = await self._leases.ask(digest, suspect, scope, may_own=self._is_stored_here(digest))
+            if not isinstance(answer, Follow):
+                if suspect and isinstance(answer, Own):
+                    log.info("lease_taken_over", digest=str(digest), at=wanted.start, reason=reason)
+                    self._takeovers.labels(reason).inc()
+                return answer
+            try:
+                return await self._followed(answer, wanted, stack, deadline)
+            except PeerBusy:
+                return Alone()
+            except UpstreamError as error:
+                suspect, reason = answer.value, error.reason
+        return Alone()
+
+    async def _followed(self, lease: Follow, wanted: BlobRange, stack: AsyncExitStack, deadline: float) -> BlobStream:
+        """Open a stream from one of the nodes of a lease.
+
+        Raises:
+            PeerBusy: none of them sends it, but one of them could later.
+            UpstreamError: none of them can.
+        """
+        failure: UpstreamError = UpstreamUnreachable("every node that may have it has failed lately")
+        for node in lease.nodes:
+            if self._peers.avoids(node):
+                continue
+            try:
+                return await stack.enter_async_context(self._from_node(node, lease, wanted, deadline))
+            except UpstreamError as error:
+                failure = failure if isinstance(failure, PeerBusy) else error
+        raise failure
+
+    @contextlib.asynccontextmanager
+    async def _from_node(self, node: str, lease: Follow, wanted: BlobRange, deadline: float) -> AsyncIterator[BlobStream]:
+        """The stream from a node. If it breaks off, the next stream of the blob replaces the lease."""
+        async with AsyncExitStack() as stack:
+            stream = await self._awaited(node, wanted, stack, deadline)
+            await self._grants.adopt("blob", wanted.repository, wanted.digest, stream.size)
+            self._senders.put(wanted.digest, (self._senders.get(wanted.digest) or frozenset()) | {node})
+            try:
+                yield stream
+            except UpstreamError as error:
+                self._suspects.put(wanted.digest, (lease.value, error.reason))
+                # The next attempt begins at once, with another source.
+                raise error.with_alternative() from error
+
+    async def _awaited(self, node: str, wanted: BlobRange, stack: AsyncExitStack, deadline: float) -> BlobStream:
+        """Open the stream from a node, and wait as long as it expects bytes."""
+        while True:
+            try:
+                return await stack.enter_async_context(self._peers.blob(node, wanted))
+            except PeerWaiting:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(_WAIT_INTERVAL_S)
+
+    @contextlib.asynccontextmanager
+    async def _owned(self, wanted: BlobRange, upstream: Upstream) -> AsyncIterator[BlobStream]:
+        """The stream from upstream. What upstream answers at first is shared with the nodes that wait for this one."""
+        digest, repository = wanted.digest, wanted.repository
+        async with AsyncExitStack() as stack:
+            try:
+                stream = await stack.enter_async_context(upstream())
+            except UpstreamRefusal:
+                # For this repository only: the other nodes ask for theirs.
+                await self._leases.release(digest)
+                raise
+            except UpstreamError as error:
+                await self._leases.fail(digest, error, self._grants.scope(repository))
+                raise
+            await self._grants.share("blob", repository, digest, stream.size)
+            yield stream

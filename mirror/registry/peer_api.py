@@ -1,0 +1,128 @@
+"""The address for other nodes of the cluster: blobs that this node holds or receives. It starts no fetch.
+
+A request is a GET of the OCI distribution API, `/v2/<registry>/<repository>/blobs/<digest>`, with a range and a token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import structlog
+from aiohttp import web
+
+from mirror.cache.blobs import Blobs
+from mirror.cluster.peers import WAIT_HEADER
+from mirror.cluster.secret import ClusterSecret
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput, RangeNotSatisfiable
+from mirror.core.hmac_token import InvalidToken, SignedRequest
+from mirror.core.ranges import ByteRange, Full, content_range, parse_range
+from mirror.core.urgency import Urgency
+from mirror.download.reader import Body
+from mirror.errors import MirrorError, StorageError, UpstreamRefusal
+from mirror.listener import oci_errors
+from mirror.listener.oci_errors import Problem
+from mirror.listener.responses import ReadyResponse, Rendered, head, problem_response, send_spans
+from mirror.listener.server import while_connected
+from mirror.registry.routing import Route, Router
+from mirror.throttled_log import ThrottledLog
+from mirror.tracing import request_id
+
+log = structlog.get_logger(__name__)
+
+# Less than the time after which the other node takes this one for dead: it learns that bytes are expected, and asks again.
+_WAIT_S = 1.0
+
+_UNSIGNED = Problem(401, "UNAUTHORIZED", "not a node of this cluster", "the request is not signed with the secret of the cluster")
+_WAITING = Problem(503, "UNAVAILABLE", "no byte yet", "upstream has not answered this node yet", {WAIT_HEADER: "1"})
+_STOPPING = Problem(503, "UNAVAILABLE", "this node takes no more requests", "it is stopping, or cannot store the blob")
+
+
+class PeerApi:
+    """Answers requests of other nodes. Rebuilt when the configuration changes.
+
+    Args:
+        me: the name of this node, which requests for it are signed with.
+    """
+
+    def __init__(self, router: Router, blobs: Blobs, secret: ClusterSecret, me: str) -> None:
+        self._router = router
+        self._blobs = blobs
+        self._secret = secret
+        self._me = me
+        self._log = ThrottledLog(log)
+
+    async def handle(self, request: web.BaseRequest, *, stopping: bool) -> web.StreamResponse:
+        """Handle one request. Raises nothing but ConnectionError, when the other node has disconnected.
+
+        Args:
+            stopping: the mirror is stopping: no new request is served.
+        """
+        name, wanted = request_id.get(), request.headers.get("Range", "")
+        try:
+            self._secret.check(
+                SignedRequest(request.method, request.raw_path, wanted, self._me), request.headers.get("Authorization", "")
+            )
+            route = self._router.route(request.raw_path)
+        except InvalidToken:
+            return problem_response(_UNSIGNED, name)
+        except (InvalidInput, UpstreamRefusal):
+            route = None
+        if request.method != "GET" or route is None or route.kind != "blob":
+            return problem_response(oci_errors.not_found(request.raw_path), name)
+        if stopping:
+            return problem_response(_STOPPING, name)
+        try:
+            return await self._answer(request, route, wanted, name)
+        except (MirrorError, RangeNotSatisfiable) as error:
+            is_here = isinstance(error, StorageError)
+            return problem_response(_STOPPING if is_here else oci_errors.not_found(request.raw_path), name)
+
+    async def _answer(self, request: web.BaseRequest, route: Route, wanted: str, name: str) -> web.StreamResponse:
+        assert route.repository is not None
+        assert isinstance(route.reference, Digest)
+        body = self._blobs.open_for_node(route.repository, route.reference, _urgency(route.parameter("urgency")))
+        if body is None:
+            return problem_response(oci_errors.not_found(request.raw_path), name)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(body.close)
+            try:
+                async with while_connected(request, _WAIT_S):
+                    size = await body.sized()
+                    part = _part(wanted, size)
+                    await body.ready(part.start, part.stop)
+            except TimeoutError:
+                return problem_response(_WAITING, name)
+            response = ReadyResponse(_rendered(part, size), name)
+            await response.prepare(request)
+            await self._send(request, response, body, part)
+            return response
+
+    async def _send(self, request: web.BaseRequest, response: ReadyResponse, body: Body, part: ByteRange) -> None:
+        """Send the body as far as it is available; then it ends short, and the other node turns elsewhere."""
+        try:
+            async with while_connected(request):
+                await send_spans(request, response, body, part.start, part.stop)
+        except Exception as error:  # noqa: BLE001 - an error response would be taken for a part of the body
+            response.force_close()
+            response.is_short, response.cause = True, str(error) or type(error).__name__
+            # A node that has enough closes its connection.
+            level = "debug" if isinstance(error, ConnectionError) else "info"
+            self._log.log(level, "node_served_short", level, sent=response.sent, cause=response.cause)
+
+
+def _part(wanted: str, size: int) -> ByteRange:
+    """The range of a request; the whole blob without one. Raises RangeNotSatisfiable."""
+    found = parse_range(wanted or None, size) if size else Full()
+    return ByteRange(0, size) if isinstance(found, Full) else found[0]
+
+
+def _rendered(part: ByteRange, size: int) -> Rendered:
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(part.stop - part.start)}
+    if not size:
+        return Rendered(200, head(200, headers), b"")
+    return Rendered(206, head(206, {**headers, "Content-Range": content_range(part, size)}), b"")
+
+
+def _urgency(text: str | None) -> Urgency:
+    return Urgency.__members__.get(text or "", Urgency.CLIENT)

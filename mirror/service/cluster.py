@@ -1,0 +1,145 @@
+"""A node of a cluster: builds its parts, and serves the address for other nodes. Imported only if a cluster is configured."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+
+from aiohttp import web
+
+from mirror import __version__
+from mirror.cache.access_index import AccessIndex
+from mirror.cluster.address import advertised
+from mirror.cluster.grants import Grants
+from mirror.cluster.keys import Keys
+from mirror.cluster.lease import Leases
+from mirror.cluster.link import Link, RedisAddress
+from mirror.cluster.manifests import SharedManifests
+from mirror.cluster.members import Members
+from mirror.cluster.node import ClusterNode
+from mirror.cluster.peers import Peers
+from mirror.cluster.secret import ClusterSecret, secrets_in
+from mirror.cluster.source import ClusterSource
+from mirror.config.cluster import ClusterTls
+from mirror.config.model import Config
+from mirror.config.tls import client_context, server_context
+from mirror.core.byte_rate import ByteRate
+from mirror.core.counts import CountTable
+from mirror.download.downloads import Downloads
+from mirror.listener.admission import Handlers
+from mirror.listener.connections import Bounds
+from mirror.listener.listener import Listener
+from mirror.listener.responses import problem_response
+from mirror.metrics import Metrics
+from mirror.registry.peer_api import PeerApi
+from mirror.registry.routing import Router
+from mirror.service.graph import Graph
+from mirror.service.services import Services
+from mirror.storage.blobs import BlobFiles
+from mirror.upstream.http import Http, Limits
+from mirror.upstream.intake import Intake
+
+# A node on the same network answers at once. Together with the wait for an answer it takes `stall_timeout`.
+_MAX_CONNECT_S = 1.0
+# Of all nodes together. The tree keeps the number of streams of one blob small.
+_MAX_CONNECTIONS = 2000
+
+
+def build_node(config: Config, services: Services, access: AccessIndex, downloads: Downloads) -> ClusterNode:
+    """Build this node's part in the cluster; `ClusterNode.configure` has to follow."""
+    cluster, metrics, connections = config.cluster, services.metrics, services.connections
+    name = services.group.node or advertised(cluster)
+    assert cluster.redis.url is not None
+    assert cluster.secret_file is not None
+    redis = cluster.redis
+    link = Link(RedisAddress(cluster.redis.url, redis.timeout, redis.password_file, redis.ca_file), metrics.cluster_calls)
+    scopes: dict[str, str] = {}
+    keys = Keys(cluster.name, scopes.__getitem__)
+    secret = ClusterSecret(cluster.secret_file, secrets_in(cluster.secret_file.read_text()))
+    http = Http(_limits(cluster.stall_timeout), f"registry-mirror/{__version__}", connections)
+    # The rate of `downloads.max_rate` is for upstreams.
+    intake = Intake(connections.intake.buffers, ByteRate(CountTable.private()))
+    peers = Peers(http, intake, secret, metrics.bytes_from_nodes.inc, _client_tls(cluster.tls))
+    leases, grants = Leases(link, keys, name, cluster.fan_out), Grants(link, keys, access.record_grant)
+    metrics.cluster_alone.set_function(lambda: not link.is_up)
+    return ClusterNode(
+        name=name,
+        link=link,
+        members=Members(link, keys, name, secret, metrics),
+        secret=secret,
+        leases=leases,
+        source=ClusterSource(leases, peers, grants, downloads.is_under_way, metrics.cluster_takeovers),
+        grants=grants,
+        manifests=SharedManifests(link, keys),
+        http=http,
+        scopes=scopes,
+    )
+
+
+class NodeServer:
+    """Serves the address for other nodes, and keeps this node in the cluster.
+
+    Of several processes of a node, one beats for it.
+    """
+
+    def __init__(self, config: Config, node: ClusterNode, metrics: Metrics, counts: CountTable) -> None:
+        self._config = config.cluster
+        self._node = node
+        self._beats = counts.own == 0
+        self._is_stopping = False
+        self._listener = Listener(Handlers("cluster", self._handle, self._handle, problem_response), metrics, counts)
+
+    @property
+    def in_progress(self) -> int:
+        """Requests of other nodes that are not answered yet."""
+        return self._listener.in_progress
+
+    def configure(self, graph: Graph) -> None:
+        """Use a graph from now on."""
+        self._graph = graph
+        router = Router(graph.registries, graph.config.default_registry)
+        self._api = PeerApi(router, graph.cache.blobs, self._node.secret, self._node.name)
+
+    def open(self, sock: socket.socket, relieve: Callable[[], None]) -> None:
+        """Start accepting connections; see `Listener.open`. Raises ConfigurationError."""
+        tls = self._config.tls
+        if tls.certificate is not None:
+            self._listener.use(server_context(tls.certificate, tls.key, tls.ca))
+        self._listener.configure(Bounds(connections=_MAX_CONNECTIONS), None)
+        self._listener.open(sock, relieve)
+
+    def end_idle(self) -> None:
+        """Close idle connections now, and the others after their request."""
+        self._listener.end_idle()
+
+    async def run(self, files: BlobFiles, downloads: Downloads) -> None:
+        """Keep this node in the cluster until cancelled."""
+        await self._node.run(files, downloads, beats=self._beats)
+
+    async def drain(self) -> None:
+        """Serve no new requests: other nodes turn elsewhere. Those in progress continue."""
+        self._is_stopping = True
+        await self._node.drain(beats=self._beats)
+
+    async def close(self) -> None:
+        """Close all connections, and hand the leases over; after the downloads have stopped."""
+        self._listener.close()
+        await self._listener.shutdown(1.0)
+        await self._node.close(beats=self._beats)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        api = self._api
+        with self._graph.in_use.hold():
+            return await api.handle(request, stopping=self._is_stopping)
+
+
+def _limits(stall_s: float) -> Limits:
+    connect = min(_MAX_CONNECT_S, stall_s / 2)
+    return Limits(connect=connect, headers=stall_s - connect, stall=stall_s)
+
+
+def _client_tls(tls: ClusterTls) -> ssl.SSLContext | None:
+    if tls.certificate is None or tls.key is None or tls.ca is None:
+        return None
+    return client_context(tls.certificate, tls.key, tls.ca)

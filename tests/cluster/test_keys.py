@@ -1,0 +1,32 @@
+"""Names in Redis: one hash slot, and nothing shared by nodes that are configured differently."""
+
+import re
+
+from mirror.cluster.keys import Keys, scope_of
+from mirror.core.digest import Digest
+from mirror.core.names import Repository
+
+DIGEST = Digest.of(b"")
+APP = Repository.parse("docker.io", "library/app")
+
+
+def keys(account):
+    return Keys("prod", lambda name: scope_of(name, ["https://one.example", "https://two.example"], account))
+
+
+def test_all_keys_have_one_hash_slot():
+    one = keys(None)
+    names = [one.lease(DIGEST), one.askers(DIGEST), one.manifest(DIGEST), one.manifest_turn(DIGEST), one.nodes, one.node("n")]
+    names.append(one.grant("blob", APP, DIGEST))
+    assert len(set(names)) == len(names)
+    assert {re.search(r"\{(.+?)\}", name)[1] for name in names} == {"prod"}
+
+
+def test_grants_belong_to_an_account():
+    assert keys(None).grant("blob", APP, DIGEST) == keys(None).grant("blob", APP, DIGEST)
+    assert keys(None).grant("blob", APP, DIGEST) != keys("robot").grant("blob", APP, DIGEST)
+    assert "robot" not in keys("robot").grant("blob", APP, DIGEST)
+
+
+def test_scope_has_the_order_of_upstreams():
+    assert scope_of("r", ["a", "b"], None) != scope_of("r", ["b", "a"], None)

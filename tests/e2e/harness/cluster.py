@@ -1,0 +1,105 @@
+"""Several mirrors that are one cluster, and their Redis: all real processes."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from tests.e2e.harness.process import Program, find_command, listening
+from tests.support.ports import free_port
+from tests.support.waiting import LIMIT, eventually
+from tests.workers.cluster import Cluster, Pull
+
+_SECRET = "a secret of forty characters, more or less"
+
+
+class RedisServer:
+    """A `redis-server` without persistence, which can be killed, stopped and started empty."""
+
+    def __init__(self, directory: Path) -> None:
+        """Start it."""
+        self.port = free_port()
+        self._directory = directory
+        self._program: Program | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """For `cluster.redis.url`."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, empty."""
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]
+        self._program = Program(["redis-server", *options], self._directory / "redis.log")
+        self._program.wait_ready(lambda: listening(self.port), "accepts connections", LIMIT)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal; SIGKILL ends it."""
+        assert self._program is not None
+        os.kill(self._program.pid, number)
+        if number == signal.SIGKILL:
+            self._program.stop()
+
+    async def keys(self, pattern: str) -> list[str]:
+        """The keys that match a pattern."""
+        command = [find_command("redis-cli"), "-p", str(self.port), "--raw", "keys", pattern]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await asyncio.wait_for(process.communicate(), LIMIT)
+        return out.decode().split()
+
+    def close(self) -> None:
+        """End it."""
+        assert self._program is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._program.pid, signal.SIGCONT)
+        self._program.stop()
+
+
+class Node(Cluster):
+    """A mirror with two workers that belongs to a cluster."""
+
+    def __init__(self, hub, directory: Path, server: RedisServer, **settings) -> None:
+        directory.mkdir()
+        secret = directory / "secret"
+        secret.write_text(_SECRET)
+        self.node_port = free_port()
+        cluster = {
+            # A busy machine is neither a slow Redis nor a node that hangs.
+            "redis": {"url": server.url, "timeout": "5s", **settings.pop("redis", {})},
+            "listen": f"127.0.0.1:{self.node_port}",
+            "secret_file": str(secret),
+            "stall_timeout": settings.pop("stall_timeout", "15s"),
+        }
+        super().__init__(hub, directory, **{"cluster": cluster, **settings})
+
+    async def joined(self) -> None:
+        """Wait until all workers know that Redis answers."""
+        await eventually(self.metrics, "joined", holds=lambda seen: not seen["registry_mirror_cluster_alone"])
+        await self.logged("cluster_joined", self.settings["workers"])
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to all processes of it, the supervisor first."""
+        for pid in (self.process.pid, *self.workers()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    async def blob(self, image: str, digest: str) -> Pull:
+        """Begin to pull a blob; the head has come."""
+        pull = await self.pull(f"/v2/{image}/blobs/{digest}")
+        return await pull.head()
+
+    async def whole(self, image: str, digest: str) -> bytes:
+        """What a client gets of a blob."""
+        return await (await self.blob(image, digest)).rest()
+
+
+@contextlib.asynccontextmanager
+async def cluster(hub, directory: Path, server: RedisServer, count: int = 3, **settings):
+    """So many nodes, all of which have joined."""
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = [Node(hub, directory / f"node-{number}", server, **settings) for number in range(count)]
+        await asyncio.gather(*(stack.enter_async_context(node) for node in nodes))
+        await asyncio.gather(*(node.joined() for node in nodes))
+        yield nodes
