@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
 
 import typer
 
 from mirror.cli.client import AdminClient
+from mirror.cli.from_files import FromOption, images_from
 from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
+from mirror.cli.problems import refuse
 from mirror.cli.text import show, table, width
 from mirror.cli.watching import in_words, watch
 from mirror.core.units import format_bytes, format_duration
+from mirror.image_lists.findings import ListedImage
 
 DetachOption = Annotated[bool, typer.Option("--detach", help="Start it and do not wait for its end.")]
 
@@ -26,6 +30,7 @@ def sync(
         list[str] | None,
         typer.Argument(help="Which images: `nginx`, `library/*:1.*`. Without it: all that a scheduled run checks."),
     ] = None,
+    files: FromOption = None,
     status: Annotated[bool, typer.Option("--status", help="Print running jobs and the last result of each image.")] = False,
     cancel: Annotated[
         str | None, typer.Option(metavar="ORDER", help="Cancel an order of `sync` or `warm`; --status names them.")
@@ -44,15 +49,22 @@ def sync(
     if cancel is not None:
         _cancel(admin, cancel, as_json=as_json)
         return
-    order = admin.request("POST", "/api/v1/sync", {"images": image or []})["order"]
-    _follow(admin, order, detach=detach, as_json=as_json)
+    images = [*(image or []), *dict.fromkeys(listed.image for listed in images_from(files or []))]
+    order = admin.request("POST", "/api/v1/sync", {"images": images})["order"]
+    if not _follow(admin, order, detach=detach, as_json=as_json):
+        raise typer.Exit(1)
 
 
 def warm(
-    image: Annotated[list[str], typer.Argument(help="Images: `nginx:1.27`, `ghcr.io/owner/app@sha256:…`, `nginx:1.27.*`.")],
+    image: Annotated[
+        list[str] | None, typer.Argument(help="Images: `nginx:1.27`, `ghcr.io/owner/app@sha256:…`, `nginx:1.27.*`.")
+    ] = None,
+    files: FromOption = None,
     platform: Annotated[
         list[str] | None,
-        typer.Option(help="A platform such as linux/arm64; repeat it for several. By default sync.platforms."),
+        typer.Option(
+            help="A platform such as linux/arm64; repeat it for several. By default what the file names, else sync.platforms."
+        ),
     ] = None,
     detach: DetachOption = False,
     config: ConfigOption = None,
@@ -62,14 +74,39 @@ def warm(
 ) -> None:
     """Fetch images before a client pulls them."""
     admin = AdminClient(config, url, token_file)
-    order = admin.request("POST", "/api/v1/warm", {"images": image, "platforms": platform or []})["order"]
-    _follow(admin, order, detach=detach, as_json=as_json)
+    images = _by_platforms(image or [], images_from(files or []), platform or [])
+    if not images:
+        refuse(["name an image, or a file with --from"])
+    is_complete = True
+    for platforms, names in images.items():
+        order = admin.request("POST", "/api/v1/warm", {"images": names, "platforms": list(platforms)})["order"]
+        is_complete &= _follow(admin, order, detach=detach, as_json=as_json)
+    if not is_complete:
+        raise typer.Exit(1)
 
 
-def _follow(admin: AdminClient, order: str, *, detach: bool, as_json: bool) -> None:
+def _by_platforms(
+    named: Sequence[str], listed: Sequence[ListedImage], platforms: Sequence[str]
+) -> dict[tuple[str, ...], list[str]]:
+    """The images of each order; an order has one set of platforms.
+
+    Args:
+        platforms: of all images, whatever a file says; empty: that of the file.
+    """
+    found: dict[tuple[str, ...], list[str]] = {}
+    for image, platform in [*((name, None) for name in named), *((one.image, one.platform) for one in listed)]:
+        wanted = tuple(platforms) or (() if platform is None else (str(platform),))
+        images = found.setdefault(wanted, [])
+        if image not in images:
+            images.append(image)
+    return found
+
+
+def _follow(admin: AdminClient, order: str, *, detach: bool, as_json: bool) -> bool:
+    """Watch an order until its end, unless it is detached; whether it has not failed."""
     if detach:
         typer.echo(json.dumps({"order": order}) if as_json else f"ordered: {order}")
-        return
+        return True
     try:
         done = watch(lambda: admin.request("GET", f"/api/v1/sync/{order}"), quiet=as_json)
     except KeyboardInterrupt:
@@ -78,8 +115,7 @@ def _follow(admin: AdminClient, order: str, *, detach: bool, as_json: bool) -> N
         typer.echo(json.dumps(done, indent=2))
     else:
         _report(done)
-    if done["result"] != _COMPLETED:
-        raise typer.Exit(1)
+    return bool(done["result"] == _COMPLETED)
 
 
 def _exit_interrupted(order: str) -> NoReturn:
