@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import gc
 import os
 import resource
 import signal
@@ -179,6 +180,8 @@ async def _serve(mirror: Mirror, start: _Start, worker: Worker | None) -> None:
             worker.ready()
         mirror.check_upstreams()
 
+    # What exists now lives to the end: a full collection, which stops all threads, passes over it.
+    gc.freeze()
     beating = loop.create_task(_keep_beating(worker))
     try:
         await mirror.serve(start.registry_socket, start.admin_socket, stop, ready, start.node_socket)
