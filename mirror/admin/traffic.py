@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from mirror.core.traffic import Totals, Traffic, growth
@@ -13,6 +14,19 @@ from mirror.storage.traffic_file import TrafficFile
 
 _INTERVAL_S = 60.0
 _S_PER_MINUTE = 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What was counted before a minute.
+
+    Attributes:
+        last: the counts since the start of this run that are noted last.
+    """
+
+    minute: int
+    grown: list[tuple[int, Traffic]]
+    last: Traffic
 
 
 class TrafficHistory:
@@ -30,6 +44,7 @@ class TrafficHistory:
         self._file = file
         self._started = started
         self._figures = figures
+        self._past: _Past | None = None
 
     async def run(self) -> None:
         """Write the counts every minute, until cancelled."""
@@ -46,13 +61,21 @@ class TrafficHistory:
                 self._file.write(totals)
 
     def growth(self, figures: dict[str, Any]) -> list[tuple[int, Traffic]]:
-        """Return how much the counts grew, by minute, up to now. Blocks.
+        """Return how much the counts grew, by minute, up to now. Blocks; one thread at a time may call it.
 
         Args:
             figures: the counts of now.
         """
         now = self._totals(figures)
-        return growth([*(row for row in self._file.read() if (row.minute, row.run) != (now.minute, now.run)), now], now.minute)
+        if self._past is None or self._past.minute != now.minute:
+            self._past = self._read(now)
+        return [*self._past.grown, (now.minute, now.traffic.since(self._past.last))]
+
+    def _read(self, now: Totals) -> _Past:
+        rows = [row for row in self._file.read() if (row.minute, row.run) != (now.minute, now.run)]
+        own = [row for row in rows if row.run == now.run and row.minute < now.minute]
+        last = max(own, key=lambda row: row.minute).traffic if own else Traffic()
+        return _Past(now.minute, growth(rows, now.minute), last)
 
     def _totals(self, figures: dict[str, Any]) -> Totals:
         traffic = Traffic(figures["pulls"], figures["hits"], figures["served_bytes"], figures["upstream_bytes"])

@@ -50,6 +50,13 @@ class Cluster(Served):
             pull = await Pull(self.admin_port).begin(path, self if worker is not None else None, method, **body)
         return await pull.rest()
 
+    async def page(self, path, worker, *headers):
+        """A page of a certain worker: the request, and the text of the answer."""
+        async with self._stopped(worker):
+            pull = await Pull(self.admin_port, headers).begin(path, self)
+            text = (await pull.rest()).decode()
+        return pull, text
+
     @contextlib.asynccontextmanager
     async def _stopped(self, worker):
         """Stop all workers but one, so that this one accepts; none if no worker is named."""

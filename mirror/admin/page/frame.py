@@ -26,6 +26,8 @@ _STATIC_PREFIX: Final = "/static/"
 _THREADS: Final = 2
 _MAX_WAITING: Final = 32
 _TIMEOUT_S: Final = 30.0
+PURGE_TIMEOUT_S: Final = 120.0
+"""A purge of very many images takes longer than a page; browsers wait for some minutes."""
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 # Nothing is loaded from elsewhere, nothing runs that is not a file of this address, and no other page shows this one in a frame.
 _POLICY: Final = (
@@ -69,7 +71,7 @@ class Frame:
         """Run blocking work for a page; see `bounded` for what is raised."""
         return await self.bounded(in_thread(self.executor, work, *args, **kwargs))
 
-    async def bounded(self, work: Awaitable[T]) -> T:
+    async def bounded(self, work: Awaitable[T], timeout_s: float = _TIMEOUT_S) -> T:
         """Wait for work on a page.
 
         Raises:
@@ -80,12 +82,10 @@ class Frame:
             raise web.HTTPServiceUnavailable(text="too many pages are being made; try again in a moment")
         self._waiting += 1
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 return await work
         except TimeoutError as error:
-            why = (
-                f"not done within {_TIMEOUT_S:g} seconds: the disk may be slow, or much may be held; work that has begun goes on"
-            )
+            why = f"not done within {timeout_s:g} seconds: the disk may be slow, or much may be held; work that has begun goes on"
             raise web.HTTPServiceUnavailable(text=why) from error
         finally:
             self._waiting -= 1

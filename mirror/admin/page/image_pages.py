@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, ParamSpec
 
 from aiohttp import web
 
@@ -12,9 +12,12 @@ from mirror.admin.audit import log_purge, purge_counts
 from mirror.admin.operations import AdminOperations
 from mirror.admin.page.catalog import ORDERS, Catalog
 from mirror.admin.page.forms import read_form
-from mirror.admin.page.frame import Frame, Handler
+from mirror.admin.page.frame import PURGE_TIMEOUT_S, Frame, Handler
 from mirror.admin.page.shared_value import SharedValue
+from mirror.aio import in_thread
 from mirror.maintenance.purge import PurgeRequest, PurgeResult
+
+P = ParamSpec("P")
 
 # Counting what is held of ten thousand images takes some seconds.
 _MAX_AGE_S: Final = 5.0
@@ -72,7 +75,7 @@ class ImagePages:
         return await self._confirmation(request, match, is_soft=False, has_changed=False)
 
     async def _confirmation(self, request: web.Request, match: str, *, is_soft: bool, has_changed: bool) -> web.Response:
-        found = await self._frame.work(self._operations.purge, PurgeRequest(self._operations.pattern(match), dry_run=True))
+        found = await self._in_time(self._operations.purge, PurgeRequest(self._operations.pattern(match), dry_run=True))
         return await self._frame.page(
             request,
             "purge.html",
@@ -90,10 +93,10 @@ class ImagePages:
         self._frame.access.admit_form(request, form)
         match, is_soft = form.get("match", ""), form.get("how") == "soft"
         ordered = PurgeRequest(self._operations.pattern(match), soft=is_soft)
-        now = await self._frame.work(self._operations.purge, PurgeRequest(ordered.pattern, dry_run=True))
+        now = await self._in_time(self._operations.purge, PurgeRequest(ordered.pattern, dry_run=True))
         if form.get("shown") != _fingerprint(now):
             return await self._confirmation(request, match, is_soft=is_soft, has_changed=True)
-        purged = await self._frame.work(self._carry_out, ordered, request.remote)
+        purged = await self._in_time(self._carry_out, ordered, request.remote)
         self._catalog.drop()
         return await self._frame.page(
             request,
@@ -104,6 +107,9 @@ class ImagePages:
             more=len(purged.images[_MAX_NAMED:]),
             counts=purge_counts(purged),
         )
+
+    async def _in_time(self, work: Callable[P, PurgeResult], *args: P.args, **kwargs: P.kwargs) -> PurgeResult:
+        return await self._frame.bounded(in_thread(self._frame.executor, work, *args, **kwargs), PURGE_TIMEOUT_S)
 
     def _carry_out(self, ordered: PurgeRequest, client: str | None) -> PurgeResult:
         purged = self._operations.purge(ordered)

@@ -96,7 +96,7 @@ class StatusPage:
             more_downloads=len(downloads[overview.MAX_DOWNLOADS :]),
             troubles=status["troubles"][: overview.MAX_TROUBLES],
             limits=overview.pulls_left(status["upstreams"]),
-            charts=charts(window, figures.grown, int(figures.when) // 60),
+            charts=await self._frame.work(charts, window, figures.grown, int(figures.when) // 60),
             windows=WINDOWS.values(),
         )
 
