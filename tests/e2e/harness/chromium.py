@@ -50,6 +50,7 @@ class Chromium:
             port, path = await eventually(lambda: _address(profile / "DevToolsActivePort"), "the browser's port")
             session = await self._stack.enter_async_context(aiohttp.ClientSession())
             self._socket = await session.ws_connect(f"http://127.0.0.1:{port}{path}", max_msg_size=_MAX_MESSAGE)
+            self._stack.push_async_callback(self._socket.close)
             self._reading = asyncio.create_task(self._read())
         except BaseException:
             await self._stack.aclose()
@@ -129,6 +130,8 @@ class Tab:
                 self.complaints.append(str(event["args"]))
             case "Runtime.exceptionThrown":
                 self.complaints.append(str(event["exceptionDetails"]))
+            case "Page.javascriptDialogOpening":
+                self.complaints.append(f"a dialog: {event['message']}")
             case "Network.requestWillBeSent":
                 self.requested.append(event["request"]["url"])
 
