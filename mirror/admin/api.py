@@ -8,27 +8,25 @@ import gzip
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from mirror.admin.audit import log_purge, purge_counts
+from mirror.admin.image_list import ImageList
 from mirror.admin.json_body import json_body, read_body
 from mirror.admin.nodes_api import NodesApi
 from mirror.admin.operations import AdminOperations
 from mirror.admin.page.site import StatusPage
 from mirror.admin.push_webhook import PushWebhook
-from mirror.admin.registry_storage import registry_totals
 from mirror.admin.sync_api import SyncApi
 from mirror.admin.sync_operations import SyncOperations
 from mirror.core.errors import InvalidInput
 from mirror.core.units import parse_duration
 from mirror.errors import NotFound
 from mirror.listener.admission import WEBHOOK_PREFIX
-from mirror.listener.paging import page
 from mirror.maintenance.purge import PurgeRequest
-from mirror.storage.images import Image
 
 # Paths that need no token and accept any Host: load balancers and Prometheus know neither.
 OPEN = ("/healthz", "/readyz", "/metrics")
@@ -41,6 +39,7 @@ def admin_application(
     """Return the application of the admin address. It does not authenticate: `AdminGuard` does."""
     api = _Api(operations)
     application = web.Application()
+    application.on_cleanup.append(api.close)
     application.router.add_get("/healthz", api.healthz)
     application.router.add_get("/readyz", api.readyz)
     application.router.add_get("/metrics", api.metrics)
@@ -60,6 +59,14 @@ def admin_application(
 class _Api:
     def __init__(self, operations: AdminOperations) -> None:
         self._operations = operations
+        self._list = ImageList(operations)
+        # One at a time: threads that purge a large store are not there for health checks.
+        self._purges = ThreadPoolExecutor(1, "purge")
+
+    async def close(self, _: web.Application) -> None:
+        """Drop what waits for its thread."""
+        self._list.close()
+        self._purges.shutdown(wait=False, cancel_futures=True)
 
     async def healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -86,11 +93,8 @@ class _Api:
         match = request.query.get("match")
         with _named("match"):
             pattern = self._operations.pattern(match) if match else None
-        found = {image.name: image for image in await asyncio.to_thread(self._operations.images, pattern)}
-        names, more = page(sorted(found), request.query.get("n"), request.query.get("last"))
-        registries = await asyncio.to_thread(self._operations.registry_storage.figures)
-        answer = {"images": [_describe(found[name]) for name in names], "next": names[-1] if more else None}
-        return web.json_response({**answer, "registries": registry_totals(found.values(), registries)})
+        answer = await self._list.page(pattern, request.query.get("n"), request.query.get("last"))
+        return web.json_response(answer)
 
     async def status(self, _: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(self._operations.status))
@@ -121,7 +125,8 @@ class _Api:
         return await self._purge(request, PurgeRequest(pattern, before, soft, dry_run, client))
 
     async def _purge(self, request: web.Request, purge_request: PurgeRequest) -> web.Response:
-        purged = await asyncio.to_thread(self._operations.purge, purge_request)
+        loop = asyncio.get_running_loop()
+        purged = await loop.run_in_executor(self._purges, self._operations.purge, purge_request)
         log_purge(purge_request, purged, request.remote)
         return web.json_response({**purge_counts(purged), "images": purged.images})
 
@@ -133,16 +138,3 @@ def _named(key: str) -> Iterator[None]:
         yield
     except InvalidInput as error:
         raise web.HTTPBadRequest(text=f"{key}: {error}") from error
-
-
-def _describe(image: Image) -> dict[str, Any]:
-    return {
-        "name": image.name,
-        "registry": image.repository.registry,
-        "repository": image.repository.path,
-        "tag": str(image.tag) if image.tag is not None else None,
-        "digest": str(image.digest),
-        "bytes": image.size,
-        "pulled": image.pulled,
-        "complete": image.complete,
-    }

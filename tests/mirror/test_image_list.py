@@ -1,0 +1,76 @@
+"""The list of images over the admin API."""
+
+import asyncio
+import threading
+
+import pytest
+
+from mirror.admin import operations
+from tests.support.names import APP, manifest_path
+from tests.support.waiting import LIMIT, eventually
+
+
+@pytest.fixture
+def lists(monkeypatch):
+    """The patterns of which a list was made; making one waits for `release` if that was cleared."""
+
+    class Lists(list):
+        release = threading.Event()
+
+    made, original = Lists(), operations.images
+    made.release.set()
+
+    def counted(files, index, pattern):
+        made.append(pattern)
+        assert made.release.wait(LIMIT)
+        return original(files, index, pattern)
+
+    monkeypatch.setattr(operations, "images", counted)
+    yield made
+    made.release.set()
+
+
+async def listed(mirror, query=""):
+    async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/api/v1/images?{query}") as response:
+        return await response.json()
+
+
+async def test_pages_come_from_one_list(hub, mirror, lists):
+    """A walk reads the store once, the next one anew; totals are those of all pages."""
+    for tag in "12345":
+        hub.add_image(APP, tag)
+        await mirror.get(manifest_path(tag))
+    for walk in (1, 2):
+        names, last = [], None
+        while True:
+            page = await listed(mirror, "n=2" + (f"&last={last}" if last else ""))
+            names += [image["name"] for image in page["images"]]
+            assert page["registries"][0]["images"] == 5
+            if (last := page["next"]) is None:
+                break
+        assert names == [f"docker.io/{APP}:{tag}" for tag in "12345"]
+        assert len(lists) == walk
+
+
+async def test_pages_of_another_pattern(hub, mirror, lists):
+    """A walk between the pages of another one does not change those."""
+    for tag in "123":
+        hub.add_image(APP, tag)
+        await mirror.get(manifest_path(tag))
+    first = await listed(mirror, "n=1")
+    assert (await listed(mirror, "n=1&match=library/none"))["images"] == []
+    (image,) = (await listed(mirror, f"n=1&last={first['next']}"))["images"]
+    assert image["name"] == f"docker.io/{APP}:2"
+
+
+async def test_lists_leave_threads_to_others(mirror, lists):
+    """While many lists of a large store are made, health and metrics are answered."""
+    lists.release.clear()
+    asking = [asyncio.create_task(listed(mirror)) for _ in range(40)]
+    await eventually(lambda: len(lists) >= 1)
+    for path in ("readyz", "metrics"):
+        async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/{path}") as response:
+            assert response.status == 200
+    assert len(lists) == 1
+    lists.release.set()
+    await asyncio.gather(*asking)
