@@ -139,8 +139,8 @@ async def test_downloads(hub, mirror, browser):
         return text_of(await browser.get("/"))
 
     words = await eventually(shown, holds=lambda words: re.search(r"[1-9][0-9]? % of 195.3", words))
-    assert f"Image Progress Speed Readers {IMAGE} sha256:" in words
-    await eventually(shown, holds=lambda words: re.search(r"[0-9] (B|KiB)/s 1 Upstreams", words))
+    assert f"Image Progress Speed Readers Clients {IMAGE} sha256:" in words
+    await eventually(shown, holds=lambda words: re.search(r"[0-9] (B|KiB)/s 1 127.0.0.1 Upstreams", words))
     gate.release()
     await pull
     await mirror.idle()

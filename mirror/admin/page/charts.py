@@ -10,7 +10,6 @@ from operator import add
 from typing import Final
 
 from mirror.core.traffic import Traffic, intervals
-from mirror.core.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +117,3 @@ def _round_up(count: int) -> int:
 def _span(minute: int, width: int) -> str:
     begin, end = (time.gmtime(at * 60) for at in (minute, minute + width))
     return f"{time.strftime('%d %b %H:%M', begin)} to {time.strftime('%H:%M', end)} UTC"
-
-
-def describe_bytes(traffic: Traffic) -> str:
-    """Return the bytes of some traffic for people."""
-    return f"{format_bytes(traffic.served)} to clients, {format_bytes(traffic.fetched)} from upstreams"

@@ -3,56 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.core.units import format_bytes
 
 MAX_DOWNLOADS: Final = 30
 MAX_TROUBLES: Final = 10
+MAX_CLIENTS: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Download:
-    """A blob that is being fetched, by however many processes.
-
-    Attributes:
-        share: of the bytes that have arrived; None if the size is not known.
-        rate: bytes a second from upstream; None if it is not known yet.
-    """
-
-    digest: str
-    image: str
-    received: int
-    size: int | None
-    share: float | None
-    rate: int | None
-    readers: int
-
-
-def downloads(entries: Iterable[Mapping[str, Any]]) -> list[Download]:
-    """Return the downloads of all processes, those with the most readers first.
-
-    A process that follows the download of another one reports it, too, with its own readers.
-    """
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for entry in entries:
-        found.setdefault(entry["digest"], []).append(entry)
-    merged = [_merged(digest, same) for digest, same in found.items()]
-    return sorted(merged, key=lambda download: (-download.readers, download.image, download.digest))
-
-
-def _merged(digest: str, entries: list[Mapping[str, Any]]) -> Download:
-    received, size = max(entry["bytes"] for entry in entries), max(entry["size"] or 0 for entry in entries) or None
-    return Download(
-        digest,
-        next((entry["image"] for entry in entries if entry["image"]), ""),
-        received,
-        size,
-        min(1.0, received / size) if size else None,
-        max((entry["bytes_per_second"] for entry in entries if entry["bytes_per_second"] is not None), default=None),
-        sum(entry["readers"] for entry in entries),
-    )
+def downloads(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the downloads, those with the most readers first, each with the `share` of its bytes that has arrived."""
+    found = [{**one, "share": min(1.0, one["bytes"] / one["size"]) if one["size"] else None} for one in entries]
+    return sorted(found, key=lambda one: (-one["readers"], one["image"] or "", one["digest"]))
 
 
 def problems(status: Mapping[str, Any]) -> list[str]:

@@ -94,6 +94,7 @@ class StatusPage:
             problems=overview.problems(status),
             downloads=downloads[: overview.MAX_DOWNLOADS],
             more_downloads=len(downloads[overview.MAX_DOWNLOADS :]),
+            max_clients=overview.MAX_CLIENTS,
             troubles=status["troubles"][: overview.MAX_TROUBLES],
             limits=overview.pulls_left(status["upstreams"]),
             charts=await self._frame.work(charts, window, figures.grown, int(figures.when) // 60),
