@@ -188,15 +188,18 @@ class Leases:
                 if downloads.find(digest) is not None:
                     if loop.time() - lease.renewed >= _RENEW_S:
                         await self._renew(digest, lease)
-                elif files.size(digest) is not None:
-                    await self._end(digest, f"held|{os.urandom(8).hex()}|{self._me}|", _HELD_MS)
                 else:
-                    await self.release(digest)
+                    await self._settle(files, digest)
 
-    async def close(self) -> None:
-        """End all leases, whose downloads have been stopped: followers take them over at once."""
+    async def close(self, files: BlobFiles) -> None:
+        """End all leases, whose downloads have been stopped: followers take over those of unfinished blobs at once."""
         for digest in list(self._owned):
-            await self.release(digest)
+            await self._settle(files, digest)
+
+    async def _settle(self, files: BlobFiles, digest: Digest) -> None:
+        """End a lease whose download has ended: other nodes find the blob here if it is held."""
+        is_held = files.size(digest) is not None
+        await self._end(digest, f"held|{os.urandom(8).hex()}|{self._me}|" if is_held else "", _HELD_MS)
 
     async def _renew(self, digest: Digest, lease: _Lease) -> None:
         keys = (self._keys.lease(digest), self._keys.askers(digest))

@@ -83,11 +83,11 @@ class ClusterNode:
         if beats:
             await self.members.beat()
 
-    async def close(self, *, beats: bool) -> None:
+    async def close(self, files: BlobFiles, *, beats: bool) -> None:
         """Release the leases, after the downloads have stopped, and close the connections."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                await self.leases.close()
+                await self.leases.close(files)
                 if beats:
                     await self.members.leave()
         await self.http.close()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 from yarl import URL
@@ -28,6 +29,8 @@ WAIT_HEADER = "X-Mirror-Wait"
 """In a 503 of a node that has nothing to send yet, but expects it."""
 
 _MAX_NODES = 4096
+# A node that waits for upstream itself answers at once or after a moment. Less than upstreams are given.
+_WAITING_S, _POLL_INTERVAL_S = 12.0, 0.05
 # A node that could not be reached is left alone for a moment, one that has sent wrong bytes for longer.
 _UNREACHABLE_S, _POISONED_S = 3.0, 600.0
 
@@ -105,6 +108,14 @@ class Peers:
         self._avoid(node, _POISONED_S)
 
     @contextlib.asynccontextmanager
+    async def stream(self, node: str, wanted: BlobRange) -> AsyncIterator[NodeStream]:
+        """Open the stream of a range of a blob, and wait as long as the node expects bytes. Raises like `blob`."""
+        async with contextlib.AsyncExitStack() as stack:
+            found = NodeStream(self, node, wanted, stack)
+            await found.open(wanted.start)
+            yield found
+
+    @contextlib.asynccontextmanager
     async def blob(self, node: str, wanted: BlobRange) -> AsyncIterator[UpstreamBlob]:
         """Open the stream of a range of a blob.
 
@@ -141,6 +152,61 @@ class Peers:
 
     def _avoid(self, node: str, seconds: float) -> None:
         self._avoided.put(node, True, expires=self.clock() + seconds)
+
+
+class NodeStream:
+    """A range of a blob from one node. If nothing comes, the node is asked again: its upstream may be slow.
+
+    Attributes:
+        start, size, is_partial: see `mirror.download.source.BlobStream`.
+    """
+
+    def __init__(self, peers: Peers, node: str, wanted: BlobRange, stack: contextlib.AsyncExitStack) -> None:
+        self.start = wanted.start
+        self._peers = peers
+        self._node = node
+        self._wanted = wanted
+        self._stack = stack
+
+    @property
+    def size(self) -> int:
+        return self._blob.size
+
+    @property
+    def is_partial(self) -> bool:
+        return self._blob.is_partial
+
+    async def open(self, position: int) -> None:
+        """Request the rest from a position on, in place of the present request."""
+        deadline = asyncio.get_running_loop().time() + _WAITING_S
+        while True:
+            await self._stack.aclose()
+            try:
+                wanted = replace(self._wanted, start=position)
+                self._blob = await self._stack.enter_async_context(self._peers.blob(self._node, wanted))
+            except PeerWaiting:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(_POLL_INTERVAL_S)
+            else:
+                return
+
+    async def blocks(self) -> AsyncIterator[memoryview]:
+        """The bytes as they arrive; see `BlobStream`."""
+        position, size = self.start, self.size
+        while True:
+            try:
+                async for block in self._blob.blocks():
+                    position += len(block)
+                    yield block
+                    # Not kept while the next one is awaited.
+                    del block
+            except UpstreamTimeout:
+                await self.open(position)
+                if self.size != size:
+                    raise UpstreamProtocolError(f"node {self._node} says another size than before") from None
+            else:
+                return
 
 
 async def _raise_for(response: aiohttp.ClientResponse) -> None:

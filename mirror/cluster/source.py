@@ -12,7 +12,7 @@ from prometheus_client import Counter
 
 from mirror.cluster.grants import Grants
 from mirror.cluster.lease import Alone, Follow, Leases, Own
-from mirror.cluster.peers import BlobRange, PeerBusy, Peers, PeerWaiting
+from mirror.cluster.peers import BlobRange, Peers
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
 from mirror.download.source import BlobStream
@@ -22,8 +22,6 @@ log = structlog.get_logger(__name__)
 
 # The search for a node that sends bytes ends, and upstream is asked, before clients give up.
 _TIMEOUT_S = 12.0
-# A node that waits for upstream itself answers at once or after a second.
-_WAIT_INTERVAL_S = 0.05
 _MAX_BLOBS = 10_000
 
 Upstream = Callable[[], AbstractAsyncContextManager[BlobStream]]
@@ -46,8 +44,8 @@ class ClusterSource:
         self._grants = grants
         self._is_stored_here = is_stored_here
         self._takeovers = takeovers
-        # The value of a lease whose nodes broke off, until the next stream of that blob.
-        self._suspects: BoundedCache[Digest, tuple[str, str]] = BoundedCache(_MAX_BLOBS)
+        # The nodes whose last stream of a blob broke off, and why, until the next stream of that blob.
+        self._broken: BoundedCache[Digest, dict[str, str]] = BoundedCache(_MAX_BLOBS)
         # The nodes that have sent bytes of a blob which is not verified yet.
         self._senders: BoundedCache[Digest, frozenset[str]] = BoundedCache(_MAX_BLOBS)
 
@@ -75,7 +73,7 @@ class ClusterSource:
         """Ask for the lease until this node has it, or a node sends the blob."""
         digest, loop = wanted.digest, asyncio.get_running_loop()
         scope, deadline = self._grants.scope(wanted.repository), loop.time() + _TIMEOUT_S
-        suspect, reason = self._suspects.pop(digest) or ("", "")
+        broken, suspect, reason = self._broken.pop(digest) or {}, "", ""
         while loop.time() < deadline:
             answer = await self._leases.ask(digest, suspect, scope, may_own=self._is_stored_here(digest))
             if not isinstance(answer, Follow):
@@ -83,54 +81,28 @@ class ClusterSource:
                     log.info("lease_taken_over", digest=str(digest), at=wanted.start, reason=reason)
                     self._takeovers.labels(reason).inc()
                 return answer
-            try:
-                return await self._followed(answer, wanted, stack, deadline)
-            except PeerBusy:
-                return Alone()
-            except UpstreamError as error:
-                suspect, reason = answer.value, error.reason
+            for node in answer.nodes:
+                if node in broken or self._peers.avoids(node):
+                    continue
+                try:
+                    return await stack.enter_async_context(self._from_node(node, wanted))
+                except UpstreamError as error:
+                    broken[node] = error.reason
+            suspect, reason = answer.value, broken.get(answer.nodes[-1], UpstreamUnreachable.reason)
         return Alone()
 
-    async def _followed(self, lease: Follow, wanted: BlobRange, stack: AsyncExitStack, deadline: float) -> BlobStream:
-        """Open a stream from one of the nodes of a lease.
-
-        Raises:
-            PeerBusy: none of them sends it, but one of them could later.
-            UpstreamError: none of them can.
-        """
-        failure: UpstreamError = UpstreamUnreachable("every node that may have it has failed lately")
-        for node in lease.nodes:
-            if self._peers.avoids(node):
-                continue
-            try:
-                return await stack.enter_async_context(self._from_node(node, lease, wanted, deadline))
-            except UpstreamError as error:
-                failure = failure if isinstance(failure, PeerBusy) else error
-        raise failure
-
     @contextlib.asynccontextmanager
-    async def _from_node(self, node: str, lease: Follow, wanted: BlobRange, deadline: float) -> AsyncIterator[BlobStream]:
-        """The stream from a node. If it breaks off, the next stream of the blob replaces the lease."""
-        async with AsyncExitStack() as stack:
-            stream = await self._awaited(node, wanted, stack, deadline)
+    async def _from_node(self, node: str, wanted: BlobRange) -> AsyncIterator[BlobStream]:
+        """The stream from a node. If it breaks off, the next stream of the blob comes from elsewhere."""
+        async with self._peers.stream(node, wanted) as stream:
             await self._grants.adopt("blob", wanted.repository, wanted.digest, stream.size)
             self._senders.put(wanted.digest, (self._senders.get(wanted.digest) or frozenset()) | {node})
             try:
                 yield stream
             except UpstreamError as error:
-                self._suspects.put(wanted.digest, (lease.value, error.reason))
+                self._broken.put(wanted.digest, {**(self._broken.get(wanted.digest) or {}), node: error.reason})
                 # The next attempt begins at once, with another source.
                 raise error.with_alternative() from error
-
-    async def _awaited(self, node: str, wanted: BlobRange, stack: AsyncExitStack, deadline: float) -> BlobStream:
-        """Open the stream from a node, and wait as long as it expects bytes."""
-        while True:
-            try:
-                return await stack.enter_async_context(self._peers.blob(node, wanted))
-            except PeerWaiting:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(_WAIT_INTERVAL_S)
 
     @contextlib.asynccontextmanager
     async def _owned(self, wanted: BlobRange, upstream: Upstream) -> AsyncIterator[BlobStream]:

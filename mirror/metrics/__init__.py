@@ -59,8 +59,6 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.across: dict[str, Across] = {**_PROCESS}
         self.heard: dict[str, float] = {}
-        # When a number of pulls left is out of date, by registry.
-        self._window_ends: dict[str, float] = {}
         self.requests = RequestCounts()
         self.registry.register(self.requests)
         ProcessCollector(registry=self.registry)
@@ -84,26 +82,14 @@ class Metrics:
                 for status in _UPSTREAM_STATUSES:
                     self.upstream_requests.labels(registry, upstream, kind, status)
 
-    def pull_limit(self, registry: str, limit: int | None, remaining: int | None, window: float) -> None:
-        """Record a registry's pull limit as far as a response states it.
-
-        Args:
-            window: seconds; after them it is not known how many pulls are left.
-        """
+    def pull_limit(self, registry: str, limit: int | None, remaining: int | None) -> None:
+        """Record a registry's pull limit as far as a response states it."""
         if limit is not None:
             self.upstream_ratelimit_limit.labels(registry).set(limit)
         if remaining is not None:
             self.upstream_ratelimit_remaining.labels(registry).set(remaining)
-            self._window_ends[registry] = time.time() + window
         if (limit, remaining) != (None, None):
             self.heard[registry] = time.time()
-
-    def forget_pull_limits(self) -> None:
-        """Drop the numbers of pulls left whose window has ended."""
-        for registry, end in list(self._window_ends.items()):
-            # Another thread may do the same.
-            if end <= time.time() and self._window_ends.pop(registry, None) is not None:
-                self.upstream_ratelimit_remaining.remove(registry)
 
     def upstream_asked(self, registry: str, upstream: str, *, up: bool) -> None:
         """Record whether an upstream has answered a request."""
@@ -197,7 +183,7 @@ class Metrics:
             "cluster_takeovers", "Fetches that were taken over from another node, by what that node did", "reason"
         )
         self.source_bytes = self._counter("source_bytes", "Bytes of blobs by where they came from", "source")
-        for reason in ("absent", "connect", "cut", "timeout", "protocol", "waiting", "error"):
+        for reason in ("absent", "busy", "connect", "cut", "timeout", "protocol", "waiting", "error"):
             self.cluster_takeovers.labels(reason)
         self.bytes_from_nodes, self.bytes_from_upstreams = (self.source_bytes.labels(source) for source in ("peer", "upstream"))
 

@@ -30,9 +30,6 @@ from mirror.tracing import request_id
 
 log = structlog.get_logger(__name__)
 
-# Less than the time after which the other node takes this one for dead: it learns that bytes are expected, and asks again.
-_WAIT_S = 1.0
-
 _UNSIGNED = Problem(401, "UNAUTHORIZED", "not a node of this cluster", "the request is not signed with the secret of the cluster")
 _WAITING = Problem(503, "UNAVAILABLE", "no byte yet", "upstream has not answered this node yet", {WAIT_HEADER: "1"})
 _STOPPING = Problem(503, "UNAVAILABLE", "this node takes no more requests", "it is stopping, or cannot store the blob")
@@ -43,13 +40,15 @@ class PeerApi:
 
     Args:
         me: the name of this node, which requests for it are signed with.
+        wait_s: the wait for a first byte, after which the other node learns that bytes are expected, and asks again.
     """
 
-    def __init__(self, router: Router, blobs: Blobs, secret: ClusterSecret, me: str) -> None:
+    def __init__(self, router: Router, blobs: Blobs, secret: ClusterSecret, me: str, wait_s: float) -> None:
         self._router = router
         self._blobs = blobs
         self._secret = secret
         self._me = me
+        self._wait_s = wait_s
         self._log = ThrottledLog(log)
 
     async def handle(self, request: web.BaseRequest, *, stopping: bool) -> web.StreamResponse:
@@ -87,7 +86,7 @@ class PeerApi:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(body.close)
             try:
-                async with while_connected(request, _WAIT_S):
+                async with while_connected(request, self._wait_s):
                     size = await body.sized()
                     part = _part(wanted, size)
                     await body.ready(part.start, part.stop)

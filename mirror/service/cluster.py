@@ -40,8 +40,10 @@ from mirror.storage.blobs import BlobFiles
 from mirror.upstream.http import Http, Limits
 from mirror.upstream.intake import Intake
 
-# A node on the same network answers at once. Together with the wait for an answer it takes `stall_timeout`.
+# A node on the same network answers at once.
 _MAX_CONNECT_S = 1.0
+# Until a node says that it has no byte yet: long before the other one takes it for dead.
+_MAX_WAIT_S = 1.0
 # Of all nodes together. The tree keeps the number of streams of one blob small.
 _MAX_CONNECTIONS = 2000
 
@@ -99,7 +101,8 @@ class NodeServer:
         """Use a graph from now on."""
         self._graph = graph
         router = Router(graph.registries, graph.config.default_registry)
-        self._api = PeerApi(router, graph.cache.blobs, self._node.secret, self._node.name)
+        wait_s = min(_MAX_WAIT_S, self._config.stall_timeout / 6)
+        self._api = PeerApi(router, graph.cache.blobs, self._node.secret, self._node.name, wait_s)
 
     def open(self, sock: socket.socket, relieve: Callable[[], None]) -> None:
         """Start accepting connections; see `Listener.open`. Raises ConfigurationError."""
@@ -122,11 +125,11 @@ class NodeServer:
         self._is_stopping = True
         await self._node.drain(beats=self._beats)
 
-    async def close(self) -> None:
+    async def close(self, files: BlobFiles) -> None:
         """Close all connections, and hand the leases over; after the downloads have stopped."""
         self._listener.close()
         await self._listener.shutdown(1.0)
-        await self._node.close(beats=self._beats)
+        await self._node.close(files, beats=self._beats)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         api = self._api
@@ -135,8 +138,9 @@ class NodeServer:
 
 
 def _limits(stall_s: float) -> Limits:
-    connect = min(_MAX_CONNECT_S, stall_s / 2)
-    return Limits(connect=connect, headers=stall_s - connect, stall=stall_s)
+    """Half of the time for the silence of a body, and half for the answer to the question whether more is expected."""
+    connect = min(_MAX_CONNECT_S, stall_s / 4)
+    return Limits(connect=connect, headers=stall_s / 2 - connect, stall=stall_s / 2)
 
 
 def _client_tls(tls: ClusterTls) -> ssl.SSLContext | None:

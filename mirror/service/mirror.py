@@ -276,7 +276,7 @@ class Mirror:
     async def _close(self, janitor: asyncio.Task[None]) -> None:
         await self._services.downloads.close()
         if self._node_server is not None:
-            await self._node_server.close()
+            await self._node_server.close(self._services.store.files)
         janitor.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await janitor
