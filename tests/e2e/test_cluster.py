@@ -3,14 +3,18 @@
 import asyncio
 import hashlib
 import signal
-import time
+import ssl
+import sys
+from pathlib import Path
 
+import aiohttp
 import pytest
 
 from tests.e2e.harness.cluster import RedisServer, cluster
 from tests.e2e.harness.skopeo import Skopeo
 from tests.fakehub import Rule
-from tests.support.waiting import eventually
+from tests.support.certificates import Authority
+from tests.support.waiting import LIMIT, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -66,50 +70,49 @@ async def test_cold_image_asked_of_all_nodes_at_once(anonymous, redis, tmp_path)
         for node in nodes:
             await eventually(node.metrics, "three nodes", holds=lambda seen: seen["registry_mirror_cluster_nodes"] == 3)
         # What was fetched is noted as held, and nobody owns anything any more.
-        await eventually(lambda: _states(redis), "settled", holds=lambda states: set(states) == {"held"})
-
-
-async def _states(redis):
-    found = []
-    for key in await redis.keys("*:b:*"):
-        process = await asyncio.create_subprocess_exec(
-            "redis-cli", "-p", str(redis.port), "--raw", "get", key, stdout=asyncio.subprocess.PIPE
-        )
-        out, _ = await process.communicate()
-        found.append(out.decode().partition("|")[0])
-    return found
+        await eventually(redis.states, "settled", holds=lambda states: set(states) == {"held"})
 
 
 @pytest.mark.parametrize(
-    ("number", "reasons", "pause"), [(signal.SIGKILL, ("cut", "connect"), 2), (signal.SIGSTOP, ("timeout",), 9)]
+    ("number", "reasons", "stall"), [(signal.SIGKILL, ("cut", "connect"), "15s"), (signal.SIGSTOP, ("timeout",), "6s")]
 )
-async def test_owner_dies_or_hangs_in_mid_blob(number, reasons, pause, anonymous, redis, tmp_path):
+async def test_owner_dies_or_hangs_in_mid_blob(number, reasons, stall, anonymous, redis, tmp_path):
     """The others go on from the byte that they have, one of them from upstream."""
     blob = anonymous.add_synthetic_blob(APP, 24 * MIB, 7)
     anonymous.add_image(APP, "1", [blob])
     gate = anonymous.gate(Rule(kind="blob", method="GET"), after=12 * MIB)
-    async with cluster(anonymous, tmp_path, redis, stall_timeout="3s") as (owner, *others):
+    async with cluster(anonymous, tmp_path, redis, cluster={"stall_timeout": stall}) as (owner, *others):
         first = await owner.blob(APP, blob.digest)
         followers = [await node.blob(APP, blob.digest) for node in others]
         for pull in (first, *followers):
             await pull.read(8 * MIB)
         assert len(gets(anonymous, blob.digest)) == 1
         owner.kill(number)
-        began = time.monotonic()
-        await asyncio.gather(*(pull.read(5 * MIB) for pull in followers))
-        taken = time.monotonic() - began
         bodies = await asyncio.gather(*(pull.rest() for pull in followers))
         owner.kill(signal.SIGKILL)
         gate.release()
         assert all(right(body, blob.digest) for body in bodies)
         _, *more = gets(anonymous, blob.digest)
-        assert sum(seen.body_bytes_sent for seen in more) <= blob.size - 8 * MIB
         assert len(more) == 1, [seen.range for seen in more]
+        assert more[0].body_bytes_sent <= blob.size - 8 * MIB
         # A worker publishes its figures for the other one each second.
         await eventually(lambda: takeovers(others, *reasons), "one takeover", holds=lambda count: count == 1)
         await first.close()
-        # Not a limit of the product on a busy machine, but far from what a client waits.
-        assert taken < pause * 5
+
+
+async def test_slow_upstream_is_no_dead_node(anonymous, redis, tmp_path):
+    """While upstream pauses for longer than a node may, nobody takes the fetch over: the owner says that it waits."""
+    blob = anonymous.add_synthetic_blob(APP, 4 * MIB, 8)
+    anonymous.add_image(APP, "1", [blob])
+    gate = anonymous.gate(Rule(kind="blob", method="GET"), after=2 * MIB)
+    async with cluster(anonymous, tmp_path, redis, count=2, workers=1, cluster={"stall_timeout": "6s"}) as nodes:
+        pulls = [asyncio.create_task(node.whole(APP, blob.digest)) for node in nodes]
+        await eventually(lambda: anonymous.bytes_sent(blob.digest) == 2 * MIB)
+        # Longer than the follower waits for a node that says nothing.
+        await asyncio.sleep(6.5)
+        gate.release()
+        assert all(right(body, blob.digest) for body in await asyncio.gather(*pulls))
+        assert len(gets(anonymous, blob.digest)) == 1
 
 
 async def test_redis_dies_in_mid_blob_and_comes_back_empty(anonymous, redis, tmp_path):
@@ -129,7 +132,6 @@ async def test_redis_dies_in_mid_blob_and_comes_back_empty(anonymous, redis, tmp
         assert anonymous.bytes_sent(blobs[1].digest) <= len(nodes) * blobs[1].size
         for node in nodes:
             assert (await node.ready())[0] == 200
-            await eventually(node.metrics, "alone", holds=lambda seen: seen["registry_mirror_cluster_alone"] == 1)
 
         redis.start()
         for node in nodes:
@@ -145,7 +147,7 @@ async def test_redis_hangs(anonymous, redis, tmp_path):
     """A pull waits less than a second for a Redis that accepts calls and does not answer; then nobody waits for it."""
     blobs = [anonymous.add_synthetic_blob(APP, 100_000, seed) for seed in range(8)]
     anonymous.add_image(APP, "1", blobs)
-    async with cluster(anonymous, tmp_path, redis, count=2, redis={"timeout": "250ms"}) as nodes:
+    async with cluster(anonymous, tmp_path, redis, count=2, cluster={"redis": {"timeout": "250ms"}}) as nodes:
         redis.signal(signal.SIGSTOP)
         for blob in blobs:
             bodies = await asyncio.gather(*(node.whole(APP, blob.digest) for node in nodes))
@@ -164,7 +166,7 @@ async def test_wrong_bytes_of_a_node(size, anonymous, redis, tmp_path):
     anonymous.add_image(APP, "1", [blob])
     async with cluster(anonymous, tmp_path, redis, count=2) as (liar, other):
         assert right(await liar.whole(APP, blob.digest), blob.digest)
-        await eventually(lambda: _states(redis), "settled", holds=lambda states: states == ["held"])
+        await eventually(redis.states, "settled", holds=lambda states: states == ["held"])
         (path,) = [path for path in liar.files("blobs") if path.name == blob.digest.partition(":")[2]]
         data = bytearray(path.read_bytes())
         data[size // 2] ^= 1
@@ -195,4 +197,92 @@ async def test_owner_stops_in_an_orderly_way(anonymous, redis, tmp_path):
         assert right(await follower.rest(), blob.digest)
         assert anonymous.bytes_sent(blob.digest) == blob.size
         assert await owner.ended() == 0
-        assert await redis.keys(f"*node:*{owner.node_port}") == []
+        assert await redis.command("keys", f"*node:*{owner.node_port}") == []
+
+
+async def test_node_in_the_middle_dies(anonymous, redis, tmp_path):
+    """Its children go on from the node above it; the lease is not touched, and upstream sends nothing again."""
+    blob = anonymous.add_synthetic_blob(APP, 16 * MIB, 5)
+    anonymous.add_image(APP, "1", [blob])
+    gate = anonymous.gate(Rule(kind="blob", method="GET"), after=8 * MIB)
+    async with cluster(anonymous, tmp_path, redis, count=4, workers=1, cluster={"fan_out": 1}) as nodes:
+        pulls = []
+        for node in nodes:
+            pulls.append(await node.blob(APP, blob.digest))
+            await pulls[-1].read(5 * MIB)
+        nodes[1].process.kill()
+        await nodes[1].ended()
+        gate.release()
+        bodies = [await pull.rest() for pull in (pulls[0], *pulls[2:])]
+        assert all(right(body, blob.digest) for body in bodies)
+        assert anonymous.bytes_sent(blob.digest) == blob.size
+        await pulls[1].close()
+        assert all("lease_taken_over" not in node.log for node in nodes)
+
+
+async def test_new_owner_instead_of_one_that_stops(anonymous, redis, tmp_path):
+    """While a node drains, a blob that it holds has another owner at the next request."""
+    held, slow = (anonymous.add_synthetic_blob(APP, 3 * MIB, seed) for seed in range(2))
+    anonymous.add_image(APP, "1", [held, slow])
+    async with cluster(anonymous, tmp_path, redis, workers=1) as (first, *others):
+        assert right(await first.whole(APP, held.digest), held.digest)
+        gate = anonymous.gate(Rule(kind="blob", method="GET"), after=2 * MIB)
+        last = await first.blob(APP, slow.digest)
+        first.signal(signal.SIGTERM)
+        await first.logged("draining")
+        bodies = await asyncio.gather(*(node.whole(APP, held.digest) for node in others))
+        assert all(right(body, held.digest) for body in bodies)
+        assert len(gets(anonymous, held.digest)) == 2
+        gate.release()
+        assert right(await last.rest(), slow.digest)
+
+
+async def test_node_with_another_secret_is_by_itself(anonymous, redis, tmp_path):
+    """It is refused by the others, and serves its clients all the same."""
+    blob = anonymous.add_synthetic_blob(APP, 2 * MIB, 6)
+    anonymous.add_image(APP, "1", [blob])
+    async with cluster(anonymous, tmp_path, redis, count=2, workers=1) as (first, other):
+        assert right(await first.whole(APP, blob.digest), blob.digest)
+        Path(other.settings["cluster"]["secret_file"]).write_text("another secret of forty characters or more")
+        # Read again with a beat.
+        body = await eventually(lambda: _pulled_alone(other, first, blob), "a refusal", holds=bool)
+        assert right(body, blob.digest)
+
+
+async def _pulled_alone(other, first, blob):
+    """What a node gets after a purge; None until it is refused by the first."""
+    await other.admin("/api/v1/purge", method="POST", match=f"docker.io/{APP}")
+    for path in other.files("blobs"):
+        path.unlink()
+    body = await other.whole(APP, blob.digest)
+    return body if "node_refused" in first.log else None
+
+
+async def test_tls_between_nodes(anonymous, redis, tmp_path):
+    """With certificates of one authority; nobody else gets as far as a request."""
+    authority = Authority(tmp_path / "authority")
+    certificate, key = authority.issue("node", "DNS:some.other.name")
+    tls = {"certificate": str(certificate), "key": str(key), "ca": str(authority.certificate)}
+    blob = anonymous.add_synthetic_blob(APP, 2 * MIB, 6)
+    anonymous.add_image(APP, "1", [blob])
+    async with cluster(anonymous, tmp_path, redis, count=2, workers=1, cluster={"tls": tls}) as nodes:
+        bodies = await asyncio.gather(*(node.whole(APP, blob.digest) for node in nodes))
+        assert all(right(body, blob.digest) for body in bodies)
+        assert anonymous.bytes_sent(blob.digest) == blob.size
+        stranger = ssl.create_default_context(cafile=authority.certificate)
+        stranger.check_hostname = False
+        with pytest.raises(aiohttp.ClientError):
+            async with nodes[0].session.get(f"https://127.0.0.1:{nodes[0].node_port}/", ssl=stranger) as response:
+                await response.read()
+
+
+async def test_command_lists_the_nodes(anonymous, redis, tmp_path):
+    """Those that beat, and which one was asked."""
+    async with cluster(anonymous, tmp_path, redis, count=2, workers=1) as nodes:
+        for node in nodes:
+            await eventually(node.metrics, "two nodes", holds=lambda seen: seen["registry_mirror_cluster_nodes"] == 2)
+        command = [sys.executable, "-m", "mirror", "nodes", "--url", f"http://127.0.0.1:{nodes[0].admin_port}"]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await asyncio.wait_for(process.communicate(), LIMIT)
+        found = {line[2:].split()[0]: line[0] for line in out.decode().splitlines()[1:]}
+        assert found == {f"http://127.0.0.1:{node.node_port}": "*" if node is nodes[0] else " " for node in nodes}

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from copy import deepcopy
 from pathlib import Path
 
 from tests.e2e.harness.process import Program, find_command, listening
@@ -42,12 +43,17 @@ class RedisServer:
         if number == signal.SIGKILL:
             self._program.stop()
 
-    async def keys(self, pattern: str) -> list[str]:
-        """The keys that match a pattern."""
-        command = [find_command("redis-cli"), "-p", str(self.port), "--raw", "keys", pattern]
+    async def command(self, *words: str) -> list[str]:
+        """The words of the answer to a command."""
+        command = [find_command("redis-cli"), "-p", str(self.port), "--raw", *words]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         out, _ = await asyncio.wait_for(process.communicate(), LIMIT)
         return out.decode().split()
+
+    async def states(self) -> list[str]:
+        """The state of each lease."""
+        values = [" ".join(await self.command("get", key)) for key in await self.command("keys", "*:b:*")]
+        return [value.partition("|")[0] for value in values]
 
     def close(self) -> None:
         """End it."""
@@ -65,14 +71,16 @@ class Node(Cluster):
         secret = directory / "secret"
         secret.write_text(_SECRET)
         self.node_port = free_port()
-        cluster = {
+        own = {
             # A busy machine is neither a slow Redis nor a node that hangs.
-            "redis": {"url": server.url, "timeout": "5s", **settings.pop("redis", {})},
+            "redis": {"url": server.url, "timeout": "5s"},
             "listen": f"127.0.0.1:{self.node_port}",
             "secret_file": str(secret),
-            "stall_timeout": settings.pop("stall_timeout", "15s"),
+            "stall_timeout": "15s",
         }
-        super().__init__(hub, directory, **{"cluster": cluster, **settings})
+        changed = settings.pop("cluster", {})
+        own["redis"] = {**own["redis"], **changed.pop("redis", {})}
+        super().__init__(hub, directory, **{"cluster": {**own, **changed}, **settings})
 
     async def joined(self) -> None:
         """Wait until all workers know that Redis answers."""
@@ -99,7 +107,7 @@ class Node(Cluster):
 async def cluster(hub, directory: Path, server: RedisServer, count: int = 3, **settings):
     """So many nodes, all of which have joined."""
     async with contextlib.AsyncExitStack() as stack:
-        nodes = [Node(hub, directory / f"node-{number}", server, **settings) for number in range(count)]
+        nodes = [Node(hub, directory / f"node-{number}", server, **deepcopy(settings)) for number in range(count)]
         await asyncio.gather(*(stack.enter_async_context(node) for node in nodes))
         await asyncio.gather(*(node.joined() for node in nodes))
         yield nodes

@@ -1,0 +1,282 @@
+"""Leases, turns and grants at a real Redis, as several nodes see them."""
+
+import asyncio
+import signal
+
+import pytest
+from prometheus_client import CollectorRegistry, Histogram
+
+from mirror.cluster.grants import Grants
+from mirror.cluster.keys import Keys
+from mirror.cluster.lease import Alone, Follow, Leases, Own
+from mirror.cluster.link import Link, LinkDown, RedisAddress, Script
+from mirror.cluster.manifests import SharedManifests
+from mirror.core.digest import Digest
+from mirror.core.names import Repository
+from mirror.errors import UpstreamBusy, UpstreamFailing
+from tests.e2e.harness.cluster import RedisServer
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.e2e
+
+DIGEST = Digest.of(b"some blob")
+APP = Repository.parse("docker.io", "library/app")
+FAN_OUT = 2
+SCOPE = "docker.io~0"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A Redis for all tests; each has keys of its own."""
+    redis = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield redis
+    redis.close()
+
+
+def histogram():
+    return Histogram("calls", "", registry=CollectorRegistry())
+
+
+@pytest.fixture
+async def link(server):
+    """A link that is up."""
+    found = Link(RedisAddress(server.url, 5.0), histogram())
+    running = asyncio.create_task(found.run())
+    await eventually(lambda: found.is_up)
+    yield found
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await found.close()
+
+
+@pytest.fixture
+def keys(request):
+    return Keys(request.node.name.replace("[", "-").replace("]", ""), lambda name: SCOPE)
+
+
+@pytest.fixture
+def node(link, keys):
+    """Makes the leases of a node."""
+    return lambda name: Leases(link, keys, name, FAN_OUT)
+
+
+class Files:
+    """Says what a node holds."""
+
+    def __init__(self, *held):
+        self._held = held
+
+    def size(self, digest):
+        return 1 if digest in self._held else None
+
+
+async def ask(leases, suspect="", *, may_own=True, scope=SCOPE):
+    return await leases.ask(DIGEST, suspect, scope, may_own=may_own)
+
+
+async def test_one_of_many_owns(node):
+    answers = await asyncio.gather(*(ask(node(f"n{number}")) for number in range(50)))
+    assert sum(isinstance(answer, Own) for answer in answers) == 1
+    assert sum(isinstance(answer, Follow) for answer in answers) == 49
+
+
+async def test_owner_keeps_its_lease(node):
+    """A second connection of the same node, or another of its workers, fetches, too."""
+    first = await ask(node("a"))
+    assert await ask(node("a")) == first
+
+
+async def test_tree(node):
+    """Each node is sent to its parent first, then to the parent's, and the owner last; nobody has more children than allowed."""
+    names = [f"n{number}" for number in range(30)]
+    answers = [await ask(node(name)) for name in names]
+    parents = [answer.nodes[0] for answer in answers[1:]]
+    assert max(parents.count(name) for name in names) == FAN_OUT
+    for number, answer in enumerate(answers[1:], 1):
+        chain = [(number - 1) // FAN_OUT]
+        while chain[-1]:
+            chain.append((chain[-1] - 1) // FAN_OUT)
+        assert answer.nodes == tuple(names[one] for one in chain)
+
+
+async def test_place_in_the_tree_stays(node):
+    await ask(node("a"))
+    first = await ask(node("b"))
+    await ask(node("c"))
+    assert await ask(node("b")) == first
+
+
+async def test_one_of_those_who_suspect_takes_over(node):
+    await ask(node("a"))
+    seen = await ask(node("b"))
+    answers = await asyncio.gather(*(ask(node(name), seen.value) for name in "bcdef"))
+    (own,) = [answer for answer in answers if isinstance(answer, Own)]
+    assert {answer.value for answer in answers if isinstance(answer, Follow)} == {own.value}
+    # Who was suspected follows the new owner.
+    assert isinstance(await ask(node("a")), Follow)
+
+
+async def test_old_suspicion_changes_nothing(node):
+    first = await ask(node("a"))
+    taken = await ask(node("b"), first.value)
+    assert (await ask(node("c"), first.value)).value == taken.value
+
+
+async def test_node_that_cannot_store_owns_nothing(node):
+    assert await ask(node("a"), may_own=False) == Alone()
+    own = await ask(node("b"))
+    assert (await ask(node("a"), may_own=False)).nodes == ("b",)
+    assert await ask(node("a"), own.value, may_own=False) == Alone()
+    # And is nobody's parent.
+    assert (await ask(node("c"))).nodes == ("b",)
+
+
+async def test_held_blob_is_found(node):
+    owner = node("a")
+    await ask(owner)
+    await ask(node("b"))
+    await owner.close(Files(DIGEST))
+    answer = await ask(node("c"))
+    assert isinstance(answer, Follow)
+    assert set(answer.nodes) == {"a", "b"}
+    # The node that held it gets it from the others when it has lost it.
+    assert set((await ask(owner)).nodes) == {"b", "c"}
+
+
+async def test_unfinished_blob_is_free_at_once(node):
+    owner = node("a")
+    await ask(owner)
+    await owner.close(Files())
+    assert isinstance(await ask(node("b")), Own)
+
+
+async def test_lost_lease_settles_nothing(node):
+    """An owner that was suspected meanwhile does not touch what belongs to another node."""
+    owner = node("a")
+    first = await ask(owner)
+    taken = await ask(node("b"), first.value)
+    await owner.close(Files(DIGEST))
+    assert (await ask(node("c"))).value == taken.value
+
+
+async def test_failure_counts_for_the_scope(node):
+    owner = node("a")
+    await ask(owner)
+    await owner.fail(DIGEST, UpstreamFailing("upstream answers 503"), SCOPE)
+    with pytest.raises(UpstreamFailing, match="another node has asked: upstream answers 503"):
+        await ask(node("b"))
+    # The node itself tries again, and one with other upstreams asks those.
+    assert isinstance(await ask(owner), Own)
+    await owner.fail(DIGEST, UpstreamFailing("upstream answers 503"), SCOPE)
+    assert isinstance(await ask(node("c"), scope="docker.io~1"), Own)
+
+
+async def test_failure_of_the_node_is_its_own(node):
+    owner = node("a")
+    await ask(owner)
+    await owner.fail(DIGEST, UpstreamBusy("no connection was free"), SCOPE)
+    assert isinstance(await ask(node("b")), Own)
+
+
+async def test_turn_for_a_manifest(link, keys):
+    """One of many fetches; the others get its bytes, verified."""
+    raw = b'{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}'
+    digest, fetched = Digest.of(raw), 0
+
+    async def pull():
+        nonlocal fetched
+        async with SharedManifests(link, keys).turn(digest, SCOPE) as turn:
+            if turn.found is None:
+                fetched += 1
+                turn.fetched = "application/vnd.oci.image.index.v1+json", raw
+                return raw
+            return turn.found.raw
+
+    assert await asyncio.gather(*(pull() for _ in range(20))) == [raw] * 20
+    assert fetched == 1
+
+
+async def test_failed_turn_is_repeated(link, keys):
+    shared = SharedManifests(link, keys)
+    with pytest.raises(UpstreamFailing):
+        async with shared.turn(DIGEST, SCOPE):
+            raise UpstreamFailing("503")
+    with pytest.raises(UpstreamFailing, match="another node has asked"):
+        async with shared.turn(DIGEST, SCOPE):
+            pytest.fail("it is not this node's turn")
+    async with shared.turn(DIGEST, "docker.io~1") as turn:
+        assert turn.found is None
+
+
+async def test_wrong_manifest_is_not_taken(link, keys):
+    """Neither other bytes, nor schema 1, whose digest is not that of its bytes."""
+    store = Script("return redis.call('SET', KEYS[1], ARGV[1])")
+    for value in (
+        b"application/vnd.oci.image.index.v1+json\n{}",
+        b'application/vnd.docker.distribution.manifest.v1+prettyjws\n{"schemaVersion": 1, "name": "x", "tag": "1"}',
+        b"\xff\n",
+        b"",
+    ):
+        await link.call(store, [keys.manifest(DIGEST)], value)
+        async with SharedManifests(link, keys).turn(DIGEST, SCOPE) as turn:
+            assert turn.found is None
+
+
+async def test_grants(link, keys):
+    recorded = []
+    one, other = Grants(link, keys, print), Grants(link, keys, lambda *grant: recorded.append(grant))
+    assert not await other.adopt("blob", APP, DIGEST, 5)
+    await one.share("blob", APP, DIGEST, 5)
+    assert not await other.adopt("blob", APP, DIGEST, 6)
+    assert not await other.adopt("manifest", APP, DIGEST, 5)
+    assert not await other.adopt("blob", Repository.parse("docker.io", "library/other"), DIGEST, 5)
+    assert await other.adopt("blob", APP, DIGEST, 5)
+    assert recorded == [("blob", APP, DIGEST, 5)]
+    await other.revoke("blob", APP, DIGEST)
+    assert not await other.adopt("blob", APP, DIGEST, 5)
+
+
+async def test_connections_that_redis_closes_cost_nothing(link, server):
+    """Redis closes idle ones at times."""
+    echo = Script("return ARGV[1]")
+    for number in range(3):
+        assert await link.call(echo, [], str(number)) == str(number).encode()
+        await server.command("client", "kill", "type", "normal")
+    assert link.is_up
+
+
+async def test_full_redis_is_no_dead_one(link, server):
+    """Writes fail, and this node goes on by itself; the link stays."""
+    await server.command("config", "set", "maxmemory", "1")
+    try:
+        for _ in range(5):
+            with pytest.raises(LinkDown):
+                await link.call(Script("return redis.call('SET', KEYS[1], 'x')"), ["key"])
+        assert await link.call(Script("return redis.call('GET', KEYS[1])"), ["nothing"]) is None
+        assert link.is_up
+    finally:
+        await server.command("config", "set", "maxmemory", "0")
+
+
+async def test_call_to_a_stopped_redis_is_bounded(tmp_path):
+    """Three calls wait for their limit; then none does, until Redis answers again."""
+    redis = RedisServer(tmp_path)
+    link = Link(RedisAddress(redis.url, 0.25), histogram())
+    running = asyncio.create_task(link.run())
+    try:
+        await eventually(lambda: link.is_up)
+        redis.signal(signal.SIGSTOP)
+        for _ in range(3):
+            with pytest.raises(LinkDown):
+                await link.call(Script("return 1"), [])
+        assert not link.is_up
+        with pytest.raises(LinkDown, match="is not asked for now"):
+            await link.call(Script("return 1"), [])
+        redis.signal(signal.SIGCONT)
+        await eventually(lambda: link.is_up)
+        assert await link.call(Script("return 1"), []) == 1
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await link.close()
+        redis.close()
