@@ -143,6 +143,7 @@ class AdminOperations:
     def publish(self) -> None:
         """Write this process's figures for the other processes."""
         self._update_credentials_metric()
+        self._metrics.forget_pull_limits()
         self._metrics.config_reload_ok.set((self.reload_problem or self._worker_stats.reload_problem) is None)
         self._worker_stats.publish(self._downloads.own(), self._own_problems(), self._own_troubles())
 

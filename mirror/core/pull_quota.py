@@ -42,7 +42,7 @@ _FEW_PULLS: Final = 20
 # After a 429 pulls are saved for so long.
 _NEAR_LIMIT_S: Final = 3600.0
 # The number of pulls left is valid for its window; without one, for Docker Hub's.
-_DEFAULT_WINDOW_S: Final = 21_600.0
+DEFAULT_WINDOW_S: Final = 21_600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class PullQuota:
 
     def note(self, remaining: RateLimit, now: float) -> None:
         """Note the number of pulls left by a response."""
-        self._remaining, self._forgotten = remaining.value, now + (remaining.window or _DEFAULT_WINDOW_S)
+        self._remaining, self._forgotten = remaining.value, now + (remaining.window or DEFAULT_WINDOW_S)
         if remaining.value:
             self._pulls.succeeded()
         else:

@@ -59,6 +59,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.across: dict[str, Across] = {**_PROCESS}
         self.heard: dict[str, float] = {}
+        # When a number of pulls left is out of date, by registry.
+        self._window_ends: dict[str, float] = {}
         self.requests = RequestCounts()
         self.registry.register(self.requests)
         ProcessCollector(registry=self.registry)
@@ -82,14 +84,26 @@ class Metrics:
                 for status in _UPSTREAM_STATUSES:
                     self.upstream_requests.labels(registry, upstream, kind, status)
 
-    def pull_limit(self, registry: str, limit: int | None, remaining: int | None) -> None:
-        """Record a registry's pull limit as far as a response states it."""
+    def pull_limit(self, registry: str, limit: int | None, remaining: int | None, window: float) -> None:
+        """Record a registry's pull limit as far as a response states it.
+
+        Args:
+            window: seconds; after them it is not known how many pulls are left.
+        """
         if limit is not None:
             self.upstream_ratelimit_limit.labels(registry).set(limit)
         if remaining is not None:
             self.upstream_ratelimit_remaining.labels(registry).set(remaining)
+            self._window_ends[registry] = time.time() + window
         if (limit, remaining) != (None, None):
             self.heard[registry] = time.time()
+
+    def forget_pull_limits(self) -> None:
+        """Drop the numbers of pulls left whose window has ended."""
+        for registry, end in list(self._window_ends.items()):
+            # Another thread may do the same.
+            if end <= time.time() and self._window_ends.pop(registry, None) is not None:
+                self.upstream_ratelimit_remaining.remove(registry)
 
     def upstream_asked(self, registry: str, upstream: str, *, up: bool) -> None:
         """Record whether an upstream has answered a request."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http import HTTPStatus
 
 import aiohttp
 from yarl import URL
@@ -39,6 +40,14 @@ from mirror.upstream.tokens import Tokens
 
 # Answers of a redirect's target that say nothing about the registry: most likely the signed URL has expired.
 _TARGET_REFUSALS = frozenset({400, 401, 403, 404, 410})
+
+
+_STATUSES = frozenset(HTTPStatus)
+
+
+def _label(status: int) -> str:
+    """The value of a label for a status: one that HTTP does not define, which upstream may make up, is like `4xx`."""
+    return str(status) if status in _STATUSES else f"{status // 100}xx"
 
 
 class RedirectRefused(UpstreamError):
@@ -97,7 +106,7 @@ class Exchange:
             note.name = self.name
         with self._counted():
             response = await self._from_known_target() or await self._followed(await self.authorized())
-        self.count(str(response.status))
+        self.count(_label(response.status))
         self._raise_for(response)
         return response
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from mirror.core.breaker import Admission, Breaker
-from mirror.core.pull_quota import PullQuota, QuotaPermit, RateLimit
+from mirror.core.pull_quota import DEFAULT_WINDOW_S, PullQuota, QuotaPermit, RateLimit
 from mirror.errors import (
     CredentialsRefused,
     UpstreamBusy,
@@ -211,7 +211,8 @@ class Health:
 
     def limits(self, limit: RateLimit | None, remaining: RateLimit | None) -> None:
         """Note the pull limit that a response reports."""
-        self._metrics.pull_limit(self.registry, limit and limit.value, remaining and remaining.value)
+        window = (remaining and remaining.window) or DEFAULT_WINDOW_S
+        self._metrics.pull_limit(self.registry, limit and limit.value, remaining and remaining.value, window)
         if remaining is not None:
             self.pull_quota.note(remaining, self.clock())
 

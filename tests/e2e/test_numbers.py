@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
+from mirror.core.units import format_bytes
 from tests.e2e.harness.mixed_load import APP, NODES, MixedLoad
 from tests.fakehub import FakeHub, Seen
 from tests.mirror.commands import command
@@ -162,6 +163,20 @@ async def test_status(load, counted):
         assert requests["upstream_bytes"] == counted.by("upstream_bytes_total").total()
         left = {entry["registry"]: entry["pulls_left"] for entry in screen["upstreams"]}
         assert left == {"docker.io": load.hub.ratelimit_remaining, "second.example": load.second.ratelimit_remaining}
+
+
+async def test_status_page(load, counted):
+    """The page for people has the same figures."""
+    async with load.cluster.session.get(f"{load.admin_url}/") as response:
+        words = " ".join(re.sub(r"<[^>]*>", " ", await response.text()).split())
+    # Numbers for people have separators, and a space before their unit.
+    page = re.sub(r"(?<=\d)[,\s](?=\d{3}|[KMG]iB)", "", words)
+    requests = json.loads(await load.cluster.admin("/api/v1/status"))["requests"]
+    assert f"of {requests['pulls']} manifests and blobs from the store; {requests['errors']} failed" in page
+    served, fetched = (counted.by(name).total() for name in ("served_bytes_total", "upstream_bytes_total"))
+    assert f"{format_bytes(served)} to clients, {format_bytes(fetched)} from upstreams" in page
+    for hub in (load.hub, load.second):
+        assert f"{hub.ratelimit_remaining} of {hub.ratelimit_limit}" in page
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

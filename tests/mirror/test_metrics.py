@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import time
 from unittest import mock
 
 import pytest
@@ -129,3 +130,30 @@ async def test_requests_without_an_answer_are_counted(hub, mirror, monkeypatch):
     assert await mirror.metric("upstream_requests_total", kind="tags", status="timeout") == 2
     lost.release()
     silent.release()
+
+
+async def test_statuses_of_upstream_are_bounded(hub, mirror):
+    """An upstream that makes up a status for each answer makes no series for each."""
+    statuses = [*range(430, 451), *range(570, 590)]
+    for number, status in enumerate(statuses):
+        hub.script(Rule(kind="manifest", reference=str(number), times=None), Status(status))
+        await mirror.get(f"/v2/library/app{number}/manifests/{number}")
+    found = {name for name in await mirror.metrics() if "upstream_requests_total" in name and 'status="5' in name}
+    assert {name.partition('status="')[2][:3] for name in found} == {"503", "5xx"}
+    assert await mirror.metric("upstream_requests_total", status="4xx") > 0
+
+
+async def test_pulls_left_are_forgotten(hub, mirror, monkeypatch):
+    """After the window of the pull limit nobody knows how many pulls are left, until upstream says so."""
+    hub.add_image(APP, "1")
+    hub.ratelimit_remaining, hub.ratelimit_window = 1, 3600
+    await mirror.get(TAG)
+    assert await mirror.metric("upstream_ratelimit_remaining") == 0
+    now = time.time()
+    monkeypatch.setattr("mirror.metrics.time.time", lambda: now + 3601)
+    assert not any("upstream_ratelimit_remaining{" in name for name in await mirror.metrics())
+    async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/api/v1/status") as response:
+        assert [one["pulls_left"] for one in (await response.json())["upstreams"]] == [None]
+    hub.ratelimit_remaining = 100
+    await mirror.head(f"/v2/{APP}/manifests/2")
+    assert await mirror.metric("upstream_ratelimit_limit") > 0
