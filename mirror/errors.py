@@ -138,6 +138,13 @@ class UpstreamSizeChanged(UpstreamProtocolError):
         self.size = size
 
 
+class Offline(UpstreamError):
+    """The registry is configured to be offline: upstream is never asked."""
+
+    reason = "offline"
+    sent = False
+
+
 class UpstreamBusy(UpstreamError):
     """No upstream connection became free within a client's time limit."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -47,9 +48,10 @@ def _tag(facts: TagFacts) -> dict[str, Any]:
     return {
         "checked": None if record is None else record.checked,
         "changed": None if record is None else record.changed,
-        "fresh_until": facts.fresh_until or None,
+        # JSON has no infinity.
+        "fresh_until": facts.fresh_until if 0 < facts.fresh_until < math.inf else None,
         "denied": record is not None and record.denied,
-        "ttl": facts.ttl,
+        "ttl": facts.ttl if facts.ttl < math.inf else None,
         "ttl_rule": facts.rule,
         "pinned": facts.pinned,
     }

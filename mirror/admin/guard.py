@@ -14,7 +14,7 @@ from mirror.admin.senders import is_bearer, is_own_origin
 from mirror.core.errors import InvalidInput
 from mirror.core.media import strip_parameters
 from mirror.core.redaction import without_secret
-from mirror.errors import StorageError
+from mirror.errors import Offline, StorageError
 from mirror.listener.admission import WEBHOOK_PREFIX
 from mirror.listener.oci_errors import Problem
 from mirror.throttled_log import ThrottledLog
@@ -52,6 +52,8 @@ class AdminGuard:
             response = await self._handler(request)
         except InvalidInput as error:
             response = error_response(400, str(error))
+        except Offline as error:
+            response = error_response(409, str(error))
         except StorageError as error:
             response = error_response(503, str(error))
         except web.HTTPException as error:

@@ -9,7 +9,7 @@ from typing import Any
 from mirror.admin.operations import AdminOperations
 from mirror.admin.registry_storage import registry_totals
 from mirror.core.names import ImagePattern
-from mirror.listener.paging import page
+from mirror.core.paging import page
 from mirror.storage.images import Image
 
 # A client has so much time to ask for the next page before the list is made again.

@@ -168,6 +168,7 @@ class AdminOperations:
             "registries": self.registry_storage.figures(),
             "requests": request_figures(values),
             "upstreams": upstream_figures(values, readiness.details["upstreams"]),
+            "offline": sorted(self._config.offline_registries),
             "downloads": self.downloads(),
             "troubles": self._worker_stats.troubles(self._own_troubles()),
             "sync": {

@@ -12,8 +12,8 @@ from mirror.admin.audit import log_cancel, log_job
 from mirror.admin.json_body import json_body, read_body
 from mirror.admin.sync_operations import UNFINISHED, NoSuchJob, SyncOperations
 from mirror.core.errors import InvalidInput
+from mirror.core.paging import page
 from mirror.core.platform import Platform
-from mirror.listener.paging import page
 
 _MAX_IMAGES = 1000
 _MAX_PLATFORMS = 32

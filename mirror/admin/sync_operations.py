@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import structlog
@@ -10,6 +11,7 @@ from mirror.config.model import Config
 from mirror.core.errors import InvalidRegistry
 from mirror.core.image_selector import ImageSelector
 from mirror.core.names import ImagePattern, Repository, Tag
+from mirror.errors import Offline
 from mirror.storage.store import Store
 from mirror.sync.job import SyncJob, by_operator, by_webhook
 
@@ -54,9 +56,10 @@ class SyncOperations:
 
         Raises:
             InvalidInput: one of the names.
+            Offline: every registry that one of them means is offline.
         """
-        for text in images:
-            ImagePattern.parse(text, self._config.default_registry)
+        for text in images or ["*/*"]:
+            self._refuse_offline(ImagePattern.parse(text, self._config.default_registry))
         return self._add(by_operator("sync", tuple(images)))
 
     def warm(self, images: list[str], platforms: list[str]) -> str | None:
@@ -66,10 +69,19 @@ class SyncOperations:
             registry = ImageSelector.parse(text, self._config.default_registry).repository.registry
             if registry not in registries:
                 raise InvalidRegistry(registry, f"not mirrored here; there are {', '.join(sorted(registries))}")
+            if registry in self._config.offline_registries:
+                raise Offline(f"{text}: {registry} is offline here, so nothing is fetched")
         return self._add(by_operator("warm", tuple(images), tuple(platforms)))
+
+    def _refuse_offline(self, pattern: ImagePattern) -> None:
+        meant = [name for name in self._config.registries if fnmatchcase(name, pattern.registry)]
+        if meant and self._config.offline_registries.issuperset(meant):
+            raise Offline(f"{', '.join(meant)}: offline here, so no upstream is asked whether an image has moved")
 
     def pushed(self, repository: Repository, tag: Tag) -> bool:
         """Add jobs that check a tag after a push; False if they were not added, or the tag is neither cached nor configured."""
+        if repository.registry in self._config.offline_registries:
+            return False
         configured = any(image.repository == repository and image.may_mean(tag) for image in self._config.selectors())
         if not configured and self._index.tags.get(repository, tag) is None:
             return False

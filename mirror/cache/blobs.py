@@ -201,6 +201,8 @@ class Blobs:
         if download is not None:
             return download, Outcome.JOINED
         self._content.raise_if_negative("blob", source.repository, source.digest)
+        if self._context.cluster is None:
+            source.registry.refuse_offline()
         self._downloads.refuse_failing(source)
         share = self._downloads.shares.begin(client)
         return None if share is None else (self._downloads.start(source.digest, source, share), Outcome.MISS)

@@ -15,7 +15,7 @@ from mirror.core.digest import Digest
 from mirror.core.freshness import Due, Fresh, TagRecord, Unknown
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
-from mirror.errors import PolicyDenied, UpstreamRefusal, UpstreamUnreachable
+from mirror.errors import Offline, PolicyDenied, UpstreamRefusal, UpstreamUnreachable
 from mirror.storage.history import Miss
 from mirror.storage.inventory import StoredManifest, inventory
 
@@ -50,6 +50,7 @@ class TagFacts:
     """What is recorded of a tag, and the rule that applies to it.
 
     Attributes:
+        ttl: infinite if the registry is offline.
         rule: the key of the configuration that sets the ttl.
         fresh_until: seconds since the epoch; 0 if the next pull checks it.
     """
@@ -131,7 +132,9 @@ class Explainer:
         policies, decision = self._context.policies, self._by_tag.decide(repository, tag)
         rule, ttl = policies.rule_for(repository, tag), policies.for_tag(repository, tag).ttl
         key = "tags.ttl"
-        if rule is not None and rule.ttl is not None:
+        if repository.registry in policies.offline:
+            key = "offline"
+        elif rule is not None and rule.ttl is not None:
             key = f"registries.{repository.registry}.tags, match {rule.pattern}"
         record = None if isinstance(decision, Unknown) else decision.record
         fresh_until = decision.record.checked + ttl if isinstance(decision, Fresh) else 0.0
@@ -166,6 +169,10 @@ class Explainer:
             return served
         record = facts.record if facts is not None else None
         is_complete = any(manifest.is_complete for manifest in manifests)
+        if self._context.registry(repository).is_offline:
+            if is_complete and self._by_tag.allows_stale(repository, reference, record, Offline.reason):
+                return Forecast(Action.SERVE, Outcome.STALE, f"served from the store: {repository.registry} is offline here")
+            return _refused_offline("the tag is not held", repository)
         try:
             self._content.raise_if_negative("manifest", repository, reference)
         except UpstreamRefusal as error:
@@ -180,6 +187,8 @@ class Explainer:
             self._content.raise_if_negative("manifest", repository, digest)
         except UpstreamRefusal as error:
             return Forecast(Action.REFUSE, None, str(error))
+        if self._context.registry(repository).is_offline:
+            return _refused_offline("the manifest is not held", repository)
         if await self._content.read_manifest(repository, digest) is not None:
             why = "held for another repository: upstream is asked by HEAD whether this one has it"
             return Forecast(Action.CHECK, Outcome.REVALIDATED, why)
@@ -218,3 +227,7 @@ class Explainer:
             return why
         states = ", ".join(f"{upstream.name} is {upstream.state}" for upstream in registry.upstreams)
         return f"{why}; no upstream may be asked now: {states}"
+
+
+def _refused_offline(why: str, repository: Repository) -> Forecast:
+    return Forecast(Action.REFUSE, None, f"answered 404: {why}, and {repository.registry} is offline here")

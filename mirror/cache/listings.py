@@ -20,6 +20,7 @@ from mirror.core.digest import Digest
 from mirror.core.links import PAGE, SPECIFIED, format_link, next_page, page_params, parse_link_next, parse_page
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
+from mirror.core.paging import page
 from mirror.core.staleness import may_serve
 from mirror.errors import AccessDenied, NotFound, UpstreamError, UpstreamProtocolError, UpstreamRefusal
 from mirror.storage.attachments import KeptList
@@ -43,7 +44,8 @@ class Listings:
     async def tags(self, repository: Repository, path: str, query: dict[str, str]) -> ListAnswer:
         """A page of upstream's tags that may be pulled (OCI distribution-spec, Listing tags).
 
-        A page without refused tags is shorter than requested; the link to the next page is upstream's.
+        A page without refused tags is shorter than requested; the link to the next page is upstream's. Offline it is a page of
+        the tags that are held.
 
         Args:
             path: of the client's request; the link to the next page leads there.
@@ -51,6 +53,8 @@ class Listings:
         Raises:
             UpstreamRefusal, UpstreamError: see those.
         """
+        if self._context.registry(repository).is_offline:
+            return await self._held_tags(repository, path, query)
         listing, outcome, reason = await self._get("tags", repository, "tags/list", query)
         headers = {"Content-Type": "application/json", **_link(listing, path, query)}
         return ListAnswer(listing.body, headers, outcome, reason)
@@ -59,7 +63,7 @@ class Listings:
         """The manifests that refer to a manifest (OCI distribution-spec, Listing Referrers). Raises like `tags`.
 
         Upstream's 404 means that it lacks this API; it is passed on, and clients then request a tag. The store keeps upstream's
-        last answer for an outage.
+        last answer for an outage; offline, what is held of that is the answer.
         """
         listing, outcome, reason = await self._referrers(repository, digest, query)
         headers = {"Content-Type": media.OCI_INDEX, **_link(listing, path, query)}
@@ -70,6 +74,8 @@ class Listings:
     async def _referrers(
         self, repository: Repository, digest: Digest, query: dict[str, str]
     ) -> tuple[Listing, Outcome, str | None]:
+        if self._context.registry(repository).is_offline:
+            return await self._context.in_thread(self._held_referrers, repository, digest, query), Outcome.HIT, None
         page, asked, attachments = _upstream_query(query), self._context.clock(), self._context.store.index.attachments
         try:
             found = await self._get("referrers", repository, f"referrers/{digest}", query)
@@ -97,6 +103,44 @@ class Listings:
             raise NotFound(f"upstream said last that it has no list of referrers of {repository} {digest}") from error
         context.metrics.stale_served.labels(repository.registry, error.reason).inc()
         return Listing(kept.body, kept.links, kept.filters)
+
+    # ---- offline
+
+    async def _held_tags(self, repository: Repository, path: str, query: dict[str, str]) -> ListAnswer:
+        names = await self._context.in_thread(self._held_names, repository)
+        if not names:
+            self._context.registry(repository).refuse_offline()
+        names, more = page(names, query.get("n"), query.get("last"))
+        headers = {"Content-Type": "application/json"}
+        if more:
+            namespace = {"ns": query["ns"]} if "ns" in query else {}
+            headers["Link"] = format_link(path, {"n": str(len(names)), "last": names[-1], **namespace})
+        body = json.dumps({"name": repository.path, "tags": names}).encode()
+        return ListAnswer(body, headers, Outcome.HIT, None)
+
+    def _held_names(self, repository: Repository) -> list[str]:
+        """The tags of a repository whose manifest is held and may be pulled, sorted."""
+        tags, files = self._context.store.index.tags, self._context.store.files
+        records = ((tag, tags.get(repository, tag)) for tag in tags.names(repository))
+        held = [str(tag) for tag, record in records if record is not None and files.size(record.digest) is not None]
+        return sorted(self._pull_policy.filter_tags(repository, held))
+
+    def _held_referrers(self, repository: Repository, digest: Digest, query: dict[str, str]) -> Listing:
+        """Upstream's last list without what is not held; raises Offline or NotFound if there is none."""
+        kept = self._context.store.index.attachments.list(repository, digest, _upstream_query(query))
+        if kept is None:
+            self._context.registry(repository).refuse_offline()
+        if kept is None or kept.body is None:
+            raise NotFound(f"upstream said last that it has no list of referrers of {repository} {digest}")
+        try:
+            index = json.loads(kept.body)
+            held = [entry for entry in index["manifests"] if self._is_held(entry["digest"])]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise NotFound(f"upstream's last list of referrers of {repository} {digest} is malformed") from error
+        return Listing(json.dumps({**index, "manifests": held}).encode(), kept.links, kept.filters)
+
+    def _is_held(self, digest: str) -> bool:
+        return self._context.store.files.size(Digest.parse(digest)) is not None
 
     async def close(self) -> None:
         """Cancel the requests to upstream."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -46,11 +47,13 @@ class TagPolicies:
 
     Attributes:
         keep_deleted: registries whose 404 does not delete a held tag.
+        offline: registries that are never asked: what is held of them does not expire.
     """
 
     general: TagPolicy = TagPolicy()
     rules: Mapping[str, tuple[TagRule, ...]] = field(default_factory=dict)
     keep_deleted: frozenset[str] = frozenset()
+    offline: frozenset[str] = frozenset()
 
     @classmethod
     def configured(cls, config: Config) -> TagPolicies:
@@ -64,10 +67,13 @@ class TagPolicies:
             TagPolicy(tags.ttl, tags.stale_if_error, tags.not_found_ttl, tags.revalidate_timeout),
             rules,
             frozenset(name for name, entry in entries if entry.keep_deleted),
+            config.offline_registries,
         )
 
     def for_tag(self, repository: Repository, tag: Tag) -> TagPolicy:
         """The policy for a tag."""
+        if repository.registry in self.offline:
+            return replace(self.general, ttl=math.inf)
         rule = self.rule_for(repository, tag)
         return self.general if rule is None or rule.ttl is None else replace(self.general, ttl=rule.ttl)
 

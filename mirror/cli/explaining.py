@@ -49,7 +49,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("in an outage", f"served stale for another {about(pull['stale_until'] - time.time())}" if pull["stale_until"] else ""),
         ("checked", _checked(tag)),
         ("changed", ago(tag["changed"]) if tag.get("changed") else ""),
-        ("ttl", f"{format_duration(tag['ttl'])}, by {tag['ttl_rule']}" if tag else ""),
+        ("ttl", f"{_lifetime(tag['ttl'])}, by {tag['ttl_rule']}" if tag else ""),
         ("policy", found["policy"]),
         ("evicted", "last, because it is pinned" if tag.get("pinned") or sync["kept"] else ""),
         ("pulled", ago(found["pulled"])),
@@ -60,10 +60,15 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + [("upstream", _upstream(upstream)) for upstream in found["upstreams"]]
 
 
+def _lifetime(seconds: float | None) -> str:
+    return "it does not expire" if seconds is None else format_duration(seconds)
+
+
 def _checked(tag: dict[str, Any]) -> str:
     if not tag.get("checked"):
         return ""
-    following = f"next {until(tag['fresh_until'])}" if tag["fresh_until"] else "next at the next pull"
+    never = "not again while it is offline" if tag["ttl"] is None else "next at the next pull"
+    following = f"next {until(tag['fresh_until'])}" if tag["fresh_until"] else never
     return f"{ago(tag['checked'])}, {following}" + (", upstream has denied it since" if tag["denied"] else "")
 
 

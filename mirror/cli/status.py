@@ -41,7 +41,7 @@ def screen(found: dict[str, Any], columns: int) -> list[str]:
     lines = facts(_facts(found), columns)
     for title, rows in (
         ("registries", _registries(found["registries"])),
-        ("upstreams", _upstreams(found["upstreams"])),
+        ("upstreams", _upstreams(found["upstreams"], found["offline"])),
         ("failed last", _troubles(found["troubles"])),
         ("downloads", _downloads(found["downloads"])),
     ):
@@ -119,8 +119,8 @@ def _sync(last: dict[str, Any] | None) -> str:
     return f"{last['result']}, {ago(last['ended'])}" if last else ""
 
 
-def _upstreams(upstreams: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
+def _upstreams(upstreams: list[dict[str, Any]], offline: list[str]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [(registry, "offline", "no upstream is asked") for registry in offline]
     for upstream in upstreams:
         left, limit = upstream["pulls_left"], upstream["pull_limit"]
         pulls = "" if left is None else f", {left}{'' if limit is None else f' of {limit}'} pulls left"

@@ -63,6 +63,7 @@ class Config(BaseSettings):
     admin: Admin = Admin()
     storage: Storage = Storage()
     default_registry: str = "docker.io"
+    offline: bool = False
     registries: dict[str, RegistryConfig] = {"docker.io": DOCKER_HUB}
     tags: Tags = Tags()
     downloads: DownloadsConfig = DownloadsConfig()
@@ -132,6 +133,11 @@ class Config(BaseSettings):
             for name, entry in self.registries.items()
             if 0 < largest < entry.max_size
         ]
+
+    @property
+    def offline_registries(self) -> frozenset[str]:
+        """The registries that are never asked."""
+        return frozenset(name for name, entry in self.registries.items() if self.offline or entry.offline)
 
     def selectors(self) -> tuple[ImageSelector, ...]:
         """Return the images that are kept, in the order of `sync.images`."""

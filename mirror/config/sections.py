@@ -150,6 +150,7 @@ class RegistryConfig(Section):
     ca_file: CertificatesFile | None = None
     proxy: ProxyUrl | None = None
     keep_deleted: bool = False
+    offline: bool = False
     fill: Literal["whole", "ranges"] = "whole"
     max_size: Size = 0
     allow: tuple[Pattern, ...] = ()

@@ -44,6 +44,7 @@ TABLE: Final[Mapping[str, Verdict]] = MappingProxyType(
         "protocol": Verdict(True, f"{_OUTAGE}: its answers make no sense"),
         "digest_mismatch": Verdict(True, f"{_OUTAGE}: it delivers wrong bytes"),
         "redirect": Verdict(True, f"{_OUTAGE}: where it redirects to refuses"),
+        "offline": Verdict(True, "this mirror is offline, and asks no upstream", bounded=False),
         "busy": Verdict(True, f"{_OUTAGE}: all connections are in use"),
         "abandoned": Verdict(True, f"{_OUTAGE}: the one who asked has given up"),
         "error": Verdict(True, _OUTAGE),

@@ -18,6 +18,7 @@ from mirror.errors import (
     ConnectionWithdrawn,
     DigestMismatch,
     NotFound,
+    Offline,
     PolicyDenied,
     RequestLoop,
     StorageError,
@@ -61,9 +62,10 @@ def problem(error: Exception, kind: str) -> Problem:
     text = without_secret(str(error))
     if isinstance(error, core.InvalidInput):
         return Problem(400, _invalid_code(error), "the request is malformed", text)
-    if isinstance(error, NotFound):
+    if isinstance(error, NotFound | Offline):
         codes = {"manifest": "MANIFEST_UNKNOWN", "blob": "BLOB_UNKNOWN"}
-        return Problem(404, codes.get(kind, "NAME_UNKNOWN"), "upstream does not have it", text)
+        message = "upstream does not have it" if isinstance(error, NotFound) else "this mirror is offline, and does not hold it"
+        return Problem(404, codes.get(kind, "NAME_UNKNOWN"), message, text)
     if isinstance(error, AccessDenied):
         return Problem(404, "NAME_UNKNOWN", "upstream does not have it, or does not grant it to this mirror", text)
     if isinstance(error, PolicyDenied | TooManyDownloads):

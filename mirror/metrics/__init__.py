@@ -84,6 +84,16 @@ class Metrics:
                 for status in _UPSTREAM_STATUSES:
                     self.upstream_requests.labels(registry, upstream, kind, status)
 
+    def forget_upstreams(self, registry: str) -> None:
+        """Remove what is known of the state of a registry's upstreams, and of its pull limit: they are not asked any more."""
+        for gauge in (self.upstream_up, self.upstream_ratelimit_limit, self.upstream_ratelimit_remaining):
+            labels = [tuple(sample.labels.values()) for metric in gauge.collect() for sample in metric.samples]
+            for values in labels:
+                if values[0] == registry:
+                    gauge.remove(*values)
+                    self.heard.pop(" ".join(values), None)
+        self._window_ends.pop(registry, None)
+
     def pull_limit(self, registry: str, limit: int | None, remaining: int | None, window: float) -> None:
         """Record a registry's pull limit as far as a response states it.
 

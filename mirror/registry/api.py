@@ -19,12 +19,12 @@ from mirror.cache.cache import Cache
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.outcome import Outcome
+from mirror.core.paging import page, page_link, page_size
 from mirror.core.ranges import etag_matches
 from mirror.core.redaction import without_secret
 from mirror.errors import MirrorError, PolicyDenied, TooManyDownloads, UpstreamTimeout
 from mirror.listener import oci_errors
 from mirror.listener.inline import InlineRequests
-from mirror.listener.paging import page, page_link, page_size
 from mirror.listener.responses import RESPONSE, TARGET, ReadyResponse, Rendered, disconnected, head, problem_response
 from mirror.listener.server import while_connected
 from mirror.maintenance.recheck import Recheck

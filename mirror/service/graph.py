@@ -77,6 +77,7 @@ class Graph:
         return {
             _health_key(name, url, entries[name]): upstream.health
             for name, registry in self.registries.items()
+            if not registry.is_offline
             for url, upstream in zip(entries[name].upstreams, registry.upstreams, strict=True)
         }
 
@@ -105,13 +106,13 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
 
 
 def build_registry(name: str, config: Config, http: Http, metrics: Metrics, healths: Healths) -> Registry:
-    """Build the client of a configured registry."""
+    """Build the client of a configured registry; one that is offline has no upstreams."""
     entry, account = config.registries[name], None
     if entry.username is not None and entry.password_file is not None:
         account = Account(entry.username, entry.password_file)
     tls = ssl.create_default_context(cafile=str(entry.ca_file)) if entry.ca_file else True
     upstreams = []
-    for text in entry.upstreams:
+    for text in [] if name in config.offline_registries else entry.upstreams:
         url, login = URL(text), Login(account, anonymous_fallback=entry.anonymous_fallback)
         endpoint = Endpoint(url, tls, entry.proxy)
         tokens = Tokens(http, endpoint, entry.token_hosts, login)

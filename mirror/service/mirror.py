@@ -187,6 +187,8 @@ class Mirror:
             self._node_server.configure(graph)
         for name, registry in graph.registries.items():
             self._services.metrics.declare_registry(name, [upstream.name for upstream in registry.upstreams])
+            if registry.is_offline:
+                self._services.metrics.forget_upstreams(name)
 
     def _build_node_server(self, config: Config) -> NodeServer | None:
         node, group = self._services.node, self._services.group

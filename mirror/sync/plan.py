@@ -79,6 +79,7 @@ class Planner:
         self._platforms = config.sync.platforms
         self._active_within = config.sync.active_within
         self._default_registry = config.default_registry
+        self._offline = config.offline_registries
         self._syncer = syncer
         self.fingerprint = repr((self._selectors, self._platforms))
 
@@ -120,7 +121,8 @@ class Planner:
         return plan
 
     def _pullable(self, cached: Iterable[CachedTag]) -> dict[tuple[Repository, Tag], CachedTag]:
-        return {(entry.repository, entry.tag): entry for entry in cached if self._syncer.may_pull(entry.repository, entry.tag)}
+        asked = (entry for entry in cached if entry.repository.registry not in self._offline)
+        return {(entry.repository, entry.tag): entry for entry in asked if self._syncer.may_pull(entry.repository, entry.tag)}
 
     async def _warm(self, job: SyncJob, list_tags: ListTags, plan: Plan) -> None:
         for name in job.images:
@@ -141,6 +143,10 @@ class Planner:
     ) -> None:
         for selector in selectors:
             name = _text(selector)
+            if selector.repository.registry in self._offline:
+                # Its images are still evicted last.
+                plan.kept[name] = kept.get(name, [])
+                continue
             try:
                 targets = await _targets(selector, selector.platforms or self._platforms, list_tags)
             except MirrorError as error:

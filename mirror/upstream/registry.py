@@ -18,7 +18,15 @@ from mirror.core.errors import InvalidInput
 from mirror.core.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from mirror.core.media import ALL_MANIFEST_TYPES, UPSTREAM_ACCEPT, strip_parameters
 from mirror.core.names import Reference
-from mirror.errors import DigestMismatch, MethodRefused, UpstreamBusy, UpstreamError, UpstreamFailing, UpstreamProtocolError
+from mirror.errors import (
+    DigestMismatch,
+    MethodRefused,
+    Offline,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamFailing,
+    UpstreamProtocolError,
+)
 from mirror.upstream.attempt import Attempt, UpstreamRequest
 from mirror.upstream.blob import ExpectedSize, UpstreamBlob
 from mirror.upstream.connections import withdrawable
@@ -62,7 +70,7 @@ class Listing:
 
 
 class Registry:
-    """A registry with its upstreams, which are asked in order.
+    """A registry with its upstreams, which are asked in order. Without upstreams it is offline: every request raises Offline.
 
     Attributes:
         private: it is used with an account.
@@ -78,6 +86,16 @@ class Registry:
         self.upstreams = upstreams
         for upstream in upstreams:
             upstream.health.alone = len(upstreams) == 1
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether nothing is ever asked."""
+        return not self.upstreams
+
+    def refuse_offline(self) -> None:
+        """Raise Offline if nothing is ever asked."""
+        if self.is_offline:
+            raise Offline(f"{self.name} is offline here, so what is not held cannot be fetched")
 
     @property
     def received(self) -> int:
@@ -205,8 +223,9 @@ class Registry:
         An upstream that is out of order was not asked, and cannot have delivered them.
         """
         order = self._blob_order()
-        upstream = next((upstream for upstream in order if upstream.health.is_sound), order[0])
-        upstream.penalize(digest)
+        upstream = next((upstream for upstream in order if upstream.health.is_sound), order[0] if order else None)
+        if upstream is not None:
+            upstream.penalize(digest)
 
     def next_upstream(self, kind: str, method: str) -> Upstream | None:
         """The upstream that a request would be sent to first now; None if none may be asked."""
@@ -224,6 +243,8 @@ class Registry:
 
     def obstacle(self, reserve: int) -> str | None:
         """Why background work may not ask; None if it may."""
+        if self.is_offline:
+            return f"{self.name} is offline here"
         sound = next((upstream.health for upstream in self.upstreams if upstream.health.serves_background), None)
         if sound is None:
             return f"{self.name} cannot be asked for now: {self.upstreams[0].name} is {self.upstreams[0].state}"
@@ -263,6 +284,7 @@ class Registry:
 
         An upstream that is known to be out of order costs no time. Each of the others gets a share of the time that clients wait.
         """
+        self.refuse_offline()
         loop, upstreams = asyncio.get_running_loop(), self._in_order(request)
         attempts: list[tuple[Upstream, Attempt[T]]] = []
         for number, upstream in enumerate(upstreams):

@@ -14,7 +14,7 @@ from mirror.admin.page.access import PageAccess
 from mirror.admin.page.render import STATIC, render, url
 from mirror.aio import in_thread
 from mirror.core.errors import InvalidInput
-from mirror.errors import NotFound, StorageError
+from mirror.errors import NotFound, Offline, StorageError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -124,6 +124,8 @@ class Frame:
                 response = await self._error(request, 400, str(error))
             except NotFound as error:
                 response = await self._error(request, 404, str(error))
+            except Offline as error:
+                response = await self._error(request, 409, str(error))
             except StorageError as error:
                 response = await self._error(request, 503, str(error))
             for name, value in HEADERS.items():
