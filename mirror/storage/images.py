@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -139,8 +140,14 @@ def images(files: BlobFiles, index: Index, pattern: ImagePattern | None = None) 
     all_tags = pattern if pattern is None or pattern.tag is not None else replace(pattern, digest=None)
     tagged: dict[Repository, set[Digest]] = {}
     found = []
+
+    @functools.cache
+    def reach_of(digest: Digest) -> Reach:
+        """What a manifest reaches; several tags may name it."""
+        return reach(files, [digest])
+
     for repository, tag, record in index.tags.matching(all_tags):
-        reached = reach(files, [record.digest])
+        reached = reach_of(record.digest)
         tagged.setdefault(repository, set()).update(reached.manifests)
         if _matches(pattern, repository, tag, record.digest) and files.size(record.digest) is not None:
             found.append(_image(files, repository, tag, record.digest, record.pulled, reached))
@@ -148,7 +155,7 @@ def images(files: BlobFiles, index: Index, pattern: ImagePattern | None = None) 
         untagged = _matches(pattern, repository, None, digest) and digest not in tagged.get(repository, ())
         if untagged and files.size(digest) is not None:
             used = files.used(digest) or 0.0
-            found.append(_image(files, repository, None, digest, used, reach(files, [digest])))
+            found.append(_image(files, repository, None, digest, used, reach_of(digest)))
     return sorted(found, key=lambda image: (str(image.repository), str(image.tag or ""), str(image.digest)))
 
 

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from mirror.admin import operations
+from mirror.storage import images
 from tests.support.names import APP, manifest_path
 from tests.support.waiting import LIMIT, eventually
 
@@ -61,6 +62,23 @@ async def test_pages_of_another_pattern(hub, mirror, lists):
     assert (await listed(mirror, "n=1&match=library/none"))["images"] == []
     (image,) = (await listed(mirror, f"n=1&last={first['next']}"))["images"]
     assert image["name"] == f"docker.io/{APP}:2"
+
+
+async def test_manifest_of_several_tags_is_read_once(hub, mirror, monkeypatch):
+    """What an image holds is worked out once, however many tags name it."""
+    image = hub.add_image(APP, "1")
+    for tag in "12345":
+        hub.move_tag(APP, tag, image.digest)
+        await mirror.get(manifest_path(tag))
+    read, original = [], images.reach
+
+    def counted(files, digests):
+        read.extend(map(str, digests))
+        return original(files, digests)
+
+    monkeypatch.setattr(images, "reach", counted)
+    assert len((await listed(mirror))["images"]) == 5
+    assert read == [image.digest]
 
 
 async def test_lists_leave_threads_to_others(mirror, lists):
