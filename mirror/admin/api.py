@@ -17,9 +17,11 @@ from mirror.admin.audit import log_purge, purge_counts
 from mirror.admin.image_list import ImageList
 from mirror.admin.json_body import json_body, read_body
 from mirror.admin.nodes_api import NodesApi
+from mirror.admin.openapi import PAGES, Operation, describe, document
 from mirror.admin.operations import AdminOperations
 from mirror.admin.page.site import StatusPage
 from mirror.admin.push_webhook import PushWebhook
+from mirror.admin.schemas import DOWNLOADS, EXPLANATION, FLAG, IMAGE, IMAGES, PURGED, READINESS, STATUS, TEXT, record
 from mirror.admin.sync_api import SyncApi
 from mirror.admin.sync_operations import SyncOperations
 from mirror.core.errors import InvalidInput
@@ -31,14 +33,16 @@ from mirror.maintenance.purge import PurgeRequest
 # Paths that need no token and accept any Host: load balancers and Prometheus know neither.
 OPEN = ("/healthz", "/readyz", "/metrics")
 _PURGE_KEYS = {"match": str, "older_than": str, "soft": bool, "dry_run": bool}
+_PURGE_BODY = record(match=IMAGE, maybe={"older_than": {**TEXT, "examples": ["30d"]}, "soft": FLAG, "dry_run": FLAG})
+_METRICS_TYPES = ("text/plain", "application/openmetrics-text")
 
 
 def admin_application(
     operations: AdminOperations, sync: SyncOperations, webhook: PushWebhook, page: StatusPage
 ) -> web.Application:
     """Return the application of the admin address. It does not authenticate: `AdminGuard` does."""
-    api = _Api(operations)
     application = web.Application()
+    api = _Api(operations, application)
     application.on_cleanup.append(api.close)
     application.router.add_get("/healthz", api.healthz)
     application.router.add_get("/readyz", api.readyz)
@@ -49,6 +53,7 @@ def admin_application(
     application.router.add_get("/api/v1/downloads", api.downloads)
     application.router.add_get("/api/v1/explain", api.explain)
     application.router.add_get("/api/v1/status", api.status)
+    application.router.add_get("/openapi.json", api.openapi)
     SyncApi(sync).add_to(application)
     page.add_to(application)
     NodesApi(operations).add_to(application)
@@ -57,8 +62,9 @@ def admin_application(
 
 
 class _Api:
-    def __init__(self, operations: AdminOperations) -> None:
+    def __init__(self, operations: AdminOperations, application: web.Application) -> None:
         self._operations = operations
+        self._application = application
         self._list = ImageList(operations)
         # One at a time: threads that purge a large store are not there for health checks.
         self._purges = ThreadPoolExecutor(1, "purge")
@@ -68,14 +74,17 @@ class _Api:
         self._list.close()
         self._purges.shutdown(wait=False, cancel_futures=True)
 
+    @describe(Operation("Whether the process answers.", {200: None}, media_types=("text/plain",), is_open=True))
     async def healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
+    @describe(Operation("Whether requests should be sent here; 503 if not.", {200: READINESS, 503: READINESS}, is_open=True))
     async def readyz(self, _: web.Request) -> web.Response:
         state = await asyncio.to_thread(self._operations.readiness)
         body = json.dumps({"ready": state.ready, **state.details}, indent=2) + "\n"
         return web.Response(text=body, status=200 if state.ready else 503, content_type="application/json")
 
+    @describe(Operation("The metrics of all processes.", {200: None}, media_types=_METRICS_TYPES, is_open=True))
     async def metrics(self, request: web.Request) -> web.Response:
         """In the format and the compression that the scraper accepts."""
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
@@ -86,9 +95,17 @@ class _Api:
             body = await asyncio.to_thread(gzip.compress, body, 5, mtime=0)
         return web.Response(body=body, headers=headers)
 
+    @describe(Operation("The running downloads, with the clients that read them.", {200: DOWNLOADS}))
     async def downloads(self, _: web.Request) -> web.Response:
         return web.json_response({"downloads": await asyncio.to_thread(self._operations.downloads)})
 
+    @describe(
+        Operation(
+            "The cached images, in pages.",
+            {200: IMAGES},
+            query={"match": (IMAGE, "Which images, as REPOSITORY[:TAG|@DIGEST] with globs; all without it."), **PAGES},
+        )
+    )
     async def images(self, request: web.Request) -> web.Response:
         match = request.query.get("match")
         with _named("match"):
@@ -96,9 +113,18 @@ class _Api:
         answer = await self._list.page(pattern, request.query.get("n"), request.query.get("last"))
         return web.json_response(answer)
 
+    @describe(Operation("The figures of the status screen.", {200: STATUS}))
     async def status(self, _: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(self._operations.status))
 
+    @describe(
+        Operation(
+            "What is held of an image, and what a pull of it would do now.",
+            {200: EXPLANATION},
+            query={"image": (IMAGE, "The image; required.")},
+            errors=(404,),
+        )
+    )
     async def explain(self, request: web.Request) -> web.Response:
         image = request.query.get("image")
         if not image:
@@ -109,10 +135,12 @@ class _Api:
             except NotFound as error:
                 raise web.HTTPNotFound(text=str(error)) from error
 
+    @describe(Operation("Purge images.", {200: PURGED}, errors=(404,)))
     async def delete(self, request: web.Request) -> web.Response:
         pattern, client = self._operations.pattern(request.match_info["name"]), request.remote or ""
         return await self._purge(request, PurgeRequest(pattern, client=client))
 
+    @describe(Operation("Purge images, or have them checked at the next pull.", {200: PURGED}, body=_PURGE_BODY))
     async def purge(self, request: web.Request) -> web.Response:
         body = json_body(await read_body(request), _PURGE_KEYS, required="match")
         before = None
@@ -123,6 +151,10 @@ class _Api:
             pattern = self._operations.pattern(body["match"])
         soft, dry_run, client = body.get("soft", False), body.get("dry_run", False), request.remote or ""
         return await self._purge(request, PurgeRequest(pattern, before, soft, dry_run, client))
+
+    @describe(Operation("This description.", {200: {"type": "object"}}))
+    async def openapi(self, _: web.Request) -> web.Response:
+        return web.json_response(document(self._application))
 
     async def _purge(self, request: web.Request, purge_request: PurgeRequest) -> web.Response:
         loop = asyncio.get_running_loop()

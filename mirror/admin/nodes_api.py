@@ -6,7 +6,9 @@ from typing import Any
 
 from aiohttp import web
 
+from mirror.admin.openapi import Operation, describe
 from mirror.admin.operations import AdminOperations
+from mirror.admin.schemas import NODES
 from mirror.errors import MirrorError
 
 
@@ -20,6 +22,7 @@ class NodesApi:
         """Add the route."""
         application.router.add_get("/api/v1/nodes", self.nodes)
 
+    @describe(Operation("The nodes of the cluster.", {200: NODES}, errors=(409,)))
     async def nodes(self, _: web.Request) -> web.Response:
         """Return the nodes that have beaten lately; none while Redis does not answer."""
         node = self._operations.node

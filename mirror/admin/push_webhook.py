@@ -16,6 +16,8 @@ import structlog
 from aiohttp import web
 
 from mirror.admin.json_body import read_body
+from mirror.admin.openapi import Operation, describe
+from mirror.admin.schemas import FLAG, record
 from mirror.admin.sync_operations import SyncOperations
 from mirror.config.sections import MIN_WEBHOOK_SECRET
 from mirror.core.errors import InvalidInput
@@ -80,6 +82,14 @@ class PushWebhook:
         rendered = head(202, {"Content-Type": "application/json", "Content-Length": str(len(body))})
         return ReadyResponse(Rendered(202, rendered, body), name)
 
+    @describe(
+        Operation(
+            "Docker Hub's webhook; its secret is in the path.",
+            {202: record(accepted=FLAG)},
+            body={"type": "object"},
+            errors=(404, 405),
+        )
+    )
     async def at_admin(self, request: web.Request) -> web.Response:
         """Answer in the admin address's format."""
         return web.json_response({"accepted": await self._take(request)}, status=202)

@@ -10,6 +10,8 @@ from aiohttp import web
 
 from mirror.admin.audit import log_cancel, log_job
 from mirror.admin.json_body import json_body, read_body
+from mirror.admin.openapi import PAGES, Operation, describe
+from mirror.admin.schemas import IMAGE, JOB, JOBS, ORDERED, TEXT, array, record
 from mirror.admin.sync_operations import UNFINISHED, NoSuchJob, SyncOperations
 from mirror.core.errors import InvalidInput
 from mirror.core.paging import page
@@ -17,6 +19,11 @@ from mirror.core.platform import Platform
 
 _MAX_IMAGES = 1000
 _MAX_PLATFORMS = 32
+_SYNC_BODY = record(maybe={"images": {**array(IMAGE), "maxItems": _MAX_IMAGES}})
+_WARM_BODY = record(
+    images={**array(IMAGE), "minItems": 1, "maxItems": _MAX_IMAGES},
+    maybe={"platforms": {**array({**TEXT, "examples": ["linux/arm64"]}), "maxItems": _MAX_PLATFORMS}},
+)
 # A job ends within a second after its cancellation, unless the process that runs it hangs or has just died.
 _CANCEL_TIMEOUT_S, _CANCEL_POLL_INTERVAL_S = 10.0, 0.1
 
@@ -35,6 +42,7 @@ class SyncApi:
         application.router.add_delete("/api/v1/sync/{order:.+}", self.cancel)
         application.router.add_post("/api/v1/warm", self.warm)
 
+    @describe(Operation("Check cached and configured images now.", {202: ORDERED}, body=_SYNC_BODY))
     async def sync(self, request: web.Request) -> web.Response:
         """Check cached and configured images now."""
         body = json_body(await read_body(request), {"images": list}, empty=True)
@@ -42,6 +50,7 @@ class SyncApi:
         name = await asyncio.to_thread(self._operations.sync, images)
         return _accepted(request, "sync", name, images)
 
+    @describe(Operation("Fetch images before a client pulls them.", {202: ORDERED}, body=_WARM_BODY))
     async def warm(self, request: web.Request) -> web.Response:
         """Fetch images."""
         body = json_body(await read_body(request), {"images": list, "platforms": list}, required="images")
@@ -56,6 +65,7 @@ class SyncApi:
         name = await asyncio.to_thread(self._operations.warm, images, platforms)
         return _accepted(request, "warm", name, images, platforms=platforms)
 
+    @describe(Operation("All orders, and the last result of each image, in pages.", {200: JOBS}, query=PAGES))
     async def state(self, request: web.Request) -> web.Response:
         """Return the state of all jobs, with the images' results in pages."""
         state = await asyncio.to_thread(self._operations.state)
@@ -64,6 +74,7 @@ class SyncApi:
         images = [{"image": name, **results[name]} for name in names]
         return web.json_response({**state, "images": images, "next_image": names[-1] if more else None})
 
+    @describe(Operation("The state of an order.", {200: JOB}, errors=(404,)))
     async def order(self, request: web.Request) -> web.Response:
         """Return the state of one job."""
         found = await asyncio.to_thread(self._operations.job, request.match_info["order"])
@@ -71,6 +82,7 @@ class SyncApi:
             raise web.HTTPNotFound(text="there is no such order")
         return web.json_response(found)
 
+    @describe(Operation("Cancel an order; 202 if it has not ended yet.", {200: JOB, 202: JOB}, errors=(404, 409)))
     async def cancel(self, request: web.Request) -> web.Response:
         """Cancel a job, and return what was done; 202 with its state if it has not ended within some seconds."""
         name = request.match_info["order"]

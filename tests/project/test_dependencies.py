@@ -17,7 +17,7 @@ RUNTIME = PROJECT["project"]["dependencies"]
 DEVELOPMENT = PROJECT["project"]["optional-dependencies"]["dev"]
 EXTRAS = [one for extra, group in PROJECT["project"]["optional-dependencies"].items() if extra != "dev" for one in group]
 # Run, or loaded by what is run, but not imported.
-TOOLS = {"pytest-timeout", "pytest-xdist", "ruff", "mypy", "import-linter", "types-pyyaml", "types-aiofiles"}
+TOOLS = {"pytest-timeout", "pytest-xdist", "schemathesis", "ruff", "mypy", "import-linter", "types-pyyaml", "types-aiofiles"}
 OURS = {"mirror", "tests", "bench"}
 
 

@@ -108,6 +108,11 @@ class MirrorUnderTest:
         return self.services.cache.usage
 
     @property
+    def admin_routes(self) -> list[Any]:
+        """The routes of the admin address."""
+        return list(self.mirror._admin_listener._runner.app.router.routes())
+
+    @property
     def sync_operations(self) -> Any:
         """What the admin address does for syncing."""
         return self.mirror._sync_operations
