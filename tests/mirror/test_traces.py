@@ -9,7 +9,7 @@ import pytest
 
 from mirror.config.model import Config
 from mirror.errors import ConfigurationError
-from tests.fakehub import Rule, Status
+from tests.fakehub import Headers, Rule, Status
 from tests.mirror.commands import command
 from tests.support.collector import Collector
 from tests.support.mirrors import MirrorUnderTest
@@ -141,6 +141,19 @@ async def test_malformed_parent(hub, traced, collector, given):
     await eventually(lambda: collector.spans)
     (span,) = collector.spans
     assert (span.trace != TRACE, span.parent) == (True, "")
+
+
+@pytest.mark.parametrize("header", ["Docker-Content-Digest", "Location", "WWW-Authenticate"])
+async def test_upstream_that_sends_no_text(hub, traced, collector, header):
+    """Bytes that are no UTF-8 cost no span: neither that of their request nor those that are sent with it."""
+    hub.auth = "none"
+    hub.add_image(APP, "1")
+    wrong = {header: "http://\xff.example/\xff\xfe"}
+    hub.script(Rule(kind="manifest", times=None), Status(307, wrong) if header == "Location" else Headers(wrong))
+    await traced.get(TAG)
+    assert (await traced.get("/v2/")).status == 200
+    await eventually(lambda: collector.named("GET ping"))
+    assert [span for span in collector.named("GET manifest") if span.kind == SERVER]
 
 
 async def test_not_sampled(hub, traced, collector):
