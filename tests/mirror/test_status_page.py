@@ -331,6 +331,17 @@ async def test_the_cookie(secured):
     assert "secure" in browser.set_cookie.lower()
 
 
+async def test_mirrors_of_one_host_have_cookies_of_their_own(hub, mirror, browser):
+    """A browser sends the cookies of one port to all ports, so that forwarded mirrors would end each other's sessions."""
+    first = (await browser.get("/", Host="localhost:5001")) and browser.set_cookie.partition("=")[0]
+    second = (await browser.get("/", Host="localhost:6001")) and browser.set_cookie.partition("=")[0]
+    assert (first, second) == ("registry-mirror-session-5001", "registry-mirror-session-6001")
+    for host in ("localhost", "[::1]", ""):
+        browser.cookie = ""
+        await browser.get("/", Host=host)
+        assert browser.set_cookie.partition("=")[0] == "registry-mirror-session"
+
+
 async def test_the_cookie_opens_pages_only(secured):
     """The API wants the token: no form can reach it. Scripts may read pages with the token."""
     browser = await signed_in(secured)

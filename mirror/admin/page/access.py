@@ -16,7 +16,7 @@ from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
-COOKIE = "registry-mirror-session"
+_COOKIE = "registry-mirror-session"
 FORM_VALUE = "form"
 """The field of a form with the value of its session."""
 _SESSION = web.RequestKey("session", Session)
@@ -42,7 +42,7 @@ class PageAccess:
         """Return the session of a request that may see pages; None if somebody has to sign in first."""
         if _SESSION in request:
             return request[_SESSION]
-        found = self._sessions.find(request.cookies.get(COOKIE))
+        found = self._sessions.find(request.cookies.get(_cookie(request)))
         if found is None and (not self.needs_token or self._has_token(request)):
             found = self._sessions.begin()
         if found is not None:
@@ -52,7 +52,7 @@ class PageAccess:
     def keep(self, request: web.Request, response: web.Response) -> None:
         """Send the cookie of a session that began without signing in."""
         session = request.get(_SESSION)
-        if session is not None and not self.needs_token and request.cookies.get(COOKIE) != session.cookie:
+        if session is not None and not self.needs_token and request.cookies.get(_cookie(request)) != session.cookie:
             self.send(request, response, session)
 
     def admit_form(self, request: web.Request, form: dict[str, str]) -> Session:
@@ -62,7 +62,7 @@ class PageAccess:
             web.HTTPForbidden: another page has sent it, or its session has ended.
         """
         self.admit_origin(request)
-        session = self._sessions.find(request.cookies.get(COOKIE))
+        session = self._sessions.find(request.cookies.get(_cookie(request)))
         given = form.get(FORM_VALUE, "").encode("utf-8", "replace")
         if session is None or not hmac.compare_digest(session.form_value.encode(), given):
             self._refuse(request, "no session, or another one's form")
@@ -93,7 +93,13 @@ class PageAccess:
         """Send the cookie of a session."""
         # A browser tells the scheme of its address, which a reverse proxy may have changed, when it sends a form.
         secure = request.secure or urlsplit(request.headers.get("Origin", "")).scheme == "https"
-        response.set_cookie(COOKIE, session.cookie, max_age=SESSION_S, path="/", secure=secure, httponly=True, samesite="Strict")
+        response.set_cookie(
+            _cookie(request), session.cookie, max_age=SESSION_S, path="/", secure=secure, httponly=True, samesite="Strict"
+        )
+
+    def forget(self, request: web.Request, response: web.Response) -> None:
+        """Have the browser forget its session."""
+        response.del_cookie(_cookie(request), path="/", httponly=True, samesite="Strict")
 
     def _has_token(self, request: web.Request) -> bool:
         token = self._sessions.token
@@ -102,3 +108,9 @@ class PageAccess:
     def _refuse(self, request: web.Request, why: str) -> None:
         client = request.remote
         self._log.log("warning", "audit", why, action="refused", why=why, method=request.method, path=request.path, client=client)
+
+
+def _cookie(request: web.Request) -> str:
+    """Return the name of the cookie: browsers send those of one port to the others of a host, where another mirror may be."""
+    port = request.host.rpartition(":")[2]
+    return f"{_COOKIE}-{port}" if port.isascii() and port.isdigit() else _COOKIE

@@ -24,7 +24,7 @@ _PAGES: Final = frozenset({"/", "/images", "/image", "/purge", "/sync", "/job", 
 _STATIC_PREFIX: Final = "/static/"
 # A page is work for some milliseconds. With threads of its own it delays nothing else, also when the disk hangs.
 _THREADS: Final = 2
-_MAX_WAITING: Final = 32
+_MAX_WAITING: Final = 100
 _TIMEOUT_S: Final = 30.0
 PURGE_TIMEOUT_S: Final = 120.0
 """A purge of very many images takes longer than a page; browsers wait for some minutes."""

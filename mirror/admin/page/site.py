@@ -12,7 +12,7 @@ from aiohttp import web
 from mirror.admin.audit import log_sign_in
 from mirror.admin.operations import AdminOperations
 from mirror.admin.page import overview
-from mirror.admin.page.access import COOKIE, PageAccess
+from mirror.admin.page.access import PageAccess
 from mirror.admin.page.charts import DEFAULT_WINDOW, WINDOWS, charts
 from mirror.admin.page.forms import read_form
 from mirror.admin.page.frame import Frame, is_page, redirect
@@ -142,7 +142,7 @@ class StatusPage:
     async def _sign_out(self, request: web.Request) -> web.Response:
         self._access.admit_form(request, await read_form(request))
         response = redirect("/sign-in")
-        response.del_cookie(COOKIE, path="/", httponly=True, samesite="Strict")
+        self._access.forget(request, response)
         return response
 
 
