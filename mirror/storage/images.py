@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
@@ -17,6 +18,8 @@ from mirror.storage.parts import parts_of
 
 # Real indexes nest two deep; a hostile one could nest endlessly.
 _MAX_DEPTH = 4
+# Manifests of one image that are read twice.
+_MAX_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -67,20 +70,25 @@ def held_manifest(files: BlobFiles, digest: Digest, media_type: str | None = Non
         return None
 
 
-def is_complete(files: BlobFiles, digest: Digest, depth: int = 0) -> bool:
+def is_complete(files: BlobFiles, digest: Digest) -> bool:
     """Whether all blobs of a manifest are cached; of an index, those of at least one of its manifests."""
-    manifest = held_manifest(files, digest) if depth <= _MAX_DEPTH else None
+    return _is_complete(files, partial(held_manifest, files), digest)
+
+
+def _is_complete(files: BlobFiles, read: Callable[[Digest], Manifest | None], digest: Digest, depth: int = 0) -> bool:
+    manifest = read(digest) if depth <= _MAX_DEPTH else None
     if manifest is None:
         return False
     if manifest.kind is ManifestKind.INDEX:
         children = manifest.children
-        return not children or any(is_complete(files, child.digest, depth + 1) for child in children)
+        return not children or any(_is_complete(files, read, child.digest, depth + 1) for child in children)
     return all(files.size(blob.digest) is not None for blob in manifest.blobs if not blob.is_foreign)
 
 
 def reach(files: BlobFiles, roots: Iterable[Digest]) -> Reach:
     """Return everything that the manifests `roots` need. Blocks while it reads the cached ones."""
     start = list(roots)
+    read = lru_cache(_MAX_KEPT)(partial(held_manifest, files))
     manifests: set[Digest] = set()
     blobs: set[Digest] = set()
     waiting = [(digest, 0) for digest in start]
@@ -89,11 +97,11 @@ def reach(files: BlobFiles, roots: Iterable[Digest]) -> Reach:
         if digest in manifests:
             continue
         manifests.add(digest)
-        manifest = held_manifest(files, digest) if depth <= _MAX_DEPTH else None
+        manifest = read(digest) if depth <= _MAX_DEPTH else None
         if manifest is not None:
             blobs.update(blob.digest for blob in manifest.blobs)
             waiting += [(child.digest, depth + 1) for child in manifest.children]
-    complete = bool(start) and all(is_complete(files, digest) for digest in start)
+    complete = bool(start) and all(_is_complete(files, read, digest) for digest in start)
     return Reach(frozenset(manifests), frozenset(blobs), complete)
 
 
