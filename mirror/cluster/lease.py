@@ -159,7 +159,7 @@ class Leases:
             )
         except LinkDown:
             return Alone()
-        kind, *rest = (text.decode() for text in found)
+        kind, *rest = (text.decode(errors="replace") for text in found)
         if kind == "own":
             self._owned.setdefault(digest, _Lease(rest[0])).value = rest[0]
             return Own(rest[0])

@@ -100,7 +100,7 @@ class SharedManifests:
             if kind == b"turn":
                 return None
             if kind == b"failed":
-                whose, _, text = rest[0].decode().partition("|")
+                whose, _, text = rest[0].decode(errors="replace").partition("|")
                 failure = decode_failure(text)
                 if whose != scope or failure is None:
                     return None

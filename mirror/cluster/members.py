@@ -118,7 +118,10 @@ class Members:
     async def list(self) -> list[Member]:
         """The nodes, by their names. Raises LinkDown."""
         found = await self._link.call(_LIST, [self._keys.nodes], self._keys.node(""), _TTL_S)
-        return sorted((Member(name.decode(), _facts(facts)) for name, facts in zip(*[iter(found)] * 2, strict=True)), key=_name)
+        return sorted(
+            (Member(name.decode(errors="replace"), _facts(facts)) for name, facts in zip(*[iter(found)] * 2, strict=True)),
+            key=_name,
+        )
 
     def _compare(self, offset: float) -> None:
         self._secret.offset = offset

@@ -29,8 +29,8 @@ WAIT_HEADER = "X-Mirror-Wait"
 """In a 503 of a node that has nothing to send yet, but expects it."""
 
 _MAX_NODES = 4096
-# A node that waits for upstream itself answers at once or after a moment. Less than upstreams are given.
-_WAITING_S, _POLL_INTERVAL_S = 12.0, 0.05
+# A node that waits for upstream itself answers at once or after a moment. It learns within this time whether upstream fails.
+_WAITING_S, _POLL_INTERVAL_S = 20.0, 0.05
 # A node that could not be reached is left alone for a moment, one that has sent wrong bytes for longer.
 _UNREACHABLE_S, _POISONED_S = 3.0, 600.0
 
@@ -127,10 +127,10 @@ class Peers:
         path = f"/v2/{repository.registry}/{repository.path}/blobs/{wanted.digest}?urgency={demand.urgency.get()().name}"
         token = self._secret.token(SignedRequest("GET", path, wanted.header, node))
         headers = {"Range": wanted.header, "Authorization": token, "X-Request-Id": request_id.get()}
-        answered = False
+        url, answered = _url(node, path), False
         try:
             async with (
-                self._http.request("GET", URL(node + path, encoded=True), headers, tls=self._tls) as response,
+                self._http.request("GET", url, headers, tls=self._tls) as response,
                 contextlib.AsyncExitStack() as resources,
             ):
                 answered = True
@@ -207,6 +207,13 @@ class NodeStream:
                     raise UpstreamProtocolError(f"node {self._node} says another size than before") from None
             else:
                 return
+
+
+def _url(node: str, path: str) -> URL:
+    try:
+        return URL(node + path, encoded=True)
+    except ValueError as error:
+        raise UpstreamProtocolError(f"a node is called {node[:100]!r}, which is no URL") from error
 
 
 async def _raise_for(response: aiohttp.ClientResponse) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
+import prometheus_client
 import structlog
-from prometheus_client import Counter
 
 from mirror.cluster.grants import Grants
 from mirror.cluster.lease import Alone, Follow, Leases, Own
@@ -37,7 +38,12 @@ class ClusterSource:
     """
 
     def __init__(
-        self, leases: Leases, peers: Peers, grants: Grants, is_stored_here: Callable[[Digest], bool], takeovers: Counter
+        self,
+        leases: Leases,
+        peers: Peers,
+        grants: Grants,
+        is_stored_here: Callable[[Digest], bool],
+        takeovers: prometheus_client.Counter,
     ) -> None:
         self._leases = leases
         self._peers = peers
@@ -48,6 +54,8 @@ class ClusterSource:
         self._broken: BoundedCache[Digest, dict[str, str]] = BoundedCache(_MAX_BLOBS)
         # The nodes that have sent bytes of a blob which is not verified yet.
         self._senders: BoundedCache[Digest, frozenset[str]] = BoundedCache(_MAX_BLOBS)
+        # Streams from upstream that are open, by blob.
+        self._open: Counter[Digest] = Counter()
 
     @contextlib.asynccontextmanager
     async def open(self, wanted: BlobRange, upstream: Upstream) -> AsyncIterator[BlobStream]:
@@ -111,12 +119,26 @@ class ClusterSource:
         async with AsyncExitStack() as stack:
             try:
                 stream = await stack.enter_async_context(upstream())
-            except UpstreamRefusal:
-                # For this repository only: the other nodes ask for theirs.
-                await self._leases.release(digest)
+            except (UpstreamRefusal, UpstreamError) as error:
+                if not self._open[digest]:
+                    await self._end_lease(wanted, error)
                 raise
-            except UpstreamError as error:
-                await self._leases.fail(digest, error, self._grants.scope(repository))
-                raise
+            self._open[digest] += 1
+            stack.callback(self._closed, digest)
+            if wanted.start == 0:
+                self._senders.pop(digest)
             await self._grants.share("blob", repository, digest, stream.size)
             yield stream
+
+    def _closed(self, digest: Digest) -> None:
+        self._open[digest] -= 1
+        if not self._open[digest]:
+            del self._open[digest]
+
+    async def _end_lease(self, wanted: BlobRange, error: UpstreamRefusal | UpstreamError) -> None:
+        """End the lease of a blob of which nothing comes from upstream."""
+        if isinstance(error, UpstreamError):
+            await self._leases.fail(wanted.digest, error, self._grants.scope(wanted.repository))
+        else:
+            # Upstream has refused it to this repository only: the other nodes ask for theirs.
+            await self._leases.release(wanted.digest)

@@ -178,6 +178,18 @@ async def test_failure_of_the_node_is_its_own(node):
     assert isinstance(await ask(node("b")), Own)
 
 
+@pytest.mark.parametrize("value", [b"", b"nonsense", b"own|", b"own|x", b"|||||", b"\xff|\xff|\xff|\xff", b"failed|t|other|"])
+async def test_damaged_value_counts_as_none(value, node, link, keys):
+    await link.call(Script("return redis.call('SET', KEYS[1], ARGV[1])"), [keys.lease(DIGEST)], value)
+    assert isinstance(await ask(node("a")), Own)
+
+
+async def test_value_of_another_type_is_no_lease(node, link, keys):
+    await link.call(Script("return redis.call('RPUSH', KEYS[1], 'x')"), [keys.lease(DIGEST)])
+    assert await ask(node("a")) == Alone()
+    assert link.is_up
+
+
 async def test_turn_for_a_manifest(link, keys):
     """One of many fetches; the others get its bytes, verified."""
     raw = b'{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}'
