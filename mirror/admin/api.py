@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder, gzip_accepted
@@ -21,10 +22,24 @@ from mirror.admin.openapi import PAGES, Operation, describe, document
 from mirror.admin.operations import AdminOperations
 from mirror.admin.page.site import StatusPage
 from mirror.admin.push_webhook import PushWebhook
-from mirror.admin.schemas import DOWNLOADS, EXPLANATION, FLAG, IMAGE, IMAGES, PURGED, READINESS, STATUS, TEXT, record
+from mirror.admin.schemas import (
+    COUNT,
+    DOWNLOADS,
+    EXPLANATION,
+    FLAG,
+    IMAGE,
+    IMAGES,
+    PURGED,
+    READINESS,
+    SEARCHED,
+    STATUS,
+    TEXT,
+    record,
+)
 from mirror.admin.sync_api import SyncApi
 from mirror.admin.sync_operations import SyncOperations
 from mirror.core.errors import InvalidInput
+from mirror.core.paging import SearchPage
 from mirror.core.units import parse_duration
 from mirror.errors import NotFound
 from mirror.listener.admission import WEBHOOK_PREFIX
@@ -34,6 +49,7 @@ from mirror.maintenance.purge import PurgeRequest
 OPEN = ("/healthz", "/readyz", "/metrics")
 _PURGE_KEYS = {"match": str, "older_than": str, "soft": bool, "dry_run": bool}
 _PURGE_BODY = record(match=IMAGE, maybe={"older_than": {**TEXT, "examples": ["30d"]}, "soft": FLAG, "dry_run": FLAG})
+_FROM_1 = {**COUNT, "minimum": 1, "maximum": 999_999_999}
 _METRICS_TYPES = ("text/plain", "application/openmetrics-text")
 
 
@@ -53,6 +69,7 @@ def admin_application(
     application.router.add_get("/api/v1/downloads", api.downloads)
     application.router.add_get("/api/v1/explain", api.explain)
     application.router.add_get("/api/v1/status", api.status)
+    application.router.add_get("/api/v1/search", api.search)
     application.router.add_get("/openapi.json", api.openapi)
     SyncApi(sync).add_to(application)
     page.add_to(application)
@@ -112,6 +129,25 @@ class _Api:
             pattern = self._operations.pattern(match) if match else None
         answer = await self._list.page(pattern, request.query.get("n"), request.query.get("last"))
         return web.json_response(answer)
+
+    @describe(
+        Operation(
+            "The repositories whose name contains a text, the best matches first.",
+            {200: SEARCHED},
+            query={
+                "q": (TEXT, "A part of the name, in any case; all without it."),
+                "n": (
+                    {**COUNT, "minimum": 1, "maximum": 999_999_999},
+                    "The number of results of a page, 25 by default, at most 100.",
+                ),
+                "page": (_FROM_1, "The number of the page, from 1."),
+            },
+        )
+    )
+    async def search(self, request: web.Request) -> web.Response:
+        asked = SearchPage.parse(request.query.get("n"), request.query.get("page"))
+        found, count = await self._operations.catalog.search(request.query.get("q", ""), asked.number, asked.size)
+        return web.json_response({"results": [asdict(one) for one in found], "count": count})
 
     @describe(Operation("The figures of the status screen.", {200: STATUS}))
     async def status(self, _: web.Request) -> web.Response:

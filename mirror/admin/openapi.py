@@ -26,7 +26,7 @@ _ERRORS: Final = {
     404: "There is nothing of that name.",
     405: "Another method is allowed.",
     408: "The body has not arrived in time.",
-    409: "The order has ended, or the mirror is no node of a cluster.",
+    409: "The order has ended, the registry is offline, or the mirror is no node of a cluster.",
     413: "The body is too long.",
     415: "The content type is not application/json.",
     421: "The Host header names another host.",

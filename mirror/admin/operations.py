@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from mirror.admin.explanations import describe
 from mirror.admin.registry_storage import RegistryStorage
 from mirror.admin.status import MetricValues, removal_figures, request_figures, upstream_figures
 from mirror.admin.worker_stats import Encode, Problems, WorkerStats
-from mirror.cache.explainer import Explainer
+from mirror.cache.cache import Cache
 from mirror.config.model import Config
 from mirror.core.checks import Check, check_clock, check_reload
 from mirror.core.names import ImageName, ImagePattern
@@ -76,11 +75,12 @@ class AdminOperations:
         self.registry_storage = RegistryStorage(store.quota, metrics)
         self._accounts: set[str] = set()
 
-    def configure(self, config: Config, registries: Mapping[str, Registry], explainer: Explainer) -> None:
+    def configure(self, config: Config, cache: Cache) -> None:
         """Use a configuration and what was built from it from now on."""
         self._config = config
-        self._registries = registries
-        self._explainer = explainer
+        self._registries = cache.context.registries
+        self._explainer = cache.explainer
+        self.catalog = cache.catalog
         # Another configuration has other accounts.
         self._metrics.check_ok.clear()
 

@@ -79,6 +79,8 @@ IMAGES: Final = record(
     registries=array(record(registry=TEXT, images=COUNT, bytes=BYTES, stored=BYTES, max_size=BYTES)),
 )
 
+SEARCHED: Final = record(results=array(record(name=TEXT, tags=COUNT)), count=COUNT)
+
 PURGED: Final = record(tags=COUNT, manifests=COUNT, blobs=COUNT, bytes=BYTES, images=array(TEXT))
 
 _DOWNLOAD: Final = record(
@@ -190,6 +192,7 @@ STATUS: Final = record(
     upstreams=array(
         record(registry=TEXT, name=TEXT, state=TEXT, up=FLAG, pulls_left=optional(COUNT), pull_limit=optional(COUNT))
     ),
+    offline={**array(TEXT), "description": "The registries that are never asked."},
     downloads=array(_DOWNLOAD),
     troubles=array(_TROUBLE),
     sync=record(last=optional(_ENDED_JOB), next_run=optional(TIME)),
@@ -209,7 +212,7 @@ EXPLANATION: Final = record(
             changed=optional(TIME),
             fresh_until=optional(TIME),
             denied=FLAG,
-            ttl={"type": "number", "description": "Seconds."},
+            ttl={**optional({"type": "number"}), "description": "Seconds; null if it does not expire."},
             ttl_rule=TEXT,
             pinned=FLAG,
         )

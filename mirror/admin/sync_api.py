@@ -42,7 +42,7 @@ class SyncApi:
         application.router.add_delete("/api/v1/sync/{order:.+}", self.cancel)
         application.router.add_post("/api/v1/warm", self.warm)
 
-    @describe(Operation("Check cached and configured images now.", {202: ORDERED}, body=_SYNC_BODY))
+    @describe(Operation("Check cached and configured images now.", {202: ORDERED}, body=_SYNC_BODY, errors=(409,)))
     async def sync(self, request: web.Request) -> web.Response:
         """Check cached and configured images now."""
         body = json_body(await read_body(request), {"images": list}, empty=True)
@@ -50,7 +50,7 @@ class SyncApi:
         name = await asyncio.to_thread(self._operations.sync, images)
         return _accepted(request, "sync", name, images)
 
-    @describe(Operation("Fetch images before a client pulls them.", {202: ORDERED}, body=_WARM_BODY))
+    @describe(Operation("Fetch images before a client pulls them.", {202: ORDERED}, body=_WARM_BODY, errors=(409,)))
     async def warm(self, request: web.Request) -> web.Response:
         """Fetch images."""
         body = json_body(await read_body(request), {"images": list, "platforms": list}, required="images")

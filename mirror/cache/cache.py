@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mirror.cache.blobs import Blobs
+from mirror.cache.catalog import Catalog
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
 from mirror.cache.explainer import Explainer
-from mirror.cache.listings import Catalog, Listings
+from mirror.cache.listings import Listings
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
 from mirror.cache.manifests import Manifests

@@ -1,15 +1,13 @@
-"""Upstream's lists of tags and referrers: passed through, cached for `ttl`, and served stale in an outage; and the catalog."""
+"""Upstream's lists of tags and referrers: passed through, cached for `ttl`, and served stale in an outage."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Hashable
 from dataclasses import replace
 from functools import partial
 from urllib.parse import urlencode
 
-from mirror.aio import SingleFlight
 from mirror.cache.answers import ListAnswer
 from mirror.cache.context import Context
 from mirror.cache.pull_policy import PullPolicy
@@ -24,7 +22,6 @@ from mirror.core.paging import page
 from mirror.core.staleness import may_serve
 from mirror.errors import AccessDenied, NotFound, UpstreamError, UpstreamProtocolError, UpstreamRefusal
 from mirror.storage.attachments import KeptList
-from mirror.storage.index import Index
 from mirror.upstream.flights import GuardedSingleFlight
 from mirror.upstream.registry import Listing
 
@@ -196,27 +193,3 @@ def _upstream_query(query: dict[str, str]) -> str:
     if PAGE in query:
         return parse_page(query[PAGE])
     return urlencode(sorted((name, value) for name, value in query.items() if name in SPECIFIED), errors="replace")
-
-
-class Catalog:
-    """Lists the repositories with a known tag that may be pulled."""
-
-    def __init__(self, index: Index, pull_policy: PullPolicy, default_registry: str) -> None:
-        self._index = index
-        self._pull_policy = pull_policy
-        self._default_registry = default_registry
-        self._lookups: SingleFlight[list[str]] = SingleFlight()
-
-    async def repositories(self) -> list[str]:
-        """The names that clients of this mirror use, sorted."""
-        found, _ = await self._lookups.run("repositories", lambda: asyncio.to_thread(self._look_up))
-        return found
-
-    def _look_up(self) -> list[str]:
-        found = (
-            r for r, tag in self._index.tags.repositories() if self._pull_policy.may_list(r, tag) or self._may_list_another(r)
-        )
-        return sorted(r.path if r.registry == self._default_registry else str(r) for r in found)
-
-    def _may_list_another(self, repository: Repository) -> bool:
-        return any(self._pull_policy.may_list(repository, tag) for tag in self._index.tags.names(repository))

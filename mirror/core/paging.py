@@ -1,11 +1,14 @@
-"""Pagination of lists that the mirror makes itself (OCI distribution-spec, Listing tags)."""
+"""Pagination of lists that the mirror makes itself (OCI distribution-spec, Listing tags), and of searches."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 from mirror.core.errors import InvalidPage
 from mirror.core.links import format_link
 
-_MAX_ENTRIES = 1000
+_MAX_ENTRIES: Final = 1000
 
 
 def page_size(n: str | None) -> int:
@@ -35,3 +38,26 @@ def page(names: list[str], n: str | None, last: str | None) -> tuple[list[str], 
 def page_link(path: str, count: int, last: str) -> str:
     """The Link header to the page after `last`."""
     return format_link(path, {"n": str(count), "last": last})
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPage:
+    """A page of the results of a search.
+
+    Attributes:
+        number: from 1.
+        size: number of its results.
+    """
+
+    MAX_SIZE: ClassVar[int] = 100
+
+    number: int = 1
+    size: int = 25
+
+    @classmethod
+    def parse(cls, size: str | None, number: str | None) -> SearchPage:
+        """Read both as a client sends them; a size above the maximum counts as that. Raises InvalidPage."""
+        for text, name in ((size, "n"), (number, "page")):
+            if text and not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+                raise InvalidPage(text, f"{name} must be a number from 1")
+        return cls(int(number or 1), min(int(size or 25), cls.MAX_SIZE))

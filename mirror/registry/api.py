@@ -33,6 +33,7 @@ from mirror.registry.hits import Hits, Respond
 from mirror.registry.manifest_response import ManifestResponses, warning
 from mirror.registry.query import Query
 from mirror.registry.routing import AdmittedRoute, AdmittedRoutes, Route, Router
+from mirror.registry.search import SEARCH_PING, search
 from mirror.throttled_log import ThrottledLog
 from mirror.tracing import ViaChain, request_id
 
@@ -87,7 +88,7 @@ class RegistryApi:
         self._admitted = AdmittedRoutes(cache.pull_policy)
         self._manifest_responses = ManifestResponses()
         self._hits = Hits(cache.manifests, cache.blobs, recheck, self._manifest_responses, self._counts)
-        self._about = _about(router.registries)
+        self._fixed = {"ping": _PING, "about": _about(router.registries), "search_ping": SEARCH_PING}
         self.inline = InlineRequests()
         self._log = ThrottledLog(log)
 
@@ -143,14 +144,9 @@ class RegistryApi:
         if admitted is None:
             request[TARGET] = route.target
             await self._admitted.admit(route, request.raw_path)
-        if route.kind == "ping":
-            return ReadyResponse(_PING, name)
-        if route.kind == "about":
-            return ReadyResponse(self._about, name)
-        if route.kind == "catalog":
-            return await self._repositories(route, name)
         repository = route.repository
-        assert repository is not None
+        if repository is None:
+            return await self._general(route, name)
         if route.kind == "tags":
             return await self._tags(repository, route, name)
         if route.kind == "manifest":
@@ -161,6 +157,14 @@ class RegistryApi:
         if route.kind == "referrers":
             return await self._referrers(repository, route.reference, route, name)
         return await self._blob(request, repository, route.reference, name, started)
+
+    async def _general(self, route: Route, name: str) -> ReadyResponse:
+        """The response to a request that names no repository."""
+        if route.kind == "catalog":
+            return await self._repositories(route, name)
+        if route.kind == "search":
+            return ReadyResponse(await search(self._cache.catalog, route), name)
+        return ReadyResponse(self._fixed[route.kind], name)
 
     # ---- blobs
 

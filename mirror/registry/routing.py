@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote
@@ -15,7 +15,11 @@ from mirror.core.registries import is_known_host
 from mirror.errors import NotFound
 from mirror.listener.responses import Target
 
-Kind = Literal["about", "ping", "catalog", "manifest", "blob", "tags", "referrers"]
+Kind = Literal["about", "ping", "catalog", "search_ping", "search", "manifest", "blob", "tags", "referrers"]
+
+
+# Paths beside those of the OCI distribution API. Docker and podman search by the first version of Docker's API.
+_PATHS: Final[Mapping[str, Kind]] = {"": "about", "/": "about", "/v1/_ping": "search_ping", "/v1/search": "search"}
 
 
 class InvalidTarget(InvalidInput):
@@ -69,8 +73,8 @@ class Router:
             path = unquote(raw, errors="strict")
         except ValueError as error:
             raise InvalidTarget(target, "not UTF-8, or with too many parameters") from error
-        if path in ("", "/"):
-            return Route("about")
+        if path in _PATHS:
+            return Route(_PATHS[path], path=raw, query=query)
         prefix, found, rest = path.partition("/v2")
         if not found or (rest and not rest.startswith("/")):
             return None

@@ -180,7 +180,7 @@ class Mirror:
         self._services.configure(config)
         self._sync_scheduler.configure(graph.sync_services)
         self._sync_operations.configure(config)
-        self._operations.configure(config, graph.registries, graph.cache.explainer)
+        self._operations.configure(config, graph.cache)
         self._webhook.secret_file = config.sync.webhook_secret_file
         self._access_log.configure(config.log.access)
         if self._node_server is not None:

@@ -76,3 +76,15 @@ def test_unknown_image_fails_fast(dockerd: Dockerd, mirror: Mirror) -> None:
     answer = get_manifest(mirror.url, "library/missing", "1")
     assert answer.status == 404
     assert b"_UNKNOWN" in answer.body
+
+
+def test_search_by_the_docker_command(dockerd: Dockerd, mirror: Mirror, samples: Samples) -> None:
+    """`docker search HOST:PORT/TERM` finds what is held, by names that can be pulled from that host."""
+    dockerd.pull("app", "1")
+    dockerd.pull("single", "1")
+
+    found = dockerd.cli("search", "--format", "{{.Name}}: {{.Description}}", f"127.0.0.1:{mirror.port}/app")
+
+    assert found.stdout.decode().splitlines() == ["library/app: 1 tag held here"]
+    name, _, _ = found.stdout.decode().partition(":")
+    dockerd.pull(f"127.0.0.1:{mirror.port}/{name}", "1")

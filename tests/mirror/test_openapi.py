@@ -85,6 +85,7 @@ async def test_real_answers(hub, tmp_path):
         await eventually(lambda: mirror.download(image.layers[0].digest).readers == 2, "a client")
         for path in ("/readyz", "/api/v1/status", "/api/v1/images", "/api/v1/downloads", "/api/v1/sync", "/api/v1/sync?n=1"):
             await check.ask(path)
+        await check.ask("/api/v1/search?q=app")
         for reference in (":1", ":2", ":none", ":broken", f"@{image.digest}"):
             await check.ask(f"/api/v1/explain?image=app{reference}")
         for order in (first, second):
