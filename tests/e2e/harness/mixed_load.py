@@ -67,7 +67,12 @@ class MixedLoad:
             downloads={"stall_timeout": "90s", "prefetch": True},
             registries={
                 "docker.io": {"upstreams": [hub.url], "token_hosts": [hub.token_host], **rules},
-                "second.example": {"upstreams": [second.url], "token_hosts": [second.token_host], **login},
+                "second.example": {
+                    "upstreams": [second.url],
+                    "token_hosts": [second.token_host],
+                    "max_size": "10GiB",
+                    **login,
+                },
             },
         )
 

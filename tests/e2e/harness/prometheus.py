@@ -14,7 +14,7 @@ MONITORING = Path(__file__).parents[3] / "monitoring"
 
 
 class Prometheus:
-    """A Prometheus with the shipped rules that scrapes one mirror five times a second."""
+    """A Prometheus with the shipped rules that scrapes one mirror every two seconds."""
 
     def __init__(self, directory: Path, session: ClientSession, admin_port: int) -> None:
         self._session = session
@@ -23,7 +23,7 @@ class Prometheus:
         for file in MONITORING.glob("*.yaml"):
             shutil.copy(file, directory)
         config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-        config["global"] |= {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"}
+        config["global"] |= {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "200ms"}
         config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{admin_port}"]}]
         (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
         arguments = [f"--web.listen-address=127.0.0.1:{port}", "--config.file=prometheus.yml", "--storage.tsdb.path=tsdb"]
