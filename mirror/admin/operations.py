@@ -202,6 +202,7 @@ class AdminOperations:
         upstreams = self._upstreams_of(self._registries[name.repository.registry])
         downloads = await asyncio.to_thread(self.downloads)
         sync = await asyncio.to_thread(self._sync_facts, name)
+        upstreams = await asyncio.to_thread(self._with_latest, name.repository.registry, upstreams)
         return {**describe(explanation, downloads), "upstreams": upstreams, "sync": sync}
 
     def _upstreams_of(self, registry: Registry) -> list[dict[str, Any]]:
@@ -211,10 +212,15 @@ class AdminOperations:
                 "name": upstream.name,
                 "state": upstream.state,
                 "next": upstream is following,
-                "pulls_left": upstream.health.pull_quota.remaining(upstream.health.clock()),
             }
             for upstream in registry.upstreams
         ]
+
+    def _with_latest(self, registry: str, upstreams: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return upstreams as `status` tells of them: with what the process has heard that asked last."""
+        states = self._worker_stats.upstream_states(self._own_problems())
+        left = MetricValues(self.metrics().decode()).value("upstream_ratelimit_remaining", registry=registry)
+        return [{**one, "state": states.get(f"{registry} {one['name']}", one["state"]), "pulls_left": left} for one in upstreams]
 
     def _sync_facts(self, name: ImageName) -> dict[str, Any]:
         jobs, image = self._store.jobs, f"{name.repository}{'@' if name.digest else ':'}{name.reference}"

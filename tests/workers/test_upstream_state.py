@@ -40,4 +40,7 @@ async def test_last_answer_counts(hub, tmp_path, failing):
             (told,) = json.loads(await cluster.admin("/api/v1/status", worker))["upstreams"]
             state = json.loads(await cluster.admin("/readyz", worker))["upstreams"][f"docker.io {upstream}"]
             assert (up, told["up"]) == (not failing, not failing)
-            assert (told["state"] == "up", state == "up") == (not failing, not failing)
+            (explained,) = json.loads(await cluster.admin(f"/api/v1/explain?image={APP}:1", worker))["upstreams"]
+            assert {told["state"], state, explained["state"]} == {state}
+            assert (state == "up") == (not failing)
+            assert told["pulls_left"] == explained["pulls_left"] == hub.ratelimit_remaining
