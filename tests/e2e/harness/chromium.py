@@ -52,8 +52,9 @@ class Chromium:
             self._socket = await session.ws_connect(f"http://127.0.0.1:{port}{path}", max_msg_size=_MAX_MESSAGE)
             self._stack.push_async_callback(self._socket.close)
             self._reading = asyncio.create_task(self._read())
-        except BaseException:
+        except BaseException as error:
             await self._stack.aclose()
+            error.add_note((self._directory / "chromium.log").read_text(errors="replace")[-3000:])
             raise
         self._stack.callback(self._reading.cancel)
         return self
