@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 
 from mirror.cache.answers import ManifestAnswer
 from mirror.cache.context import Context
@@ -55,7 +54,8 @@ class Manifests:
         answer, expires = await self._find(repository, reference, head=head)
         self._note(repository, reference, answer)
         if answer.outcome is Outcome.MISS:
-            await self._context.note(partial(self._note_miss, repository, reference, answer.digest, asked), None)
+            # The client does not wait for it.
+            self._context.store.threads.note.submit(self._note_miss, repository, reference, answer.digest, asked)
         if not head:
             await self._prefetch.on_served(repository, answer)
         # A HIT from memory skips prefetch, so a manifest enters it only after its first GET.

@@ -1,5 +1,6 @@
 """`explain` says why an image was last fetched for a client, also after a restart and in another worker."""
 
+import asyncio
 import contextlib
 
 import pytest
@@ -21,6 +22,8 @@ async def start(hub, tmp_path):
 
 
 async def miss(mirror, image="app:1"):
+    # Clients do not wait for the thread that writes it.
+    await asyncio.wrap_future(mirror.store.threads.note.submit(int))
     async with mirror.session.get(f"http://127.0.0.1:{mirror.admin_port}/api/v1/explain", params={"image": image}) as answer:
         return (await answer.json())["miss"]
 
