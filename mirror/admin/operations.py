@@ -33,6 +33,7 @@ from mirror.upstream.upstream import Upstream
 
 if TYPE_CHECKING:
     from mirror.cluster.node import ClusterNode
+    from mirror.objects.objects import Objects
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class AdminOperations:
         reload_problem: why the last reload failed in this process; None if it did not.
         registry_storage: what each registry takes in the store.
         node: this node's part in a cluster; None if there is none.
+        objects: the bucket behind the store; None if there is none.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class AdminOperations:
         self.draining = False
         self.reload_problem: str | None = None
         self.node: ClusterNode | None = None
+        self.objects: Objects | None = None
         self._store = store
         self._downloads = DownloadFigures(downloads, store.index)
         self._metrics = metrics
@@ -93,7 +96,7 @@ class AdminOperations:
         entries = self._config.registries
         blocked = any(name in entries and not entries[name].anonymous_fallback for name in problems["credentials"])
         checks = {check.name: {"ok": check.ok, "text": check.text} for check in self._check(problems)}
-        details = {
+        details: dict[str, Any] = {
             "draining": draining,
             "store_writable": writable,
             "credentials": problems["credentials"],
@@ -103,6 +106,8 @@ class AdminOperations:
         }
         if self.node is not None:
             details["cluster"] = {"redis": "alone" if self.node.is_alone else "up", "nodes": self.node.members.count}
+        if self.objects is not None:
+            details["cluster"] = {**details.get("cluster", {}), **self.objects.describe()}
         return Readiness(writable and not draining and not blocked, details)
 
     def check(self) -> list[Check]:

@@ -53,8 +53,6 @@ _CHECK: Final = record(ok=FLAG, text=TEXT)
 ERROR: Final = record(error=TEXT)
 
 READINESS: Final = record(
-    # Of a node of a cluster.
-    maybe={"cluster": record(redis=words("up", "alone"), nodes=COUNT)},
     ready=FLAG,
     draining=FLAG,
     store_writable=FLAG,

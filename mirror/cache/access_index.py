@@ -109,6 +109,12 @@ class AccessIndex:
         if missing:
             self._cache((kind, repository, digest), Grant(size, direct=True))
 
+    def record_published(self, kind: Kind, registry: str, digest: Digest, size: int) -> None:
+        """Record that a registry has given a digest to one of its repositories; see `record_grant`."""
+        if not self._has(kind, registry, digest, size):
+            write = partial(self._index.grants.put, kind, registry, digest, size)
+            self._unwritten.put(("grant", kind, registry, digest), size, write)
+
     def revoke_grant(self, kind: Kind, repository: Repository, digest: Digest) -> None:
         """Record that upstream no longer grants a digest to a repository; cheap if no direct grant is known."""
         scope = str(repository)

@@ -10,7 +10,7 @@ from functools import partial
 from mirror.cache.context import Context
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
-from mirror.download.source import BlobStream
+from mirror.download.source import BlobRange, BlobStream
 from mirror.upstream.blob import ExpectedSize
 from mirror.upstream.registry import Registry
 
@@ -36,16 +36,21 @@ class UpstreamSource:
         return cls(context.registry(repository), repository, digest, context, size)
 
     def open(self, start: int, stop: int | None) -> contextlib.AbstractAsyncContextManager[BlobStream]:
-        cluster, upstream = self.context.cluster, partial(self._open_upstream, start, stop)
-        if cluster is None:
+        cluster, objects, upstream = self.context.cluster, self.context.objects, partial(self._open_upstream, start, stop)
+        if cluster is None and objects is None:
             return upstream()
-        size = self.context.access.size_named(self.repository, self.digest)
-        return cluster.blob(self.repository, self.digest, start, stop, size, upstream)
+        wanted = BlobRange(
+            self.repository, self.digest, start, stop, self.context.access.size_named(self.repository, self.digest)
+        )
+        outside = upstream if objects is None else partial(objects.blob, wanted, upstream)
+        return outside() if cluster is None else cluster.source.open(wanted, outside)
 
     @contextlib.asynccontextmanager
     async def _open_upstream(self, start: int, stop: int | None) -> AsyncIterator[BlobStream]:
         async with self.registry.blob(self.repository.path, self.digest, start, stop, self.size) as stream:
             self.context.access.record_grant("blob", self.repository, self.digest, stream.size)
+            if self.context.cluster is not None:
+                await self.context.cluster.grants.share("blob", self.repository, self.digest, stream.size)
             yield stream
 
     @property
@@ -60,6 +65,8 @@ class UpstreamSource:
         return self.context.in_use.hold()
 
     def penalize(self) -> None:
-        cluster = self.context.cluster
-        if cluster is None or not cluster.source.penalize(self.digest):
+        cluster, objects = self.context.cluster, self.context.objects
+        if cluster is not None and cluster.source.penalize(self.digest):
+            return
+        if objects is None or not objects.penalize(self.digest):
             self.registry.penalize(self.digest)

@@ -24,8 +24,9 @@ from mirror.storage.store import Store
 from mirror.upstream.registry import Registry
 
 if TYPE_CHECKING:
-    # Imported only by a mirror in a cluster.
+    # Imported only by a mirror in a cluster, or with a bucket.
     from mirror.cluster.node import ClusterNode
+    from mirror.objects.reader import ObjectReader
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -44,6 +45,7 @@ class CacheServices:
         access: which repository may be served which digest.
         make_room: makes room in the store.
         cluster: this node's part in a cluster; None if none is configured.
+        objects: reads the bucket behind the store; None if none is configured.
     """
 
     store: Store
@@ -53,6 +55,7 @@ class CacheServices:
     make_room: MakeRoom
     last_answers: LastAnswers = field(default_factory=LastAnswers)
     cluster: ClusterNode | None = None
+    objects: ObjectReader | None = None
 
 
 class Context:
@@ -81,6 +84,7 @@ class Context:
         self.metrics = services.metrics
         self.last_answers = services.last_answers
         self.cluster = services.cluster
+        self.objects = services.objects
         self.registries = registries
         self.policies = policies
         self.in_use = in_use

@@ -11,6 +11,7 @@ from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
 from mirror.cache.prefetch import Prefetch
 from mirror.core.digest import Digest
+from mirror.core.freshness import TagRecord
 from mirror.core.manifest import Manifest, ManifestKind
 from mirror.core.media import INDEX_TYPES, MANIFEST_TYPES
 from mirror.core.names import Reference, Repository, Tag
@@ -96,15 +97,37 @@ class ManifestByDigest:
         """Fetch a manifest unless another node of the cluster does or did."""
         cluster = self._context.cluster
         if cluster is None:
-            return await self.fetch(repository, digest)
+            return await self._read_object(repository, digest) or await self.fetch(repository, digest)
         async with cluster.manifest_turn(repository, digest) as turn:
             if turn.found is not None and await self._is_granted_elsewhere(repository, turn.found):
                 return await self._keep(repository, turn.found)
-            answer = await self.fetch(repository, digest)
+            stored = await self._read_object(repository, digest)
+            answer = stored or await self.fetch(repository, digest)
             if answer.outcome is Outcome.MISS and answer.raw is not None:
-                await cluster.grants.share("manifest", repository, digest, answer.size)
+                if stored is None:
+                    await cluster.grants.share("manifest", repository, digest, answer.size)
                 turn.fetched = answer.media_type, answer.raw
             return answer
+
+    async def _read_object(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
+        """Take a manifest from the bucket behind the store, once upstream grants it; None if it is not there."""
+        objects = self._context.objects
+        manifest = None if objects is None else await objects.manifest(repository, digest)
+        if manifest is None:
+            return None
+        if not self._content.is_authorized("manifest", repository, digest):
+            await self._heads.run((repository, digest), lambda: self.head_upstream(repository, digest))
+        is_granted = self._content.is_authorized("manifest", repository, digest)
+        return await self._keep(repository, manifest) if is_granted else None
+
+    async def restore(self, repository: Repository, record: TagRecord) -> ManifestAnswer | None:
+        """Take the manifest from the bucket that upstream last gave for a tag of a repository; None if it is not there."""
+        objects, digest = self._context.objects, record.digest
+        manifest = None if objects is None else await objects.manifest(repository, digest)
+        if manifest is None:
+            return None
+        self._context.access.record_grant("manifest", repository, digest, len(manifest.raw))
+        return await self._keep(repository, manifest)
 
     async def _is_granted_elsewhere(self, repository: Repository, manifest: Manifest) -> bool:
         """Whether upstream grants a manifest that another node has fetched: by that node's answer, or else by a HEAD."""

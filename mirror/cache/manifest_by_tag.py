@@ -75,6 +75,7 @@ class ManifestByTag:
             return await self._revalidate(request)
         except (UpstreamError, UpstreamRefusal) as error:
             stale = await self._find_stale(request, self.stale_reason(repository, error), error)
+            stale = stale or await self._restore(request, error)
             if stale is not None:
                 return stale, 0.0
             self._raise_if_absent(request, error)
@@ -160,6 +161,9 @@ class ManifestByTag:
         if self._context.cluster is not None and not self._context.cluster.is_alone:
             # The nodes of a cluster share the GET by digest.
             return False
+        if self._context.objects is not None and self._context.objects.is_up:
+            # The bucket may have what the HEAD names.
+            return False
         return not self._pull_policy.denies_digests and self._context.registry(repository).has_plenty_of_pulls()
 
     async def _fetch_unknown(self, request: _Request) -> tuple[ManifestAnswer, float]:
@@ -227,6 +231,24 @@ class ManifestByTag:
         context.metrics.stale_served.labels(repository.registry, reason).inc()
         self._log_stale(request, reason, error)
         return replace(cached, outcome=Outcome.STALE, reason=reason)
+
+    async def _restore(self, request: _Request, error: UpstreamError | UpstreamRefusal) -> ManifestAnswer | None:
+        """The manifest that an unknown tag named last, according to the bucket, if the failure allows a stale answer."""
+        objects, repository, tag = self._context.objects, request.repository, request.tag
+        if objects is None or request.record is not None or not isinstance(error, UpstreamError):
+            return None
+        record = await objects.tag(repository, tag)
+        if record is None or not self.allows_stale(repository, tag, record, error.reason):
+            return None
+        if record.checked <= self._context.store.index.tags.refused_at(repository, tag):
+            return None
+        self._pull_policy.check_content(repository, record.digest)
+        answer = await self._by_digest.restore(repository, record)
+        if answer is None:
+            return None
+        self._context.metrics.stale_served.labels(repository.registry, error.reason).inc()
+        self._log_stale(request, error.reason, error)
+        return replace(answer, outcome=Outcome.STALE, reason=error.reason)
 
     def stale_reason(self, repository: Repository, error: UpstreamError | UpstreamRefusal) -> str:
         """The reason for which a failure or refusal of upstream may let the record be served."""

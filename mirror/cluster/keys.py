@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
@@ -13,19 +12,13 @@ from mirror.core.names import Repository
 _LAYOUT = 1
 
 
-def scope_of(registry: str, upstreams: Iterable[str], username: str | None) -> str:
-    """Name a registry as a node is configured for it: nodes with other upstreams or accounts share no grant and no failure."""
-    text = "\n".join((*upstreams, username or ""))
-    return f"{registry}~{sha256(text.encode()).hexdigest()[:12]}"
-
-
 @dataclass(frozen=True)
 class Keys:
     """The keys of one cluster.
 
     Attributes:
         name: of the cluster.
-        scope: returns the scope of a registry; see `scope_of`.
+        scope: returns the scope of a registry; see `mirror.core.scope.scope_of`.
     """
 
     name: str

@@ -10,19 +10,17 @@ from dataclasses import dataclass
 
 from mirror.aio import together
 from mirror.cluster.grants import Grants
-from mirror.cluster.keys import scope_of
 from mirror.cluster.lease import Leases
 from mirror.cluster.link import Link
 from mirror.cluster.manifests import SharedManifests, Turn
 from mirror.cluster.members import Members
-from mirror.cluster.peers import BlobRange
 from mirror.cluster.secret import ClusterSecret
-from mirror.cluster.source import ClusterSource, Upstream
+from mirror.cluster.source import ClusterSource
 from mirror.config.sections import RegistryConfig
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
+from mirror.core.scope import scope_of
 from mirror.download.downloads import Downloads
-from mirror.download.source import BlobStream
 from mirror.storage.blobs import BlobFiles
 from mirror.upstream.http import Http
 
@@ -61,12 +59,6 @@ class ClusterNode:
     def is_alone(self) -> bool:
         """Whether Redis does not answer, so that this node fetches for itself."""
         return not self.link.is_up
-
-    def blob(
-        self, repository: Repository, digest: Digest, start: int, stop: int | None, size: int | None, upstream: Upstream
-    ) -> AbstractAsyncContextManager[BlobStream]:
-        """Open the stream of a range of a blob from another node or from upstream; see `BlobRange` and `ClusterSource.open`."""
-        return self.source.open(BlobRange(repository, digest, start, stop, size), upstream)
 
     def manifest_turn(self, repository: Repository, digest: Digest) -> AbstractAsyncContextManager[Turn]:
         """Wait for a manifest, or for the turn to fetch it; see `SharedManifests.turn`."""

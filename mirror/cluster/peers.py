@@ -7,7 +7,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import aiohttp
 from yarl import URL
@@ -15,9 +15,8 @@ from yarl import URL
 from mirror import demand
 from mirror.cluster.secret import ClusterSecret
 from mirror.core.bounded_cache import BoundedCache
-from mirror.core.digest import Digest
 from mirror.core.hmac_token import SignedRequest
-from mirror.core.names import Repository
+from mirror.download.source import BlobRange
 from mirror.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from mirror.tracing import request_id
 from mirror.upstream.blob import UpstreamBlob
@@ -51,27 +50,6 @@ class PeerBusy(UpstreamError):
     """The node takes no more requests: it is stopping, cannot store the blob, or has too many."""
 
     reason = "busy"
-
-
-@dataclass(frozen=True, slots=True)
-class BlobRange:
-    """A range of a blob, and the repository through which it is requested.
-
-    Attributes:
-        stop: the end, not included; None for the end of the blob.
-        size: bytes of the blob by its manifest, None if that is not known.
-    """
-
-    repository: Repository
-    digest: Digest
-    start: int
-    stop: int | None
-    size: int | None = None
-
-    @property
-    def header(self) -> str:
-        """The value of the header Range."""
-        return f"bytes={self.start}-{'' if self.stop is None else self.stop - 1}"
 
 
 class Peers:

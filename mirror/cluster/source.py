@@ -13,10 +13,10 @@ import structlog
 
 from mirror.cluster.grants import Grants
 from mirror.cluster.lease import Alone, Follow, Leases, Own
-from mirror.cluster.peers import BlobRange, Peers
+from mirror.cluster.peers import Peers
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
-from mirror.download.source import BlobStream
+from mirror.download.source import BlobRange, BlobStream
 from mirror.errors import UpstreamError, UpstreamRefusal, UpstreamUnreachable
 
 log = structlog.get_logger(__name__)
@@ -115,7 +115,7 @@ class ClusterSource:
     @contextlib.asynccontextmanager
     async def _owned(self, wanted: BlobRange, upstream: Upstream) -> AsyncIterator[BlobStream]:
         """The stream from upstream. What upstream answers at first is shared with the nodes that wait for this one."""
-        digest, repository = wanted.digest, wanted.repository
+        digest = wanted.digest
         async with AsyncExitStack() as stack:
             try:
                 stream = await stack.enter_async_context(upstream())
@@ -127,7 +127,6 @@ class ClusterSource:
             stack.callback(self._closed, digest)
             if wanted.start == 0:
                 self._senders.pop(digest)
-            await self._grants.share("blob", repository, digest, stream.size)
             yield stream
 
     def _closed(self, digest: Digest) -> None:

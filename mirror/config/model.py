@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mirror.config.cluster import ClusterConfig
+from mirror.config.objects import ObjectsConfig
 from mirror.config.problems import describe, misnamed_variables
 from mirror.config.sections import (
     Access,
@@ -73,6 +74,7 @@ class Config(BaseSettings):
     log: Log = Log()
     tracing: TracingConfig = TracingConfig()
     cluster: ClusterConfig = ClusterConfig()
+    objects: ObjectsConfig = ObjectsConfig()
 
     @classmethod
     def settings_customise_sources(

@@ -4,7 +4,32 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Hashable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
+
+from mirror.core.digest import Digest
+from mirror.core.names import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRange:
+    """A range of a blob, and the repository through which it is requested.
+
+    Attributes:
+        stop: the end, not included; None for the end of the blob.
+        size: bytes of the blob by its manifest, None if that is not known.
+    """
+
+    repository: Repository
+    digest: Digest
+    start: int
+    stop: int | None
+    size: int | None = None
+
+    @property
+    def header(self) -> str:
+        """The value of the header Range."""
+        return f"bytes={self.start}-{'' if self.stop is None else self.stop - 1}"
 
 
 class BlobStream(Protocol):

@@ -207,9 +207,17 @@ class Metrics:
             "cluster_takeovers", "Fetches that were taken over from another node, by what that node did", "reason"
         )
         self.source_bytes = self._counter("source_bytes", "Bytes of blobs by where they came from", "source")
+        self.objects_up = self._gauge("objects_up", Across.LEAST, "0 while the bucket of objects does not answer")
+        self.objects_owed = self._gauge("objects_owed", Across.LARGEST, "Blobs and manifests that are not in the bucket yet")
+        self.objects_requests = self._counter("objects_requests", "Requests to the bucket of objects", "op", "status")
+        self.objects_up.set(1)
+        for op, status in (("get", "ok"), ("get", "absent"), ("get", "error"), ("put", "ok"), ("put", "error")):
+            self.objects_requests.labels(op, status)
         for reason in ("absent", "busy", "connect", "cut", "timeout", "protocol", "waiting", "error"):
             self.cluster_takeovers.labels(reason)
-        self.bytes_from_nodes, self.bytes_from_upstreams = (self.source_bytes.labels(source) for source in ("peer", "upstream"))
+        self.bytes_from_nodes, self.bytes_from_objects, self.bytes_from_upstreams = (
+            self.source_bytes.labels(source) for source in ("peer", "objects", "upstream")
+        )
 
     def _declare_sync(self) -> None:
         self.sync_runs = self._counter("sync_runs", "Orders to bring images in sync that were carried out", "result")

@@ -85,7 +85,7 @@ class Mirror:
         self._registry_listener = RegistryListener(config, handlers, metrics, group.counts)
         worker_stats = WorkerStats(metrics, group.worker_stats)
         self._operations = AdminOperations(store, downloads, metrics, worker_stats, self._registry_listener)
-        self._operations.node = self._services.node
+        self._operations.node, self._operations.objects = self._services.node, self._services.objects
         self._traffic = TrafficHistory(TrafficFile(store.layout.traffic), group.started, self._operations.traffic)
         sessions = Sessions(group.secret)
         self._page = StatusPage(self._operations, self._sync_operations, self._traffic, sessions)
@@ -123,6 +123,8 @@ class Mirror:
         sync_scheduler = self._spawn(self._sync_scheduler.run())
         self._spawn(services.notifier.run())
         self._spawn(services.recheck.run())
+        if services.objects is not None:
+            self._spawn(services.objects.run())
         await self._registry_listener.open(registry_socket, self._relieve)
         self._spawn(self._registry_listener.watch())
         await self._admin_listener.open(self._current.graph.config, admin_socket, self._relieve)
@@ -277,6 +279,8 @@ class Mirror:
 
     async def _close(self, janitor: asyncio.Task[None]) -> None:
         await self._services.downloads.close()
+        if self._services.objects is not None:
+            await self._services.objects.close()
         if self._node_server is not None:
             await self._node_server.close(self._services.store.files)
         janitor.cancel()
@@ -316,6 +320,7 @@ def _changed_but_fixed(old: Config, new: Config) -> list[str]:
         "admin.listen": old.admin.listen != new.admin.listen,
         "storage": old.storage != new.storage,
         "cluster": old.cluster != new.cluster,
+        "objects": old.objects != new.objects,
         "downloads.connections_per_blob": old.downloads.connections_per_blob != new.downloads.connections_per_blob,
         "tracing": old.tracing != new.tracing,
         "downloads.parallel_from": old.downloads.parallel_from != new.downloads.parallel_from,

@@ -122,7 +122,7 @@ def _stats_directory() -> Iterator[Path]:
 
 def _current(start: _Start, worker: Worker, shared: SharedCounts) -> _Start:
     """Return what a worker starts from: the configuration that was loaded last, but for keys that need a restart."""
-    fixed = {key: getattr(start.config, key) for key in ("listen", "workers", "storage", "cluster")}
+    fixed = {key: getattr(start.config, key) for key in ("listen", "workers", "storage", "cluster", "objects")}
     writer = LogWriter({"worker": worker.slot})
     logs.configure(worker.config.log, writer)
     group = replace(start.group, counts=shared.table(worker.slot), log=writer)

@@ -36,6 +36,7 @@ from mirror.upstream.webhook import Webhook
 
 if TYPE_CHECKING:
     from mirror.cluster.node import ClusterNode
+    from mirror.objects.objects import Objects
     from mirror.otel import Tracing
 
 
@@ -83,7 +84,9 @@ class Services:
         self.tracing = _tracing(config.tracing.otlp_endpoint)
         self.downloads = downloads = self._build_downloads(config)
         self.node = self._build_node(config, access)
-        self.cache = CacheServices(store, access, usage, metrics, self.janitor.make_room, cluster=self.node)
+        self.objects = self._build_objects(config, access)
+        reader = None if self.objects is None else self.objects.reader
+        self.cache = CacheServices(store, access, usage, metrics, self.janitor.make_room, cluster=self.node, objects=reader)
         metrics.downloads_in_progress.set_function(lambda: len(downloads))
         metrics.download_readers.set_function(lambda: downloads.readers)
         self.notifier = Notifier(store.files, store.threads.write, _increment(metrics.notifications))
@@ -98,6 +101,8 @@ class Services:
         self.store.quota.limits = {name: entry.max_size for name, entry in config.registries.items()}
         if self.node is not None:
             self.node.configure(config.registries)
+        if self.objects is not None:
+            self.objects.configure(config.registries)
 
     def _build_node(self, config: Config, access: AccessIndex) -> ClusterNode | None:
         if not config.cluster.is_enabled:
@@ -109,6 +114,13 @@ class Services:
                 [f"cluster: {error.name} is missing: pip install 'registry-mirror[cluster]' installs it"]
             ) from error
         return build_node(config, self, access, self.downloads)
+
+    def _build_objects(self, config: Config, access: AccessIndex) -> Objects | None:
+        if not config.objects.is_enabled:
+            return None
+        from mirror.service.objects import build_objects  # noqa: PLC0415 - only a bucket needs it, and the extra `cluster`
+
+        return build_objects(config.objects, self.store, self.metrics, access.record_published)
 
     def _build_downloads(self, config: Config) -> Downloads:
         services = DownloadServices(

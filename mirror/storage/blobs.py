@@ -65,9 +65,14 @@ class CachedFile:
 
 
 class BlobFiles:
-    """The verified content of a store. Each method blocks for about one disk operation."""
+    """The verified content of a store. Each method blocks for about one disk operation.
+
+    Attributes:
+        before_commit: called in a thread with each digest whose file is about to get its name.
+    """
 
     def __init__(self, layout: Layout, quota: SpaceQuota) -> None:
+        self.before_commit: Callable[[Digest], None] = lambda _: None
         self.quota = quota
         self._layout = layout
 
@@ -225,6 +230,8 @@ class BlobFiles:
         if not os.path.isdir(directory):
             os.makedirs(directory, mode=0o700, exist_ok=True)
             _flush_directory(os.path.dirname(directory))
+
+        self.before_commit(digest)
 
         def move() -> tuple[int, str | None] | None:
             size = self.size(digest)

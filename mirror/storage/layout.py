@@ -9,6 +9,7 @@
 <store>/generation                        changes when cached facts become stale (`generation`)
 <store>/janitor.lock, eviction.lock       locked by the process that cleans up, and by the one that evicts
 <store>/manifests.lock                    locked in part by processes that fetch manifests
+<store>/objects.lock                      locked by the process that uploads to the bucket
 <store>/sync.lock                         locked by the process that keeps tags in sync
 <store>/scrub                             the position of the scrub
 <store>/traffic                           the counts of pulls and bytes of the last week (`traffic_file`)
@@ -85,6 +86,11 @@ class Layout:
     def sync_lock(self) -> str:
         """Locked by the process that runs sync jobs, until it ends."""
         return f"{self.root}/sync.lock"
+
+    @property
+    def objects_lock(self) -> str:
+        """Locked by the process that uploads to the bucket, until it ends."""
+        return f"{self.root}/objects.lock"
 
     @property
     def manifest_turns(self) -> str:

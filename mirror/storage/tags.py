@@ -22,12 +22,18 @@ from mirror.storage.table import Table
 
 # The longest time that a check of a tag takes, with all its content fetched.
 _MAX_CHECK_S: Final = 86400.0
+_DAY_S: Final = 86400.0
 
 
 class Tags:
-    """The table of tags. Reads cost microseconds; writes and walks belong in a thread."""
+    """The table of tags. Reads cost microseconds; writes and walks belong in a thread.
+
+    Attributes:
+        on_news: called in a thread when a check has found that a tag is new, moved or refused, and at the first of each day.
+    """
 
     def __init__(self, table: Table) -> None:
+        self.on_news: Callable[[Repository, Tag], None] = lambda *_: None
         self._table = table
 
     def label(self) -> None:
@@ -80,7 +86,7 @@ class Tags:
 
         def work() -> tuple[TagRecord | None, TagRecord | None]:
             known = self.get(repository, tag)
-            if is_superseded(found.checked, self._refused(repository, tag), now):
+            if is_superseded(found.checked, self.refused_at(repository, tag), now):
                 return known, known
             kept = after_check(known, found, now)
             if kept is None:
@@ -88,7 +94,10 @@ class Tags:
             self.put(repository, tag, kept)
             return known, kept
 
-        return self._table.change(work) or (None, found)
+        before, after = self._table.change(work) or (None, found)
+        if after is not None and after != before and _is_news(before, after):
+            self.on_news(repository, tag)
+        return before, after
 
     def note_refusal(
         self, repository: Repository, tag: Tag, asked: float, now: float, *, delete: bool, denied: bool = False
@@ -108,6 +117,8 @@ class Tags:
                 self.delete(repository, tag)
             elif denied and known is not None and not known.denied:
                 self.put(repository, tag, replace(known, denied=True))
+            if known is not None:
+                self.on_news(repository, tag)
             self._table.set(f"refused|{repository}|{tag}", asked, _MAX_CHECK_S)
             return True
 
@@ -124,7 +135,8 @@ class Tags:
 
         self._table.change(work)
 
-    def _refused(self, repository: Repository, tag: Tag) -> float:
+    def refused_at(self, repository: Repository, tag: Tag) -> float:
+        """Return when upstream was asked that has refused a tag lately, in seconds since the epoch; 0 if it has not."""
         when = self._table.get(f"refused|{repository}|{tag}")
         return when if isinstance(when, float) else 0.0
 
@@ -206,6 +218,10 @@ class Tags:
 
     def _lacks(self, key: str) -> bool:
         return self._table.get(key) is None
+
+
+def _is_news(before: TagRecord | None, after: TagRecord) -> bool:
+    return before is None or before.digest != after.digest or before.checked // _DAY_S != after.checked // _DAY_S
 
 
 def _name(key: str) -> tuple[Repository, Tag] | None:

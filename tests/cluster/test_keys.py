@@ -2,9 +2,10 @@
 
 import re
 
-from mirror.cluster.keys import Keys, scope_of
+from mirror.cluster.keys import Keys
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
+from mirror.core.scope import scope_of
 
 DIGEST = Digest.of(b"")
 APP = Repository.parse("docker.io", "library/app")

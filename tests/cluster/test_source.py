@@ -81,10 +81,11 @@ async def test_alone():
     assert world.events == ["ask", "upstream"]
 
 
-async def test_owner_shares_its_grant():
+async def test_stream_of_the_owner_grants_nothing():
+    """It may come from a bucket: whoever asks upstream shares the grant."""
     world = World(Own("v"))
     await world.opened()
-    assert world.events == ["ask", "upstream", "share"]
+    assert world.events == ["ask", "upstream"]
 
 
 async def test_nodes_are_tried_in_order():
@@ -97,7 +98,7 @@ async def test_lease_is_taken_only_after_all_nodes():
     failing = UpstreamDisconnected("cut")
     world = World(Follow("v", ("parent", "owner")), Own("w"), parent=failing, owner=failing)
     await world.opened()
-    assert world.events == ["ask", "parent", "owner", "ask v", "upstream", "share"]
+    assert world.events == ["ask", "parent", "owner", "ask v", "upstream"]
     assert world.takeovers.labels("cut")._value.get() == 1
 
 
@@ -132,7 +133,7 @@ async def test_failure_beside_an_open_stream_changes_nothing():
     async with world.source.open(WANTED, world.upstream):
         with pytest.raises(UpstreamFailing):
             await world.opened(error=UpstreamFailing("503"))
-    assert world.events == ["ask", "upstream", "share", "ask", "upstream"]
+    assert world.events == ["ask", "upstream", "ask", "upstream"]
 
 
 async def test_senders_of_wrong_bytes_are_known():

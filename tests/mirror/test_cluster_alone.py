@@ -6,9 +6,7 @@ import os
 import time
 
 import pytest
-from jsonschema import Draft202012Validator
 
-from mirror.admin.schemas import NODES, READINESS
 from mirror.core.hmac_token import SignedRequest, sign
 from tests.fakehub import Rule, Status
 from tests.support.mirrors import MirrorUnderTest
@@ -75,10 +73,8 @@ async def test_pulls_are_those_of_a_mirror(hub, node):
     async with node.session.get(f"http://127.0.0.1:{node.admin_port}/readyz") as ready:
         assert ready.status == 200
         assert (await ready.json())["cluster"] == {"redis": "alone", "nodes": 0}
-        Draft202012Validator(READINESS).validate(await ready.json())
     async with node.session.get(f"http://127.0.0.1:{node.admin_port}/api/v1/nodes") as nodes:
         assert (await nodes.json())["redis"] == "alone"
-        Draft202012Validator(NODES).validate(await nodes.json())
 
 
 async def test_refusal_of_upstream_is_the_answer(hub, node):

@@ -92,7 +92,7 @@ class ImagePages:
         form = await read_form(request)
         self._frame.access.admit_form(request, form)
         match, is_soft = form.get("match", ""), form.get("how") == "soft"
-        ordered = PurgeRequest(self._operations.pattern(match), soft=is_soft, client=request.remote or "")
+        ordered = PurgeRequest(self._operations.pattern(match), soft=is_soft)
         now = await self._in_time(self._operations.purge, PurgeRequest(ordered.pattern, dry_run=True))
         if form.get("shown") != _fingerprint(now):
             return await self._confirmation(request, match, is_soft=is_soft, has_changed=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import aiohttp
 
-from tests.e2e.harness.cluster import Node, RedisServer
 from tests.fakehub import Corrupt, Cut, FakeHub, NoHeaders, RateLimited, Rule, Status
 from tests.support.names import ABSENT, blob_path, manifest_path
 from tests.support.waiting import LIMIT, eventually
@@ -46,33 +45,36 @@ class MixedLoad:
         purged: the answers to purges.
 
     Args:
-        server: the mirror is a node of a cluster, and has an account and a quota for the second registry.
+        account: the mirror has an account at the second registry.
     """
 
-    def __init__(self, hub: FakeHub, second: FakeHub, directory: Path, server: RedisServer | None = None) -> None:
+    def __init__(self, hub: FakeHub, second: FakeHub, directory: Path, *, account: bool = False) -> None:
         self.hub, self.second, self.directory = hub, second, directory
         self.seen: list[Seen] = []
         self.left = 0
         self.purged: list[dict[str, Any]] = []
         self._nodes: dict[str, aiohttp.ClientSession] = {}
         rules = {"deny": [f"{BAD}:*"], "tags": [{"match": f"{APP}:fresh", "ttl": "1h"}]}
-        other: dict[str, object] = {"upstreams": [second.url], "token_hosts": [second.token_host]}
-        if server is not None:
+        login = {}
+        if account:
             second.users["me"] = "secret"
             (directory / "password").write_text("secret")
-            other |= {"username": "me", "password_file": str(directory / "password"), "max_size": "1GiB"}
-        settings = {
-            "log": {"format": "json", "access": "all"},
-            "downloads": {"stall_timeout": "90s", "prefetch": True},
-            "registries": {
+            login = {"username": "me", "password_file": str(directory / "password")}
+        self.cluster = Cluster(
+            hub,
+            directory,
+            log={"format": "json", "access": "all"},
+            downloads={"stall_timeout": "90s", "prefetch": True},
+            registries={
                 "docker.io": {"upstreams": [hub.url], "token_hosts": [hub.token_host], **rules},
-                "second.example": other,
+                "second.example": {
+                    "upstreams": [second.url],
+                    "token_hosts": [second.token_host],
+                    "max_size": "10GiB",
+                    **login,
+                },
             },
-        }
-        if server is None:
-            self.cluster = Cluster(hub, directory, **settings)
-        else:
-            self.cluster = Node(hub, directory / "node", server, **settings)
+        )
 
     @property
     def admin_url(self) -> str:
@@ -217,7 +219,7 @@ class MixedLoad:
         await self._leave(await pull.read(1000))
         gate.release()
         silent = self.hub.add_image(APP, "silent")
-        await self._leave_early(manifest_path("silent"), Rule(kind="manifest", method="GET"))
+        await self._leave_early(manifest_path("silent"), Rule(kind="manifest", reference="silent", method="GET"))
         await self._leave_early(blob_path(silent.config), Rule(kind="cdn", reference=silent.config.digest))
         await self._idle()
         pull = await (await Pull(self.cluster.port).begin(blob_path(blob))).head()

@@ -1,0 +1,1 @@
+"""Object storage behind the store: read before upstream, written behind every pull."""

@@ -1,0 +1,187 @@
+"""Reads blobs and manifests from the bucket, before upstream is asked. It says nothing about who may have them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+
+import structlog
+
+from mirror.core.bounded_cache import BoundedCache
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
+from mirror.core.freshness import TagRecord
+from mirror.core.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestKind, parse_manifest
+from mirror.core.names import Repository, Tag
+from mirror.download.source import BlobRange, BlobStream
+from mirror.errors import UpstreamError
+from mirror.objects.bucket import Bucket, ObjectStream
+from mirror.objects.keys import SCOPES, blob_key, manifest_key, tag_key
+from mirror.storage.rows import MALFORMED, Kind
+
+log = structlog.get_logger(__name__)
+
+_MAX_BLOBS = 10_000
+_MAX_TAG_BYTES = 4096
+_MAX_WRONG = 1000
+# An object that broke off is left alone for a moment, a wrong one for longer.
+_BROKEN_S, _WRONG_S = 30.0, 600.0
+
+Upstream = Callable[[], AbstractAsyncContextManager[BlobStream]]
+"""Opens the stream from upstream. Called at most once."""
+
+
+Published = Callable[[Kind, str, Digest, int], None]
+"""Records that a registry has given content to one of its repositories: kind, registry, digest, bytes."""
+
+
+class ObjectReader:
+    """Opens streams of blobs from the bucket, or from upstream if the bucket has none.
+
+    Args:
+        received: counts the bytes of blobs.
+        published: told what a registry has published, by those who have uploaded it.
+        may_delete: delete objects that are wrong.
+
+    Attributes:
+        scopes: the scopes of registries without an account; see `mirror.core.scope.scope_of`.
+    """
+
+    def __init__(self, bucket: Bucket, received: Callable[[float], None], published: Published, *, may_delete: bool) -> None:
+        self.scopes: Mapping[str, str] = {}
+        self._published = published
+        self.bucket = bucket
+        self._received = received
+        self._may_delete = may_delete
+        self._avoided: BoundedCache[Digest, bool] = BoundedCache(_MAX_BLOBS)
+        # The blobs of which bytes came from the bucket.
+        self._sent: BoundedCache[Digest, bool] = BoundedCache(_MAX_BLOBS)
+        self._wrong: asyncio.Queue[str] = asyncio.Queue(_MAX_WRONG)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the bucket answers, as far as is known."""
+        return self.bucket.is_up
+
+    def has_sent(self, digest: Digest) -> bool:
+        """Whether bytes of a blob have come from the bucket to this process."""
+        return digest in self._sent
+
+    @contextlib.asynccontextmanager
+    async def blob(self, wanted: BlobRange, upstream: Upstream) -> AsyncIterator[BlobStream]:
+        """Open a stream of a range of a blob. Raises like `mirror.download.source.Source.open`."""
+        async with AsyncExitStack() as stack:
+            found = await self._open(wanted, stack)
+            if found is None:
+                yield await stack.enter_async_context(upstream())
+                return
+            self._sent.put(wanted.digest, True)
+            self._note_published("blob", wanted.repository, wanted.digest, found.size, found.metadata)
+            try:
+                yield _Counted(found, self._received)
+            except UpstreamError as error:
+                self._avoid(wanted.digest, _BROKEN_S)
+                # The next attempt begins at once, with upstream.
+                raise error.with_alternative() from error
+
+    async def manifest(self, repository: Repository, digest: Digest) -> Manifest | None:
+        """Read a manifest, and verify it; None if the bucket has none, or a wrong one."""
+        if self._avoids(digest):
+            return None
+        key = manifest_key(digest)
+        try:
+            found = await self.bucket.read(key, MAX_MANIFEST_BYTES)
+        except UpstreamError:
+            return None
+        try:
+            manifest = parse_manifest(found.data, found.content_type, digest)
+        except InvalidInput as error:
+            self._note_wrong(digest, key, str(error))
+            return None
+        if manifest.kind is ManifestKind.SCHEMA1:
+            # The digest of schema 1 is not that of its bytes, so nothing would verify them.
+            return None
+        self._note_published("manifest", repository, digest, len(found.data), found.metadata)
+        return manifest
+
+    async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        """Read what a tag of a registry without an account named last; None if the bucket does not say."""
+        scope = self.scopes.get(repository.registry)
+        if scope is None:
+            return None
+        try:
+            found = await self.bucket.read(tag_key(scope, repository, tag), _MAX_TAG_BYTES)
+            value = json.loads(found.data)
+            digest, checked = Digest.parse(value["digest"]), float(value["checked"])
+            return TagRecord(digest, str(value["media_type"]), int(value["size"]), checked, float(value["changed"]), 0.0)
+        except UpstreamError:
+            return None
+        except (*MALFORMED, InvalidInput):
+            log.error("object_wrong", tag=f"{repository}:{tag}", consequence="it is not used")
+            return None
+
+    def penalize(self, digest: Digest) -> bool:
+        """Read a blob no more whose bytes were wrong, and delete the object; False if none of them came from the bucket."""
+        if self._sent.pop(digest) is None:
+            return False
+        self._note_wrong(digest, blob_key(digest), "its bytes have another digest")
+        return True
+
+    async def run(self) -> None:
+        """Delete wrong objects until cancelled."""
+        while True:
+            key = await self._wrong.get()
+            with contextlib.suppress(UpstreamError):
+                await self.bucket.delete(key)
+
+    async def _open(self, wanted: BlobRange, stack: AsyncExitStack) -> ObjectStream | None:
+        """Open an object; None if it is not to be used, or cannot be."""
+        digest = wanted.digest
+        if self._avoids(digest):
+            return None
+        try:
+            found = await stack.enter_async_context(self.bucket.open(blob_key(digest), wanted.start, wanted.stop))
+        except UpstreamError:
+            return None
+        if wanted.size is not None and found.size != wanted.size:
+            self._note_wrong(digest, blob_key(digest), f"it has {found.size} bytes instead of {wanted.size}")
+            return None
+        return found
+
+    def _note_published(self, kind: Kind, repository: Repository, digest: Digest, size: int, metadata: Mapping[str, str]) -> None:
+        scope = self.scopes.get(repository.registry)
+        if scope is not None and scope in metadata.get(SCOPES, "").split(","):
+            self._published(kind, repository.registry, digest, size)
+
+    def _note_wrong(self, digest: Digest, key: str, cause: str) -> None:
+        log.error("object_wrong", digest=str(digest), key=key, cause=cause, consequence="it is fetched from upstream")
+        self._avoid(digest, _WRONG_S)
+        if self._may_delete:
+            with contextlib.suppress(asyncio.QueueFull):
+                self._wrong.put_nowait(key)
+
+    def _avoids(self, digest: Digest) -> bool:
+        return self._avoided.get(digest, time.monotonic()) is not None
+
+    def _avoid(self, digest: Digest, seconds: float) -> None:
+        self._avoided.put(digest, True, expires=time.monotonic() + seconds)
+
+
+class _Counted:
+    """A stream from the bucket whose bytes are counted."""
+
+    def __init__(self, stream: ObjectStream, received: Callable[[float], None]) -> None:
+        self.start, self.size, self.is_partial = stream.start, stream.size, stream.is_partial
+        self._stream = stream
+        self._received = received
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """See `ObjectStream.blocks`."""
+        async with contextlib.aclosing(self._stream.blocks()) as blocks:
+            async for block in blocks:
+                self._received(len(block))
+                yield block

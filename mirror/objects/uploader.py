@@ -1,0 +1,215 @@
+"""Uploads to the bucket what the store has committed: behind every pull, in one process of the store, at a bounded rate."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+
+from mirror.aio import in_thread
+from mirror.core.byte_rate import ByteRate
+from mirror.core.digest import Digest
+from mirror.core.names import Repository, Tag
+from mirror.core.retry import backoff
+from mirror.errors import MirrorError, StorageError, UpstreamError
+from mirror.objects.bucket import PART_BYTES, Bucket
+from mirror.objects.keys import LAYOUT, LAYOUT_KEY, SCOPES, blob_key, manifest_key, tag_key
+from mirror.objects.owed import OwedUploads, blob_of, tag_of
+from mirror.storage.blobs import CachedBlob
+from mirror.storage.coordination import LeaderLock
+from mirror.storage.rows import Kind
+from mirror.storage.store import Store
+from mirror.throttled_log import ThrottledLog
+
+log = structlog.get_logger(__name__)
+
+_POLL_INTERVAL_S = 1.0
+_COUNT_INTERVAL_S = 5.0
+# Small objects at once; a large one has as many parts at once.
+_AT_ONCE = 4
+# A row whose file has not come within this time never gets one: the store has deleted it, or the process that wrote it has died.
+_MISSING_S = 60.0
+_STOP_TIMEOUT_S = 3.0
+_MAX_SKIPPED = 10_000
+# S3 takes 2 KB of metadata.
+_MAX_SCOPES = 10
+
+
+class _Stopping(MirrorError):
+    """The mirror stops in the middle of an upload; it is made again."""
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """An object that is to be written."""
+
+    digest: Digest
+    name: str
+    attributes: dict[str, str]
+    kind: Kind
+
+
+class Uploader:
+    """Makes owed uploads.
+
+    Args:
+        rate: of the uploads.
+        is_known: whether the bucket is likely to have a blob already.
+
+    Attributes:
+        count: how many uploads are owed; 0 in processes that do not upload.
+        min_size: blobs with fewer bytes are not uploaded.
+        scopes: the scopes of registries without an account; see `mirror.core.scope.scope_of`.
+    """
+
+    def __init__(
+        self, bucket: Bucket, owed: OwedUploads, store: Store, rate: ByteRate, is_known: Callable[[Digest], bool]
+    ) -> None:
+        self.count = self.min_size = 0
+        self.scopes: Mapping[str, str] = {}
+        self._bucket = bucket
+        self._owed = owed
+        self._store = store
+        self._rate = rate
+        self._is_known = is_known
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="objects")
+        # By row: how often it has failed, and when it is tried again.
+        self._failed: dict[str, tuple[int, float]] = {}
+        self._is_stopping = self._is_marked = False
+        self._running: asyncio.Task[None] | None = None
+        self._log = ThrottledLog(log)
+
+    async def run(self) -> None:
+        """Upload until cancelled. One of several processes uploads; the others wait until it ends."""
+        with contextlib.closing(LeaderLock(self._store.layout.objects_lock)) as leader:
+            await leader.elected()
+            self._running = asyncio.get_running_loop().create_task(self._upload_all())
+            await self._running
+
+    async def close(self) -> None:
+        """End the running upload; what is owed is uploaded after the next start."""
+        self._is_stopping = True
+        if self._running is not None:
+            # The library leaves parts of an upload behind that is cancelled.
+            await asyncio.wait([self._running], timeout=_STOP_TIMEOUT_S)
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        await asyncio.to_thread(self._threads.shutdown)
+        self._owed.close()
+
+    async def _upload_all(self) -> None:
+        counted_at = float("-inf")
+        while not self._is_stopping:
+            if time.monotonic() - counted_at > _COUNT_INTERVAL_S:
+                counted_at, self.count = time.monotonic(), await in_thread(self._threads, self._owed.count)
+            if not (self._bucket.is_up and await self._upload_some()):
+                await asyncio.sleep(_POLL_INTERVAL_S)
+
+    async def _upload_some(self) -> bool:
+        """Upload a few of what is owed; False if there is nothing now."""
+        rows = await in_thread(self._threads, self._owed.due, _AT_ONCE, self._is_skipped)
+        if rows and not self._is_marked:
+            with contextlib.suppress(UpstreamError):
+                await self._bucket.put(LAYOUT_KEY, LAYOUT, {"Content-Type": "text/plain"})
+                self._is_marked = True
+        # Large ones one after the other, each in parts: that bounds the memory.
+        large = asyncio.Lock()
+        await asyncio.gather(*(self._upload_guarded(row, large) for row in rows))
+        return bool(rows)
+
+    async def _upload_guarded(self, row: str, large: asyncio.Lock) -> None:
+        try:
+            tag = tag_of(row)
+            await (self._upload_blob(row, large) if tag is None else self._upload_tag(row, *tag))
+            self._failed.pop(row, None)
+        except _Stopping:
+            pass
+        except (UpstreamError, StorageError, OSError) as error:
+            self._skip(row, str(error))
+        except Exception as error:
+            # One that the library does not know how to upload must not be in the way of the others.
+            log.exception("upload_failed", row=row)
+            self._skip(row, str(error))
+
+    async def _upload_tag(self, row: str, repository: Repository, tag: Tag) -> None:
+        record = await in_thread(self._threads, self._store.index.tags.get, repository, tag)
+        scope = self.scopes.get(repository.registry)
+        if scope is not None and (record is None or record.denied):
+            await self._bucket.delete(tag_key(scope, repository, tag))
+        elif scope is not None and record is not None:
+            value = {"digest": str(record.digest), "media_type": record.media_type, "size": record.size}
+            data = json.dumps({**value, "checked": record.checked, "changed": record.changed}).encode()
+            await self._bucket.put(tag_key(scope, repository, tag), data, {"Content-Type": "application/json"}, replace=True)
+        await in_thread(self._threads, self._owed.delete, row)
+
+    async def _upload_blob(self, row: str, large: asyncio.Lock) -> None:
+        digest = blob_of(row)
+        held = None if digest is None else await in_thread(self._threads, self._store.files.open, digest)
+        if digest is None or held is None:
+            if digest is None or await in_thread(self._threads, self._owed.is_older, row, _MISSING_S):
+                await in_thread(self._threads, self._owed.delete, row)
+            else:
+                self._failed[row] = (0, time.monotonic() + _MISSING_S)
+            return
+        with contextlib.closing(held):
+            upload = await in_thread(self._threads, self._prepare, digest, held.size)
+            if upload is not None:
+                async with large if held.size > PART_BYTES else contextlib.nullcontext():
+                    await self._put(upload, held)
+        await in_thread(self._threads, self._owed.delete, row)
+
+    def _prepare(self, digest: Digest, size: int) -> _Upload | None:
+        """What an object is named and said to be; None if it is too small. In a thread."""
+        manifests = self._store.index.manifests
+        found = (manifests.get(repository, digest) for repository in manifests.holders(digest))
+        record = next((record for record in found if record is not None), None)
+        if record is None and size < self.min_size:
+            return None
+        kind: Kind = "blob" if record is None else "manifest"
+        name = blob_key(digest) if record is None else manifest_key(digest)
+        media_type = "application/octet-stream" if record is None else record.media_type
+        grants = self._store.index.grants
+        scopes = [scope for registry, scope in self.scopes.items() if grants.get(kind, registry, digest) is not None]
+        published = {SCOPES: ",".join(scopes[:_MAX_SCOPES])} if scopes else {}
+        return _Upload(digest, name, {"Content-Type": media_type, "rm-size": str(size), **published}, kind)
+
+    async def _put(self, upload: _Upload, held: CachedBlob) -> None:
+        is_large, there = held.size > PART_BYTES, None
+        if is_large or self._is_known(upload.digest):
+            there = await self._bucket.size(upload.name)
+        if there == held.size:
+            return
+        if is_large:
+            async with contextlib.aclosing(self._pieces(held)) as pieces:
+                await self._bucket.put_parts(upload.name, pieces, held.size, upload.attributes)
+        else:
+            data = b"".join([piece async for piece in self._pieces(held)])
+            await self._bucket.put(upload.name, data, upload.attributes, replace=there is not None)
+        log.info("object_uploaded", digest=str(upload.digest), kind=upload.kind, size=held.size)
+
+    async def _pieces(self, held: CachedBlob) -> AsyncGenerator[bytes, None]:
+        """The content of a file, no faster than the rate allows."""
+        for offset in range(0, held.size, PART_BYTES):
+            if self._is_stopping:
+                raise _Stopping("the mirror stops")
+            piece = await in_thread(self._threads, os.pread, held.file.fileno(), PART_BYTES, offset)
+            await asyncio.sleep(self._rate.spend(len(piece), time.monotonic()))
+            yield piece
+
+    def _skip(self, row: str, cause: str) -> None:
+        """Try the others first."""
+        failures = self._failed.get(row, (0, 0.0))[0] + 1
+        if len(self._failed) > _MAX_SKIPPED:
+            self._failed.clear()
+        self._failed[row] = failures, time.monotonic() + backoff(failures, base=1.0, cap=60.0, jitter=0.5)
+        self._log.log("warning", "upload_failed", row=row, cause=cause, consequence="it is tried again")
+
+    def _is_skipped(self, row: str) -> bool:
+        return self._failed.get(row, (0, 0.0))[1] > time.monotonic()
