@@ -82,10 +82,20 @@ class Bucket:
             await self._failed.wait()
             await asyncio.sleep(self._breaker.wait(time.monotonic()))
             with contextlib.suppress(UpstreamError):
-                await self._call("head", partial(self._head, LAYOUT_KEY), self._address.answer_s, trial=True)
+                await self.check(trial=True)
             if self._breaker.is_closed:
                 self._failed.clear()
                 log.info("objects_up", bucket=self._address.bucket)
+
+    async def check(self, *, trial: bool = False) -> None:
+        """Ask whether the bucket answers. Raises ObjectsUnavailable.
+
+        Args:
+            trial: ask also a bucket that has failed a moment ago.
+        """
+        # A GET: the answer to a HEAD does not tell a bucket that does not exist from an object that does not.
+        with contextlib.suppress(ObjectAbsent):
+            await self._call("get", partial(self._read, LAYOUT_KEY, _BLOCK_BYTES), self._address.answer_s, trial=trial)
 
     # ---- reading
 
@@ -106,15 +116,7 @@ class Bucket:
 
     async def read(self, key: str, limit: int) -> SmallObject:
         """Read a whole object. Raises like `open`, and ObjectAbsent if it is longer than `limit` bytes."""
-
-        async def read() -> SmallObject:
-            result = await obstore.get_async(self._store, key)
-            if result.meta["size"] > limit:
-                raise FileNotFoundError(f"{key} has {result.meta['size']} bytes")
-            attributes = {str(name): str(value) for name, value in result.attributes.items()}
-            return SmallObject(bytes(await result.bytes_async()), attributes.get("Content-Type"), attributes)
-
-        return await self._call("get", read, self._address.answer_s)
+        return await self._call("get", partial(self._read, key, limit), self._address.answer_s)
 
     async def size(self, key: str) -> int | None:
         """The bytes of an object, None if there is none. Raises ObjectsUnavailable."""
@@ -158,6 +160,13 @@ class Bucket:
         """Delete an object, if there is one. Raises ObjectsUnavailable."""
         with contextlib.suppress(ObjectAbsent):
             await self._call("delete", partial(obstore.delete_async, self._store, key), self._address.answer_s)
+
+    async def _read(self, key: str, limit: int) -> SmallObject:
+        result = await obstore.get_async(self._store, key)
+        if result.meta["size"] > limit:
+            raise FileNotFoundError(f"{key} has {result.meta['size']} bytes")
+        attributes = {str(name): str(value) for name, value in result.attributes.items()}
+        return SmallObject(bytes(await result.bytes_async()), attributes.get("Content-Type"), attributes)
 
     async def _head(self, key: str) -> int:
         return int((await obstore.head_async(self._store, key))["size"])

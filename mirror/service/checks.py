@@ -37,11 +37,19 @@ async def probe(config: Config) -> list[Check]:
     try:
         checks += await ask_upstreams(registries)
         checks += check_accounts(config, registries, credential_problems(registries))
-        return [*checks, check_clock(clock_skews(registries))]
+        return [*checks, check_clock(clock_skews(registries)), *await _objects(config)]
     finally:
         for registry in registries:
             await registry.close()
         await client.close()
+
+
+async def _objects(config: Config) -> list[Check]:
+    if not config.objects.is_enabled:
+        return []
+    from mirror.service.objects import probe_bucket  # noqa: PLC0415 - see `mirror.service.services.Services`
+
+    return [await probe_bucket(config.objects)]
 
 
 async def ask_upstreams(registries: Iterable[Registry]) -> list[Check]:

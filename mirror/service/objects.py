@@ -6,7 +6,9 @@ from urllib.parse import urlsplit
 
 from mirror.config.objects import ObjectsConfig
 from mirror.core.byte_rate import ByteRate
+from mirror.core.checks import Check
 from mirror.core.counts import CountTable
+from mirror.errors import UpstreamError
 from mirror.metrics import Metrics
 from mirror.objects.address import BucketAddress
 from mirror.objects.bucket import Bucket
@@ -29,6 +31,15 @@ def build_objects(config: ObjectsConfig, store: Store, metrics: Metrics, publish
     metrics.objects_owed.set_function(lambda: objects.owed)
     metrics.objects_up.set_function(lambda: bucket.is_up)
     return objects
+
+
+async def probe_bucket(config: ObjectsConfig) -> Check:
+    """Ask the bucket once, and return the check."""
+    try:
+        await Bucket(bucket_address(config), Metrics().objects_requests).check()
+    except UpstreamError as error:
+        return Check("objects", ok=False, text=str(error))
+    return Check("objects", ok=True, text=f"{config.url} answers")
 
 
 def bucket_address(config: ObjectsConfig) -> BucketAddress:

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from mirror.core.checks import Check
 from mirror.objects.owed import OwedUploads
+from mirror.service.objects import probe_bucket
 from tests.support.buckets import BucketProxy, BucketServer
 from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, sha256
@@ -248,6 +250,29 @@ async def test_bucket_that_refuses(status, hub, kept, proxy, opened):
         await eventually(functools.partial(mirror.metric, "objects_up"), holds=lambda up: not up)
         proxy.status = 0
         await eventually(functools.partial(mirror.metric, "objects_up"))
+
+
+async def test_bucket_that_does_not_exist(hub, proxy, opened):
+    """It stays down: an answer that it does not exist is no answer of a bucket."""
+    image = hub.add_image(APP, "1")
+    async with opened("first", objects={"url": "s3://no-such-bucket"}) as mirror:
+        await pull(mirror, image)
+        await eventually(functools.partial(mirror.metric, "objects_up"), holds=lambda up: not up)
+        seen = len(proxy.seen)
+        await eventually(lambda: len(proxy.seen) > seen + 1, "asked again, and again")
+        assert await mirror.metric("objects_up") == 0
+
+
+async def test_probe(bucket, proxy, opened):
+    """`check-config --probe` asks the bucket, and says what is wrong."""
+    config = opened("first").config()
+    assert await probe_bucket(config.objects) == Check("objects", ok=True, text=f"s3://{bucket.name}/pre/fix answers")
+    missing = config.objects.model_copy(update={"url": "s3://no-such-bucket"})
+    found = await probe_bucket(missing)
+    assert not found.ok
+    assert "no-such-bucket" in found.text
+    proxy.status = 403
+    assert not (await probe_bucket(config.objects)).ok
 
 
 async def test_bucket_away(hub, bucket, kept, proxy, opened):
