@@ -201,7 +201,8 @@ class Blobs:
         if download is not None:
             return download, Outcome.JOINED
         self._content.raise_if_negative("blob", source.repository, source.digest)
-        if self._context.cluster is None:
+        if self._context.cluster is None and self._context.objects is None:
+            # Nor do other nodes or a bucket have it.
             source.registry.refuse_offline()
         self._downloads.refuse_failing(source)
         share = self._downloads.shares.begin(client)

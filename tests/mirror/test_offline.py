@@ -9,7 +9,7 @@ from tests.fakehub import Rule, Status
 from tests.mirror.commands import command
 from tests.mirror.syncing import Orders
 from tests.support.names import APP, KIB, MIB, TAG, blob_path, content, manifest_path
-from tests.support.waiting import LIMIT
+from tests.support.waiting import LIMIT, eventually
 
 YEAR = 365 * 86400
 OTHER = "library/other"
@@ -221,4 +221,5 @@ async def test_an_interrupted_download(hub, mirror, go_offline):
         gate.release()
         # The pull that was under way ends as it began.
         assert len(await response.read()) == 3 * MIB - KIB
+    await eventually(lambda: mirror.holds(image.layers[0].digest), "the blob in the store")
     assert (await mirror.get(path)).cache == "HIT"

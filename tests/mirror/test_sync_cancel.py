@@ -25,6 +25,8 @@ async def held_up(hub, orders, *, tag="1", size=3_000_000):
     gate = hub.gate(Rule(kind="cdn", reference=layer.digest, times=None), after=size // 2)
     name = await orders.give("warm", images=[f"app:{tag}"])
     await asyncio.wait_for(gate.reached.wait(), LIMIT)
+    # The state is written from time to time.
+    await orders.until(lambda state: any(run["name"] == name for run in state["running"]))
     return name, image, gate
 
 
