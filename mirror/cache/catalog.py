@@ -69,11 +69,15 @@ class Catalog:
 
     def _pullable(self) -> Iterator[Repository]:
         for repository, tag in self._index.tags.repositories():
-            if self._pull_policy.may_list(repository, tag) or self._count_tags(repository):
+            if self._pull_policy.may_list(repository, tag) or any(self._listed(repository)):
                 yield repository
 
     def _count_tags(self, repository: Repository) -> int:
-        return sum(self._pull_policy.may_list(repository, tag) for tag in self._index.tags.names(repository))
+        return sum(self._listed(repository))
+
+    def _listed(self, repository: Repository) -> Iterator[bool]:
+        """Whether each known tag may be pulled."""
+        return (self._pull_policy.may_list(repository, tag) for tag in self._index.tags.names(repository))
 
 
 def _distance(name: str, text: str) -> int:

@@ -29,7 +29,7 @@ class Keys:
         return self._key(f"b:{digest}")
 
     def askers(self, digest: Digest) -> str:
-        """The nodes that have asked for a blob, in order: each is the parent of some that follow it."""
+        """The list of the nodes that have asked for a blob, in order. Later nodes stream from earlier ones."""
         return self._key(f"at:{digest}")
 
     def manifest(self, digest: Digest) -> str:

@@ -64,12 +64,12 @@ class Totals:
 
 
 def growth(rows: Iterable[Totals], now: int) -> list[tuple[int, Traffic]]:
-    """Return how much the counts grew, with the minute in which that was noted, in order.
+    """Return the growth of the counts for each row, in order of time, with the minute of the row.
 
-    A run begins at zero. What a run counted before its oldest row that is kept is not known when that was.
+    A run begins at zero. If the first rows of a run are no longer kept, its oldest row counts as no growth.
 
     Args:
-        now: the current minute; later rows are of a wrong clock and are ignored.
+        now: the current minute; rows of a later minute were written by a wrong clock and are ignored.
     """
     last: dict[int, Traffic] = {}
     found = []

@@ -26,20 +26,15 @@ def expand(text: str, values: Mapping[str, str], escape: str) -> str:
     Raises:
         VariableError: a variable has no value and no default, or the text is malformed.
     """
-    expanded, end = _expand(text, 0, values, escape, 0)
-    if end < len(text):
-        # Only inside of braces a brace ends a text.
-        rest = expand(text[end + 1 :], values, escape)
-        return f"{expanded}}}{rest}"
-    return expanded
+    return _expand(text, 0, values, escape, 0)[0]
 
 
 def _expand(text: str, at: int, values: Mapping[str, str], escape: str, depth: int) -> tuple[str, int]:
-    """The text up to its end or to the next `}` that is not part of a variable, and the place of that."""
+    """The text up to its end, or inside of braces to the one that closes them, and the place where it ends."""
     if depth > _MAX_DEPTH:
         raise VariableError("variables are nested too deep")
     done: list[str] = []
-    while at < len(text) and text[at] != "}":
+    while at < len(text) and not (depth and text[at] == "}"):
         if text.startswith(f"{escape}$", at):
             done.append("$")
             at += 2

@@ -160,8 +160,10 @@ class Evictor:
     def _record(self, digests: Iterable[Digest], bound: str) -> None:
         """Record the evicted manifests, so that the next miss of their images can be explained."""
         index = self._store.index
-        # Of a digest that is no manifest nobody is a holder.
-        index.history.note_evictions((one for one in digests if any(index.manifests.holders(one))), time.time(), bound)
+        # Of a digest that is no manifest nobody is a holder. Looked up before the transaction that writes them.
+        manifests = [one for one in digests if index.manifests.holders(one)]
+        if manifests:
+            index.history.note_evictions(manifests, time.time(), bound)
 
     def _eviction(self, registry: str | None) -> Eviction:
         found = self._evictions.get(registry)

@@ -49,7 +49,7 @@ class OwedUploads:
 
     def count(self) -> int:
         """Return how many rows there are."""
-        return len(self._table.keys_from(""))
+        return sum(1 for _ in self._table.keys(""))
 
     def close(self) -> None:
         """Close the database."""

@@ -70,7 +70,9 @@ class Listing:
 
 
 class Registry:
-    """A registry with its upstreams, which are asked in order. Without upstreams it is offline: every request raises Offline.
+    """A registry with its upstreams, which are asked in order.
+
+    A registry without upstreams is offline: each request raises Offline.
 
     Attributes:
         private: it is used with an account.
@@ -223,8 +225,8 @@ class Registry:
         An upstream that is out of order was not asked, and cannot have delivered them.
         """
         order = self._blob_order()
-        upstream = next((upstream for upstream in order if upstream.health.is_sound), order[0] if order else None)
-        if upstream is not None:
+        sound = [upstream for upstream in order if upstream.health.is_sound]
+        for upstream in (sound or order)[:1]:
             upstream.penalize(digest)
 
     def next_upstream(self, kind: str, method: str) -> Upstream | None:

@@ -104,6 +104,12 @@ def test_mistakes_of_a_compose_file():
     assert lines[7:] == ["11: a $ stands before no name"]
 
 
+def test_braces_that_close_nothing():
+    """They are plain text, however many there are."""
+    (mistake,) = mistakes("compose.yaml", f"services: {{a: {{image: '$TAG{'}' * 5000}'}}}}")
+    assert mistake.startswith("1: invalid name '1.27}}}}")
+
+
 def test_what_other_files_hold_is_left_out():
     """It is said, and names no image."""
     text = """\

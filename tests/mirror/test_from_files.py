@@ -4,16 +4,9 @@ import pytest
 
 from tests.mirror.commands import command
 from tests.mirror.syncing import pull
-from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 
 NAME = f"docker.io/{APP}"
-
-
-@pytest.fixture
-async def mirror(hub, tmp_path):
-    async with MirrorUnderTest(hub, tmp_path / "store") as under_test:
-        yield under_test
 
 
 @pytest.fixture
