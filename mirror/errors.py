@@ -195,6 +195,22 @@ class PolicyDenied(MirrorError):
         self.rule = rule
 
 
+class TooYoung(PolicyDenied):
+    """The content has not been known here for as long as a cool-down demands.
+
+    Attributes:
+        until: when it may be pulled, in seconds since the epoch.
+    """
+
+    def __init__(self, message: str, rule: str, until: float) -> None:
+        super().__init__(message, rule)
+        self.until = until
+
+
+class OldImageLost(MirrorError):
+    """A tag is held back, and the image that it named before cannot be had any more."""
+
+
 class StorageError(MirrorError):
     """The store cannot take bytes (full, read-only, I/O error); pulls continue without it.
 

@@ -98,7 +98,7 @@ DOWNLOADS: Final = record(downloads=array(_DOWNLOAD))
 # ---- sync jobs
 
 _RESULT: Final = {
-    "result": words("unchanged", "completed", "moved", "gone", "failed", "skipped"),
+    "result": words("unchanged", "completed", "moved", "held_back", "gone", "failed", "skipped"),
     "time": TIME,
     "bytes_fetched": BYTES,
     "bytes_held": BYTES,

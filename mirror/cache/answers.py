@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mirror.core.digest import Digest
 from mirror.core.outcome import Outcome
+from mirror.core.tag_moves import Keep
 from mirror.download.reader import Body
 
 
@@ -17,6 +18,7 @@ class ManifestAnswer:
         size: bytes.
         raw: its bytes; None if a HEAD needs only the other fields, and only those are known.
         reason: why upstream could not be asked; of a STALE answer only.
+        held_back: what the tag names upstream, if that is held back.
     """
 
     digest: Digest
@@ -25,6 +27,7 @@ class ManifestAnswer:
     raw: bytes | None
     outcome: Outcome
     reason: str | None = None
+    held_back: Keep | None = None
 
 
 @dataclass(frozen=True, slots=True)

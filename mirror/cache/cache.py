@@ -13,8 +13,11 @@ from mirror.cache.listings import Listings
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
 from mirror.cache.manifests import Manifests
+from mirror.cache.new_digests import NewDigests
 from mirror.cache.prefetch import Prefetch, max_prefetches
 from mirror.cache.pull_policy import PullPolicy
+from mirror.cache.sights import Sights
+from mirror.cache.tag_moves import HeldMove, TagMoves
 from mirror.cache.tag_store import Move, TagStore
 from mirror.config.model import Config
 from mirror.core.counts import Count
@@ -27,11 +30,16 @@ class Cache:
 
     Args:
         prefetching: counts the running prefetches of all processes.
-        on_move: called on the event loop for each tag that has moved.
+        on_event: called on the event loop for each tag that has moved, and for each move that is held back.
     """
 
     def __init__(
-        self, config: Config, context: Context, downloads: Downloads, prefetching: Count, on_move: Callable[[Move], None]
+        self,
+        config: Config,
+        context: Context,
+        downloads: Downloads,
+        prefetching: Count,
+        on_event: Callable[[Move | HeldMove], None],
     ) -> None:
         rules = {name: Policy.parse(entry.allow, entry.deny, name) for name, entry in config.registries.items()}
         prefetches = max_prefetches(config.downloads.max_upstream_connections) if config.downloads.prefetch else 0
@@ -40,13 +48,15 @@ class Cache:
         self.pull_policy = PullPolicy(context, rules)
         self.catalog = Catalog(context.store.index, self.pull_policy, config.default_registry)
         self.listings = Listings(context, self.pull_policy)
-        self.tag_store = TagStore(context, on_move)
+        sights = Sights(context)
+        self.tag_store = TagStore(context, TagMoves(context, sights, on_event), on_event)
         self.blobs = Blobs(context, content, downloads, self.pull_policy)
         self.prefetch = Prefetch(context, self.blobs, downloads, prefetches, prefetching)
-        self.by_digest = ManifestByDigest(context, content, self.prefetch)
+        self.by_digest = ManifestByDigest(context, content, self.prefetch, sights)
+        self.new_digests = NewDigests(context, content, self.by_digest)
         by_tag = ManifestByTag(context, content, self.by_digest, self.tag_store, self.pull_policy)
         self.explainer = Explainer(context, content, self.pull_policy, self.by_digest, by_tag)
-        self.manifests = Manifests(context, self.by_digest, by_tag, self.prefetch)
+        self.manifests = Manifests(context, self.by_digest, by_tag, self.new_digests, self.prefetch)
 
     async def close(self) -> None:
         """Cancel the requests to upstream."""

@@ -10,6 +10,7 @@ from mirror.cache.answers import ManifestAnswer
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
 from mirror.cache.prefetch import Prefetch
+from mirror.cache.sights import Sights
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.manifest import Manifest, ManifestKind
@@ -24,7 +25,8 @@ from mirror.upstream.registry import ManifestHead
 class ManifestByDigest:
     """Answers for digests, and fetches manifests for tags and for the resync."""
 
-    def __init__(self, context: Context, content: CachedContent, prefetch: Prefetch) -> None:
+    def __init__(self, context: Context, content: CachedContent, prefetch: Prefetch, sights: Sights) -> None:
+        self._sights = sights
         self._context = context
         self._content = content
         self._prefetch = prefetch
@@ -62,11 +64,12 @@ class ManifestByDigest:
         except UpstreamRefusal as error:
             await self._cache_refusal(repository, reference, error, asked)
             raise
-        self._record_grant(repository, reference, head)
+        granted = self._record_grant(repository, reference, head)
+        await self._sights.note(repository, granted)
         return head
 
-    def _record_grant(self, repository: Repository, reference: Reference, head: ManifestHead) -> None:
-        """Record what a HEAD has granted, unless it names another digest or, as a portal's page, describes no manifest."""
+    def _record_grant(self, repository: Repository, reference: Reference, head: ManifestHead) -> Digest | None:
+        """Record and return what a HEAD has granted; None if it names another digest or, as a portal's page, no manifest."""
         granted = head.digest
         if isinstance(reference, Digest):
             is_other = head.digest is None and head.media_type not in MANIFEST_TYPES | INDEX_TYPES
@@ -74,6 +77,7 @@ class ManifestByDigest:
         if granted is not None:
             size = UNKNOWN_SIZE if head.size is None else head.size
             self._context.access.record_grant("manifest", repository, granted, size)
+        return granted
 
     async def fetch(self, repository: Repository, reference: Reference) -> ManifestAnswer:
         """Get a manifest from upstream and store it."""
@@ -83,6 +87,7 @@ class ManifestByDigest:
         except UpstreamRefusal as error:
             await self._cache_refusal(repository, reference, error, asked)
             raise
+        await self._sights.note(repository, manifest.digest)
         return await self._keep(repository, manifest)
 
     async def _fetch_once(self, repository: Repository, digest: Digest) -> ManifestAnswer:
@@ -179,13 +184,19 @@ class ManifestByDigest:
         """Record that upstream, asked at `asked`, refused a tag; False if a check that began later has found it."""
         context = self._context
         delete = isinstance(error, NotFound) and repository.registry not in context.policies.keep_deleted
+        denied = isinstance(error, AccessDenied)
+        if delete and context.policies.hold_rule(repository, tag) is not None:
+            # A tag that is deleted and pushed again has moved, and is no new one.
+            delete, denied = False, True
 
         def write() -> bool:
-            denied = isinstance(error, AccessDenied)
             is_latest = context.store.index.tags.note_refusal(
                 repository, tag, asked, context.clock(), delete=delete, denied=denied
             )
-            if is_latest and delete:
+            is_changed = False
+            if is_latest and isinstance(error, NotFound):
+                is_changed = context.store.index.holds.end(repository, tag)
+            if is_latest and (delete or is_changed):
                 context.store.generation.change()
             if is_latest and isinstance(error, NotFound):
                 context.store.index.attachments.put_absent(repository, tag, asked)

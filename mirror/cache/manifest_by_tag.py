@@ -10,14 +10,16 @@ import structlog
 from mirror.cache.answers import ManifestAnswer
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
+from mirror.cache.kept_images import KeptImages
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.pull_policy import PullPolicy
 from mirror.cache.tag_store import TagStore
 from mirror.core.digest import Digest
-from mirror.core.freshness import Decision, Fresh, TagRecord, Unknown, decide
+from mirror.core.freshness import Decision, Due, Fresh, TagRecord, Unknown, decide
 from mirror.core.names import Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import DELETED, SLOW, TABLE, may_serve
+from mirror.core.tag_moves import Keep
 from mirror.errors import AccessDenied, MirrorError, NotFound, UpstreamError, UpstreamRefusal, UpstreamTimeout
 from mirror.storage.images import is_complete
 from mirror.throttled_log import ThrottledLog
@@ -48,16 +50,22 @@ class _Request:
 
 
 class ManifestByTag:
-    """Answers for tags."""
+    """Answers for tags.
+
+    Attributes:
+        moves: decides whether a tag follows upstream.
+    """
 
     def __init__(
         self, context: Context, content: CachedContent, by_digest: ManifestByDigest, tag_store: TagStore, pull_policy: PullPolicy
     ) -> None:
+        self.moves = tag_store.moves
         self._pull_policy = pull_policy
         self._context = context
         self._content = content
         self._by_digest = by_digest
         self._tag_store = tag_store
+        self._kept = KeptImages(by_digest, pull_policy, tag_store.moves)
         self._log = ThrottledLog(log, context.clock, burst=1, interval=_LOG_INTERVAL_S)
         # When the running checks began, on the event loop's clock.
         self._check_started: dict[tuple[Repository, Tag], float] = {}
@@ -65,6 +73,13 @@ class ManifestByTag:
 
     async def get(self, repository: Repository, tag: Tag, *, head: bool) -> tuple[ManifestAnswer, float]:
         """The manifest that a tag names, and when that expires; raises like `Manifests.get`."""
+        answer, expires = await self._get(repository, tag, head=head)
+        held_back = self.moves.pending(repository, tag)
+        if not isinstance(held_back, Keep) or held_back.digest == answer.digest:
+            return answer, expires
+        return replace(answer, held_back=held_back), expires if held_back.until is None else min(expires, held_back.until)
+
+    async def _get(self, repository: Repository, tag: Tag, *, head: bool) -> tuple[ManifestAnswer, float]:
         decision = self.decide(repository, tag)
         request = _Request(repository, tag, None if isinstance(decision, Unknown) else decision.record, head)
         if isinstance(decision, Fresh):
@@ -72,6 +87,8 @@ class ManifestByTag:
             return await self._serve_fresh(request, decision.record), expires
         try:
             self._content.raise_if_negative("manifest", repository, tag)
+            if request.record is None:
+                self.moves.raise_if_refused(repository, tag)
             return await self._revalidate(request)
         except (UpstreamError, UpstreamRefusal) as error:
             stale = await self._find_stale(request, self.stale_reason(repository, error), error)
@@ -84,7 +101,8 @@ class ManifestByTag:
     def decide(self, repository: Repository, tag: Tag) -> Decision:
         """Whether a pull of a tag serves its record, checks it, or has none."""
         ttl = self._context.policies.for_tag(repository, tag).ttl
-        return decide(self._context.store.index.tags.get(repository, tag), self._context.clock(), ttl)
+        decision = decide(self._context.store.index.tags.get(repository, tag), self._context.clock(), ttl)
+        return Due(decision.record) if isinstance(decision, Fresh) and self.moves.is_mature(repository, tag) else decision
 
     def allows_stale(self, repository: Repository, tag: Tag, record: TagRecord | None, reason: str) -> bool:
         """Whether the record of a tag may be served although upstream failed for a reason, if its image is held complete."""
@@ -104,7 +122,7 @@ class ManifestByTag:
             return cached
         if request.head:
             return ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.HIT)
-        return await self._by_digest.get(request.repository, record.digest, head=False)
+        return await self._kept.fetch(request.repository, request.tag, record.digest)
 
     async def _revalidate(self, request: _Request) -> tuple[ManifestAnswer, float]:
         """Wait for a check; after `revalidate_timeout` of the check, answer with a held image while the check continues."""
@@ -128,7 +146,7 @@ class ManifestByTag:
         key = (request.repository, request.tag, request.head and request.record is None)
         (answer, expires), joined = await self._checks.run(key, lambda: self._timed_check(request))
         if answer.raw is None and not request.head:
-            answer = await self._by_digest.get(request.repository, answer.digest, head=False)
+            answer = await self._kept.fetch(request.repository, request.tag, answer.digest)
         elif joined:
             answer = replace(answer, outcome=Outcome.JOINED)
         return answer, expires
@@ -150,13 +168,13 @@ class ManifestByTag:
         that follows is shared with requests for the digest and for other tags of the image. An unknown tag that a client GETs
         is fetched at once if that may cost one more pull, and no digest is denied.
         """
-        if request.record is None and not request.head and self._spares_head(request.repository):
+        if request.record is None and not request.head and self._spares_head(request):
             return await self._fetch_unknown(request)
         asked = self._context.clock()
         head = await self._by_digest.head_upstream(request.repository, request.tag)
         return await self._record(request, await self._answer_check(request, head), asked)
 
-    def _spares_head(self, repository: Repository) -> bool:
+    def _spares_head(self, request: _Request) -> bool:
         """Whether a GET needs no HEAD before it, which would save a pull, or name a denied digest."""
         if self._context.cluster is not None and not self._context.cluster.is_alone:
             # The nodes of a cluster share the GET by digest.
@@ -164,7 +182,10 @@ class ManifestByTag:
         if self._context.objects is not None and self._context.objects.is_up:
             # The bucket may have what the HEAD names.
             return False
-        return not self._pull_policy.denies_digests and self._context.registry(repository).has_plenty_of_pulls()
+        if self._context.policies.hold_rule(request.repository, request.tag) is not None:
+            # The move may be held back.
+            return False
+        return not self._pull_policy.denies_digests and self._context.registry(request.repository).has_plenty_of_pulls()
 
     async def _fetch_unknown(self, request: _Request) -> tuple[ManifestAnswer, float]:
         """Fetch an unknown tag, once for all processes."""
@@ -192,11 +213,12 @@ class ManifestByTag:
         repository, record = request.repository, request.record
         if head.digest is None:
             return await self._fetch_by_tag(request)
+        kept = await self._kept.find(repository, request.tag, record, head.digest)
+        if kept is not None:
+            return kept
         self._pull_policy.check_content(repository, head.digest)
         if record is not None and head.digest == record.digest:
-            unread = ManifestAnswer(record.digest, record.media_type, record.size, None, Outcome.REVALIDATED)
-            cached = await self._by_digest.find_cached(repository, record.digest)
-            return unread if cached is None else replace(cached, outcome=Outcome.REVALIDATED)
+            return await self._kept.recorded(repository, record)
         if request.head and record is None and head.media_type is not None and head.size is not None:
             return ManifestAnswer(head.digest, head.media_type, head.size, None, Outcome.MISS)
         try:
@@ -208,6 +230,9 @@ class ManifestByTag:
 
     async def _fetch_by_tag(self, request: _Request) -> ManifestAnswer:
         answer = await self._by_digest.fetch(request.repository, request.tag)
+        kept = await self._kept.find(request.repository, request.tag, request.record, answer.digest)
+        if kept is not None:
+            return kept
         self._pull_policy.check_content(request.repository, answer.digest)
         return answer
 

@@ -11,6 +11,7 @@ from mirror.cache.generation_cache import GenerationCache
 from mirror.cache.last_answers import LastAnswer
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
+from mirror.cache.new_digests import NewDigests
 from mirror.cache.prefetch import Prefetch
 from mirror.core.digest import Digest
 from mirror.core.names import Reference, Repository, Tag
@@ -22,8 +23,16 @@ from mirror.errors import MirrorError, PolicyDenied, UpstreamRefusal
 class Manifests:
     """Answers for manifests."""
 
-    def __init__(self, context: Context, by_digest: ManifestByDigest, by_tag: ManifestByTag, prefetch: Prefetch) -> None:
+    def __init__(
+        self,
+        context: Context,
+        by_digest: ManifestByDigest,
+        by_tag: ManifestByTag,
+        new_digests: NewDigests,
+        prefetch: Prefetch,
+    ) -> None:
         self._context = context
+        self._new_digests = new_digests
         self._answers: GenerationCache[ManifestAnswer] = GenerationCache(context.store.generation)
         self._by_digest = by_digest
         self._by_tag = by_tag
@@ -69,6 +78,7 @@ class Manifests:
         """The manifest, and when it expires; notes an error."""
         try:
             if isinstance(reference, Digest):
+                await self._new_digests.check(repository, reference)
                 return await self._by_digest.get(repository, reference, head=head), math.inf
             return await self._by_tag.get(repository, reference, head=head)
         except MirrorError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mirror.cache.answers import ManifestAnswer
 from mirror.cache.context import Context
+from mirror.cache.tag_moves import TagMoves
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.names import Repository, Tag
@@ -33,9 +34,13 @@ class TagStore:
 
     Args:
         on_move: called on the event loop for each tag that has moved.
+
+    Attributes:
+        moves: decides whether a tag that has moved upstream is followed; ask it before `update`.
     """
 
-    def __init__(self, context: Context, on_move: Callable[[Move], None]) -> None:
+    def __init__(self, context: Context, moves: TagMoves, on_move: Callable[[Move], None]) -> None:
+        self.moves = moves
         self._context = context
         self._on_move = on_move
 
@@ -67,6 +72,8 @@ class TagStore:
         def write() -> TagRecord | None:
             before, after = context.store.index.tags.note_check(repository, tag, found, now)
             context.store.index.attachments.delete_absent(repository, tag)
+            if after is not None and (before is None or before.digest != after.digest):
+                context.store.index.holds.end(repository, tag)
             if before is not None and after is not None and before.digest != after.digest:
                 # After the write: a cache that is emptied earlier would read the old record again.
                 context.store.generation.change()

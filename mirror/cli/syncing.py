@@ -22,7 +22,7 @@ from mirror.image_lists.findings import ListedImage
 DetachOption = Annotated[bool, typer.Option("--detach", help="Start it and do not wait for its end.")]
 
 _COMPLETED = "completed"
-_WORDS = {"moved": "new or moved", "completed": "now complete"}
+_WORDS = {"moved": "new or moved", "completed": "now complete", "held_back": "held back"}
 
 
 def sync(

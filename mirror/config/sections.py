@@ -33,6 +33,7 @@ from mirror.config.types import (
 from mirror.core.image_selector import ImageSelector
 from mirror.core.names import DOCKER_HUB
 from mirror.core.platform import Platform
+from mirror.core.tag_moves import MAX_COOLDOWN_S
 
 # Characters: the secret alone authenticates a webhook.
 MIN_WEBHOOK_SECRET = 16
@@ -137,6 +138,15 @@ class TagRuleConfig(Section):
     match: Pattern
     ttl: Duration | None = None
     pin: bool = False
+    cooldown: Annotated[Duration, Field(le=MAX_COOLDOWN_S)] = 0.0
+    cooldown_new: Literal["serve", "refuse"] = "serve"
+    freeze: bool = False
+
+    @model_validator(mode="after")
+    def _refuses_for_a_time(self) -> Self:
+        if self.cooldown_new == "refuse" and not self.cooldown:
+            raise ValueError("cooldown is required with cooldown_new: refuse: it says for how long")
+        return self
 
 
 class RegistryConfig(Section):

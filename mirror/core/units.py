@@ -1,7 +1,8 @@
-"""Durations and numbers of bytes as people write them."""
+"""Durations, times and numbers of bytes as people write them."""
 
 import math
 import re
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
@@ -73,6 +74,11 @@ def format_duration(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return sign + "".join(parts) if parts else "0s"
+
+
+def format_utc(when: float) -> str:
+    """A time in seconds since the epoch as RFC 3339 has it, rounded up to a second: `2026-11-29T12:00:00Z`."""
+    return datetime.fromtimestamp(math.ceil(when), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def about(seconds: float) -> str:

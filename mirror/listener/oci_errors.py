@@ -19,6 +19,7 @@ from mirror.errors import (
     DigestMismatch,
     NotFound,
     Offline,
+    OldImageLost,
     PolicyDenied,
     RequestLoop,
     StorageError,
@@ -33,6 +34,7 @@ _OUT_OF_ORDER: dict[type[Exception], str] = {
     RequestLoop: "the mirrors' upstreams lead in a circle",
     StorageError: "the mirror's store is out of order",
     ConnectionWithdrawn: "upstream was not asked to the end",
+    OldImageLost: "the tag is held back, and its old image cannot be had any more",
 }
 
 

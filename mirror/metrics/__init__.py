@@ -228,7 +228,7 @@ class Metrics:
         self.notifications = self._counter("notifications", "Moves of tags that somebody was to be told of", "result")
         for result in ("completed", "limited", "failed", "timeout", "cancelled"):
             self.sync_runs.labels(result)
-        for result in ("unchanged", "moved", "gone", "failed", "skipped"):
+        for result in ("unchanged", "moved", "held_back", "gone", "failed", "skipped"):
             self.sync_tags.labels(result)
         for result in ("sent", "failed", "dropped"):
             self.notifications.labels(result)

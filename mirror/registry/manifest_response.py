@@ -8,6 +8,8 @@ from mirror.cache.answers import ManifestAnswer
 from mirror.core.digest import Digest
 from mirror.core.outcome import Outcome
 from mirror.core.staleness import said
+from mirror.core.tag_moves import Keep
+from mirror.core.units import format_utc
 from mirror.listener.responses import Rendered, head
 from mirror.registry.query import Query
 
@@ -23,13 +25,14 @@ class ManifestResponses:
     """Renders responses. The heads of hits are rendered once."""
 
     def __init__(self) -> None:
-        self._heads: dict[tuple[Digest, str], bytes] = {}
+        self._heads: dict[tuple[Digest, str, Keep | None], bytes] = {}
 
     def render(self, answer: ManifestAnswer, query: Query) -> Rendered:
         """The response to a GET or HEAD."""
         outcome = answer.outcome
         if query.is_satisfied_by(answer.digest):
-            return Rendered(304, head(304, {"ETag": f'"{answer.digest}"', "X-Cache": outcome}), b"", outcome, answer.digest)
+            headers = {"ETag": f'"{answer.digest}"', "X-Cache": outcome, **_held_back(answer.held_back)}
+            return Rendered(304, head(304, headers), b"", outcome, answer.digest)
         body = b"" if query.is_head else answer.raw or b""
         return Rendered(200, self._head(answer), body, outcome, answer.digest)
 
@@ -37,7 +40,7 @@ class ManifestResponses:
         if answer.outcome is not Outcome.HIT:
             return _rendered_head(answer)
         # Not the answer itself: as a key it would keep its bytes in memory.
-        key = answer.digest, answer.media_type
+        key = answer.digest, answer.media_type, answer.held_back
         rendered = self._heads.get(key)
         if rendered is None:
             if len(self._heads) >= _MAX_HEADS:
@@ -54,4 +57,12 @@ def _rendered_head(answer: ManifestAnswer) -> bytes:
         "ETag": f'"{answer.digest}"',
         "X-Cache": answer.outcome,
     }
-    return head(200, {**headers, **warning(answer.reason)})
+    return head(200, {**headers, **warning(answer.reason), **_held_back(answer.held_back)})
+
+
+def _held_back(kept: Keep | None) -> dict[str, str]:
+    """The header that says what the tag names upstream, and until when that is held back."""
+    if kept is None:
+        return {}
+    until = "" if kept.until is None else f"; until={format_utc(kept.until)}"
+    return {"X-Registry-Mirror-Held-Back": f"{kept.digest}{until}"}

@@ -99,7 +99,7 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     lazy = frozenset(name for name, entry in config.registries.items() if entry.fill == "ranges")
     context = Context(services.cache, registries, TagPolicies.configured(config), UseCount(), lazy)
     prefetching = group.counts.count(Total.PREFETCHES)
-    cache = Cache(config, context, services.downloads, prefetching, services.notifier.moved)
+    cache = Cache(config, context, services.downloads, prefetching, services.notifier.notify)
     api = RegistryApi(Router(registries, config.default_registry), cache, services.recheck, group.via_chain)
     syncer = ImageSyncer(cache, config.sync.reserve)
     return Graph(config, http, cache, api, SyncServices(syncer, Planner(config, syncer), config.sync.interval))

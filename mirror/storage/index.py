@@ -15,6 +15,7 @@ from mirror.errors import StorageError
 from mirror.storage.attachments import Attachments
 from mirror.storage.grants import Grants, NegativeAnswers
 from mirror.storage.history import History
+from mirror.storage.holds import Holds
 from mirror.storage.manifests import Manifests
 from mirror.storage.parts import Parts
 from mirror.storage.rows import Kind, delete_if, paused
@@ -33,6 +34,7 @@ class Index:
 
     Attributes:
         tags: which digests tags name.
+        holds: which moves of tags are held back.
         manifests: which repository holds which manifest.
         grants: what upstream gave to which repository.
         negative: what upstream does not have.
@@ -46,6 +48,7 @@ class Index:
         names = ("tags", "manifests", "grants", "absent", "parts", "attachments", "history")
         self.tables = {name: Table(f"{directory}/{name}") for name in names}
         self.tags = Tags(self.tables["tags"])
+        self.holds = Holds(self.tables["tags"])
         self.manifests = Manifests(self.tables["manifests"])
         self.grants = Grants(self.tables["grants"])
         self.negative = NegativeAnswers(self.tables["absent"])

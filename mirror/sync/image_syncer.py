@@ -19,7 +19,8 @@ from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.core.platform import Platform
 from mirror.core.signatures import subject_of
-from mirror.errors import MirrorError, UpstreamRateLimited, UpstreamRefusal
+from mirror.core.tag_moves import FOLLOW, Follow, Keep, Refuse, until
+from mirror.errors import MirrorError, TooYoung, UpstreamRateLimited, UpstreamRefusal
 from mirror.storage.images import is_complete
 from mirror.sync.attachments import AttachmentSyncer
 from mirror.sync.content import ContentSelection, ImageContent
@@ -27,7 +28,7 @@ from mirror.sync.platforms import held_platforms
 from mirror.sync.progress import Progress
 from mirror.sync.quota import SyncQuota
 
-Status = Literal["unchanged", "completed", "moved", "gone", "failed", "skipped"]
+Status = Literal["unchanged", "completed", "moved", "held_back", "gone", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,11 @@ class SyncResult:
     """The result of one image's sync.
 
     Attributes:
-        status: `moved` also for an image that was not cached before; `completed` if content was missing of an unmoved one.
+        status: `moved` also for an image that was not cached before; `completed` if content was missing of an unmoved one;
+            `held_back` if the tag does not follow upstream for now.
         old: the digest before.
         new: the digest now.
-        cause: of `gone`, `failed` and `skipped`.
+        cause: of `held_back`, `gone`, `failed` and `skipped`.
     """
 
     status: Status
@@ -121,11 +123,14 @@ class ImageSyncer:
             return await self._sync_tag(target, target.reference, content, progress)
         except UpstreamRateLimited:
             raise
+        except TooYoung as error:
+            return SyncResult("held_back", cause=str(error))
         except (MirrorError, InvalidInput) as error:
             return SyncResult("failed", cause=str(error))
 
     async def _sync_digest(self, target: Target, digest: Digest, content: ImageContent, progress: Progress) -> SyncResult:
         repository = target.repository
+        await self._cache.new_digests.check(repository, digest)
         answer = await content.manifest(digest)
         was_held = not progress.fetched
         selection = ContentSelection(target.platforms, whole=True, require_match=True, exact=True)
@@ -146,16 +151,38 @@ class ImageSyncer:
         except UpstreamRefusal as error:
             # Docker Hub denies access to what does not exist.
             return SyncResult("gone", old, cause=str(error))
+        moves = self._cache.tag_store.moves
+        decision = FOLLOW if head.digest is None else await moves.decide(repository, tag, record, head.digest)
+        if not isinstance(decision, Follow):
+            return await self._keep(target, tag, decision, content, asked)
         if head.digest is not None:
             self._cache.pull_policy.check_content(repository, head.digest)
         if record is not None and head.digest == old and not target.fetch:
             return await self._switched(target, tag, old, _known(record), asked)
         answer = await content.named(tag, head.digest)
+        if answer.digest != head.digest:
+            decision = await moves.decide(repository, tag, record, answer.digest)
+            if not isinstance(decision, Follow):
+                return await self._keep(target, tag, decision, content, asked)
         manifests = await content.fetch(answer, await self._selection(target, old))
         if subject_of(tag) is None:
             await AttachmentSyncer(self._cache, self._quota, progress).sync(repository, manifests)
         synced = await self._switched(target, tag, old, answer, asked)
         return replace(synced, status="completed") if synced.status == "unchanged" and progress.fetched else synced
+
+    async def _keep(self, target: Target, tag: Tag, decision: Keep | Refuse, content: ImageContent, asked: float) -> SyncResult:
+        """Leave a tag where it is; complete its content if that is wanted."""
+        repository = target.repository
+        record = self._cache.tag_store.get(repository, tag)
+        cause = f"{decision.digest} is held back {until(decision)}"
+        if record is None:
+            return SyncResult("held_back", cause=cause)
+        answer = _known(record)
+        if target.fetch:
+            answer = await content.manifest(record.digest)
+            await content.fetch(answer, await self._selection(target, record.digest))
+        synced = await self._switched(target, tag, record.digest, answer, asked)
+        return replace(synced, status="held_back", cause=cause) if synced.status == "unchanged" else synced
 
     async def _switched(self, target: Target, tag: Tag, old: Digest | None, answer: ManifestAnswer, asked: float) -> SyncResult:
         """Switch the tag to an answer, unless a client's request or a purge has changed the tag meanwhile.

@@ -1,4 +1,4 @@
-"""Notifies a webhook of tags that have moved: in order, with retries, and without delaying anything else."""
+"""Notifies a webhook of tags that have moved, and of moves that are held back: in order, with retries, delaying nothing else."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import structlog
 
 from mirror.aio import in_thread
+from mirror.cache.tag_moves import HeldMove
 from mirror.cache.tag_store import Move
 from mirror.core.digest import Digest
 from mirror.core.retry import backoff
@@ -24,8 +25,6 @@ from mirror.storage.images import held_size, reach
 from mirror.upstream.webhook import Webhook
 
 log = structlog.get_logger(__name__)
-
-_EVENT = "tag_moved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class RetryPolicy:
 
 @dataclass(slots=True)
 class _Delivery:
-    move: Move
+    event: Move | HeldMove
     name: str
     # Made for the first attempt and kept: all attempts of one name send the same bytes.
     body: bytes | None = None
@@ -86,7 +85,7 @@ class Notifier:
         """Use a webhook from now on, also for what waits already; None for no notifications."""
         self._webhook = webhook
 
-    def moved(self, move: Move) -> None:
+    def notify(self, event: Move | HeldMove) -> None:
         """Add a notification; it is delivered in the background."""
         if self._webhook is None:
             return
@@ -96,7 +95,7 @@ class Notifier:
             if not self._overflows:
                 log.warning("notifications_dropped", receiver=self._webhook.host, cause="too many wait: the oldest give way")
             self._overflows = True
-        self._waiting.append(_Delivery(move, str(uuid.uuid4())))
+        self._waiting.append(_Delivery(event, str(uuid.uuid4())))
         self._arrived.set()
 
     async def run(self) -> None:
@@ -155,30 +154,31 @@ class Notifier:
             else:
                 return
         self._count("dropped" if webhook is None else "failed")
-        move = delivery.move
-        log.warning("notification_failed", image=f"{move.repository}:{move.tag}", attempts=attempt, cause=failure)
+        image = f"{delivery.event.repository}:{delivery.event.tag}"
+        log.warning("notification_failed", image=image, attempts=attempt, cause=failure)
 
     def _pause(self, attempt: int) -> float:
         return backoff(attempt, self.policy.base, self.policy.longest, random.random())  # noqa: S311 - no secret
 
     async def _attempt(self, webhook: Webhook, delivery: _Delivery) -> None:
         if delivery.body is None:
-            delivery.body = await in_thread(self._executor, self._describe, delivery.move)
-        await webhook.post(delivery.body, _EVENT, delivery.name)
+            delivery.body = await in_thread(self._executor, self._describe, delivery.event)
+        await webhook.post(delivery.body, _name(delivery.event), delivery.name)
         self._count("sent")
 
-    def _describe(self, move: Move) -> bytes:
-        when = datetime.fromtimestamp(move.when, UTC).isoformat(timespec="milliseconds")
+    def _describe(self, event: Move | HeldMove) -> bytes:
         content = {
-            "event": _EVENT,
-            "image": f"{move.repository}:{move.tag}",
-            "registry": move.repository.registry,
-            "repository": move.repository.path,
-            "tag": str(move.tag),
-            "old": {"digest": str(move.old), "size": self._size(move.old)},
-            "new": {"digest": str(move.new), "size": self._size(move.new)},
-            "time": when.replace("+00:00", "Z"),
+            "event": _name(event),
+            "image": f"{event.repository}:{event.tag}",
+            "registry": event.repository.registry,
+            "repository": event.repository.path,
+            "tag": str(event.tag),
+            "old": None if event.old is None else {"digest": str(event.old), "size": self._size(event.old)},
+            "new": {"digest": str(event.new), "size": self._size(event.new)},
+            "time": _iso(event.when),
         }
+        if isinstance(event, HeldMove):
+            content |= {"reason": event.reason.value, "until": None if event.until is None else _iso(event.until)}
         return json.dumps(content).encode()
 
     def _size(self, digest: Digest) -> int | None:
@@ -187,3 +187,11 @@ class Notifier:
             return held_size(self._files, reach(self._files, [digest])) if self._files.size(digest) is not None else None
         except (StorageError, OSError):
             return None
+
+
+def _name(event: Move | HeldMove) -> str:
+    return "tag_held_back" if isinstance(event, HeldMove) else "tag_moved"
+
+
+def _iso(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -32,7 +32,7 @@ _HEAD_START_S = 1.0
 _IMAGE_TIMEOUT_S = 3600.0
 _MAX_PROBLEMS = 100
 _MAX_RECENT = 50
-_SETTLED = frozenset({"unchanged", "completed", "moved", "gone"})
+_SETTLED = frozenset({"unchanged", "completed", "moved", "held_back", "gone"})
 
 
 @dataclass

@@ -1,0 +1,41 @@
+"""Since when manifests have been known here: the clocks of cool-downs.
+
+The time is this mirror's own, never a date that a publisher has written. Only repositories in which a tag may have a
+cool-down are recorded.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mirror.cache.context import Context
+from mirror.core.digest import Digest
+from mirror.core.names import Repository
+from mirror.storage.holds import Sight
+
+
+class Sights:
+    """Records and looks up first sights."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def note(self, repository: Repository, digest: Digest | None) -> None:
+        """Record that upstream has just named or given a manifest in a repository."""
+        if digest is not None and self._context.policies.has_cooldown(repository):
+            await self.first(repository, digest)
+
+    async def first(self, repository: Repository, digest: Digest) -> Sight:
+        """The first sight of a manifest that upstream has in a repository; now, if it was never seen."""
+        context, now = self._context, self._context.clock()
+        known = context.store.index.holds.sight(repository, digest)
+        if known is not None and known.first <= now:
+            return known
+        return await context.note(partial(self._see, repository, digest, now), late=Sight(now))
+
+    def _see(self, repository: Repository, digest: Digest, now: float) -> Sight:
+        index = self._context.store.index
+        # What a tag has named since before there was a cool-down.
+        records = (index.tags.get(repository, tag) for tag in index.tags.naming(repository, digest))
+        first = min((record.changed for record in records if record is not None and record.changed <= now), default=now)
+        return index.holds.see(repository, digest, first, now)

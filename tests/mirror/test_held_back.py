@@ -1,0 +1,428 @@
+"""Moves of tags that are held back: clients keep the old image, and nobody but the operator notices."""
+
+import contextlib
+import json
+from datetime import datetime
+
+import pytest
+
+from mirror.core.digest import Digest
+from mirror.sync import run, scheduler
+from tests.fakehub import HeadWithoutDigest, Rule, Status
+from tests.mirror.syncing import Orders, named
+from tests.support.clock import Clock
+from tests.support.mirrors import MirrorUnderTest
+from tests.support.names import ABSENT, APP, DAY, TAG, manifest_path, tag_name
+from tests.support.receiver import Receiver
+
+HEADER = "X-Registry-Mirror-Held-Back"
+COOLDOWN = {"match": APP, "cooldown": "3d"}
+REFUSING = {**COOLDOWN, "cooldown_new": "refuse"}
+FROZEN = {"match": APP, "freeze": True}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(scheduler, "_POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(run, "_HEAD_START_S", 0.1)
+
+
+def registries(hub, *rules, **settings):
+    return {"docker.io": {"upstreams": [hub.url], "token_hosts": [hub.token_host], "tags": list(rules), **settings}}
+
+
+@pytest.fixture
+def start(hub, tmp_path, monkeypatch):
+    """Starts a mirror with rules for tags, and its clock."""
+
+    @contextlib.asynccontextmanager
+    async def start(*rules, clock=None, registry=None, **settings):
+        settings = {"registries": registries(hub, *rules, **(registry or {})), **settings}
+        async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
+            own = Clock(mirror, monkeypatch)
+            own.offset = 0.0 if clock is None else clock.offset
+            yield mirror, own
+
+    return start
+
+
+def held_back(answer):
+    """The digest that an answer says to be held back, and until when; None without a header."""
+    text = answer.headers.get(HEADER)
+    if text is None:
+        return None
+    digest, _, until = text.partition("; until=")
+    return digest, until or None
+
+
+def epoch(text):
+    """A time of a header in seconds since the epoch."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+async def moved(hub, mirror, clock):
+    """Pull an image, and move its tag: the old and the new image."""
+    old = hub.add_image(APP, "1", layers=[b"old"])
+    assert (await mirror.get(TAG)).sha256 == old.digest
+    new = hub.add_image(APP, "1", layers=[b"new"])
+    clock.advance(61)
+    return old, new
+
+
+# ---- cool-down
+
+
+async def test_clients_keep_the_old_image_until_the_new_one_has_cooled_down(hub, start):
+    """By GET and HEAD, from the check and from memory; then the tag follows."""
+    async with start(COOLDOWN) as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, answer.cache) == (old.digest, "REVALIDATED")
+        assert held_back(answer)[0] == new.digest
+        assert abs(clock() + 3 * DAY - epoch(held_back(answer)[1])) < 30
+        hit, head = await mirror.get(TAG), await mirror.head(TAG)
+        assert (hit.cache, head.cache) == ("HIT", "HIT")
+        assert held_back(hit) == held_back(head) == held_back(answer)
+        assert hit.sha256 == old.digest == head.headers["Docker-Content-Digest"]
+        assert not mirror.holds(new.digest)
+        clock.advance(3 * DAY - 30)
+        assert (await mirror.get(TAG)).sha256 == old.digest
+        clock.advance(31)
+        followed = await mirror.get(TAG)
+        assert (followed.sha256, held_back(followed)) == (new.digest, None)
+
+
+async def test_tag_follows_when_the_cooldown_ends_though_its_ttl_is_longer(hub, start):
+    async with start({**COOLDOWN, "ttl": "10d"}) as (mirror, clock):
+        hub.add_image(APP, "1", layers=[b"old"])
+        await mirror.get(TAG)
+        new = hub.add_image(APP, "1", layers=[b"new"])
+        clock.advance(10 * DAY)
+        assert held_back(await mirror.get(TAG))[0] == new.digest
+        clock.advance(3 * DAY)
+        assert (await mirror.get(TAG)).sha256 == new.digest
+
+
+async def test_second_move_starts_anew_and_one_taken_back_ends(hub, start):
+    async with start(COOLDOWN) as (mirror, clock):
+        old, _ = await moved(hub, mirror, clock)
+        await mirror.get(TAG)
+        third = hub.add_image(APP, "1", layers=[b"third"])
+        clock.advance(2 * DAY)
+        answer = await mirror.get(TAG)
+        assert answer.sha256 == old.digest
+        assert held_back(answer)[0] == third.digest
+        assert abs(epoch(held_back(answer)[1]) - clock() - 3 * DAY) < 30
+        hub.add_image(APP, "1", layers=[b"old"])
+        clock.advance(61)
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, held_back(answer)) == (old.digest, None)
+        assert held_back(await mirror.get(TAG)) is None
+
+
+async def test_clock_is_kept_over_restarts(hub, start):
+    async with start(COOLDOWN) as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+        until = held_back(await mirror.get(TAG))[1]
+    async with start(COOLDOWN, clock=clock) as (mirror, clock):
+        clock.advance(2 * DAY)
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, held_back(answer)) == (old.digest, (new.digest, until))
+        clock.advance(DAY)
+        assert (await mirror.get(TAG)).sha256 == new.digest
+
+
+async def test_digest_that_another_tag_has_long_named_is_followed_at_once(hub, start):
+    """The clock is that of the digest, whichever name it had first; also if it was seen before there was a rule."""
+    async with start() as (mirror, clock):
+        hub.add_image(APP, "1", layers=[b"old"])
+        new = hub.add_image(APP, "2", layers=[b"new"])
+        await mirror.get(manifest_path("2"))
+        await mirror.get(TAG)
+    async with start(COOLDOWN, clock=clock) as (mirror, clock):
+        clock.advance(4 * DAY)
+        hub.move_tag(APP, "1", new.digest)
+        assert (await mirror.get(TAG)).sha256 == new.digest
+
+
+async def test_new_image_can_be_pulled_by_its_digest(hub, start):
+    async with start(COOLDOWN) as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+        assert (await mirror.get(TAG)).sha256 == old.digest
+        assert (await mirror.get(manifest_path(new.digest))).sha256 == new.digest
+        assert (await mirror.get(TAG)).sha256 == old.digest
+
+
+async def test_old_image_that_cannot_be_had_any_more_is_unavailable(hub, start):
+    """503, by GET from the check and while the tag is fresh."""
+    async with start(COOLDOWN) as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+        mirror.store.files.delete(Digest.parse(old.digest))
+        mirror.store.generation.change()
+        hub.delete_manifest(APP, old.digest)
+        for _ in range(2):
+            answer = await mirror.get(TAG)
+            assert (answer.status, answer.code()) == (503, "UNAVAILABLE")
+            assert new.digest in answer.body.decode()
+
+
+async def test_upstream_without_digests_in_heads(hub, start):
+    """The tag is fetched to learn its digest; the old image is still served."""
+    async with start(COOLDOWN) as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+        hub.script(Rule(kind="manifest", times=None), HeadWithoutDigest())
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, held_back(answer)[0]) == (old.digest, new.digest)
+
+
+async def test_stale_answers_say_what_is_held_back(hub, start):
+    async with start(COOLDOWN) as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+        for blob in (old.config, *old.layers):
+            await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
+        await mirror.get(TAG)
+        clock.advance(3 * DAY - 100)
+        hub.script(Rule(kind="manifest", times=None), Status(503))
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, answer.cache, held_back(answer)[0]) == (old.digest, "STALE", new.digest)
+        clock.advance(101)
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, answer.cache) == (old.digest, "STALE")
+
+
+async def test_deleted_tag_that_comes_back_has_moved(hub, start):
+    """Whoever deletes a tag and pushes it again gets no further than whoever moves it."""
+    async with start(COOLDOWN) as (mirror, clock):
+        old = hub.add_image(APP, "1", layers=[b"old"])
+        await mirror.get(TAG)
+        hub.delete_tag(APP, "1")
+        clock.advance(61)
+        assert (await mirror.get(TAG)).status == 404
+        new = hub.add_image(APP, "1", layers=[b"new"])
+        clock.advance(61)
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, held_back(answer)[0]) == (old.digest, new.digest)
+
+
+async def test_purge_of_a_held_back_tag_lets_nothing_through(hub, start):
+    """The old image is gone, and the new one has not cooled down."""
+    async with start(COOLDOWN) as (mirror, clock):
+        _, new = await moved(hub, mirror, clock)
+        await mirror.get(TAG)
+        assert (await Orders(mirror).ask("POST", "/api/v1/purge", {"match": f"{APP}:1"}))[1]["tags"] == 1
+        assert (await mirror.get(TAG)).status == 503
+        clock.advance(3 * DAY)
+        assert (await mirror.get(TAG)).sha256 == new.digest
+
+
+async def test_soft_purge_keeps_the_old_image(hub, start):
+    async with start(COOLDOWN) as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+        await mirror.get(TAG)
+        await Orders(mirror).ask("POST", "/api/v1/purge", {"match": f"{APP}:1", "soft": True})
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, held_back(answer)[0]) == (old.digest, new.digest)
+
+
+async def test_reload_with_a_shorter_cooldown_counts_at_once(hub, start, monkeypatch):
+    async with start(COOLDOWN) as (mirror, clock):
+        _, new = await moved(hub, mirror, clock)
+        await mirror.get(TAG)
+        clock.advance(DAY)
+        await mirror.get(TAG)
+        await mirror.reload(registries=registries(hub, {**COOLDOWN, "cooldown": "1h"}))
+        after = Clock(mirror, monkeypatch)
+        after.offset = clock.offset
+        assert (await mirror.get(TAG)).sha256 == new.digest
+
+
+async def test_lost_index_begins_the_clocks_anew(hub, start):
+    """What is unknown is new, and served."""
+    async with start(COOLDOWN) as (mirror, clock):
+        _, new = await moved(hub, mirror, clock)
+        await mirror.get(TAG)
+        table = mirror.store.index.tables["tags"]
+        table.delete_many(table.keys_from(""))
+        mirror.store.generation.change()
+        assert (await mirror.get(TAG)).sha256 == new.digest
+
+
+async def test_sight_from_the_future_counts_as_made_now(hub, start):
+    """A clock that is set back does not hold a tag back for as long as it was ahead."""
+    async with start(COOLDOWN) as (mirror, clock):
+        clock.advance(1000 * DAY)
+        _, new = await moved(hub, mirror, clock)
+        await mirror.get(TAG)
+    async with start(COOLDOWN) as (mirror, clock):
+        await mirror.get(TAG)
+        clock.advance(3 * DAY + 61)
+        assert (await mirror.get(TAG)).sha256 == new.digest
+
+
+async def test_signatures_are_not_held_back(hub, start):
+    """Their images are."""
+    async with start({"match": "*/*", "cooldown": "3d"}) as (mirror, clock):
+        image = hub.add_image(APP, "1")
+        name = f"sha256-{image.digest.removeprefix('sha256:')}.sig"
+        hub.add_image(APP, name, layers=[b"one"])
+        await mirror.get(manifest_path(name))
+        second = hub.add_image(APP, name, layers=[b"two"])
+        clock.advance(61)
+        assert (await mirror.get(manifest_path(name))).sha256 == second.digest
+
+
+async def test_other_tags_cost_no_rows(hub, start):
+    """A tag without such a rule follows, and nothing is recorded of it."""
+    async with start({"match": "library/other", "cooldown": "3d"}) as (mirror, clock):
+        _, new = await moved(hub, mirror, clock)
+        assert (await mirror.get(TAG)).sha256 == new.digest
+        rows = mirror.store.index.tables["tags"].keys_from("")
+        assert not [key for key in rows if key.startswith(("seen|", "held|", "told|"))]
+
+
+# ---- new tags and digests
+
+
+async def test_new_tag_is_refused_until_it_has_cooled_down(hub, start):
+    """By tag, by digest and by HEAD, with the time left; upstream is asked once within the ttl."""
+    async with start(REFUSING) as (mirror, clock):
+        image = hub.add_image(APP, "1")
+        for path in (TAG, manifest_path(image.digest)):
+            answer = await mirror.get(path)
+            assert (answer.status, answer.code()) == (403, "DENIED")
+            assert "2d23h are left" in answer.body.decode()
+            assert (await mirror.head(path)).status == 403
+        assert hub.count(kind="manifest", status=200) == 1
+        assert not mirror.holds(image.digest)
+        clock.advance(3 * DAY)
+        assert (await mirror.get(manifest_path(image.digest))).sha256 == image.digest
+        assert (await mirror.get(TAG)).sha256 == image.digest
+
+
+async def test_new_digest_starts_its_clock_only_if_upstream_has_it(hub, start):
+    async with start(REFUSING) as (mirror, clock):
+        image = hub.add_image(APP, "1")
+        assert (await mirror.get(manifest_path(ABSENT))).status == 404
+        hub.script(Rule(kind="manifest", times=None), Status(503))
+        assert (await mirror.get(manifest_path(image.digest))).status == 503
+        hub.clear_script()
+        clock.advance(61)
+        assert (await mirror.get(manifest_path(image.digest))).status == 403
+        assert mirror.store.index.holds.sight(tag_name("1")[0], Digest.parse(ABSENT)) is None
+
+
+async def test_manifests_of_an_image_that_has_cooled_down_can_be_pulled(hub, start):
+    """A client pulls an index by tag, and its manifests by digest: those were never seen by themselves."""
+    async with start(REFUSING) as (mirror, clock):
+        index = hub.add_image(APP, "1", platforms=["linux/amd64", "linux/arm64"])
+        assert (await mirror.get(TAG)).status == 403
+        clock.advance(3 * DAY)
+        assert (await mirror.get(TAG)).sha256 == index.digest
+        for child in index.children.values():
+            assert (await mirror.get(manifest_path(child.digest))).sha256 == child.digest
+
+
+async def test_what_was_held_before_there_was_a_rule_is_not_new(hub, start):
+    """Digests that workloads are pinned to are served on."""
+    async with start() as (mirror, clock):
+        image = hub.add_image(APP, "1")
+        await mirror.get(manifest_path(image.digest))
+        other = hub.add_image(APP, "2", layers=[b"other"])
+        await mirror.get(manifest_path("2"))
+    async with start(REFUSING, clock=clock) as (mirror, clock):
+        assert (await mirror.get(manifest_path(image.digest))).sha256 == image.digest
+        assert (await mirror.get(manifest_path("2"))).sha256 == other.digest
+
+
+async def test_moved_tag_is_not_refused_but_kept(hub, start):
+    """And the new image is refused by its digest."""
+    async with start() as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+    async with start(REFUSING, clock=clock) as (mirror, clock):
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, held_back(answer)[0]) == (old.digest, new.digest)
+        assert (await mirror.get(manifest_path(new.digest))).status == 403
+
+
+async def test_resync_and_warm_let_images_mature(hub, start):
+    """Their sight counts, and they fetch nothing before."""
+    async with start(REFUSING) as (mirror, clock):
+        orders, image = Orders(mirror), hub.add_image(APP, "1")
+        done = await orders.warm(f"{APP}:1")
+        assert (done["result"], done["tags"]) == ("completed", {"held_back": 1})
+        done = await orders.warm(f"{APP}@{image.digest}")
+        assert done["tags"] == {"held_back": 1}
+        assert not mirror.holds(image.digest)
+        clock.advance(3 * DAY)
+        done = await orders.warm(f"{APP}:1")
+        assert done["tags"] == {"moved": 1}
+        assert named(mirror, "1") == image.digest
+
+
+# ---- the resync
+
+
+async def test_resync_does_not_follow_and_fetches_nothing(hub, start):
+    """Until the new image has cooled down; then it is fetched ahead of the first client."""
+    async with start(COOLDOWN) as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+        for blob in (old.config, *old.layers):
+            await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
+        done = await Orders(mirror).sync(f"{APP}:1")
+        assert (done["result"], done["tags"], done["problems"]) == ("completed", {"held_back": 1}, {})
+        assert await mirror.metric("sync_tags_total", result="held_back") == 1
+        assert named(mirror, "1") == old.digest
+        assert not mirror.holds(new.digest)
+        assert not mirror.holds(new.layers[0].digest)
+        clock.advance(3 * DAY)
+        assert (await Orders(mirror).sync(f"{APP}:1"))["tags"] == {"moved": 1}
+        assert mirror.holds(new.layers[0].digest)
+        assert (await mirror.get(TAG)).sha256 == new.digest
+
+
+async def test_configured_image_is_completed_as_it_was(hub, start):
+    """The old image of a configured tag is fetched whole while the new one is held back."""
+    async with start(COOLDOWN) as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+        done = await Orders(mirror).warm(f"{APP}:1")
+        assert done["tags"] == {"held_back": 1}
+        assert mirror.holds(old.layers[0].digest)
+        assert not mirror.holds(new.layers[0].digest)
+
+
+# ---- frozen tags
+
+
+async def test_frozen_tag_is_never_followed(hub, start):
+    async with start(FROZEN) as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+        clock.advance(400 * DAY)
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, held_back(answer)) == (old.digest, (new.digest, None))
+        assert (await Orders(mirror).sync(f"{APP}:1"))["tags"] == {"held_back": 1}
+        assert (await mirror.get(manifest_path(new.digest))).sha256 == new.digest
+
+
+async def test_one_notification_for_each_new_digest(hub, start):
+    """Also over restarts, and if upstream goes back and forth."""
+    async with Receiver() as receiver:
+        notify = {"sync": {"interval": "0", "notify": {"url": receiver.url}}}
+        async with start(FROZEN, **notify) as (mirror, clock):
+            old, new = await moved(hub, mirror, clock)
+            for _ in range(2):
+                await mirror.get(TAG)
+                clock.advance(61)
+            await receiver.got(1)
+            hub.move_tag(APP, "1", old.digest)
+            await mirror.get(TAG)
+        async with start(FROZEN, clock=clock, **notify) as (mirror, clock):
+            hub.move_tag(APP, "1", new.digest)
+            clock.advance(61)
+            assert held_back(await mirror.get(TAG))[0] == new.digest
+            third = hub.add_image(APP, "1", layers=[b"third"])
+            clock.advance(61)
+            await mirror.get(TAG)
+            first, second = (json.loads(one.body) for one in await receiver.got(2))
+            assert first["event"] == second["event"] == "tag_held_back"
+            assert (first["new"]["digest"], second["new"]["digest"]) == (new.digest, third.digest)
+            assert (first["old"]["digest"], first["reason"], first["until"]) == (old.digest, "freeze", None)
