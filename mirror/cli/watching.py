@@ -122,7 +122,7 @@ def in_words(image: dict[str, Any]) -> str:
     result: str = image["result"]
     if result == "completed":
         return "now complete"
-    return "new" if result == "moved" and image.get("old") is None else result
+    return "new" if result == "moved" and image.get("old") is None else result.replace("_", " ")
 
 
 def _bytes(image: dict[str, Any]) -> str:
