@@ -47,10 +47,13 @@ class UpstreamSource:
 
     @contextlib.asynccontextmanager
     async def _open_upstream(self, start: int, stop: int | None) -> AsyncIterator[BlobStream]:
+        cluster = self.context.cluster
+        if cluster is not None:
+            await cluster.refusals.raise_if_refused("blob", self.repository, self.digest)
         async with self.registry.blob(self.repository.path, self.digest, start, stop, self.size) as stream:
             self.context.access.record_grant("blob", self.repository, self.digest, stream.size)
-            if self.context.cluster is not None:
-                await self.context.cluster.grants.share("blob", self.repository, self.digest, stream.size)
+            if cluster is not None:
+                await cluster.grants.share("blob", self.repository, self.digest, stream.size)
             yield stream
 
     @property

@@ -311,6 +311,9 @@ class Blobs:
         return size
 
     async def _request_grant(self, repository: Repository, digest: Digest) -> int | None:
+        cluster = self._context.cluster
+        if cluster is not None:
+            await cluster.refusals.raise_if_refused("blob", repository, digest)
         try:
             size = await self._context.registry(repository).head_blob(repository.path, digest)
         except UpstreamRefusal as error:

@@ -55,6 +55,7 @@ class Cache:
         self.by_digest = ManifestByDigest(context, content, self.prefetch, sights)
         self.new_digests = NewDigests(context, content, self.by_digest)
         by_tag = ManifestByTag(context, content, self.by_digest, self.tag_store, self.pull_policy)
+        self.tag_checks = by_tag.upstream
         self.explainer = Explainer(context, content, self.pull_policy, self.by_digest, by_tag)
         self.manifests = Manifests(context, self.by_digest, by_tag, self.new_digests, self.prefetch)
 

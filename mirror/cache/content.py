@@ -133,5 +133,7 @@ class CachedContent:
             if context.cluster is not None:
                 await context.cluster.grants.revoke(kind, repository, reference)
         seconds = context.policies.general.not_found_ttl
+        if context.cluster is not None:
+            await context.cluster.refusals.share(kind, repository, reference, error, seconds)
         denied = isinstance(error, AccessDenied)
         await context.note(partial(context.store.index.negative.put, kind, repository, reference, seconds, denied=denied), None)

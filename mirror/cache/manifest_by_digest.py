@@ -64,9 +64,12 @@ class ManifestByDigest:
         except UpstreamRefusal as error:
             await self._cache_refusal(repository, reference, error, asked)
             raise
-        granted = self._record_grant(repository, reference, head)
-        await self._sights.note(repository, granted)
+        await self.record_head(repository, reference, head)
         return head
+
+    async def record_head(self, repository: Repository, reference: Reference, head: ManifestHead) -> None:
+        """Record what upstream has answered to a HEAD, of this node or of another one."""
+        await self._sights.note(repository, self._record_grant(repository, reference, head))
 
     def _record_grant(self, repository: Repository, reference: Reference, head: ManifestHead) -> Digest | None:
         """Record and return what a HEAD has granted; None if it names another digest or, as a portal's page, no manifest."""
@@ -107,6 +110,8 @@ class ManifestByDigest:
             if turn.found is not None and await self._is_granted_elsewhere(repository, turn.found):
                 return await self._keep(repository, turn.found)
             stored = await self._read_object(repository, digest)
+            if stored is None:
+                await cluster.refusals.raise_if_refused("manifest", repository, digest)
             answer = stored or await self.fetch(repository, digest)
             if answer.outcome is Outcome.MISS and answer.raw is not None:
                 if stored is None:
@@ -126,9 +131,11 @@ class ManifestByDigest:
         return await self._keep(repository, manifest) if is_granted else None
 
     async def restore(self, repository: Repository, record: TagRecord) -> ManifestAnswer | None:
-        """Take the manifest from the bucket that upstream last gave for a tag of a repository; None if it is not there."""
-        objects, digest = self._context.objects, record.digest
-        manifest = None if objects is None else await objects.manifest(repository, digest)
+        """Take the manifest that upstream last gave for a tag of a repository from other nodes or the bucket, or return None."""
+        cluster, objects, digest = self._context.cluster, self._context.objects, record.digest
+        manifest = None if cluster is None else await cluster.manifests.find(digest)
+        if manifest is None and objects is not None:
+            manifest = await objects.manifest(repository, digest)
         if manifest is None:
             return None
         self._context.access.record_grant("manifest", repository, digest, len(manifest.raw))

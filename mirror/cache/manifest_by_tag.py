@@ -13,6 +13,7 @@ from mirror.cache.context import Context
 from mirror.cache.kept_images import KeptImages
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.pull_policy import PullPolicy
+from mirror.cache.tag_checks import TagChecks
 from mirror.cache.tag_store import TagStore
 from mirror.core.digest import Digest
 from mirror.core.freshness import Decision, Due, Fresh, TagRecord, Unknown, decide
@@ -54,11 +55,13 @@ class ManifestByTag:
 
     Attributes:
         moves: decides whether a tag follows upstream.
+        upstream: asks upstream what tags name.
     """
 
     def __init__(
         self, context: Context, content: CachedContent, by_digest: ManifestByDigest, tag_store: TagStore, pull_policy: PullPolicy
     ) -> None:
+        self.upstream = TagChecks(context, by_digest)
         self.moves = tag_store.moves
         self._pull_policy = pull_policy
         self._context = context
@@ -170,9 +173,14 @@ class ManifestByTag:
         """
         if request.record is None and not request.head and self._spares_head(request):
             return await self._fetch_unknown(request)
-        asked = self._context.clock()
-        head = await self._by_digest.head_upstream(request.repository, request.tag)
-        return await self._record(request, await self._answer_check(request, head), asked)
+        ttl = self._context.policies.for_tag(request.repository, request.tag).ttl
+        check = await self.upstream.check(request.repository, request.tag, ttl, self._valid_since(request))
+        return await self._record(request, await self._answer_check(request, check.head), check.asked)
+
+    def _valid_since(self, request: _Request) -> float:
+        """The time before which no check of a tag counts: that of a purge, or of a refusal."""
+        refused = self._context.store.index.tags.refused_at(request.repository, request.tag)
+        return refused if request.record is None else max(refused, request.record.due)
 
     def _spares_head(self, request: _Request) -> bool:
         """Whether a GET needs no HEAD before it, which would save a pull, or name a denied digest."""
@@ -258,11 +266,11 @@ class ManifestByTag:
         return replace(cached, outcome=Outcome.STALE, reason=reason)
 
     async def _restore(self, request: _Request, error: UpstreamError | UpstreamRefusal) -> ManifestAnswer | None:
-        """The manifest that an unknown tag named last, according to the bucket, if the failure allows a stale answer."""
-        objects, repository, tag = self._context.objects, request.repository, request.tag
-        if objects is None or request.record is not None or not isinstance(error, UpstreamError):
+        """The manifest that an unknown tag named last, according to other nodes or the bucket, if a stale answer is allowed."""
+        repository, tag = request.repository, request.tag
+        if request.record is not None or not isinstance(error, UpstreamError):
             return None
-        record = await objects.tag(repository, tag)
+        record = await self.upstream.last_known(repository, tag)
         if record is None or not self.allows_stale(repository, tag, record, error.reason):
             return None
         if record.checked <= self._context.store.index.tags.refused_at(repository, tag):

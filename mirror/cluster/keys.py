@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mirror.core.digest import Digest
-from mirror.core.names import Repository
+from mirror.core.names import Reference, Repository, Tag
 
 # A version that does not understand the values of another one uses other keys.
 _LAYOUT = 1
@@ -43,6 +43,23 @@ class Keys:
     def grant(self, kind: str, repository: Repository, digest: Digest) -> str:
         """The size of content that upstream has granted to a repository."""
         return self._key(f"gr:{self.scope(repository.registry)}|{repository.path}|{kind}|{digest}")
+
+    def tag(self, repository: Repository, tag: Tag) -> str:
+        """What upstream has answered last about a tag."""
+        return self._key(f"tag:{self.scope(repository.registry)}|{repository.path}|{tag}")
+
+    def tag_turn(self, repository: Repository, tag: Tag) -> str:
+        """The node whose turn it is to check a tag, or why the last one failed."""
+        return self._key(f"tl:{self.scope(repository.registry)}|{repository.path}|{tag}")
+
+    def refusal(self, kind: str, repository: Repository, reference: Reference) -> str:
+        """Whether upstream lacks or denies content: 1 or 2."""
+        return self._key(f"no:{self.scope(repository.registry)}|{kind}|{repository.path}|{reference}")
+
+    @property
+    def events(self) -> str:
+        """The stream of what all nodes have to know."""
+        return self._key("ev")
 
     @property
     def nodes(self) -> str:

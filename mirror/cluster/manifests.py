@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -13,6 +12,7 @@ import structlog
 from mirror.cluster.failures import decode_failure, encode_failure
 from mirror.cluster.keys import Keys
 from mirror.cluster.link import Link, LinkDown, Script
+from mirror.cluster.turns import attempts
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
@@ -25,7 +25,6 @@ _TTL_MS = 3_600_000
 # A node whose turn it is needs as long as upstream does; after this the next one fetches.
 _TURN_MS, _TIMEOUT_S = 5_000, 6.0
 _FAILED_MS = 3_000
-_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.005, 0.1
 
 # KEYS: manifest, turn. ARGV: token, TTL.
 _TAKE = Script("""
@@ -39,6 +38,7 @@ end
 if string.sub(turn, 1, 7) == 'failed|' then return {'failed', string.sub(turn, 8)} end
 return {'wait'}
 """)
+_GET = Script("return redis.call('GET', KEYS[1])")
 _PUT = Script("redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])")
 # KEYS: turn. ARGV: token, the failure that replaces it, or nothing.
 _END = Script("""
@@ -87,10 +87,16 @@ class SharedManifests:
             if turn.found is None:
                 await self._finish(digest, turn, token, failure)
 
+    async def find(self, digest: Digest) -> Manifest | None:
+        """Read a manifest that a node has fetched within the last hour, or return None."""
+        with contextlib.suppress(LinkDown):
+            value = await self._link.call(_GET, [self._keys.manifest(digest)])
+            return None if value is None else _parsed(value, digest)
+        return None
+
     async def _find(self, digest: Digest, scope: str, token: str) -> Manifest | None:
-        keys, pause = [self._keys.manifest(digest), self._keys.manifest_turn(digest)], _FIRST_PAUSE_S
-        deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
-        while asyncio.get_running_loop().time() < deadline:
+        keys = [self._keys.manifest(digest), self._keys.manifest_turn(digest)]
+        async for _ in attempts(_TIMEOUT_S):
             try:
                 kind, *rest = await self._link.call(_TAKE, keys, token, _TURN_MS)
             except LinkDown:
@@ -105,8 +111,6 @@ class SharedManifests:
                 if whose != scope or failure is None:
                     return None
                 raise failure
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_S)
         return None
 
     async def _finish(self, digest: Digest, turn: Turn, token: str, failure: str) -> None:

@@ -14,8 +14,10 @@ from mirror.cluster.lease import Leases
 from mirror.cluster.link import Link
 from mirror.cluster.manifests import SharedManifests, Turn
 from mirror.cluster.members import Members
+from mirror.cluster.refusals import Refusals
 from mirror.cluster.secret import ClusterSecret
 from mirror.cluster.source import ClusterSource
+from mirror.cluster.tags import SharedTags
 from mirror.config.sections import RegistryConfig
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
@@ -46,6 +48,8 @@ class ClusterNode:
     source: ClusterSource
     grants: Grants
     manifests: SharedManifests
+    tags: SharedTags
+    refusals: Refusals
     http: Http
     scopes: dict[str, str]
 

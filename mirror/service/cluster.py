@@ -19,8 +19,10 @@ from mirror.cluster.manifests import SharedManifests
 from mirror.cluster.members import Members
 from mirror.cluster.node import ClusterNode
 from mirror.cluster.peers import Peers
+from mirror.cluster.refusals import Refusals
 from mirror.cluster.secret import ClusterSecret, secrets_in
 from mirror.cluster.source import ClusterSource
+from mirror.cluster.tags import SharedTags
 from mirror.config.cluster import ClusterTls
 from mirror.config.model import Config
 from mirror.config.tls import client_context, server_context
@@ -74,6 +76,8 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         source=ClusterSource(leases, peers, grants, downloads.is_under_way, metrics.cluster_takeovers),
         grants=grants,
         manifests=SharedManifests(link, keys),
+        tags=SharedTags(link, keys, name),
+        refusals=Refusals(link, keys, name),
         http=http,
         scopes=scopes,
     )

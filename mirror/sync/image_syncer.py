@@ -5,6 +5,7 @@ So a client always pulls a complete image, the old one or the new one.
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -147,10 +148,11 @@ class ImageSyncer:
         record = self._cache.tag_store.get(repository, tag)
         old = record.digest if record is not None else None
         try:
-            head = await self._cache.by_digest.head_upstream(repository, tag)
+            check = await self._cache.tag_checks.check(repository, tag, math.inf, asked)
         except UpstreamRefusal as error:
             # Docker Hub denies access to what does not exist.
             return SyncResult("gone", old, cause=str(error))
+        head, asked = check.head, check.asked
         moves = self._cache.tag_store.moves
         decision = FOLLOW if head.digest is None else await moves.decide(repository, tag, record, head.digest)
         if not isinstance(decision, Follow):

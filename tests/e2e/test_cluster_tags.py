@@ -1,0 +1,80 @@
+"""Tags in a cluster with a real Redis: one check for all nodes, and one answer."""
+
+import asyncio
+import signal
+
+import pytest
+
+from tests.e2e.harness.cluster import RedisServer, cluster
+from tests.fakehub import Rule, Status
+
+pytestmark = pytest.mark.e2e
+
+APP = "library/app"
+TAG = f"/v2/{APP}/manifests/1"
+
+
+@pytest.fixture
+def redis(tmp_path):
+    """A Redis of its own."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def anonymous(hub):
+    """The hub without tokens and redirects: each check is one request."""
+    hub.auth, hub.redirect_blobs = "none", False
+    return hub
+
+
+async def answers(nodes, path=TAG):
+    """What each of the nodes answers, asked at once: status, outcome, body."""
+    return await asyncio.gather(*(node.get(path) for node in nodes))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_new_tag_is_checked_once(workers, anonymous, redis, tmp_path):
+    """Three nodes, asked at once for a tag that nobody knows: upstream sees one HEAD, and one GET by digest."""
+    anonymous.add_image(APP, "1")
+    async with cluster(anonymous, tmp_path, redis, workers=workers, tags={"ttl": "1h"}) as nodes:
+        anonymous.reset_counters()
+        assert {status for status, *_ in await answers([*nodes, *nodes])} == {200}
+        assert anonymous.count(method="HEAD") == 1
+        assert anonymous.count(method="GET", kind="manifest") == 1
+
+
+async def test_absent_tag_is_asked_for_once(anonymous, redis, tmp_path):
+    """What upstream does not have, or denies, no node asks for again within `not_found_ttl`."""
+    anonymous.add_image(APP, "1")
+    async with cluster(anonymous, tmp_path, redis, workers=1, tags={"ttl": "1h", "not_found_ttl": "1h"}) as nodes:
+        anonymous.reset_counters()
+        assert [status for status, *_ in await answers(nodes, f"/v2/{APP}/manifests/2")] == [404] * 3
+        assert anonymous.count(kind="manifest") == 1
+        anonymous.script(Rule(kind="manifest", times=None), Status(403))
+        assert [status for status, *_ in await answers(nodes, f"/v2/{APP}/manifests/3")] == [404] * 3
+        assert anonymous.count(kind="manifest") == 2
+
+
+async def test_fresh_node_in_an_outage(anonymous, redis, tmp_path):
+    """It serves by tag what another node has learned, although upstream cannot be asked."""
+    anonymous.add_image(APP, "1")
+    async with cluster(anonymous, tmp_path, redis, count=2, workers=1, tags={"ttl": "0s"}) as (first, second):
+        _, _, body = await first.get(TAG)
+        await anonymous.stop()
+        assert await second.get(TAG) == (200, "STALE", body)
+
+
+async def test_redis_hangs_while_a_tag_is_checked(anonymous, redis, tmp_path):
+    """Each node checks for itself."""
+    anonymous.add_image(APP, "1")
+    async with cluster(
+        anonymous, tmp_path, redis, count=2, workers=1, cluster={"redis": {"timeout": "250ms"}}, tags={"ttl": "0s"}
+    ) as nodes:
+        assert {status for status, *_ in await answers(nodes)} == {200}
+        redis.signal(signal.SIGSTOP)
+        anonymous.reset_counters()
+        assert {(status, outcome) for status, outcome, _ in await answers(nodes)} == {(200, "REVALIDATED")}
+        assert anonymous.count(method="HEAD") == 2
+        redis.signal(signal.SIGCONT)
