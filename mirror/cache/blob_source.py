@@ -36,14 +36,20 @@ class UpstreamSource:
         return cls(context.registry(repository), repository, digest, context, size)
 
     def open(self, start: int, stop: int | None) -> contextlib.AbstractAsyncContextManager[BlobStream]:
-        cluster, objects, upstream = self.context.cluster, self.context.objects, partial(self._open_upstream, start, stop)
-        if cluster is None and objects is None:
-            return upstream()
-        wanted = BlobRange(
-            self.repository, self.digest, start, stop, self.context.access.size_named(self.repository, self.digest)
-        )
-        outside = upstream if objects is None else partial(objects.blob, wanted, upstream)
-        return outside() if cluster is None else cluster.source.open(wanted, outside)
+        cluster = self.context.cluster
+        if cluster is None:
+            return self._open_outside(start, stop)
+        return cluster.source.open(self._range(start, stop), self._open_outside)
+
+    def _open_outside(self, start: int, stop: int | None) -> contextlib.AbstractAsyncContextManager[BlobStream]:
+        """Open a stream from the bucket if there is one, else from upstream."""
+        objects = self.context.objects
+        if objects is None:
+            return self._open_upstream(start, stop)
+        return objects.blob(self._range(start, stop), partial(self._open_upstream, start, stop))
+
+    def _range(self, start: int, stop: int | None) -> BlobRange:
+        return BlobRange(self.repository, self.digest, start, stop, self.context.access.size_named(self.repository, self.digest))
 
     @contextlib.asynccontextmanager
     async def _open_upstream(self, start: int, stop: int | None) -> AsyncIterator[BlobStream]:
@@ -58,7 +64,9 @@ class UpstreamSource:
 
     @property
     def origin(self) -> Hashable:
-        return self.registry.name
+        cluster = self.context.cluster
+        # The speed of other nodes says nothing about that of upstream.
+        return self.registry.name if cluster is None or not cluster.source.follows(self.digest) else ("nodes", self.registry.name)
 
     @property
     def owner(self) -> str:

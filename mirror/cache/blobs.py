@@ -23,7 +23,7 @@ from mirror.core.outcome import Outcome
 from mirror.core.urgency import Urgency
 from mirror.download.downloads import Downloads
 from mirror.download.ingest import Ingest
-from mirror.download.reader import Body, HeldBody, StreamingBody
+from mirror.download.reader import HeldBody, StreamingBody
 from mirror.errors import UpstreamError, UpstreamRefusal
 from mirror.storage.blobs import CachedBlob
 
@@ -115,7 +115,7 @@ class Blobs:
         finally:
             await answer.body.close()
 
-    def open_for_node(self, repository: Repository, digest: Digest, urgency: Urgency) -> Body | None:
+    def open_for_node(self, repository: Repository, digest: Digest, urgency: Urgency) -> HeldBody | StreamingBody | None:
         """What another node of the cluster may read: the held blob, or one that this node is fetching.
 
         Starts no fetch, and checks no grant: the other node does. None if there is nothing.

@@ -12,6 +12,8 @@ import contextlib
 import os
 from dataclasses import dataclass
 
+import structlog
+
 from mirror.cluster.failures import decode_failure, encode_failure
 from mirror.cluster.keys import Keys
 from mirror.cluster.link import Link, LinkDown, Script
@@ -19,6 +21,8 @@ from mirror.core.digest import Digest
 from mirror.download.downloads import Downloads
 from mirror.errors import UpstreamError
 from mirror.storage.blobs import BlobFiles
+
+log = structlog.get_logger(__name__)
 
 # An owner that has not renewed its lease for `_TTL_MS` has lost it.
 _TTL_MS, _RENEW_S = 10_000, 3.0
@@ -36,7 +40,7 @@ local state, node, rest, others = '', '', '', {}
 if value then state, node, rest = string.match(value, '^(%a+)|[^|]*|([^|]*)|(.*)$') end
 local mine = node == me
 if value and value ~= suspect then
-  if state == 'own' and mine then return {'own', value} end
+  if state == 'own' and mine then return {'owned', value} end
   if state == 'failed' and not mine and string.match(rest, '^([^|]*)') == ARGV[6] then return {'failed', rest} end
   if state == 'held' then
     for _, other in ipairs(redis.call('LRANGE', KEYS[2], -4, -1)) do
@@ -64,12 +68,17 @@ if value and value ~= suspect then
   end
 end
 if not may_own then return {'alone'} end
-value = 'own|' .. ARGV[3] .. '|' .. me .. '|'
-redis.call('SET', KEYS[1], value, 'PX', ARGV[7])
+local answer = {'own', 'own|' .. ARGV[3] .. '|' .. me .. '|'}
+if value then
+  for _, other in ipairs(redis.call('LRANGE', KEYS[2], 0, 7)) do
+    if other ~= me and other ~= node then answer[#answer + 1] = other end
+  end
+end
+redis.call('SET', KEYS[1], answer[2], 'PX', ARGV[7])
 redis.call('DEL', KEYS[2])
 redis.call('RPUSH', KEYS[2], me)
 redis.call('PEXPIRE', KEYS[2], ARGV[8])
-return {'own', value}
+return answer
 """)
 
 # KEYS: lease, askers. ARGV: own value, TTL, this node, TTL of the list. Redis may have lost it: then it is written again.
@@ -97,9 +106,16 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """This node fetches the blob from upstream."""
+    """This node fetches the blob from upstream.
+
+    Attributes:
+        is_new: this call has brought the lease.
+        others: nodes that may have some of the blob, if the lease was taken over.
+    """
 
     value: str
+    is_new: bool = True
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +176,18 @@ class Leases:
         except LinkDown:
             return Alone()
         kind, *rest = (text.decode(errors="replace") for text in found)
-        if kind == "own":
+        if kind in ("own", "owned"):
             self._owned.setdefault(digest, _Lease(rest[0])).value = rest[0]
-            return Own(rest[0])
+            return Own(rest[0], kind == "own", tuple(rest[1:]))
         if kind == "follow":
             return Follow(rest[0], tuple(dict.fromkeys(rest[1:])))
         if kind == "failed" and (failure := decode_failure(rest[0].partition("|")[2])) is not None:
             raise failure
         return Alone()
+
+    def owns(self, digest: Digest) -> bool:
+        """Whether this process has the lease of a blob, as far as it knows."""
+        return digest in self._owned
 
     async def fail(self, digest: Digest, error: UpstreamError, scope: str) -> None:
         """End a lease because upstream failed; other nodes repeat the failure for a moment."""
@@ -209,8 +229,9 @@ class Leases:
             return
         lease.renewed = asyncio.get_running_loop().time()
         if not renewed:
-            # Another node has replaced it: this one goes on for its own readers.
+            # Another node has replaced it: streams from upstream end, and this node follows that one.
             self._owned.pop(digest, None)
+            log.info("lease_lost", digest=str(digest), consequence="this node follows the one that has taken over")
 
     async def _end(self, digest: Digest, value: str, ttl_ms: int) -> None:
         lease = self._owned.pop(digest, None)

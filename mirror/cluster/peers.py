@@ -26,6 +26,8 @@ from mirror.upstream.receiver import open_body
 
 WAIT_HEADER = "X-Mirror-Wait"
 """In a 503 of a node that has nothing to send yet, but expects it."""
+FIRST_HEADER = "X-Mirror-First"
+"""In a 404 of a node that was asked for what has arrived: the position of the first such byte in the requested range."""
 
 _MAX_NODES = 4096
 # A node that waits for upstream itself answers at once or after a moment. It learns within this time whether upstream fails.
@@ -35,9 +37,14 @@ _UNREACHABLE_S, _POISONED_S = 3.0, 600.0
 
 
 class PeerAbsent(UpstreamError):
-    """The node neither holds nor receives the blob."""
+    """The node neither holds nor receives the blob, or the byte that was asked for has not arrived.
+
+    Attributes:
+        first: the position of the first byte that has; None if none has.
+    """
 
     reason = "absent"
+    first: int | None = None
 
 
 class PeerWaiting(UpstreamError):
@@ -94,8 +101,11 @@ class Peers:
             yield found
 
     @contextlib.asynccontextmanager
-    async def blob(self, node: str, wanted: BlobRange) -> AsyncIterator[UpstreamBlob]:
+    async def blob(self, node: str, wanted: BlobRange, *, arrived: bool = False) -> AsyncIterator[UpstreamBlob]:
         """Open the stream of a range of a blob.
+
+        Args:
+            arrived: only of what the node has now; the stream ends where that does.
 
         Raises:
             PeerAbsent, PeerWaiting, PeerBusy: the node has answered so.
@@ -103,6 +113,7 @@ class Peers:
         """
         repository = wanted.repository
         path = f"/v2/{repository.registry}/{repository.path}/blobs/{wanted.digest}?urgency={demand.urgency.get()().name}"
+        path += "&arrived=1" if arrived else ""
         token = self._secret.token(SignedRequest("GET", path, wanted.header, node))
         headers = {"Range": wanted.header, "Authorization": token, "X-Request-Id": request_id.get()}
         url, answered = _url(node, path), False
@@ -200,7 +211,9 @@ async def _raise_for(response: aiohttp.ClientResponse) -> None:
         return
     await drain(response)
     if status == 404:
-        raise PeerAbsent(f"node {host} does not have it")
+        absent, first = PeerAbsent(f"node {host} does not have it"), response.headers.get(FIRST_HEADER, "")
+        absent.first = int(first) if first.isdecimal() and first.isascii() else None
+        raise absent
     if status == 503 and WAIT_HEADER in response.headers:
         raise PeerWaiting(f"node {host} has nothing of it yet")
     if status == 503:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
+from functools import partial
 
 import prometheus_client
 import structlog
@@ -14,19 +15,17 @@ import structlog
 from mirror.cluster.grants import Grants
 from mirror.cluster.lease import Alone, Follow, Leases, Own
 from mirror.cluster.peers import Peers
+from mirror.cluster.salvage import Salvage, SalvagedStream, Upstream
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
 from mirror.download.source import BlobRange, BlobStream
-from mirror.errors import UpstreamError, UpstreamRefusal, UpstreamUnreachable
+from mirror.errors import ConnectionWithdrawn, UpstreamError, UpstreamRefusal, UpstreamUnreachable
 
 log = structlog.get_logger(__name__)
 
 # The search for a node that sends bytes ends, and upstream is asked, before clients give up.
 _TIMEOUT_S = 12.0
 _MAX_BLOBS = 10_000
-
-Upstream = Callable[[], AbstractAsyncContextManager[BlobStream]]
-"""Opens the stream from upstream. Called at most once."""
 
 
 class ClusterSource:
@@ -54,6 +53,7 @@ class ClusterSource:
         self._broken: BoundedCache[Digest, dict[str, str]] = BoundedCache(_MAX_BLOBS)
         # The nodes that have sent bytes of a blob which is not verified yet.
         self._senders: BoundedCache[Digest, frozenset[str]] = BoundedCache(_MAX_BLOBS)
+        self._salvage = Salvage(peers)
         # Streams from upstream that are open, by blob.
         self._open: Counter[Digest] = Counter()
 
@@ -65,12 +65,17 @@ class ClusterSource:
             if isinstance(answer, Own):
                 yield await stack.enter_async_context(self._owned(wanted, upstream))
             elif isinstance(answer, Alone):
-                yield await stack.enter_async_context(upstream())
+                yield await stack.enter_async_context(upstream(wanted.start, wanted.stop))
             else:
                 yield answer
 
+    def follows(self, digest: Digest) -> bool:
+        """Whether the bytes of a blob come from other nodes now."""
+        return digest in self._senders and not self._open[digest]
+
     def penalize(self, digest: Digest) -> bool:
         """Ask the nodes no more that have sent bytes of a blob which are wrong; False if no node has."""
+        self._salvage.forget(digest)
         senders = self._senders.pop(digest) or frozenset()
         for node in senders:
             log.error("node_poisoned", node=node, digest=str(digest), consequence="it is not asked for a while")
@@ -86,8 +91,7 @@ class ClusterSource:
             answer = await self._leases.ask(digest, suspect, scope, may_own=self._is_stored_here(digest))
             if not isinstance(answer, Follow):
                 if suspect and isinstance(answer, Own):
-                    log.info("lease_taken_over", digest=str(digest), at=wanted.start, reason=reason)
-                    self._takeovers.labels(reason).inc()
+                    self._note_takeover(wanted, answer, reason)
                 return answer
             for node in answer.nodes:
                 if node in broken or self._peers.avoids(node):
@@ -104,7 +108,7 @@ class ClusterSource:
         """The stream from a node. If it breaks off, the next stream of the blob comes from elsewhere."""
         async with self._peers.stream(node, wanted) as stream:
             await self._grants.adopt("blob", wanted.repository, wanted.digest, stream.size)
-            self._senders.put(wanted.digest, (self._senders.get(wanted.digest) or frozenset()) | {node})
+            self._note_sender(wanted.digest, node)
             try:
                 yield stream
             except UpstreamError as error:
@@ -118,16 +122,36 @@ class ClusterSource:
         digest = wanted.digest
         async with AsyncExitStack() as stack:
             try:
-                stream = await stack.enter_async_context(upstream())
+                stream = await self._open_owned(wanted, upstream, stack)
             except (UpstreamRefusal, UpstreamError) as error:
                 if not self._open[digest]:
                     await self._end_lease(wanted, error)
                 raise
             self._open[digest] += 1
             stack.callback(self._closed, digest)
-            if wanted.start == 0:
+            if wanted.start == 0 and not self._salvage.nodes(digest):
                 self._senders.pop(digest)
-            yield stream
+            yield _OwnedStream(stream, partial(self._leases.owns, digest))
+            if isinstance(stream, SalvagedStream):
+                for node in stream.senders:
+                    self._note_sender(digest, node)
+
+    async def _open_owned(self, wanted: BlobRange, upstream: Upstream, stack: AsyncExitStack) -> BlobStream:
+        if not self._salvage.nodes(wanted.digest):
+            return await stack.enter_async_context(upstream(wanted.start, wanted.stop))
+        stream = SalvagedStream(self._salvage, wanted, upstream, await stack.enter_async_context(AsyncExitStack()))
+        await stream.open(wanted.start)
+        return stream
+
+    def _note_takeover(self, wanted: BlobRange, taken: Own, reason: str) -> None:
+        """Count a lease that was taken over; further connections of the blob find it taken."""
+        if taken.is_new:
+            log.info("lease_taken_over", digest=str(wanted.digest), at=wanted.start, reason=reason)
+            self._takeovers.labels(reason).inc()
+            self._salvage.note(wanted.digest, taken.others)
+
+    def _note_sender(self, digest: Digest, node: str) -> None:
+        self._senders.put(digest, (self._senders.get(digest) or frozenset()) | {node})
 
     def _closed(self, digest: Digest) -> None:
         self._open[digest] -= 1
@@ -141,3 +165,21 @@ class ClusterSource:
         else:
             # Upstream has refused it to this repository only: the other nodes ask for theirs.
             await self._leases.release(wanted.digest)
+
+
+class _OwnedStream:
+    """A stream from upstream that ends when another node has taken the lease: this node then follows that one."""
+
+    def __init__(self, stream: BlobStream, is_owned: Callable[[], bool]) -> None:
+        self.start, self.size, self.is_partial = stream.start, stream.size, stream.is_partial
+        self._stream = stream
+        self._is_owned = is_owned
+
+    async def blocks(self) -> AsyncIterator[bytes | memoryview]:
+        """See `BlobStream`. Raises ConnectionWithdrawn when the lease is lost."""
+        async for block in self._stream.blocks():
+            yield block
+            # Not kept while the next one is awaited.
+            del block
+            if not self._is_owned():
+                raise ConnectionWithdrawn("another node has taken over")

@@ -176,6 +176,17 @@ class Ingest:
             await self._change(_ASK_AGAIN_S, position)
         return end
 
+    def arrived(self, position: int) -> tuple[int, int] | None:
+        """The first bytes that have arrived, verified or not, from a position on: their start and end; None if there are none."""
+        if self._partial is None or self.size is None:
+            return None
+        end = self._partial.map.available(position)
+        if end <= position:
+            hole = self._partial.map.hole(position)
+            position = position if hole is None else hole[1]
+            end = self._partial.map.available(position) if position < self.size else position
+        return (position, end) if end > position else None
+
     async def committed(self) -> None:
         """Wait until the blob is held under its name; raises MirrorError if that fails."""
         while not isinstance(self._end, Committed):

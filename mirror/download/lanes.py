@@ -142,8 +142,12 @@ class Lanes:
         self._open_more()
 
     def _fail(self, error: UpstreamError | UpstreamRefusal) -> None:
-        self._failures += 1
         log.info("parallel_fetch_failed", digest=str(self._partial.digest), cause=str(error))
+        if isinstance(error, UpstreamError) and error.another:
+            # It says nothing about the next source.
+            self._pause()
+            return
+        self._failures += 1
         if self._failures >= _MAX_FAILURES or isinstance(error, RangeIgnored | UpstreamRateLimited | UpstreamRefusal):
             before = self._width.speed.verdict
             self._width.refuse()

@@ -103,6 +103,10 @@ class HeldBody:
         """One span."""
         yield Span(self._blob.file, start, stop - start)
 
+    def arrived(self, position: int) -> tuple[int, int] | None:
+        """Where the first bytes lie that can be read now, from a position on: all of them."""
+        return (position, self._blob.size) if position < self._blob.size else None
+
     async def stored(self) -> bool:
         """Return at once: it is."""
         return False
@@ -198,6 +202,10 @@ class StreamingBody:
         if self._bypass is not None and position < stop:
             async for block in self._bypass.blocks(position, stop, None if start else self._file):
                 yield block
+
+    def arrived(self, position: int) -> tuple[int, int] | None:
+        """Where the first bytes lie that have arrived, from a position on; None if none have. The size must be known."""
+        return self._ingest.arrived(position)
 
     async def stored(self) -> bool:
         """Wait for the end of the ingest, and of the second try if there is one."""

@@ -11,14 +11,14 @@ import structlog
 from aiohttp import web
 
 from mirror.cache.blobs import Blobs
-from mirror.cluster.peers import WAIT_HEADER
+from mirror.cluster.peers import FIRST_HEADER, WAIT_HEADER
 from mirror.cluster.secret import ClusterSecret
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput, RangeNotSatisfiable
 from mirror.core.hmac_token import InvalidToken, SignedRequest
 from mirror.core.ranges import ByteRange, Full, content_range, parse_range
 from mirror.core.urgency import Urgency
-from mirror.download.reader import Body
+from mirror.download.reader import Body, HeldBody, StreamingBody
 from mirror.errors import MirrorError, StorageError, UpstreamRefusal
 from mirror.listener import oci_errors
 from mirror.listener.oci_errors import Problem
@@ -33,6 +33,19 @@ log = structlog.get_logger(__name__)
 _UNSIGNED = Problem(401, "UNAUTHORIZED", "not a node of this cluster", "the request is not signed with the secret of the cluster")
 _WAITING = Problem(503, "UNAVAILABLE", "no byte yet", "upstream has not answered this node yet", {WAIT_HEADER: "1"})
 _STOPPING = Problem(503, "UNAVAILABLE", "this node takes no more requests", "it is stopping, or cannot store the blob")
+
+
+class _NotArrived(Exception):
+    """The byte that was asked for has not arrived.
+
+    Attributes:
+        problem: the answer.
+    """
+
+    def __init__(self, first: int | None) -> None:
+        super().__init__()
+        headers = {} if first is None else {FIRST_HEADER: str(first)}
+        self.problem = Problem(404, "BLOB_UNKNOWN", "not arrived", "this node has other bytes of the blob at most", headers)
 
 
 class PeerApi:
@@ -89,9 +102,13 @@ class PeerApi:
                 async with while_connected(request, self._wait_s):
                     size = await body.sized()
                     part = _part(wanted, size)
+                    if route.parameter("arrived"):
+                        part = _arrived(part, body)
                     await body.ready(part.start, part.stop)
             except TimeoutError:
                 return problem_response(_WAITING, name)
+            except _NotArrived as found:
+                return problem_response(found.problem, name)
             response = ReadyResponse(_rendered(part, size), name)
             await response.prepare(request)
             await self._send(request, response, body, part)
@@ -114,6 +131,14 @@ def _part(wanted: str, size: int) -> ByteRange:
     """The range of a request; the whole blob without one. Raises RangeNotSatisfiable."""
     found = parse_range(wanted or None, size) if size else Full()
     return ByteRange(0, size) if isinstance(found, Full) else found[0]
+
+
+def _arrived(part: ByteRange, body: HeldBody | StreamingBody) -> ByteRange:
+    """The beginning of a range, as far as it has arrived. Raises _NotArrived."""
+    start, stop = body.arrived(part.start) or (part.stop, part.stop)
+    if start != part.start:
+        raise _NotArrived(start if start < part.stop else None)
+    return ByteRange(start, min(stop, part.stop))
 
 
 def _rendered(part: ByteRange, size: int) -> Rendered:

@@ -10,14 +10,22 @@ from mirror.cluster.peers import BlobRange, PeerAbsent
 from mirror.cluster.source import ClusterSource
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
-from mirror.errors import NotFound, UpstreamDisconnected, UpstreamFailing
+from mirror.errors import ConnectionWithdrawn, NotFound, UpstreamDisconnected, UpstreamFailing
 
 DIGEST = Digest.of(b"x")
 WANTED = BlobRange(Repository.parse("docker.io", "library/app"), DIGEST, 0, None)
 
 
 class Stream:
-    size, start, is_partial = 1, 0, True
+    """A part of a blob of 100 bytes."""
+
+    size, is_partial = 100, True
+
+    def __init__(self, start=0, stop=None):
+        self.start, self._stop = start, stop or self.size
+
+    async def blocks(self):
+        yield bytes(range(self.start, self._stop))
 
 
 class World:
@@ -27,6 +35,8 @@ class World:
         self.answers = list(answers)
         self.nodes = nodes
         self.events = []
+        self.is_owner = True
+        self.has = {}
         self.takeovers = Counter("takeovers", "", ["reason"], registry=CollectorRegistry())
         self.source = ClusterSource(self, self, self, lambda digest: True, self.takeovers)
 
@@ -39,6 +49,9 @@ class World:
 
     async def release(self, digest):
         self.events.append("release")
+
+    def owns(self, digest):
+        return self.is_owner
 
     def avoids(self, node):
         return False
@@ -53,6 +66,19 @@ class World:
             raise self.nodes[node]
         yield Stream()
 
+    @contextlib.asynccontextmanager
+    async def blob(self, node, wanted, *, arrived):
+        """What has arrived at a node: the ranges that the test says."""
+        assert arrived
+        for start, stop in self.has[node]:
+            if start <= wanted.start < stop:
+                self.events.append(f"{node} {wanted.start}-{stop}")
+                yield Stream(wanted.start, stop)
+                return
+        absent = PeerAbsent("nothing")
+        absent.first = min((start for start, _ in self.has[node] if start > wanted.start), default=None)
+        raise absent
+
     def scope(self, repository):
         return ""
 
@@ -63,14 +89,14 @@ class World:
         return True
 
     @contextlib.asynccontextmanager
-    async def upstream(self, error=None):
-        self.events.append("upstream")
+    async def upstream(self, error=None, start=0, stop=None):
+        self.events.append("upstream" if (start, stop) == (0, None) else f"upstream {start}-{stop or ''}")
         if error is not None:
             raise error
-        yield Stream()
+        yield Stream(start, stop)
 
     async def opened(self, during=None, error=None):
-        async with self.source.open(WANTED, lambda: self.upstream(error)):
+        async with self.source.open(WANTED, lambda start, stop: self.upstream(error, start, stop)):
             if during is not None:
                 raise during
 
@@ -130,7 +156,7 @@ async def test_refusal_of_upstream_frees_the_lease():
 async def test_failure_beside_an_open_stream_changes_nothing():
     """A further connection of a blob fails while the first one brings it."""
     world = World(Own("v"), Own("v"))
-    async with world.source.open(WANTED, world.upstream):
+    async with world.source.open(WANTED, lambda start, stop: world.upstream()):
         with pytest.raises(UpstreamFailing):
             await world.opened(error=UpstreamFailing("503"))
     assert world.events == ["ask", "upstream", "ask", "upstream"]
@@ -151,3 +177,69 @@ async def test_upstream_is_blamed_for_its_own_bytes():
     await world.opened()
     await world.opened()
     assert not world.source.penalize(DIGEST)
+
+
+def taken_over(world, *others):
+    """Make the world one in which the owner has failed, and this node has the lease now."""
+    world.answers += [Follow("v", ("owner",)), Own("w", others=others)]
+    world.nodes["owner"] = UpstreamDisconnected("cut")
+
+
+async def read(world):
+    async with world.source.open(WANTED, lambda start, stop: world.upstream(None, start, stop)) as stream:
+        return b"".join([bytes(block) async for block in stream.blocks()])
+
+
+async def test_new_owner_reads_from_upstream_only_what_nobody_has():
+    """Bytes of the other followers first, holes between them by ranges."""
+    world = World()
+    taken_over(world, "a", "b")
+    world.has = {"a": [(0, 20), (60, 70)], "b": [(10, 30)]}
+    assert await read(world) == bytes(range(100))
+    assert world.events[3:] == ["a 0-20", "b 20-30", "upstream 30-60", "a 60-70", "upstream 70-"]
+    assert world.takeovers.labels("cut")._value.get() == 1
+    # If the digest is wrong, those who have sent bytes are known.
+    assert world.source.penalize(DIGEST)
+    assert sorted(world.events[-2:]) == ["poisoned a", "poisoned b"]
+
+
+async def test_node_that_fails_is_not_asked_again_for_what_it_had():
+    world = World()
+    taken_over(world, "a", "b")
+    world.has = {"a": [(0, 50)], "b": [(20, 40)]}
+    broken = Stream(0, 30)
+
+    async def blocks():
+        yield bytes(range(20))
+        raise UpstreamDisconnected("cut")
+
+    broken.blocks = blocks
+
+    @contextlib.asynccontextmanager
+    async def first(node, wanted, *, arrived):
+        world.blob = blob
+        yield broken
+
+    blob, world.blob = world.blob, first
+    assert await read(world) == bytes(range(100))
+    assert world.events[3:] == ["b 20-40", "upstream 40-"]
+
+
+async def test_another_connection_of_the_new_owner_counts_no_takeover():
+    world = World()
+    taken_over(world)
+    await read(world)
+    world.answers += [Follow("v", ("owner",)), Own("w", is_new=False)]
+    await read(world)
+    assert world.takeovers.labels("cut")._value.get() == 1
+
+
+async def test_stream_of_a_lost_lease_ends():
+    """The node follows the new owner then, and upstream sends nothing twice for longer than that."""
+    world = World(Own("v"))
+    async with world.source.open(WANTED, lambda start, stop: world.upstream()) as stream:
+        blocks = stream.blocks()
+        await anext(blocks)
+        world.is_owner = False
+        with pytest.raises(ConnectionWithdrawn):
+            await anext(blocks)

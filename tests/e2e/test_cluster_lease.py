@@ -83,7 +83,8 @@ async def test_one_of_many_owns(node):
 async def test_owner_keeps_its_lease(node):
     """A second connection of the same node, or another of its workers, fetches, too."""
     first = await ask(node("a"))
-    assert await ask(node("a")) == first
+    again = await ask(node("a"))
+    assert (again.value, again.is_new) == (first.value, False)
 
 
 async def test_tree(node):
@@ -114,6 +115,13 @@ async def test_one_of_those_who_suspect_takes_over(node):
     assert {answer.value for answer in answers if isinstance(answer, Follow)} == {own.value}
     # Who was suspected follows the new owner.
     assert isinstance(await ask(node("a")), Follow)
+
+
+async def test_new_owner_learns_who_may_have_some_of_it(node):
+    """All that have asked the one that has failed."""
+    for name in "abcd":
+        seen = await ask(node(name))
+    assert (await ask(node("d"), seen.value)).others == ("b", "c")
 
 
 async def test_old_suspicion_changes_nothing(node):

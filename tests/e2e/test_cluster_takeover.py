@@ -1,0 +1,63 @@
+"""What a takeover of a lease costs: a new owner gets from other nodes what they have, and upstream sends little twice."""
+
+import asyncio
+
+import pytest
+
+from tests.e2e.harness.cluster import RedisServer, cluster
+from tests.e2e.test_cluster import gets, right
+from tests.fakehub import Rule
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.e2e
+
+APP = "library/app"
+MIB = 1 << 20
+
+
+@pytest.fixture
+def redis(tmp_path):
+    """A Redis of its own."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def anonymous(hub):
+    """The hub without tokens and redirects: each blob is one request."""
+    hub.auth, hub.redirect_blobs = "none", False
+    return hub
+
+
+async def test_new_owner_takes_what_others_have(anonymous, redis, tmp_path):
+    """A node takes a lease over before it has a byte: upstream is asked for what no other node has.
+
+    The one that has lost the lease notices, and follows.
+    """
+    blob = anonymous.add_synthetic_blob(APP, 30 * MIB, 7)
+    anonymous.add_image(APP, "1", [blob])
+    first = anonymous.gate(Rule(kind="blob", method="GET"), after=12 * MIB)
+    async with cluster(anonymous, tmp_path, redis, count=2) as (loser, taker):
+        pulls = [await loser.blob(APP, blob.digest)]
+        await pulls[0].read(11 * MIB)
+        second = anonymous.gate(Rule(kind="blob", method="GET"), after=2 * MIB)
+        (key,) = await redis.command("keys", "*:b:*")
+        # As if an owner that is gone had had the lease, and this node had only followed.
+        gone = "http://127.0.0.1:1"
+        await redis.command("set", key, f"own|x|{gone}|", "px", "60000")
+        await redis.command("lpush", key.replace(":b:", ":at:"), gone)
+        pulls.append(await taker.blob(APP, blob.digest))
+        await pulls[1].read(11 * MIB)
+        await eventually(lambda: len(gets(anonymous, blob.digest)) == 2, "upstream asked for the rest")
+        await loser.logged("lease_lost")
+        first.release()
+        # Its stream from upstream ends at the first byte after it has learned that the lease is lost.
+        second.release()
+        bodies = await asyncio.gather(*(pull.rest() for pull in pulls))
+        assert all(right(body, blob.digest) for body in bodies)
+        lost, more = gets(anonymous, blob.digest)
+        assert int(more.range.removeprefix("bytes=").partition("-")[0]) >= 11 * MIB
+        # Twelve, and what the buffers of a connection take.
+        assert lost.body_bytes_sent < 20 * MIB
+        assert taker.log.count("lease_taken_over") == 1
