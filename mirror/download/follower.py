@@ -16,6 +16,8 @@ from mirror.errors import DigestMismatch, FlushFailed, StorageError
 from mirror.storage.coordination import wait
 
 _MAX_PAUSE_S = 0.03
+# Until the first byte, for which clients and other nodes wait, the map is read more often.
+_FIRST_BYTE_PAUSE_S, _FIRST_BYTE_TIMEOUT_S = 0.003, 5.0
 
 
 class Follower:
@@ -44,8 +46,12 @@ class Follower:
         Raises:
             MirrorError: the other process hangs, or has discarded the file.
         """
+        await wait(self._has_begun, _FIRST_BYTE_TIMEOUT_S, _FIRST_BYTE_PAUSE_S)
         await wait(self._has_ended, math.inf, _MAX_PAUSE_S)
         return None if self._is_driver else self._ended(self._partial.digest)
+
+    def _has_begun(self) -> bool:
+        return self._has_ended() or self._partial.map.received() > 0
 
     def _has_ended(self) -> bool:
         """Look once: whether this process is the driver now, or the file has lost its name; raises like `run`."""
