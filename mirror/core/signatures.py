@@ -8,6 +8,8 @@ import re
 from typing import Final
 
 from mirror.core.digest import Digest
+from mirror.core.manifest import Manifest
+from mirror.core.media import strip_parameters
 from mirror.core.names import Tag
 
 _SUFFIXES: Final = ("", ".sig", ".att", ".sbom")
@@ -26,3 +28,26 @@ def subject_of(tag: Tag) -> Digest | None:
     """The manifest that a tag is about, if it is one of those."""
     match = _TAG.fullmatch(tag.value)
     return None if match is None else Digest.parse(f"sha256:{match[1]}")
+
+
+# Layers of signatures, attestations and SBOMs: sigstore/cosign, specs/; notaryproject/specifications, signature-specification.md;
+# in-toto; SPDX; CycloneDX. None is a layer that a runtime unpacks.
+_ATTACHED_LAYERS: Final = (
+    "application/vnd.dev.cosign.simplesigning.v1+json",
+    "application/vnd.dev.sigstore.bundle",
+    "application/vnd.dsse.envelope.v1+json",
+    "application/vnd.in-toto+json",
+    "application/jose+json",
+    "application/cose",
+    "application/vnd.cyclonedx",
+    "application/vnd.syft+json",
+    "application/spdx",
+    "text/spdx",
+    "spdx+",
+)
+
+
+def is_attachment(manifest: Manifest) -> bool:
+    """Whether a manifest holds nothing but signatures, attestations and SBOMs, so that nobody can run it."""
+    layers = [blob for blob in manifest.blobs if blob is not manifest.config]
+    return bool(layers) and all(strip_parameters(layer.media_type).startswith(_ATTACHED_LAYERS) for layer in layers)

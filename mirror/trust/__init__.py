@@ -1,0 +1,1 @@
+"""Signatures of manifests: keys, identities, and the verdict about a digest. Fetches nothing."""
