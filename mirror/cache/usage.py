@@ -7,6 +7,7 @@ manifests: eviction never removes a part before the manifest that needs it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mirror.core.digest import Digest
@@ -29,9 +30,14 @@ class _Noted:
 
 
 class Usage:
-    """The manifests and blobs used since the last `write`."""
+    """The manifests and blobs used since the last `write`.
+
+    Attributes:
+        on_use: called in a thread with each digest whose use is written, and the time of the use.
+    """
 
     def __init__(self) -> None:
+        self.on_use: Callable[[Digest, float], None] = lambda *_: None
         self._manifests: dict[tuple[Repository, Reference], _Noted] = {}
         self._blobs: dict[Digest, float] = {}
 
@@ -67,11 +73,15 @@ class Usage:
             if isinstance(reference, Tag):
                 index.tags.note_pull(repository, reference, noted.when, noted.times)
         for digest, when in list(blobs.items()):
-            files.touch(digest, when)
+            self._touch(files, digest, when)
         for digest, when in latest.items():
             reached = reach(files, [digest])
             for blob in reached.blobs:
-                files.touch(blob, when + 2 * _PART_DELAY_S)
+                self._touch(files, blob, when + 2 * _PART_DELAY_S)
             for manifest in reached.manifests - {digest}:
-                files.touch(manifest, when + _PART_DELAY_S)
-            files.touch(digest, when)
+                self._touch(files, manifest, when + _PART_DELAY_S)
+            self._touch(files, digest, when)
+
+    def _touch(self, files: BlobFiles, digest: Digest, when: float) -> None:
+        files.touch(digest, when)
+        self.on_use(digest, when)

@@ -61,6 +61,29 @@ class Keys:
         """The stream of what all nodes have to know."""
         return self._key("ev")
 
+    def stored(self, digest: Digest) -> str:
+        """The bytes of an object in the bucket."""
+        return self._key(f"s3:{digest}")
+
+    @property
+    def todo(self) -> str:
+        """The digests of objects that a node writes or deletes, by the time until which it may."""
+        return self._key("todo")
+
+    @property
+    def used(self) -> str:
+        """The digests of objects by their last use."""
+        return self._key("used")
+
+    @property
+    def objects_size(self) -> str:
+        """The bytes of all objects."""
+        return self._key("s3bytes")
+
+    def leader(self, work: str) -> str:
+        """The node that does work for the whole cluster."""
+        return self._key(f"lead:{work}")
+
     @property
     def nodes(self) -> str:
         """The nodes by the time of their last beat."""

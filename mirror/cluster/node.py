@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from mirror.aio import together
 from mirror.cluster.grants import Grants
+from mirror.cluster.leader import LeaderLease
 from mirror.cluster.lease import Leases
 from mirror.cluster.link import Link
 from mirror.cluster.manifests import SharedManifests, Turn
 from mirror.cluster.members import Members
+from mirror.cluster.objects import SharedFacts
 from mirror.cluster.refusals import Refusals
 from mirror.cluster.secret import ClusterSecret
 from mirror.cluster.source import ClusterSource
@@ -38,6 +40,8 @@ class ClusterNode:
         name: the URL of its address for other nodes.
         http: the client for other nodes.
         scopes: by registry; see `scope_of`.
+        objects: what the nodes know of a bucket that they share.
+        sweep_leader: elects the node that keeps the limit of that bucket.
     """
 
     name: str
@@ -52,6 +56,8 @@ class ClusterNode:
     refusals: Refusals
     http: Http
     scopes: dict[str, str]
+    objects: SharedFacts
+    sweep_leader: LeaderLease
 
     def configure(self, registries: Mapping[str, RegistryConfig]) -> None:
         """Use the registries of a configuration from now on."""

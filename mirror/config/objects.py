@@ -50,6 +50,7 @@ class ObjectsConfig(Section):
     ca_file: CertificatesFile | None = None
     # In YAML 1.1 an `off` without quotes is false.
     write: Annotated[Literal["owner", "off"], BeforeValidator(lambda value: "off" if value is False else value)] = "owner"
+    max_size: Size = 20 << 40
     min_size: Size = 0
     max_rate: Size = 200 << 20
 

@@ -49,6 +49,7 @@ class PurgeResult:
     Attributes:
         size: bytes of the files.
         images: the names of the removed tags, and of the removed manifests without a tag, sorted.
+        digests: everything that the removed images needed, whether it was cached or not, and whether others need it or not.
     """
 
     tags: int
@@ -56,6 +57,7 @@ class PurgeResult:
     blobs: int
     size: int
     images: tuple[str, ...] = ()
+    digests: frozenset[Digest] = frozenset()
 
 
 _Entry: TypeAlias = tuple[Repository, Tag, TagRecord]
@@ -119,7 +121,8 @@ class Purge:
         manifests = self._remove(lost.manifests, reliable)
         blobs = self._remove(lost.blobs - lost.manifests, reliable)
         self._generation.change()
-        return PurgeResult(len(deleted), len(manifests), len(blobs), sum(manifests) + sum(blobs), images)
+        size, digests = sum(manifests) + sum(blobs), lost.manifests | lost.blobs
+        return PurgeResult(len(deleted), len(manifests), len(blobs), size, images, digests)
 
     # ---- what is removed
 
@@ -210,6 +213,8 @@ class Purge:
         Returns the names that have not changed meanwhile, which are deleted.
         """
         deleted = [entry for entry in tags if self._index.tags.delete_unchanged(*entry)]
+        for repository, tag, _ in deleted:
+            self._index.tags.on_news(repository, tag)
         released = [row for row in rows if self._index.change(partial(self._release, *row, began))]
         for part in {part for row in released for part in self._parts(*row)}:
             self._index.change(partial(self._index.release_part, *part))

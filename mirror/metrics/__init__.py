@@ -209,6 +209,10 @@ class Metrics:
         self.source_bytes = self._counter("source_bytes", "Bytes of blobs by where they came from", "source")
         self.objects_up = self._gauge("objects_up", Across.LEAST, "0 while the bucket of objects does not answer")
         self.objects_owed = self._gauge("objects_owed", Across.LARGEST, "Blobs and manifests that are not in the bucket yet")
+        self.objects_bytes = self._gauge("objects_bytes", Across.LARGEST, "Bytes of all blobs and manifests in the bucket")
+        self.objects_limit_bytes = self._gauge("objects_limit_bytes", Across.LARGEST, "Bytes that the bucket may take")
+        self.objects_deleted = self._counter("objects_deleted", "Objects that were deleted to keep max_size, or after a purge")
+        self.objects_deleted_bytes = self._counter("objects_deleted_bytes", "Bytes of such objects")
         self.objects_requests = self._counter("objects_requests", "Requests to the bucket of objects", "op", "status")
         self.objects_up.set(1)
         for op, status in (("get", "ok"), ("get", "absent"), ("get", "error"), ("put", "ok"), ("put", "error")):

@@ -4,48 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
 import obstore
-import structlog
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 from prometheus_client import Counter
 
-from mirror.core.breaker import Admission, Breaker
-from mirror.errors import UpstreamDisconnected, UpstreamError, UpstreamProtocolError, UpstreamTimeout
+from mirror.errors import UpstreamDisconnected, UpstreamProtocolError, UpstreamTimeout
 from mirror.objects.address import BucketAddress, KeyFile
+from mirror.objects.calls import Call, CallFailed, GuardedCalls, ObjectAbsent, ObjectsUnavailable
 from mirror.objects.keys import LAYOUT_KEY
 
 T = TypeVar("T")
-
-log = structlog.get_logger(__name__)
 
 PART_BYTES = 8 << 20
 PARTS_AT_ONCE = 4
 # The most that S3 takes for one object.
 _MAX_PARTS = 10_000
 _BLOCK_BYTES = 256 << 10
-_LONGEST_PAUSE_S = 60.0
 _CAUSE_CHARACTERS = 200
 _DENIED = (PermissionDeniedError, UnauthenticatedError)
-
-
-class ObjectsUnavailable(UpstreamError):
-    """The bucket does not answer, or refuses to."""
-
-    reason = "objects"
-
-
-class ObjectAbsent(UpstreamError):
-    """The bucket has no such object, or not these bytes of it."""
-
-    reason = "absent"
+# Of a service that answers something at least: its own time limits are shorter.
+_CLIENT_TIMEOUT_S = 3600
+_PAGE_OBJECTS = 1000
 
 
 @dataclass(frozen=True)
@@ -57,6 +43,20 @@ class SmallObject:
     metadata: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object as a list names it.
+
+    Attributes:
+        key: its name, without the prefix of the bucket.
+        written: in seconds since the epoch.
+    """
+
+    key: str
+    size: int
+    written: float
+
+
 class Bucket:
     """Reads and writes objects. `run` has to run beside: it finds out when a bucket that has failed is back.
 
@@ -66,26 +66,17 @@ class Bucket:
 
     def __init__(self, address: BucketAddress, requests: Counter) -> None:
         self._address = address
-        self._requests = requests
+        self._calls = GuardedCalls(address.bucket, requests)
         self._store = _store(address)
-        self._breaker = Breaker(longest=_LONGEST_PAUSE_S)
-        self._failed = asyncio.Event()
 
     @property
     def is_up(self) -> bool:
         """Whether the bucket answers, as far as is known."""
-        return self._breaker.is_closed
+        return self._calls.is_up
 
     async def run(self) -> None:
         """Ask a bucket that has failed from time to time, until cancelled."""
-        while True:
-            await self._failed.wait()
-            await asyncio.sleep(self._breaker.wait(time.monotonic()))
-            with contextlib.suppress(UpstreamError):
-                await self.check(trial=True)
-            if self._breaker.is_closed:
-                self._failed.clear()
-                log.info("objects_up", bucket=self._address.bucket)
+        await self._calls.run(partial(self.check, trial=True))
 
     async def check(self, *, trial: bool = False) -> None:
         """Ask whether the bucket answers. Raises ObjectsUnavailable.
@@ -112,7 +103,7 @@ class Bucket:
         result = await self._call("get", get, self._address.answer_s)
         if result.range[0] != start:
             raise ObjectsUnavailable(f"the bucket answers from byte {result.range[0]} where {start} was asked for")
-        yield ObjectStream(result, self._address.stall_s, self._broke_off)
+        yield ObjectStream(result, self._address.stall_s, self._calls.broke_off)
 
     async def read(self, key: str, limit: int) -> SmallObject:
         """Read a whole object. Raises like `open`, and ObjectAbsent if it is longer than `limit` bytes."""
@@ -127,11 +118,11 @@ class Bucket:
 
     # ---- writing
 
-    async def put(self, key: str, data: bytes, attributes: Mapping[str, str], *, replace: bool = False) -> None:
-        """Write an object of at most `PART_BYTES`; one that exists stays unless `replace`. Raises ObjectsUnavailable."""
+    async def put(self, key: str, data: bytes, attributes: Mapping[str, str], *, replace: bool = False) -> bool:
+        """Write an object of at most `PART_BYTES`; False if it exists, and stays unless `replace`. Raises ObjectsUnavailable."""
         mode: Any = "overwrite" if replace else "create"
         put = partial(obstore.put_async, self._store, key, data, attributes=dict(attributes), use_multipart=False, mode=mode)
-        await self._call("put", put, self._address.part_s)
+        return await self._call("put", put, self._address.part_s) is not None
 
     async def put_parts(self, key: str, pieces: AsyncIterator[bytes], size: int, attributes: Mapping[str, str]) -> None:
         """Write a large object; nothing of it is visible before its end. Ends early only by an error of `pieces`.
@@ -161,6 +152,23 @@ class Bucket:
         with contextlib.suppress(ObjectAbsent):
             await self._call("delete", partial(obstore.delete_async, self._store, key), self._address.answer_s)
 
+    # ---- the whole
+
+    async def pages(self, prefix: str) -> AsyncGenerator[Sequence[ListedObject], None]:
+        """Yield all objects whose names begin with a prefix, many at a time. Raises ObjectsUnavailable.
+
+        Args:
+            prefix: whole components of a name: `a/b` begins `a/b/c`, and not `a/bc`.
+        """
+        listed = aiter(obstore.list(self._store, prefix, chunk_size=_PAGE_OBJECTS))
+        while page := await self._call("list", partial(_next_page, listed), self._address.part_s):
+            yield [ListedObject(str(one["path"]), int(one["size"]), _seconds(one["last_modified"])) for one in page]
+
+    async def signed_url(self, key: str, seconds: float) -> str:
+        """Return a URL by which anybody may GET an object for some seconds. Raises ObjectsUnavailable."""
+        sign = partial(obstore.sign_async, self._store, "GET", key, timedelta(seconds=seconds))
+        return str(await self._call("sign", sign, self._address.answer_s))
+
     async def _read(self, key: str, limit: int) -> SmallObject:
         result = await obstore.get_async(self._store, key)
         if result.meta["size"] > limit:
@@ -171,53 +179,9 @@ class Bucket:
     async def _head(self, key: str) -> int:
         return int((await obstore.head_async(self._store, key))["size"])
 
-    # ---- failures
-
     async def _call(self, op: str, work: Callable[[], Awaitable[T]], timeout_s: float, *, trial: bool = False) -> T:
-        admission = self._breaker.reserve() if trial else Admission.NORMAL
-        if not trial and not self._breaker.is_closed:
-            raise ObjectsUnavailable("the bucket has failed a moment ago")
-        try:
-            async with asyncio.timeout(timeout_s):
-                result = await work()
-        except AlreadyExistsError:
-            self._succeeded(op, "exists")
-            return None  # type: ignore[return-value]
-        except (BaseError, OSError, TimeoutError) as error:
-            raise self._failure(op, error, admission) from error
-        except BaseException:
-            self._breaker.released(admission)
-            raise
-        self._succeeded(op, "ok")
-        return result
-
-    def _succeeded(self, op: str, status: str) -> None:
-        self._requests.labels(op, status).inc()
-        self._breaker.succeeded()
-
-    def _failure(self, op: str, error: BaseException, admission: Admission) -> UpstreamError:
-        cause = _cause(error)
-        if _is_about_object(error):
-            self._succeeded(op, "absent")
-            return ObjectAbsent(cause)
-        if isinstance(error, TimeoutError):
-            status, cause = "timeout", "no answer within the time limit"
-        else:
-            status = "denied" if isinstance(error, _DENIED) else "error"
-        self._requests.labels(op, status).inc()
-        self._note_failure(cause, admission, grave=status != "error" or "error sending request" in cause)
-        return ObjectsUnavailable(f"the bucket {self._address.bucket}: {cause}")
-
-    def _broke_off(self, cause: str) -> None:
-        self._requests.labels("get", "cut").inc()
-        self._note_failure(cause, Admission.NORMAL, grave=True)
-
-    def _note_failure(self, cause: str, admission: Admission, *, grave: bool) -> None:
-        was_up = self.is_up
-        if self._breaker.failed(time.monotonic(), admission, grave=grave):
-            self._failed.set()
-            if was_up:
-                log.warning("objects_down", bucket=self._address.bucket, cause=cause, consequence="upstream is asked instead")
+        call = Call(op, timeout_s, is_trial=trial)
+        return await self._calls.make(call, partial(_translated, work))
 
 
 class ObjectStream:
@@ -262,10 +226,23 @@ class ObjectStream:
             raise UpstreamDisconnected(f"the bucket: {_cause(error)}") from error
 
 
+async def _next_page(pages: AsyncIterator[Any]) -> Sequence[Any]:
+    # Not with a default: the iterator of the library fails then.
+    try:
+        page: Sequence[Any] = await anext(pages)
+    except StopAsyncIteration:
+        return ()
+    return page
+
+
+def _seconds(when: datetime) -> float:
+    return when.timestamp()
+
+
 def _store(address: BucketAddress) -> S3Store:
     options: Any = {
         "connect_timeout": f"{address.answer_s:g}s",
-        "timeout": f"{_LONGEST_PAUSE_S * 60:g}s",
+        "timeout": f"{_CLIENT_TIMEOUT_S}s",
         "read_timeout": f"{address.part_s:g}s",
         "allow_http": (address.endpoint or "").startswith("http:"),
     }
@@ -288,12 +265,29 @@ def _store(address: BucketAddress) -> S3Store:
     )
 
 
+async def _translated(work: Callable[[], Awaitable[T]]) -> T | None:
+    """The result of a call; None if the object exists already. Raises CallFailed, or ObjectAbsent."""
+    try:
+        return await work()
+    except AlreadyExistsError:
+        return None
+    except (BaseError, OSError) as error:
+        if _is_about_object(error):
+            raise ObjectAbsent(_cause(error)) from error
+        raise CallFailed(_cause(error), is_denied=_is_denied(error)) from error
+
+
 def _is_about_object(error: BaseException) -> bool:
     """Whether an error says that an object, or a range of it, does not exist."""
     text = str(error)
     if isinstance(error, FileNotFoundError):
         return "NoSuchBucket" not in text
     return "416 Range Not Satisfiable" in text
+
+
+def _is_denied(error: BaseException) -> bool:
+    # The error of a list has no type of its own.
+    return isinstance(error, _DENIED) or "403 Forbidden" in str(error)
 
 
 def _cause(error: BaseException) -> str:

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mirror.aio import together
 from mirror.config.sections import RegistryConfig
+from mirror.core.digest import Digest
 from mirror.core.scope import scope_of
-from mirror.objects.bucket import Bucket
+from mirror.objects.owed import OwedUploads
 from mirror.objects.reader import ObjectReader
+from mirror.objects.sweeper import Sweeper
 from mirror.objects.uploader import Uploader
+from mirror.objects.use_report import UseReport
+from mirror.storage.coordination import LeaderLock
+
+
+@dataclass(frozen=True)
+class BucketWriter:
+    """What writes to a bucket. One process of a store does.
+
+    Attributes:
+        lock: the path of the lock by which that process is elected.
+        beside: runs in that process, too.
+    """
+
+    uploader: Uploader
+    sweeper: Sweeper
+    owed: OwedUploads
+    lock: str
+    beside: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    async def run(self) -> None:
+        """Upload and sweep until cancelled, once this process is elected."""
+        with contextlib.closing(LeaderLock(self.lock)) as leader:
+            await leader.elected()
+            beside = [] if self.beside is None else [self.beside()]
+            await together([self.uploader.run(), self.sweeper.run(), *beside])
 
 
 @dataclass(frozen=True)
@@ -18,35 +47,47 @@ class Objects:
     """The bucket behind a store. It outlives reloads.
 
     Attributes:
-        uploader: None if the bucket is only read.
+        writer: None if the bucket is only read.
     """
 
-    bucket: Bucket
     reader: ObjectReader
-    uploader: Uploader | None
+    uses: UseReport
+    writer: BucketWriter | None
 
     def configure(self, registries: Mapping[str, RegistryConfig]) -> None:
         """Use the registries of a configuration from now on."""
         scopes = {name: scope_of(name, entry.upstreams, None) for name, entry in registries.items() if entry.username is None}
         self.reader.scopes = scopes
-        if self.uploader is not None:
-            self.uploader.scopes = scopes
+        if self.writer is not None:
+            self.writer.uploader.scopes = scopes
 
     @property
     def owed(self) -> int:
         """Uploads that are still to be made, as far as this process knows."""
-        return 0 if self.uploader is None else self.uploader.count
+        return 0 if self.writer is None else self.writer.uploader.count
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blobs and manifests in the bucket; 0 in processes that do not know."""
+        return 0 if self.writer is None else self.writer.sweeper.size or 0
+
+    def note_purged(self, digests: Collection[Digest]) -> None:
+        """Have content deleted from the bucket that was purged from the store. Blocks."""
+        if self.writer is not None:
+            self.writer.owed.add_purged(digests)
 
     def describe(self) -> dict[str, object]:
         """Return the state for operators: `up` or `down`, and the uploads that are owed."""
-        return {"objects": "up" if self.bucket.is_up else "down", "owed": self.owed}
+        return {"objects": "up" if self.reader.is_up else "down", "owed": self.owed}
 
     async def run(self) -> None:
-        """Upload, and watch the bucket, until cancelled."""
-        uploading = [] if self.uploader is None else [self.uploader.run()]
-        await together([self.bucket.run(), self.reader.run(), *uploading])
+        """Upload, sweep, and watch the bucket, until cancelled."""
+        writing = [] if self.writer is None else [self.writer.run()]
+        await together([self.reader.bucket.run(), self.reader.run(), self.uses.run(), *writing])
 
     async def close(self) -> None:
-        """End the running upload."""
-        if self.uploader is not None:
-            await self.uploader.close()
+        """End the running upload, and report the last uses."""
+        with contextlib.suppress(TimeoutError):
+            await self.uses.report()
+        if self.writer is not None:
+            await self.writer.uploader.close()

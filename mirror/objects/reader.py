@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 
 import structlog
 
@@ -20,16 +21,20 @@ from mirror.core.names import Repository, Tag
 from mirror.download.source import BlobRange, BlobStream
 from mirror.errors import UpstreamError
 from mirror.objects.bucket import Bucket, ObjectStream
+from mirror.objects.calls import ObjectAbsent
 from mirror.objects.keys import SCOPES, blob_key, manifest_key, tag_key
+from mirror.objects.tag_reach import MAX_TAG_BYTES
+from mirror.objects.use_report import UseReport
 from mirror.storage.rows import MALFORMED, Kind
 
 log = structlog.get_logger(__name__)
 
 _MAX_BLOBS = 10_000
-_MAX_TAG_BYTES = 4096
-_MAX_WRONG = 1000
+_MAX_NEWS = 1000
 # An object that broke off is left alone for a moment, a wrong one for longer.
 _BROKEN_S, _WRONG_S = 30.0, 600.0
+# An object that is found is recorded once in this time.
+_FOUND_S = 3600.0
 
 Upstream = Callable[[], AbstractAsyncContextManager[BlobStream]]
 """Opens the stream from upstream. Called at most once."""
@@ -43,6 +48,7 @@ class ObjectReader:
     """Opens streams of blobs from the bucket, or from upstream if the bucket has none.
 
     Args:
+        uses: told what is read.
         received: counts the bytes of blobs.
         published: told what a registry has published, by those who have uploaded it.
         may_delete: delete objects that are wrong.
@@ -51,25 +57,26 @@ class ObjectReader:
         scopes: the scopes of registries without an account; see `mirror.core.scope.scope_of`.
     """
 
-    def __init__(self, bucket: Bucket, received: Callable[[float], None], published: Published, *, may_delete: bool) -> None:
+    def __init__(
+        self, bucket: Bucket, uses: UseReport, received: Callable[[float], None], published: Published, *, may_delete: bool
+    ) -> None:
         self.scopes: Mapping[str, str] = {}
         self._published = published
         self.bucket = bucket
+        self._uses = uses
         self._received = received
         self._may_delete = may_delete
         self._avoided: BoundedCache[Digest, bool] = BoundedCache(_MAX_BLOBS)
         # The blobs of which bytes came from the bucket.
         self._sent: BoundedCache[Digest, bool] = BoundedCache(_MAX_BLOBS)
-        self._wrong: asyncio.Queue[str] = asyncio.Queue(_MAX_WRONG)
+        self._found: BoundedCache[Digest, bool] = BoundedCache(_MAX_BLOBS)
+        # What is to be done about objects, behind the answers to clients.
+        self._news: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(_MAX_NEWS)
 
     @property
     def is_up(self) -> bool:
         """Whether the bucket answers, as far as is known."""
         return self.bucket.is_up
-
-    def has_sent(self, digest: Digest) -> bool:
-        """Whether bytes of a blob have come from the bucket to this process."""
-        return digest in self._sent
 
     @contextlib.asynccontextmanager
     async def blob(self, wanted: BlobRange, upstream: Upstream) -> AsyncIterator[BlobStream]:
@@ -80,6 +87,7 @@ class ObjectReader:
                 yield await stack.enter_async_context(upstream())
                 return
             self._sent.put(wanted.digest, True)
+            self._note_found(wanted.digest, found.size)
             self._note_published("blob", wanted.repository, wanted.digest, found.size, found.metadata)
             try:
                 yield _Counted(found, self._received)
@@ -95,7 +103,8 @@ class ObjectReader:
         key = manifest_key(digest)
         try:
             found = await self.bucket.read(key, MAX_MANIFEST_BYTES)
-        except UpstreamError:
+        except UpstreamError as error:
+            self._note_failure(digest, error)
             return None
         try:
             manifest = parse_manifest(found.data, found.content_type, digest)
@@ -105,6 +114,7 @@ class ObjectReader:
         if manifest.kind is ManifestKind.SCHEMA1:
             # The digest of schema 1 is not that of its bytes, so nothing would verify them.
             return None
+        self._note_found(digest, len(found.data))
         self._note_published("manifest", repository, digest, len(found.data), found.metadata)
         return manifest
 
@@ -114,7 +124,7 @@ class ObjectReader:
         if scope is None:
             return None
         try:
-            found = await self.bucket.read(tag_key(scope, repository, tag), _MAX_TAG_BYTES)
+            found = await self.bucket.read(tag_key(scope, repository, tag), MAX_TAG_BYTES)
             value = json.loads(found.data)
             digest, checked = Digest.parse(value["digest"]), float(value["checked"])
             return TagRecord(digest, str(value["media_type"]), int(value["size"]), checked, float(value["changed"]), 0.0)
@@ -132,11 +142,11 @@ class ObjectReader:
         return True
 
     async def run(self) -> None:
-        """Delete wrong objects until cancelled."""
+        """Record what was found, and delete wrong objects, until cancelled."""
         while True:
-            key = await self._wrong.get()
+            work = await self._news.get()
             with contextlib.suppress(UpstreamError):
-                await self.bucket.delete(key)
+                await work()
 
     async def _open(self, wanted: BlobRange, stack: AsyncExitStack) -> ObjectStream | None:
         """Open an object; None if it is not to be used, or cannot be."""
@@ -145,7 +155,8 @@ class ObjectReader:
             return None
         try:
             found = await stack.enter_async_context(self.bucket.open(blob_key(digest), wanted.start, wanted.stop))
-        except UpstreamError:
+        except UpstreamError as error:
+            self._note_failure(digest, error)
             return None
         if wanted.size is not None and found.size != wanted.size:
             self._note_wrong(digest, blob_key(digest), f"it has {found.size} bytes instead of {wanted.size}")
@@ -160,9 +171,28 @@ class ObjectReader:
     def _note_wrong(self, digest: Digest, key: str, cause: str) -> None:
         log.error("object_wrong", digest=str(digest), key=key, cause=cause, consequence="it is fetched from upstream")
         self._avoid(digest, _WRONG_S)
+        self._forget(digest)
         if self._may_delete:
-            with contextlib.suppress(asyncio.QueueFull):
-                self._wrong.put_nowait(key)
+            self._do(partial(self.bucket.delete, key))
+
+    def _note_found(self, digest: Digest, size: int) -> None:
+        self._uses.note(digest, time.time())
+        now = time.monotonic()
+        if self._found.get(digest, now) is None:
+            self._found.put(digest, True, expires=now + _FOUND_S)
+            self._do(partial(self._uses.facts.note_present, digest, size))
+
+    def _note_failure(self, digest: Digest, error: UpstreamError) -> None:
+        if isinstance(error, ObjectAbsent):
+            self._forget(digest)
+
+    def _forget(self, digest: Digest) -> None:
+        self._found.pop(digest)
+        self._do(partial(self._uses.facts.withdraw, [digest]))
+
+    def _do(self, work: Callable[[], Awaitable[None]]) -> None:
+        with contextlib.suppress(asyncio.QueueFull):
+            self._news.put_nowait(work)
 
     def _avoids(self, digest: Digest) -> bool:
         return self._avoided.get(digest, time.monotonic()) is not None

@@ -20,10 +20,10 @@ from mirror.core.names import Repository, Tag
 from mirror.core.retry import backoff
 from mirror.errors import MirrorError, StorageError, UpstreamError
 from mirror.objects.bucket import PART_BYTES, Bucket
+from mirror.objects.facts import Claim, ObjectFacts
 from mirror.objects.keys import LAYOUT, LAYOUT_KEY, SCOPES, blob_key, manifest_key, tag_key
 from mirror.objects.owed import OwedUploads, blob_of, tag_of
 from mirror.storage.blobs import CachedBlob
-from mirror.storage.coordination import LeaderLock
 from mirror.storage.rows import Kind
 from mirror.storage.store import Store
 from mirror.throttled_log import ThrottledLog
@@ -36,6 +36,8 @@ _COUNT_INTERVAL_S = 5.0
 _AT_ONCE = 4
 # A row whose file has not come within this time never gets one: the store has deleted it, or the process that wrote it has died.
 _MISSING_S = 60.0
+TURN_S = 60.0
+"""Another node uploads what it has fetched within this time, or never."""
 _STOP_TIMEOUT_S = 3.0
 _MAX_SKIPPED = 10_000
 # S3 takes 2 KB of metadata.
@@ -61,24 +63,24 @@ class Uploader:
 
     Args:
         rate: of the uploads.
-        is_known: whether the bucket is likely to have a blob already.
+        facts: say who uploads what.
 
     Attributes:
         count: how many uploads are owed; 0 in processes that do not upload.
         min_size: blobs with fewer bytes are not uploaded.
         scopes: the scopes of registries without an account; see `mirror.core.scope.scope_of`.
+        written: called with the bytes of each object that is new in the bucket.
     """
 
-    def __init__(
-        self, bucket: Bucket, owed: OwedUploads, store: Store, rate: ByteRate, is_known: Callable[[Digest], bool]
-    ) -> None:
+    def __init__(self, bucket: Bucket, owed: OwedUploads, store: Store, rate: ByteRate, facts: ObjectFacts) -> None:
         self.count = self.min_size = 0
+        self.written: Callable[[int], None] = lambda _: None
         self.scopes: Mapping[str, str] = {}
         self._bucket = bucket
         self._owed = owed
         self._store = store
         self._rate = rate
-        self._is_known = is_known
+        self._facts = facts
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="objects")
         # By row: how often it has failed, and when it is tried again.
         self._failed: dict[str, tuple[int, float]] = {}
@@ -87,11 +89,9 @@ class Uploader:
         self._log = ThrottledLog(log)
 
     async def run(self) -> None:
-        """Upload until cancelled. One of several processes uploads; the others wait until it ends."""
-        with contextlib.closing(LeaderLock(self._store.layout.objects_lock)) as leader:
-            await leader.elected()
-            self._running = asyncio.get_running_loop().create_task(self._upload_all())
-            await self._running
+        """Upload until cancelled. Of several processes of a store only one may."""
+        self._running = asyncio.get_running_loop().create_task(self._upload_all())
+        await self._running
 
     async def close(self) -> None:
         """End the running upload; what is owed is uploaded after the next start."""
@@ -128,7 +128,6 @@ class Uploader:
         try:
             tag = tag_of(row)
             await (self._upload_blob(row, large) if tag is None else self._upload_tag(row, *tag))
-            self._failed.pop(row, None)
         except _Stopping:
             pass
         except (UpstreamError, StorageError, OSError) as error:
@@ -147,23 +146,44 @@ class Uploader:
             value = {"digest": str(record.digest), "media_type": record.media_type, "size": record.size}
             data = json.dumps({**value, "checked": record.checked, "changed": record.changed}).encode()
             await self._bucket.put(tag_key(scope, repository, tag), data, {"Content-Type": "application/json"}, replace=True)
-        await in_thread(self._threads, self._owed.delete, row)
+        await self._done(row)
 
     async def _upload_blob(self, row: str, large: asyncio.Lock) -> None:
         digest = blob_of(row)
         held = None if digest is None else await in_thread(self._threads, self._store.files.open, digest)
         if digest is None or held is None:
             if digest is None or await in_thread(self._threads, self._owed.is_older, row, _MISSING_S):
-                await in_thread(self._threads, self._owed.delete, row)
+                await self._done(row)
             else:
                 self._failed[row] = (0, time.monotonic() + _MISSING_S)
             return
         with contextlib.closing(held):
-            upload = await in_thread(self._threads, self._prepare, digest, held.size)
-            if upload is not None:
-                async with large if held.size > PART_BYTES else contextlib.nullcontext():
-                    await self._put(upload, held)
-        await in_thread(self._threads, self._owed.delete, row)
+            is_done = await self._upload_held(row, digest, held, large)
+        if is_done:
+            await self._done(row)
+
+    async def _upload_held(self, row: str, digest: Digest, held: CachedBlob, large: asyncio.Lock) -> bool:
+        """Upload a file, if this process is the one to do so; False if another node may still do it."""
+        upload = await in_thread(self._threads, self._prepare, digest, held.size)
+        if upload is None:
+            return True
+        async with large if held.size > PART_BYTES else contextlib.nullcontext():
+            return await self._claim_and_put(row, upload, held)
+
+    async def _claim_and_put(self, row: str, upload: _Upload, held: CachedBlob) -> bool:
+        claim = await self._facts.claim(upload.digest, held.size)
+        if claim is Claim.WAIT:
+            self._failed[row] = (0, time.monotonic() + TURN_S)
+            return False
+        if claim is Claim.STORED:
+            return True
+        size = None
+        try:
+            await self._put(upload, held)
+            size = held.size
+        finally:
+            await self._facts.release(upload.digest, size)
+        return True
 
     def _prepare(self, digest: Digest, size: int) -> _Upload | None:
         """What an object is named and said to be; None if it is too small. In a thread."""
@@ -181,17 +201,16 @@ class Uploader:
         return _Upload(digest, name, {"Content-Type": media_type, "rm-size": str(size), **published}, kind)
 
     async def _put(self, upload: _Upload, held: CachedBlob) -> None:
-        is_large, there = held.size > PART_BYTES, None
-        if is_large or self._is_known(upload.digest):
-            there = await self._bucket.size(upload.name)
-        if there == held.size:
-            return
-        if is_large:
+        if held.size > PART_BYTES:
+            if await self._bucket.size(upload.name) == held.size:
+                return
             async with contextlib.aclosing(self._pieces(held)) as pieces:
                 await self._bucket.put_parts(upload.name, pieces, held.size, upload.attributes)
         else:
             data = b"".join([piece async for piece in self._pieces(held)])
-            await self._bucket.put(upload.name, data, upload.attributes, replace=there is not None)
+            if not await self._bucket.put(upload.name, data, upload.attributes):
+                return
+        self.written(held.size)
         log.info("object_uploaded", digest=str(upload.digest), kind=upload.kind, size=held.size)
 
     async def _pieces(self, held: CachedBlob) -> AsyncGenerator[bytes, None]:
@@ -202,6 +221,10 @@ class Uploader:
             piece = await in_thread(self._threads, os.pread, held.file.fileno(), PART_BYTES, offset)
             await asyncio.sleep(self._rate.spend(len(piece), time.monotonic()))
             yield piece
+
+    async def _done(self, row: str) -> None:
+        self._failed.pop(row, None)
+        await in_thread(self._threads, self._owed.delete, row)
 
     def _skip(self, row: str, cause: str) -> None:
         """Try the others first."""

@@ -13,11 +13,13 @@ from mirror.cache.access_index import AccessIndex
 from mirror.cluster.address import advertised
 from mirror.cluster.grants import Grants
 from mirror.cluster.keys import Keys
+from mirror.cluster.leader import LeaderLease
 from mirror.cluster.lease import Leases
 from mirror.cluster.link import Link, RedisAddress
 from mirror.cluster.manifests import SharedManifests
 from mirror.cluster.members import Members
 from mirror.cluster.node import ClusterNode
+from mirror.cluster.objects import SharedFacts
 from mirror.cluster.peers import Peers
 from mirror.cluster.refusals import Refusals
 from mirror.cluster.secret import ClusterSecret, secrets_in
@@ -66,6 +68,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
     intake = Intake(connections.intake.buffers, ByteRate(CountTable.private()))
     peers = Peers(http, intake, secret, metrics.bytes_from_nodes.inc, _client_tls(cluster.tls))
     leases, grants = Leases(link, keys, name, cluster.fan_out), Grants(link, keys, access.record_grant)
+    source = ClusterSource(leases, peers, grants, downloads.is_under_way, metrics.cluster_takeovers)
     metrics.cluster_alone.set_function(lambda: not link.is_up)
     return ClusterNode(
         name=name,
@@ -73,13 +76,15 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         members=Members(link, keys, name, secret, metrics),
         secret=secret,
         leases=leases,
-        source=ClusterSource(leases, peers, grants, downloads.is_under_way, metrics.cluster_takeovers),
+        source=source,
         grants=grants,
         manifests=SharedManifests(link, keys),
         tags=SharedTags(link, keys, name),
         refusals=Refusals(link, keys, name),
         http=http,
         scopes=scopes,
+        objects=SharedFacts(link, keys, source.follows),
+        sweep_leader=LeaderLease(link, keys.leader("sweep"), name),
     )
 
 

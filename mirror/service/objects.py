@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mirror.config.objects import ObjectsConfig
 from mirror.core.byte_rate import ByteRate
 from mirror.core.checks import Check
 from mirror.core.counts import CountTable
+from mirror.core.digest import Digest
 from mirror.errors import UpstreamError
 from mirror.metrics import Metrics
 from mirror.objects.address import BucketAddress
 from mirror.objects.bucket import Bucket
-from mirror.objects.objects import Objects
+from mirror.objects.facts import ObjectFacts
+from mirror.objects.local_facts import LocalFacts
+from mirror.objects.objects import BucketWriter, Objects
 from mirror.objects.owed import OwedUploads
 from mirror.objects.reader import ObjectReader, Published
-from mirror.objects.uploader import Uploader
-from mirror.storage.store import Store
+from mirror.objects.sweeper import Sweeper, SweepLimits
+from mirror.objects.uploader import TURN_S, Uploader
+from mirror.objects.use_report import REPORT_INTERVAL_S, UseReport
+
+if TYPE_CHECKING:
+    from mirror.service.services import Services
+
+# A use may be reported so late, and a client that was promised an object needs a moment to request it.
+_MIN_GRACE_S = 2 * REPORT_INTERVAL_S + 60.0
 
 
-def build_objects(config: ObjectsConfig, store: Store, metrics: Metrics, published: Published) -> Objects:
+def build_objects(config: ObjectsConfig, services: Services, published: Published) -> Objects:
     """Build what a process needs of a bucket, and have the store owe what it commits. After the fork."""
-    bucket = Bucket(bucket_address(config), metrics.objects_requests)
+    store, metrics, node = services.store, services.metrics, services.node
+    facts: ObjectFacts = LocalFacts(store.layout.index, store.threads.note) if node is None else node.objects
+    bucket, uses = Bucket(bucket_address(config), metrics.objects_requests), UseReport(facts)
     writes = config.write == "owner"
-    reader = ObjectReader(bucket, metrics.bytes_from_objects.inc, published, may_delete=writes)
-    owed = OwedUploads(store.layout.index) if writes else None
-    if owed is not None:
-        store.files.before_commit, store.index.tags.on_news = owed.add_blob, owed.add_tag
-    objects = Objects(bucket, reader, None if owed is None else _build_uploader(config, store, owed, reader))
+    reader = ObjectReader(bucket, uses, metrics.bytes_from_objects.inc, published, may_delete=writes)
+    objects = Objects(reader, uses, _build_writer(config, services, bucket, facts) if writes else None)
     metrics.objects_owed.set_function(lambda: objects.owed)
+    metrics.objects_bytes.set_function(lambda: objects.size)
+    metrics.objects_limit_bytes.set(config.max_size)
     metrics.objects_up.set_function(lambda: bucket.is_up)
     return objects
 
@@ -55,10 +67,28 @@ def bucket_address(config: ObjectsConfig) -> BucketAddress:
     )
 
 
-def _build_uploader(config: ObjectsConfig, store: Store, owed: OwedUploads, reader: ObjectReader) -> Uploader:
+def _build_writer(config: ObjectsConfig, services: Services, bucket: Bucket, facts: ObjectFacts) -> BucketWriter:
+    store, metrics = services.store, services.metrics
+    owed = OwedUploads(store.layout.index)
+
+    def owe(digest: Digest) -> None:
+        owed.add_blob(digest, TURN_S if facts.is_follower(digest) else 0.0)
+
+    store.files.before_commit, store.index.tags.on_news = owe, owed.add_tag
     # One process of a store uploads.
     rate = ByteRate(CountTable.private())
     rate.limit = config.max_rate
-    uploader = Uploader(reader.bucket, owed, store, rate, reader.has_sent)
+    uploader = Uploader(bucket, owed, store, rate, facts)
     uploader.min_size = config.min_size
-    return uploader
+    sweeper = Sweeper(bucket, store, facts, owed, SweepLimits(config.max_size, _MIN_GRACE_S))
+    uploader.written = sweeper.note_written
+
+    def deleted(count: int, size: int) -> None:
+        metrics.objects_deleted.inc(count)
+        metrics.objects_deleted_bytes.inc(size)
+
+    sweeper.deleted = deleted
+    leader = None if services.node is None else services.node.sweep_leader
+    if leader is not None:
+        sweeper.leads = leader.leads
+    return BucketWriter(uploader, sweeper, owed, store.layout.objects_lock, None if leader is None else leader.run)

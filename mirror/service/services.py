@@ -86,6 +86,8 @@ class Services:
         self.node = self._build_node(config, access)
         self.objects = self._build_objects(config, access)
         reader = None if self.objects is None else self.objects.reader
+        if self.objects is not None:
+            usage.on_use = self.objects.uses.note
         self.cache = CacheServices(store, access, usage, metrics, self.janitor.make_room, cluster=self.node, objects=reader)
         metrics.downloads_in_progress.set_function(lambda: len(downloads))
         metrics.download_readers.set_function(lambda: downloads.readers)
@@ -120,7 +122,7 @@ class Services:
             return None
         from mirror.service.objects import build_objects  # noqa: PLC0415 - only a bucket needs it, and the extra `cluster`
 
-        return build_objects(config.objects, self.store, self.metrics, access.record_published)
+        return build_objects(config.objects, self, access.record_published)
 
     def _build_downloads(self, config: Config) -> Downloads:
         services = DownloadServices(

@@ -1,5 +1,6 @@
 """Fixtures for tests of a whole mirror."""
 
+import itertools
 import logging
 import subprocess
 from types import SimpleNamespace
@@ -9,11 +10,15 @@ import pytest_asyncio
 import structlog
 
 from tests.fakehub import FakeHub
+from tests.mirror.buckets import pull, uploaded
+from tests.support.buckets import BucketProxy, BucketServer
 from tests.support.clock import Clock
 from tests.support.mirrors import MirrorUnderTest
+from tests.support.names import APP
 from tests.support.new_stores import ScanInThread
 from tests.support.waiting import eventually
 
+_BUCKETS = itertools.count()
 _SCANS = SimpleNamespace(**{**vars(subprocess), "Popen": ScanInThread})
 
 
@@ -103,3 +108,49 @@ def quiet(log, caplog):
 def blobs_only(monkeypatch):
     """Nothing but blobs counts for `storage.max_size`, so that a test can say to the byte what fits into a tiny store."""
     monkeypatch.setattr("mirror.storage.space_quota.SpaceQuota.overhead", lambda self: 0)
+
+
+@pytest.fixture(scope="session")
+def bucket_server():
+    """An S3 server."""
+    running = BucketServer()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def bucket(bucket_server):
+    """An empty bucket."""
+    return bucket_server.bucket(f"bucket-{next(_BUCKETS)}")
+
+
+@pytest.fixture
+async def proxy(bucket_server):
+    """Stands before the S3 server, and can fail."""
+    async with BucketProxy(bucket_server) as running:
+        yield running
+
+
+@pytest.fixture
+def opened(hub, bucket, proxy, tmp_path):
+    """Makes a mirror with the bucket; each name is another store."""
+    hub.redirect_blobs = False
+    key_file = tmp_path / "key"
+    key_file.write_text("id\nsecret\n")
+
+    def make(name, *, objects=None, **settings):
+        section = {"url": f"s3://{bucket.name}/pre/fix", "endpoint": proxy.url, "access_key_file": str(key_file)}
+        return MirrorUnderTest(hub, tmp_path / name, objects={**section, **(objects or {})}, **settings)
+
+    return make
+
+
+@pytest.fixture
+async def kept(hub, bucket, opened):
+    """An image that is in the bucket, and that upstream still has."""
+    image = hub.add_image(APP, "1", [hub.add_synthetic_blob(APP, 3 << 20, 1)])
+    async with opened("first") as mirror:
+        await pull(mirror, image)
+        await uploaded(bucket, image)
+    hub.reset_counters()
+    return image

@@ -1,105 +1,18 @@
 """A mirror with a bucket behind its store: what it keeps there, and what it takes from there instead of asking upstream."""
 
 import functools
-import itertools
 import json
 
 import pytest
 
 from mirror.core.checks import Check
-from mirror.objects.owed import OwedUploads
 from mirror.service.objects import probe_bucket
-from tests.support.buckets import BucketProxy, BucketServer
-from tests.support.mirrors import MirrorUnderTest
+from tests.mirror.buckets import key, nothing_owed, pull, sent, uploaded
 from tests.support.names import APP, sha256
 from tests.support.waiting import LIMIT, eventually
 
-_NAMES = itertools.count()
 MIB = 1 << 20
 OTHER = "library/other"
-
-
-@pytest.fixture(scope="module")
-def server():
-    running = BucketServer()
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def bucket(server):
-    return server.bucket(f"bucket-{next(_NAMES)}")
-
-
-@pytest.fixture
-async def proxy(server):
-    async with BucketProxy(server) as running:
-        yield running
-
-
-@pytest.fixture
-def key_file(tmp_path):
-    path = tmp_path / "key"
-    path.write_text("id\nsecret\n")
-    return path
-
-
-@pytest.fixture
-def opened(hub, bucket, proxy, key_file, tmp_path):
-    """Makes a mirror with the bucket; each name is another store."""
-    hub.redirect_blobs = False
-
-    def make(name, *, objects=None, **settings):
-        section = {"url": f"s3://{bucket.name}/pre/fix", "endpoint": proxy.url, "access_key_file": str(key_file)}
-        return MirrorUnderTest(hub, tmp_path / name, objects={**section, **(objects or {})}, **settings)
-
-    return make
-
-
-def key(kind, digest):
-    algorithm, _, encoded = digest.partition(":")
-    return f"pre/fix/1/{kind}/{algorithm}/{encoded[:2]}/{encoded}"
-
-
-async def pull(mirror, image, tag="1", repository=APP):
-    """Pull an image; the outcome of each blob."""
-    assert (await mirror.get(f"/v2/{repository}/manifests/{tag}")).status == 200
-    outcomes = []
-    for blob in (*image.layers, image.config):
-        answer = await mirror.get(f"/v2/{repository}/blobs/{blob.digest}")
-        assert (answer.status, answer.sha256) == (200, blob.digest)
-        outcomes.append(answer.cache)
-    await mirror.idle()
-    return outcomes
-
-
-async def uploaded(bucket, image):
-    """Wait until an image is in the bucket."""
-    wanted = {key("manifests", image.digest), *(key("blobs", blob.digest) for blob in (*image.layers, image.config))}
-    await eventually(bucket.objects, "uploaded", holds=lambda found: wanted <= found.keys())
-
-
-async def nothing_owed(mirror):
-    """Wait until all uploads are made."""
-    owed = OwedUploads(str(mirror.store_path / "index"))
-    await eventually(owed.count, "nothing owed", holds=lambda count: count == 0)
-    owed.close()
-
-
-def sent(hub, image):
-    """The bytes of blobs and the GETs of manifests that upstream has answered."""
-    return sum(hub.bytes_sent(blob.digest) for blob in (*image.layers, image.config)), hub.count(method="GET", kind="manifest")
-
-
-@pytest.fixture
-async def kept(hub, bucket, opened):
-    """An image that is in the bucket, and that upstream still has."""
-    image = hub.add_image(APP, "1", [hub.add_synthetic_blob(APP, 3 * MIB, 1)])
-    async with opened("first") as mirror:
-        await pull(mirror, image)
-        await uploaded(bucket, image)
-    hub.reset_counters()
-    return image
 
 
 async def test_pulled_image_is_written_behind(hub, bucket, opened):
@@ -292,7 +205,7 @@ async def test_object_that_breaks_off(fault, after, hub, kept, proxy, opened, mo
     """Upstream sends the rest, from the byte at which the bucket has ended or hung."""
     async with opened("second") as mirror:
         await mirror.get(f"/v2/{APP}/manifests/1")
-        bucket = mirror.services.objects.bucket
+        bucket = mirror.services.objects.reader.bucket
         address = type(bucket._address)
         assert bucket._address.answer_s == LIMIT
         monkeypatch.setattr(bucket, "_address", address(**{**vars(bucket._address), "stall_s": 3.0}))

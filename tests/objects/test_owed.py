@@ -40,3 +40,25 @@ def test_foreign_rows(tmp_path):
     """A row that this version does not know names no blob."""
     assert blob_of("blob|sha256:../../x") is None
     assert blob_of("other|" + str(digest(1))) is None
+
+
+def test_upload_that_another_node_makes_first(tmp_path, monkeypatch):
+    """It waits, and is then as due as the others."""
+    owed, now = OwedUploads(str(tmp_path)), time.time()
+    owed.add_blob(digest(1), 60.0)
+    monkeypatch.setattr("mirror.objects.owed.time.time", lambda: now + 30)
+    assert owed.due(1, lambda _: False) == []
+    assert owed.is_older(f"blob|{digest(1)}", 20)
+    monkeypatch.setattr("mirror.objects.owed.time.time", lambda: now + 62)
+    assert len(owed.due(1, lambda _: False)) == 1
+
+
+def test_purged(tmp_path):
+    """What was purged is no upload."""
+    owed, now = OwedUploads(str(tmp_path)), time.time()
+    owed.add_purged([digest(1), digest(2)])
+    assert owed.count() == 0
+    assert owed.purged(now - 60, 10) == []
+    assert {found for found, _ in owed.purged(now + 60, 10)} == {digest(1), digest(2)}
+    owed.delete_purged([digest(1)])
+    assert [found for found, _ in owed.purged(now + 60, 10)] == [digest(2)]
