@@ -22,6 +22,7 @@ from mirror.admin.openapi import PAGES, Operation, describe, document
 from mirror.admin.operations import AdminOperations
 from mirror.admin.page.site import StatusPage
 from mirror.admin.push_webhook import PushWebhook
+from mirror.admin.release_api import ReleaseApi
 from mirror.admin.schemas import (
     COUNT,
     DOWNLOADS,
@@ -72,6 +73,7 @@ def admin_application(
     application.router.add_get("/api/v1/search", api.search)
     application.router.add_get("/openapi.json", api.openapi)
     SyncApi(sync).add_to(application)
+    ReleaseApi(operations.held_back, sync).add_to(application)
     page.add_to(application)
     NodesApi(operations).add_to(application)
     application.router.add_route("*", WEBHOOK_PREFIX + "{secret:.*}", webhook.at_admin)

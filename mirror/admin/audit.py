@@ -41,6 +41,12 @@ def log_job(action: str, name: str, images: list[str], client: str | None, **det
     log.info("audit", action=action, order=name, client=client, images=named, more=more, **details)
 
 
+def log_release(images: list[str], client: str | None) -> None:
+    """Log that an operator has let tags through that were held back."""
+    named, more = images[:_LOGGED_IMAGES], len(images[_LOGGED_IMAGES:])
+    log.info("audit", action="release", client=client, images=named, more=more)
+
+
 def log_cancel(name: str, client: str | None) -> None:
     """Log that an operator has cancelled a job."""
     log.info("audit", action="cancel", order=name, client=client)

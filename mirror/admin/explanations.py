@@ -10,6 +10,7 @@ from typing import Any
 from mirror.cache.explainer import Explanation, Forecast, TagFacts
 from mirror.cache.last_answers import LastAnswer
 from mirror.core.digest import Digest
+from mirror.core.tag_moves import Keep, Reason, Refuse
 from mirror.storage.inventory import StoredBlob, StoredManifest
 
 
@@ -54,7 +55,13 @@ def _tag(facts: TagFacts) -> dict[str, Any]:
         "ttl": facts.ttl if facts.ttl < math.inf else None,
         "ttl_rule": facts.rule,
         "pinned": facts.pinned,
+        "held_back": None if facts.held_back is None else _held_back(facts.held_back),
     }
+
+
+def _held_back(decision: Keep | Refuse) -> dict[str, Any]:
+    reason = decision.reason if isinstance(decision, Keep) else Reason.COOLDOWN
+    return {"digest": str(decision.digest), "reason": reason.value, "until": decision.until}
 
 
 def _last(answer: LastAnswer) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+MAX_IMAGES = 1000
+"""Images that one request may name."""
 _MAX_BYTES = 64 << 10
 # For the whole body.
 _BODY_TIMEOUT_S = 10.0
@@ -66,3 +68,15 @@ def json_body(body: bytes, keys: Mapping[str, type], *, required: str | None = N
     if required is not None and required not in parsed:
         raise web.HTTPBadRequest(text=f"{required}: is required")
     return parsed
+
+
+def texts(body: Mapping[str, Any], key: str, most: int) -> list[str]:
+    """Return the list of texts under a key; empty without it.
+
+    Raises:
+        web.HTTPBadRequest: it is something else, or longer than `most`.
+    """
+    found: list[Any] = body.get(key, [])
+    if len(found) > most or not all(isinstance(text, str) for text in found):
+        raise web.HTTPBadRequest(text=f"{key}: has to be a list of at most {most} texts")
+    return found

@@ -14,6 +14,7 @@ from mirror import __version__
 from mirror.admin.checks import check_accounts, clock_skews, credential_problems, host_checks
 from mirror.admin.download_figures import DownloadFigures, merged
 from mirror.admin.explanations import describe
+from mirror.admin.held_back import HeldBack
 from mirror.admin.registry_storage import RegistryStorage
 from mirror.admin.status import MetricValues, removal_figures, request_figures, upstream_figures
 from mirror.admin.worker_stats import Encode, Problems, WorkerStats
@@ -59,6 +60,7 @@ class AdminOperations:
         draining: the mirror is stopping.
         reload_problem: why the last reload failed in this process; None if it did not.
         registry_storage: what each registry takes in the store.
+        held_back: the tags that are held back.
         node: this node's part in a cluster; None if there is none.
         objects: the bucket behind the store; None if there is none.
     """
@@ -76,6 +78,7 @@ class AdminOperations:
         self._worker_stats = worker_stats
         self._listener = listener
         self.registry_storage = RegistryStorage(store.quota, metrics)
+        self.held_back = HeldBack(metrics)
         self._accounts: set[str] = set()
 
     def configure(self, config: Config, cache: Cache) -> None:
@@ -84,6 +87,7 @@ class AdminOperations:
         self._registries = cache.context.registries
         self._explainer = cache.explainer
         self.catalog = cache.catalog
+        self.held_back.configure(config, cache.held_tags)
         # Another configuration has other accounts.
         self._metrics.check_ok.clear()
 
@@ -141,6 +145,7 @@ class AdminOperations:
         with contextlib.suppress(StorageError):
             self._metrics.storage_free_bytes.set(self._store.quota.disk_free())
         self.registry_storage.update_metrics()
+        self.held_back.update_metrics()
         self._metrics.ready.set(readiness.ready)
         self.publish()
         return self._worker_stats.metrics(encode)
@@ -174,6 +179,7 @@ class AdminOperations:
             "requests": request_figures(values),
             "upstreams": upstream_figures(values, readiness.details["upstreams"]),
             "offline": sorted(self._config.offline_registries),
+            "held_back": self.held_back.figures(),
             "downloads": self.downloads(),
             "troubles": self._worker_stats.troubles(self._own_troubles()),
             "sync": {

@@ -160,6 +160,10 @@ NODES: Final = record(
 
 # ---- status and explain
 
+_HOLD_REASONS: Final = words("cooldown", "freeze")
+_HELD_TAG: Final = record(image=TEXT, old=optional(TEXT), new=TEXT, reason=_HOLD_REASONS, seen=TIME, until=optional(TIME))
+RELEASED: Final = record(released=array(record(image=TEXT, digest=TEXT)), order=optional(TEXT))
+
 _TROUBLE: Final = record(image=TEXT, outcome=_OUTCOMES, time=TIME, cause=optional(TEXT), times=COUNT)
 STATUS: Final = record(
     version=TEXT,
@@ -193,6 +197,7 @@ STATUS: Final = record(
         record(registry=TEXT, name=TEXT, state=TEXT, up=FLAG, pulls_left=optional(COUNT), pull_limit=optional(COUNT))
     ),
     offline={**array(TEXT), "description": "The registries that are never asked."},
+    held_back=record(count=COUNT, tags=array(_HELD_TAG)),
     downloads=array(_DOWNLOAD),
     troubles=array(_TROUBLE),
     sync=record(last=optional(_ENDED_JOB), next_run=optional(TIME)),
@@ -215,6 +220,7 @@ EXPLANATION: Final = record(
             ttl={**optional({"type": "number"}), "description": "Seconds; null if it does not expire."},
             ttl_rule=TEXT,
             pinned=FLAG,
+            held_back=optional(record(digest=TEXT, reason=_HOLD_REASONS, until=optional(TIME))),
         )
     ),
     pulled=optional(TIME),

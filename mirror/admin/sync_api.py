@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from mirror.admin.audit import log_cancel, log_job
-from mirror.admin.json_body import json_body, read_body
+from mirror.admin.json_body import MAX_IMAGES, json_body, read_body, texts
 from mirror.admin.openapi import PAGES, Operation, describe
 from mirror.admin.schemas import IMAGE, JOB, JOBS, ORDERED, TEXT, array, record
 from mirror.admin.sync_operations import UNFINISHED, NoSuchJob, SyncOperations
@@ -17,11 +17,10 @@ from mirror.core.errors import InvalidInput
 from mirror.core.paging import page
 from mirror.core.platform import Platform
 
-_MAX_IMAGES = 1000
 _MAX_PLATFORMS = 32
-_SYNC_BODY = record(maybe={"images": {**array(IMAGE), "maxItems": _MAX_IMAGES}})
+_SYNC_BODY = record(maybe={"images": {**array(IMAGE), "maxItems": MAX_IMAGES}})
 _WARM_BODY = record(
-    images={**array(IMAGE), "minItems": 1, "maxItems": _MAX_IMAGES},
+    images={**array(IMAGE), "minItems": 1, "maxItems": MAX_IMAGES},
     maybe={"platforms": {**array({**TEXT, "examples": ["linux/arm64"]}), "maxItems": _MAX_PLATFORMS}},
 )
 # A job ends within a second after its cancellation, unless the process that runs it hangs or has just died.
@@ -46,7 +45,7 @@ class SyncApi:
     async def sync(self, request: web.Request) -> web.Response:
         """Check cached and configured images now."""
         body = json_body(await read_body(request), {"images": list}, empty=True)
-        images = _texts(body, "images", _MAX_IMAGES)
+        images = texts(body, "images", MAX_IMAGES)
         name = await asyncio.to_thread(self._operations.sync, images)
         return _accepted(request, "sync", name, images)
 
@@ -54,7 +53,7 @@ class SyncApi:
     async def warm(self, request: web.Request) -> web.Response:
         """Fetch images."""
         body = json_body(await read_body(request), {"images": list, "platforms": list}, required="images")
-        images, platforms = _texts(body, "images", _MAX_IMAGES), _texts(body, "platforms", _MAX_PLATFORMS)
+        images, platforms = texts(body, "images", MAX_IMAGES), texts(body, "platforms", _MAX_PLATFORMS)
         if not images:
             raise web.HTTPBadRequest(text="images: has to name at least one")
         for platform in platforms:
@@ -111,10 +110,3 @@ def _accepted(request: web.Request, action: str, name: str | None, images: list[
         raise web.HTTPServiceUnavailable(text="too many orders wait, or the index cannot be written; the log says which")
     log_job(action, name, images, request.remote, **details)
     return web.json_response({"order": name}, status=202)
-
-
-def _texts(body: dict[str, Any], key: str, most: int) -> list[str]:
-    texts: list[Any] = body.get(key, [])
-    if len(texts) > most or not all(isinstance(text, str) for text in texts):
-        raise web.HTTPBadRequest(text=f"{key}: has to be a list of at most {most} texts")
-    return texts

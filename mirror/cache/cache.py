@@ -9,6 +9,7 @@ from mirror.cache.catalog import Catalog
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
 from mirror.cache.explainer import Explainer
+from mirror.cache.held_tags import HeldTags
 from mirror.cache.listings import Listings
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
@@ -53,6 +54,7 @@ class Cache:
         self.blobs = Blobs(context, content, downloads, self.pull_policy)
         self.prefetch = Prefetch(context, self.blobs, downloads, prefetches, prefetching)
         self.by_digest = ManifestByDigest(context, content, self.prefetch, sights)
+        self.held_tags = HeldTags(context)
         self.new_digests = NewDigests(context, content, self.by_digest)
         by_tag = ManifestByTag(context, content, self.by_digest, self.tag_store, self.pull_policy)
         self.tag_checks = by_tag.upstream

@@ -10,11 +10,13 @@ from mirror.cache.context import Context
 from mirror.cache.last_answers import LastAnswer, Trouble
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
+from mirror.cache.new_digests import DigestAges
 from mirror.cache.pull_policy import PullPolicy
 from mirror.core.digest import Digest
 from mirror.core.freshness import Due, Fresh, TagRecord, Unknown
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
+from mirror.core.tag_moves import Keep, Refuse, until
 from mirror.errors import Offline, PolicyDenied, UpstreamRefusal, UpstreamUnreachable
 from mirror.storage.history import Miss
 from mirror.storage.inventory import StoredManifest, inventory
@@ -53,6 +55,7 @@ class TagFacts:
         ttl: infinite if the registry is offline.
         rule: the key of the configuration that sets the ttl.
         fresh_until: seconds since the epoch; 0 if the next pull checks it.
+        held_back: what it names upstream, if that is held back.
     """
 
     record: TagRecord | None
@@ -60,6 +63,7 @@ class TagFacts:
     rule: str
     pinned: bool
     fresh_until: float
+    held_back: Keep | Refuse | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,8 @@ class Explainer:
             key = f"registries.{repository.registry}.tags, match {rule.pattern}"
         record = None if isinstance(decision, Unknown) else decision.record
         fresh_until = decision.record.checked + ttl if isinstance(decision, Fresh) else 0.0
-        return TagFacts(record, ttl, key, policies.is_pinned(repository, tag), fresh_until)
+        held_back = self._by_tag.moves.pending(repository, tag)
+        return TagFacts(record, ttl, key, policies.is_pinned(repository, tag), fresh_until, held_back)
 
     def _last_pull(self, repository: Repository, reference: Reference, digest: Digest | None) -> tuple[float, LastAnswer | None]:
         context = self._context
@@ -160,7 +165,9 @@ class Explainer:
         self, repository: Repository, reference: Reference, facts: TagFacts | None, manifests: list[StoredManifest]
     ) -> Forecast:
         if isinstance(reference, Digest):
-            return await self._forecast_digest(repository, reference)
+            return self._forecast_new_digest(repository, reference) or await self._forecast_digest(repository, reference)
+        if facts is not None and facts.record is None and facts.held_back is not None:
+            return _refused_held_back(facts.held_back)
         decision = self._by_tag.decide(repository, reference)
         if isinstance(decision, Fresh):
             served = await self._forecast_digest(repository, decision.record.digest)
@@ -179,6 +186,15 @@ class Explainer:
             return self._forecast_refusal(repository, reference, record, error, is_complete=is_complete)
         stale_until = self._stale_until(repository, reference, record) if is_complete else None
         return self._forecast_check(repository, decision, stale_until)
+
+    def _forecast_new_digest(self, repository: Repository, digest: Digest) -> Forecast | None:
+        """The refusal of a digest that has not cooled down; None if it may be pulled."""
+        ages = DigestAges(self._context)
+        if ages.admits(repository, digest):
+            return None
+        refusal = ages.refusal(repository, digest)
+        never_seen = "cooldown_new: it was never seen here; a pull asks upstream for it, and begins its cool-down"
+        return Forecast(Action.REFUSE, None, f"answered 403: {never_seen if refusal is None else refusal.rule}")
 
     async def _forecast_digest(self, repository: Repository, digest: Digest) -> Forecast:
         if await self._by_digest.find_cached(repository, digest) is not None:
@@ -227,6 +243,13 @@ class Explainer:
             return why
         states = ", ".join(f"{upstream.name} is {upstream.state}" for upstream in registry.upstreams)
         return f"{why}; no upstream may be asked now: {states}"
+
+
+def _refused_held_back(held_back: Keep | Refuse) -> Forecast:
+    if isinstance(held_back, Refuse):
+        return Forecast(Action.REFUSE, None, f"answered 403: cooldown_new refuses {held_back.digest} {until(held_back)}")
+    why = f"answered 503: {held_back.digest} is held back {until(held_back)}, and what the tag named before was purged"
+    return Forecast(Action.REFUSE, None, why)
 
 
 def _refused_offline(why: str, repository: Repository) -> Forecast:

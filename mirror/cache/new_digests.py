@@ -17,44 +17,26 @@ _MAX_DEPTH: Final = 4
 _MAX_PARENTS: Final = 20
 
 
-class NewDigests:
-    """Decides which manifests may be pulled by their digest, as far as cool-downs matter."""
+class DigestAges:
+    """Looks up which manifests may be pulled by their digest. Sends no requests."""
 
-    def __init__(self, context: Context, content: CachedContent, by_digest: ManifestByDigest) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._content = content
-        self._by_digest = by_digest
 
-    async def check(self, repository: Repository, digest: Digest) -> None:
-        """Return if a manifest may be pulled; upstream is asked by HEAD for one that was never seen, which begins its clock.
-
-        Raises:
-            TooYoung: it has not been known here for long enough.
-            UpstreamRefusal, UpstreamError: it was never seen, and upstream does not have it or cannot be asked.
-        """
-        context, cooldown = self._context, self._context.policies.cooldown_of_new_digests(repository)
-        if not cooldown or self._is_known(repository, digest, cooldown):
-            return
-        # The manifest that leads to it may have been stored a moment ago.
-        await context.access.wait_written()
-        if self._is_known(repository, digest, cooldown):
-            return
-        holds = context.store.index.holds
-        if holds.sight(repository, digest) is None:
-            self._content.raise_if_negative("manifest", repository, digest)
-            await self._by_digest.head_upstream(repository, digest)
-        sight = holds.sight(repository, digest)
-        first = context.clock() if sight is None else sight.first
-        raise too_young(f"{repository}@{digest}", first + cooldown, context.clock())
-
-    def refused_until(self, repository: Repository, digest: Digest) -> float | None:
-        """When a manifest that was seen may be pulled by its digest, in seconds since the epoch; None if it may be, or is new."""
+    def admits(self, repository: Repository, digest: Digest) -> bool:
+        """Whether a manifest may be pulled: it has cooled down, is led to by what may be, or was held before there was a rule."""
         cooldown = self._context.policies.cooldown_of_new_digests(repository)
-        sight = self._context.store.index.holds.sight(repository, digest) if cooldown else None
-        return None if sight is None or self._is_known(repository, digest, cooldown) else sight.first + cooldown
+        return not cooldown or self._is_known(repository, digest, cooldown)
+
+    def refusal(self, repository: Repository, digest: Digest) -> TooYoung | None:
+        """The error for a manifest that may not be pulled yet; None if it was never seen."""
+        context, sight = self._context, self._context.store.index.holds.sight(repository, digest)
+        if sight is None:
+            return None
+        until = sight.first + context.policies.cooldown_of_new_digests(repository)
+        return too_young(f"{repository}@{digest}", until, context.clock())
 
     def _is_known(self, repository: Repository, digest: Digest, cooldown: float, depth: int = 0) -> bool:
-        """Whether a manifest has cooled down, or a tag or such a manifest leads to it, or it was held before there was a rule."""
         index = self._context.store.index
         sight = index.holds.sight(repository, digest)
         if sight is not None and (sight.is_released or self._context.clock() - sight.first >= cooldown):
@@ -65,6 +47,35 @@ class NewDigests:
             return True
         parents = index.parts.naming("manifest", repository, digest)[:_MAX_PARENTS] if depth < _MAX_DEPTH else []
         return any(self._is_known(repository, parent, cooldown, depth + 1) for parent in parents)
+
+
+class NewDigests:
+    """Refuses pulls of manifests by digest."""
+
+    def __init__(self, context: Context, content: CachedContent, by_digest: ManifestByDigest) -> None:
+        self._context = context
+        self._content = content
+        self._by_digest = by_digest
+        self._ages = DigestAges(context)
+
+    async def check(self, repository: Repository, digest: Digest) -> None:
+        """Return if a manifest may be pulled; upstream is asked by HEAD for one that was never seen, which begins its clock.
+
+        Raises:
+            TooYoung: it has not been known here for long enough.
+            UpstreamRefusal, UpstreamError: it was never seen, and upstream does not have it or cannot be asked.
+        """
+        if self._ages.admits(repository, digest):
+            return
+        # The manifest that leads to it may have been stored a moment ago.
+        await self._context.access.wait_written()
+        if self._ages.admits(repository, digest):
+            return
+        if self._ages.refusal(repository, digest) is None:
+            self._content.raise_if_negative("manifest", repository, digest)
+            await self._by_digest.head_upstream(repository, digest)
+        cooldown, now = self._context.policies.cooldown_of_new_digests(repository), self._context.clock()
+        raise self._ages.refusal(repository, digest) or too_young(f"{repository}@{digest}", now + cooldown, now)
 
 
 def too_young(what: str, until: float, now: float) -> TooYoung:

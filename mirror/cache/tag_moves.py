@@ -81,14 +81,14 @@ class TagMoves:
         hold = None if rule is None else self._context.store.index.holds.get(repository, tag)
         if rule is None or hold is None:
             return None
-        decision = _decide_again(rule, hold, self._context.clock())
+        decision = decide_again(rule, hold, self._context.clock())
         return None if isinstance(decision, Follow) else decision
 
     def is_mature(self, repository: Repository, tag: Tag) -> bool:
         """Whether a move that was held back may be followed by now, so that upstream has to be asked at once."""
         rule = self._context.policies.hold_rule(repository, tag)
         hold = None if rule is None else self._context.store.index.holds.get(repository, tag)
-        return rule is not None and hold is not None and isinstance(_decide_again(rule, hold, self._context.clock()), Follow)
+        return rule is not None and hold is not None and isinstance(decide_again(rule, hold, self._context.clock()), Follow)
 
     def refusal(self, repository: Repository, tag: Tag, refused: Refuse) -> TooYoung:
         """The error for a tag that may not be pulled yet."""
@@ -122,5 +122,6 @@ class TagMoves:
             self._context.store.generation.change()
 
 
-def _decide_again(rule: HoldRule, hold: Hold, now: float) -> Decision:
+def decide_again(rule: HoldRule, hold: Hold, now: float) -> Decision:
+    """Decide at `now` about a move that is recorded."""
     return decide_move(rule, UpstreamMove(hold.digest, hold.is_new, hold.seen, hold.is_released), now)

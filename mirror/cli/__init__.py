@@ -11,6 +11,7 @@ from mirror.cli import administration, serving, syncing, verification
 from mirror.cli.client_config import client_config
 from mirror.cli.explaining import explain
 from mirror.cli.nodes import nodes
+from mirror.cli.releasing import release
 from mirror.cli.searching import search
 from mirror.cli.status import status
 
@@ -42,6 +43,7 @@ app.command()(administration.images)
 app.command()(administration.purge)
 app.command()(explain)
 app.command()(nodes)
+app.command()(release)
 app.command()(search)
 app.command()(syncing.sync)
 app.command()(syncing.warm)

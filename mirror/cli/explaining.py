@@ -50,6 +50,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("checked", _checked(tag)),
         ("changed", ago(tag["changed"]) if tag.get("changed") else ""),
         ("ttl", f"{_lifetime(tag['ttl'])}, by {tag['ttl_rule']}" if tag else ""),
+        ("held back", _held_back(tag["held_back"]) if tag.get("held_back") else ""),
         ("policy", found["policy"]),
         ("evicted", "last, because it is pinned" if tag.get("pinned") or sync["kept"] else ""),
         ("pulled", ago(found["pulled"])),
@@ -70,6 +71,12 @@ def _checked(tag: dict[str, Any]) -> str:
     never = "not again while it is offline" if tag["ttl"] is None else "next at the next pull"
     following = f"next {until(tag['fresh_until'])}" if tag["fresh_until"] else never
     return f"{ago(tag['checked'])}, {following}" + (", upstream has denied it since" if tag["denied"] else "")
+
+
+def _held_back(held: dict[str, Any]) -> str:
+    if held["until"] is None:
+        return f"{held['digest']}, until it is released: the tag is frozen"
+    return f"{held['digest']}, for another {about(held['until'] - time.time())}: it has to cool down"
 
 
 def _answer(last: dict[str, Any]) -> str:

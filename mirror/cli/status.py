@@ -14,6 +14,7 @@ from mirror.core.units import format_bytes
 
 _SHOWN_TROUBLES = 5
 _SHOWN_DOWNLOADS = 10
+_SHOWN_HELD_BACK = 20
 
 
 def status(
@@ -42,6 +43,7 @@ def screen(found: dict[str, Any], columns: int) -> list[str]:
     for title, rows in (
         ("registries", _registries(found["registries"])),
         ("upstreams", _upstreams(found["upstreams"], found["offline"])),
+        ("held back", _held_back(found["held_back"])),
         ("failed last", _troubles(found["troubles"])),
         ("downloads", _downloads(found["downloads"])),
     ):
@@ -131,13 +133,26 @@ def _upstreams(upstreams: list[dict[str, Any]], offline: list[str]) -> list[tupl
 def _downloads(downloads: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for download in sorted(downloads, key=lambda entry: -int(entry["readers"]))[:_SHOWN_DOWNLOADS]:
-        size, digest = download["size"], download["digest"].rpartition(":")[2][:12]
+        size, digest = download["size"], _short(download["digest"])
         share = f"{download['bytes'] / size:4.0%} of {format_bytes(size)}" if size else format_bytes(download["bytes"])
         rate = download.get("bytes_per_second")
         speed = "" if rate is None else f"{format_bytes(rate)}/s"
         rows.append((digest, share, speed, f"{download['readers']} readers", download.get("image") or ""))
     more = len(downloads) - len(rows)
     return [*rows, ("", "", "", "", f"and {more} more")] if more > 0 else rows
+
+
+def _held_back(held: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        (one["image"], _short(one["new"]), until(one["until"]) if one["until"] else "until it is released")
+        for one in held["tags"][:_SHOWN_HELD_BACK]
+    ]
+    more = held["count"] - len(rows)
+    return [*rows, (f"and {more} more", "", "")] if more > 0 else rows
+
+
+def _short(digest: str) -> str:
+    return digest.rpartition(":")[2][:12]
 
 
 def _troubles(troubles: list[dict[str, Any]]) -> list[tuple[str, ...]]:

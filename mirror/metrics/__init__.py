@@ -229,6 +229,9 @@ class Metrics:
         self.sync_last_success = self._gauge(
             "sync_last_success_timestamp_seconds", Across.LARGEST, "When a scheduled run last found everything in sync"
         )
+        self.tags_held_back = self._gauge(
+            "tags_held_back", Across.ASKED, "Tags that do not follow upstream because of a cool-down or a freeze", "registry"
+        )
         self.notifications = self._counter("notifications", "Moves of tags that somebody was to be told of", "result")
         for result in ("completed", "limited", "failed", "timeout", "cancelled"):
             self.sync_runs.labels(result)

@@ -117,12 +117,12 @@ class Holds:
         self._table.delete(f"held|{repository}|{tag}")
         return True
 
-    def release(self, repository: Repository, tag: Tag, seen: Hold) -> bool:
-        """Let the move through that was `seen` to be held back; False if another one is held back by now, or none."""
+    def release(self, repository: Repository, tag: Tag, digest: Digest) -> bool:
+        """Let the move of a tag to a digest through; False if another one is held back by now, or none."""
 
         def work() -> bool:
             known = self.get(repository, tag)
-            if known is None or known.digest != seen.digest:
+            if known is None or known.digest != digest:
                 return False
             self._put(repository, tag, replace(known, is_released=True))
             return True

@@ -1,24 +1,16 @@
 """Moves of tags that are held back: clients keep the old image, and nobody but the operator notices."""
 
-import contextlib
 import json
-from datetime import datetime
 
 import pytest
 
 from mirror.core.digest import Digest
 from mirror.sync import run, scheduler
 from tests.fakehub import HeadWithoutDigest, Rule, Status
+from tests.mirror.holding import COOLDOWN, FROZEN, REFUSING, Holding, epoch, held_back, moved, registries
 from tests.mirror.syncing import Orders, named
-from tests.support.clock import Clock
-from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import ABSENT, APP, DAY, TAG, manifest_path, tag_name
 from tests.support.receiver import Receiver
-
-HEADER = "X-Registry-Mirror-Held-Back"
-COOLDOWN = {"match": APP, "cooldown": "3d"}
-REFUSING = {**COOLDOWN, "cooldown_new": "refuse"}
-FROZEN = {"match": APP, "freeze": True}
 
 
 @pytest.fixture(autouse=True)
@@ -27,46 +19,10 @@ def _quick(monkeypatch):
     monkeypatch.setattr(run, "_HEAD_START_S", 0.1)
 
 
-def registries(hub, *rules, **settings):
-    return {"docker.io": {"upstreams": [hub.url], "token_hosts": [hub.token_host], "tags": list(rules), **settings}}
-
-
 @pytest.fixture
 def start(hub, tmp_path, monkeypatch):
     """Starts a mirror with rules for tags, and its clock."""
-
-    @contextlib.asynccontextmanager
-    async def start(*rules, clock=None, registry=None, **settings):
-        settings = {"registries": registries(hub, *rules, **(registry or {})), **settings}
-        async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
-            own = Clock(mirror, monkeypatch)
-            own.offset = 0.0 if clock is None else clock.offset
-            yield mirror, own
-
-    return start
-
-
-def held_back(answer):
-    """The digest that an answer says to be held back, and until when; None without a header."""
-    text = answer.headers.get(HEADER)
-    if text is None:
-        return None
-    digest, _, until = text.partition("; until=")
-    return digest, until or None
-
-
-def epoch(text):
-    """A time of a header in seconds since the epoch."""
-    return datetime.fromisoformat(text).timestamp()
-
-
-async def moved(hub, mirror, clock):
-    """Pull an image, and move its tag: the old and the new image."""
-    old = hub.add_image(APP, "1", layers=[b"old"])
-    assert (await mirror.get(TAG)).sha256 == old.digest
-    new = hub.add_image(APP, "1", layers=[b"new"])
-    clock.advance(61)
-    return old, new
+    return Holding(hub, tmp_path / "store", monkeypatch).start
 
 
 # ---- cool-down
@@ -231,8 +187,7 @@ async def test_reload_with_a_shorter_cooldown_counts_at_once(hub, start, monkeyp
         clock.advance(DAY)
         await mirror.get(TAG)
         await mirror.reload(registries=registries(hub, {**COOLDOWN, "cooldown": "1h"}))
-        after = Clock(mirror, monkeypatch)
-        after.offset = clock.offset
+        Holding(hub, mirror.store_path, monkeypatch).clock(mirror, clock)
         assert (await mirror.get(TAG)).sha256 == new.digest
 
 

@@ -3,16 +3,19 @@
 import asyncio
 import os
 import sys
+import time
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from tests.fakehub import Rule, Status
+from tests.mirror.holding import registries
 from tests.mirror.syncing import Orders, pull
 from tests.support.mirrors import MirrorUnderTest
-from tests.support.names import APP
+from tests.support.names import APP, tag_name
 from tests.support.waiting import LIMIT, eventually
 
+FROZEN_TAG = {"match": f"{APP}:frozen", "freeze": True}
 # What is described is the API; the pages are for people.
 API = ("/healthz", "/readyz", "/metrics", "/openapi.json", "/api/", "/webhooks/")
 
@@ -65,7 +68,9 @@ async def test_every_route_is_described(mirror):
 async def test_real_answers(hub, tmp_path):
     """Answers in every state that the mirror can be in are as described: empty, busy, failing, and with results of all kinds."""
     hub.add_image(APP, "1", platforms=["linux/amd64", "linux/arm64"])
-    async with MirrorUnderTest(hub, tmp_path / "store", sync={"interval": "1h", "images": ["app:1", "app:none"]}) as mirror:
+    hub.add_image(APP, "frozen")
+    settings = {"sync": {"interval": "1h", "images": ["app:1", "app:none"]}, "registries": registries(hub, FROZEN_TAG)}
+    async with MirrorUnderTest(hub, tmp_path / "store", **settings) as mirror:
         check = Described(mirror, await described(mirror))
         orders = Orders(mirror)
         for path in ("/readyz", "/api/v1/status", "/api/v1/images", "/api/v1/downloads", "/api/v1/sync"):
@@ -73,6 +78,7 @@ async def test_real_answers(hub, tmp_path):
         await check.ask("/api/v1/explain?image=app:1")
         image = hub.add_image(APP, "2", layers=[os.urandom(3_000_000)])
         await pull(mirror, APP, "1")
+        await mirror.get(f"/v2/{APP}/manifests/frozen")
         await mirror.get(f"/v2/{APP}/manifests/none")
         hub.script(Rule(reference="broken", times=None), Status(503))
         await mirror.get(f"/v2/{APP}/manifests/broken")
@@ -98,6 +104,13 @@ async def test_real_answers(hub, tmp_path):
         for status, path in ((409, second["order"]), (404, "none")):
             assert (await check.ask(f"/api/v1/sync/{path}", "DELETE", template="/api/v1/sync/{order}"))[0] == status
         await check.ask("/api/v1/sync", "POST")
+        hub.add_image(APP, "frozen", layers=[b"moved"])
+        mirror.store.index.tags.expire(*tag_name("frozen"), time.time())
+        await mirror.get(f"/v2/{APP}/manifests/frozen")
+        for path in ("/api/v1/status", "/api/v1/explain?image=app:frozen"):
+            await check.ask(path)
+        assert (await check.ask("/api/v1/release", "POST", images=["app:frozen"]))[0] == 200
+        assert (await check.ask("/api/v1/release", "POST", images=["app:none"]))[0] == 404
         await check.ask("/api/v1/purge", "POST", match="app:*", dry_run=True)
         await check.ask("/api/v1/images/library/app:1", "DELETE", template="/api/v1/images/{name}")
         assert (await check.ask("/api/v1/purge", "POST", match="a b"))[0] == 400

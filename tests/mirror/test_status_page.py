@@ -26,6 +26,7 @@ IMAGE = f"docker.io/{APP}:1"
 PAGES = (
     "/", "/?window=1h", "/?window=7d", "/?window=nonsense", "/images", "/images?q=app&sort=size&page=2", f"/image?name={IMAGE}",
     "/image?name=library/none:1", f"/purge?match={IMAGE}", "/purge?match=none", "/sync", f"/sync?image={IMAGE}",
+    f"/release?image={IMAGE}",
 )  # fmt: skip
 
 
@@ -82,7 +83,8 @@ async def test_every_page(hub, mirror, browser, quiet, path):
 @pytest.mark.parametrize(
     ("path", "status"),
     [("/image", 400), ("/image?name=%20", 400), ("/image?name=UPPER", 400), ("/image?name=other.example/x:1", 404),
-     ("/purge", 400), ("/purge?match=a%3A%3Ab", 400), ("/job?name=none", 404), ("/job", 404), ("/static/other", 404),
+     ("/purge", 400), ("/purge?match=a%3A%3Ab", 400), ("/release", 400), ("/release?image=UPPER", 400),
+     ("/job?name=none", 404), ("/job", 404), ("/static/other", 404),
      ("/static/../api.py", 404), ("/image?name=" + "a" * 5000, 400), ("/images?page=99999999999999999999", 200),
      ("/images?q=" + "[" * 2000, 200)],
 )  # fmt: skip

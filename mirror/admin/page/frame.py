@@ -20,7 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_PAGES: Final = frozenset({"/", "/images", "/image", "/purge", "/sync", "/job", "/sign-in", "/sign-out"})
+_PAGES: Final = frozenset({"/", "/images", "/image", "/purge", "/release", "/sync", "/job", "/sign-in", "/sign-out"})
 _STATIC_PREFIX: Final = "/static/"
 # A page is work for some milliseconds. With threads of its own it delays nothing else, also when the disk hangs.
 _THREADS: Final = 2

@@ -10,6 +10,7 @@ from mirror.core.units import format_bytes
 MAX_DOWNLOADS: Final = 30
 MAX_TROUBLES: Final = 10
 MAX_CLIENTS: Final = 3
+MAX_HELD_BACK: Final = 20
 
 
 def downloads(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

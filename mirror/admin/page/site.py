@@ -17,6 +17,7 @@ from mirror.admin.page.charts import DEFAULT_WINDOW, WINDOWS, charts
 from mirror.admin.page.forms import read_form
 from mirror.admin.page.frame import Frame, is_page, redirect
 from mirror.admin.page.image_pages import ImagePages
+from mirror.admin.page.release_pages import ReleasePages
 from mirror.admin.page.render import STATIC, static
 from mirror.admin.page.session import Session, Sessions
 from mirror.admin.page.shared_value import SharedValue
@@ -56,17 +57,17 @@ class StatusPage:
         self._figures = SharedValue(self._frame.executor, self._collect, _MAX_AGE_S)
         self._images = ImagePages(self._frame, operations)
         self._jobs = SyncPages(self._frame, sync)
+        self._releases = ReleasePages(self._frame, operations.held_back, sync)
 
     def add_to(self, application: web.Application) -> None:
         """Add the routes."""
         router, frame = application.router, self._frame
         router.add_get("/", frame.handler(self._overview))
-        for path, handle in self._images.views().items():
-            router.add_get(path, frame.handler(handle))
-        for path, handle in self._jobs.views().items():
-            router.add_get(path, frame.handler(handle))
-        for path, handle in (*self._images.forms().items(), *self._jobs.forms().items()):
-            router.add_post(path, frame.handler(handle))
+        for pages in (self._images, self._jobs, self._releases):
+            for path, handle in pages.views().items():
+                router.add_get(path, frame.handler(handle))
+            for path, handle in pages.forms().items():
+                router.add_post(path, frame.handler(handle))
         router.add_get("/sign-in", frame.handler(self._sign_in_form, is_open=True))
         router.add_post("/sign-in", frame.handler(self._sign_in, is_open=True))
         router.add_post("/sign-out", frame.handler(self._sign_out))
@@ -95,6 +96,7 @@ class StatusPage:
             downloads=downloads[: overview.MAX_DOWNLOADS],
             more_downloads=len(downloads[overview.MAX_DOWNLOADS :]),
             max_clients=overview.MAX_CLIENTS,
+            max_held_back=overview.MAX_HELD_BACK,
             troubles=status["troubles"][: overview.MAX_TROUBLES],
             limits=overview.pulls_left(status["upstreams"]),
             charts=await self._frame.work(charts, window, figures.grown, int(figures.when) // 60),
