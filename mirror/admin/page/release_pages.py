@@ -39,7 +39,7 @@ class ReleasePages:
     async def _confirmation(self, request: web.Request, name: str, *, has_changed: bool) -> web.Response:
         found = await self._frame.work(self._matching, name)
         shown = _fingerprint(found)
-        return await self._frame.page(request, "release.html", name=name, found=found, shown=shown, has_changed=has_changed)
+        return await self._frame.page(request, "release.html", match=name, found=found, shown=shown, has_changed=has_changed)
 
     async def _release(self, request: web.Request) -> web.Response:
         form = await read_form(request)
