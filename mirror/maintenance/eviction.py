@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mirror.core.digest import Digest
 from mirror.core.eviction import Evictable, Partials, Plan, Shortage, plan
@@ -31,13 +31,11 @@ class Evicted:
     Attributes:
         size: bytes.
         pinned: how many of the blobs were pinned.
-        digests: the blobs.
     """
 
     blobs: int
     size: int
     pinned: int
-    digests: tuple[Digest, ...] = field(default=(), compare=False)
 
 
 class _Found:
@@ -124,28 +122,29 @@ class Eviction:
         pinned: AbstractSet[Digest],
         deadline: float,
         enough: Callable[[], bool] = lambda: False,
+        on_removed: Callable[[Digest], None] = lambda _: None,
     ) -> Evicted:
         """Remove blobs until the plan is fulfilled, no candidate is left, or `deadline` (monotonic) has passed.
 
         Args:
             enough: whether another process that evicts has made enough room meanwhile.
+            on_removed: called with each blob, after it was removed.
         """
-        size = taken = pins = 0
-        digests: list[Digest] = []
+        blobs = size = taken = pins = 0
         with self._lock(deadline, enough) as locked:
             for last_resort, target in ((False, wanted.size), (True, wanted.with_pins)) if locked else ():
                 if taken >= target:
                     break
                 for file in self._candidates(pinned, deadline, last_resort=last_resort):
                     removed = self._files.delete(file.digest)
-                    digests.append(file.digest)
-                    size, taken = size + removed, taken + on_disk(removed)
+                    on_removed(file.digest)
+                    blobs, size, taken = blobs + 1, size + removed, taken + on_disk(removed)
                     pins += last_resort
                     if taken >= target:
                         break
-        if digests:
+        if blobs:
             self._generation.change()
-        return Evicted(len(digests), size, pins, tuple(digests))
+        return Evicted(blobs, size, pins)
 
     def stop(self) -> None:
         """End running work, and start no more."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
@@ -19,6 +19,8 @@ from mirror.errors import StorageError
 from mirror.maintenance.eviction import Eviction
 from mirror.maintenance.leftovers import Leftovers
 from mirror.metrics import Metrics
+from mirror.storage.history import MAX_ROWS
+from mirror.storage.index import Index
 from mirror.storage.space_quota import Fit
 from mirror.storage.store import Store
 
@@ -143,27 +145,20 @@ class Evictor:
         removed = self._leftovers.clear_idle_partials(plan.size, registry) if plan.size else 0
         if removed < plan.size:
             rest = replace(plan, size=plan.size - removed, with_pins=max(0, plan.with_pins - removed))
-            evicted = eviction.evict(rest, pinned(), deadline, enough)
+            manifests = _Manifests(self._store.index)
+            evicted = eviction.evict(rest, pinned(), deadline, enough, manifests.add)
             removed += evicted.size
             reason = plan.reason if registry is None else "registry_max_size"
             self._metrics.evicted_blobs.labels(reason).inc(evicted.blobs)
             self._metrics.evicted_bytes.labels(reason).inc(evicted.size)
             seconds = round(time.monotonic() - began, 3)
             if evicted.blobs:
-                self._record(evicted.digests, f"registries.{registry}.max_size" if registry else plan.reason)
+                manifests.record(f"registries.{registry}.max_size" if registry else plan.reason)
                 log.info("evicted", blobs=evicted.blobs, bytes=evicted.size, reason=reason, registry=registry, seconds=seconds)
             if evicted.pinned:
                 key = "storage.max_size" if registry is None else f"registries.{registry}.max_size"
                 log.warning("pinned_evicted", blobs=evicted.pinned, hint=f"raise {key} or pin less")
         return removed, plan.unreachable
-
-    def _record(self, digests: Iterable[Digest], bound: str) -> None:
-        """Record the evicted manifests, so that the next miss of their images can be explained."""
-        index = self._store.index
-        # Of a digest that is no manifest nobody is a holder. Looked up before the transaction that writes them.
-        manifests = [one for one in digests if index.manifests.holders(one)]
-        if manifests:
-            index.history.note_evictions(manifests, time.time(), bound)
 
     def _eviction(self, registry: str | None) -> Eviction:
         found = self._evictions.get(registry)
@@ -173,3 +168,21 @@ class Evictor:
             if self._stopping.is_set():
                 found.stop()
         return found
+
+
+class _Manifests:
+    """The manifests among the evicted blobs, which may be very many."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._found: list[Digest] = []
+
+    def add(self, digest: Digest) -> None:
+        """Note an evicted blob. Of a digest that is no manifest nobody is a holder."""
+        if len(self._found) < MAX_ROWS and self._index.manifests.holders(digest):
+            self._found.append(digest)
+
+    def record(self, bound: str) -> None:
+        """Record them, so that the next miss of their images can be explained."""
+        if self._found:
+            self._index.history.note_evictions(self._found, time.time(), bound)

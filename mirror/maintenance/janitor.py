@@ -70,6 +70,8 @@ class Janitor:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
         self._stopping = threading.Event()
         self._making_room = asyncio.Lock()
+        # Blobs that count for no registry at the last count, and after the last pass that has looked for theirs.
+        self._unowned = self._unassignable = 0
         self._log = ThrottledLog(log)
 
     async def make_room(self, size: int, owner: str | None = None) -> None:
@@ -124,6 +126,7 @@ class Janitor:
                 pass
             if due:
                 await self._guarded("leftovers", self.leftovers.clear)
+                await self._guarded("owners", self.assign_owners)
             await asyncio.sleep(_INTERVAL_S)
 
     async def _scrub_on(self) -> None:
@@ -172,9 +175,13 @@ class Janitor:
         # A blob that was committed meanwhile may be counted twice: for a while, too much is better than too little.
         twice = any(self._files.size(partial.digest) is not None for partial in partials)
         certain = quota.correct(mark, counted) and not twice
-        if "" in held.registries and quota.keeps_owners:
-            assign_owners(self._layout, self._files, self._index, self._stopping.is_set)
+        self._unowned = held.registries.get("", (0, 0))[1]
         return certain
+
+    def assign_owners(self) -> None:
+        """Give the blobs of earlier versions to their registries, unless the last pass has found none for as many."""
+        if self._unowned > self._unassignable and self._files.quota.keeps_owners:
+            self._unassignable = assign_owners(self._layout, self._files, self._index, self.leftovers.pause)
 
     def evict(self) -> bool:
         """Evict for a while if the store is too large; returns whether there is more to do."""

@@ -94,21 +94,21 @@ class Leftovers:
                 shutil.rmtree(path, ignore_errors=True)
         self._delete_stale_rows(now)
         # Rules about digests and grants depend on the recorded parts.
-        record_parts(self._files, self._index, self._pause)
+        record_parts(self._files, self._index, self.pause)
         log.info("leftovers_cleared", seconds=round(time.monotonic() - began, 3))
 
     def _delete_stale_rows(self, now: float) -> None:
         """Delete rows about content that is gone."""
-        tags = self._index.tags.drop(self._is_present, now - _STALE_ROW_S, self._pause)
-        manifests = self._index.drop_manifests(self._is_present, self._pause)
-        self._index.attachments.drop(self._is_held, now - _STALE_ROW_S, self._pause)
-        self._index.parts.drop(self._is_present, self._pause)
-        grants = self._index.grants.drop(self._is_present, self._pause)
+        tags = self._index.tags.drop(self._is_present, now - _STALE_ROW_S, self.pause)
+        manifests = self._index.drop_manifests(self._is_present, self.pause)
+        self._index.attachments.drop(self._is_held, now - _STALE_ROW_S, self.pause)
+        self._index.parts.drop(self._is_present, self.pause)
+        grants = self._index.grants.drop(self._is_present, self.pause)
         if tags or manifests or grants:
             log.info("rows_dropped", tags=tags, manifests=manifests, grants=grants)
 
-    def _pause(self) -> bool:
-        """Yield to requests between two looks at the index; True once this is to stop."""
+    def pause(self) -> bool:
+        """Yield to requests between a few hundred rows of the index or files; True once this is to stop."""
         return self._stopping.wait(_PAUSE_S)
 
     def partials(self) -> Iterator[PartialFile]:

@@ -13,28 +13,35 @@ from mirror.storage.blobs import BlobFiles
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.owner import owner_of
+from mirror.storage.rows import paused
 
 log = structlog.get_logger(__name__)
 
 
-def assign_owners(layout: Layout, files: BlobFiles, index: Index, is_over: Callable[[], bool]) -> None:
-    """Count each such blob for the first configured registry whose upstream has granted it.
+def assign_owners(layout: Layout, files: BlobFiles, index: Index, pause: Callable[[], bool] = lambda: False) -> int:
+    """Count each such blob for the first configured registry whose upstream has granted it; returns how many are left.
 
     What no registry is known to have been granted stays as it is, and is evicted for the bounds of the store only.
+
+    Args:
+        pause: called after every few hundred blobs; True ends the pass.
     """
-    registries, assigned = sorted(files.quota.limits), 0
-    for file in files.walk():
-        if is_over():
-            break
+    registries, assigned, left = sorted(files.quota.limits), 0, 0
+    for file in paused(files.walk(), pause):
         path = layout.blob(file.digest)
-        owner = _granted_to(index, registries, file.digest) if owner_of(path) is None else None
-        if owner is not None:
-            # It may be gone by now.
-            with contextlib.suppress(StorageError):
-                files.quota.assign(path, file.size, owner)
-                assigned += 1
+        if owner_of(path) is not None:
+            continue
+        owner = _granted_to(index, registries, file.digest)
+        if owner is None:
+            left += 1
+            continue
+        # It may be gone by now.
+        with contextlib.suppress(StorageError):
+            files.quota.assign(path, file.size, owner)
+            assigned += 1
     if assigned:
         log.info("blobs_assigned", blobs=assigned)
+    return left
 
 
 def _granted_to(index: Index, registries: Iterable[str], digest: Digest) -> str | None:

@@ -22,8 +22,8 @@ from mirror.storage.rows import MALFORMED
 from mirror.storage.table import Table
 
 _TTL_S: Final = 30 * 86400.0
-# Of one purge or eviction: a purge of everything must not write for minutes.
-_MAX_ROWS: Final = 10_000
+MAX_ROWS: Final = 10_000
+"""Of one purge or eviction: a purge of everything must not write for minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +98,4 @@ class History:
         return row if isinstance(row, dict) and isinstance(row.get("when"), float) and math.isfinite(row["when"]) else None
 
     def _put(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        self._table.set_many(((key, row, None) for (key, row), _ in zip(rows, range(_MAX_ROWS), strict=False)), _TTL_S)
+        self._table.set_many(((key, row, None) for (key, row), _ in zip(rows, range(MAX_ROWS), strict=False)), _TTL_S)

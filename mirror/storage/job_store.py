@@ -117,7 +117,8 @@ class JobStore:
 
     def results(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the last result of each image, by name."""
-        return ((image, row) for image, row in self._rows("result|") if isinstance(row, dict) and row.keys() >= _RESULT_FIELDS)
+        rows = ((key.removeprefix("result|"), row) for key, row in self._table.items("result|"))
+        return ((image, row) for image, row in rows if isinstance(row, dict) and row.keys() >= _RESULT_FIELDS)
 
     # ---- state
 

@@ -163,6 +163,10 @@ class Tags:
 
     def matching(self, pattern: ImagePattern | None = None) -> Iterator[tuple[Repository, Tag, TagRecord]]:
         """Yield every tag, or those that a pattern matches, which costs little if the pattern names one repository."""
+        return ((repository, tag, record) for repository, tag, record, _ in self.with_pulls(pattern))
+
+    def with_pulls(self, pattern: ImagePattern | None = None) -> Iterator[tuple[Repository, Tag, TagRecord, Pulls]]:
+        """Yield the same tags as `matching`, with their pulls."""
         only = None if pattern is None else pattern.only_repository()
         for key, value in self._rows(only, pattern):
             record, name = _record(value), _name(key)
@@ -170,7 +174,8 @@ class Tags:
                 continue
             if pattern is not None and not pattern.matches(*name, record.digest):
                 continue
-            yield *name, replace(record, pulled=max(record.pulled, self.pulls(*name).last))
+            pulls = self.pulls(*name)
+            yield *name, replace(record, pulled=max(record.pulled, pulls.last)), pulls
 
     def _rows(self, only: Repository | None, pattern: ImagePattern | None) -> Iterable[tuple[str, Any]]:
         if only is None or pattern is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -11,24 +11,16 @@ from mirror.config.model import Config
 from mirror.core.errors import InvalidInput
 from mirror.core.freshness import TagRecord
 from mirror.core.image_selector import ImageSelector
-from mirror.core.names import ImagePattern, Repository, Tag
+from mirror.core.names import ImagePattern, Reference, Repository, Tag
 from mirror.core.platform import Platform
-from mirror.core.popularity import Pulls
+from mirror.core.popularity import NONE, Pulls
 from mirror.errors import MirrorError, UpstreamRateLimited
+from mirror.storage.tags import Tags
 from mirror.sync.image_syncer import ImageSyncer, Target
 from mirror.sync.job import SyncJob
+from mirror.sync.queue import ImageQueue
 
 ListTags: TypeAlias = Callable[[Repository], Awaitable[list[str]]]
-
-
-@dataclass(frozen=True, slots=True)
-class CachedTag:
-    """A tag that the index has a record of."""
-
-    repository: Repository
-    tag: Tag
-    record: TagRecord
-    pulls: Pulls
 
 
 @dataclass
@@ -36,13 +28,15 @@ class Plan:
     """What a job is to do.
 
     Attributes:
-        targets: by name, the most pulled first.
+        targets: by name, the images that are configured or named.
+        queue: all images, the most pulled first; those beside `targets` are cached tags.
         problems: by what the job names, why nothing is done about it.
         limited: a pull limit leaves a part of the job for the next run.
         kept: the images that each configured entry stands for now, by the entry's text; they are evicted last.
     """
 
     targets: dict[str, Target] = field(default_factory=dict)
+    queue: ImageQueue = field(default_factory=ImageQueue)
     problems: dict[str, str] = field(default_factory=dict)
     kept: dict[str, list[str]] = field(default_factory=dict)
     limited: bool = False
@@ -53,15 +47,26 @@ class Plan:
         self.limited = self.limited or isinstance(cause, UpstreamRateLimited)
 
     def include(self, other: Plan) -> None:
-        """Add the targets of another plan."""
+        """Add everything of another plan but its queue."""
         for target in other.targets.values():
             self.add(target)
+        self.kept.update(other.kept)
+        self.problems.update(other.problems)
+        self.limited = self.limited or other.limited
 
     def add(self, target: Target) -> None:
         """Add an image. One that is planned already gets the platforms of both."""
         known = self.targets.get(str(target), target)
         platforms = tuple(dict.fromkeys((*known.platforms, *target.platforms)))
         self.targets[str(target)] = replace(known, platforms=platforms, fetch=known.fetch or target.fetch)
+
+    def by_registry(self) -> dict[str, Iterator[Target]]:
+        """Return the images of each registry, in order."""
+        return {registry: map(self._target, images) for registry, images in self.queue.take().items()}
+
+    def _target(self, image: tuple[Repository, Reference]) -> Target:
+        target = Target(*image)
+        return self.targets.get(str(target), target)
 
 
 class Planner:
@@ -91,7 +96,7 @@ class Planner:
     async def plan(
         self,
         job: SyncJob,
-        cached: Iterable[CachedTag],
+        cached: Tags,
         kept: dict[str, list[str]],
         now: float,
         done: Callable[[Target], bool] = lambda _: False,
@@ -99,30 +104,22 @@ class Planner:
         """Return the plan of a job.
 
         Args:
+            cached: the tags that the index has records of.
             kept: the images of each configured entry at the last run; unchanged where upstream cannot be asked.
-            done: whether a configured image was synced in an earlier part of the same round.
+            done: whether a configured image was synced in an earlier part of the same round; called in a thread.
         """
         plan, list_tags = Plan(), _once(self._syncer.tags)
+        # With a hundred thousand tags each step takes hundreds of milliseconds: none runs on the event loop.
         if job.kind == "warm":
             await self._warm(job, list_tags, plan)
-            return plan
-        # With a hundred thousand tags each step takes hundreds of milliseconds: none runs on the event loop.
-        pulled = await asyncio.to_thread(self._pullable, cached)
-        if job.kind == "schedule" or not job.images:
-            await self._configured(self._selectors, kept, list_tags, plan)
-            plan.targets = {name: target for name, target in plan.targets.items() if not done(target)}
-            active = (entry for entry in pulled.values() if now - entry.record.pulled <= self._active_within)
-            due = (entry for entry in active if not job.asked <= entry.record.checked <= now)
-            await asyncio.to_thread(_add_cached, due, plan)
+            await asyncio.to_thread(_enqueue_as_named, plan)
+        elif job.kind == "schedule" or not job.images:
+            plan.targets = await self._configured(self._selectors, kept, list_tags, plan)
+            await asyncio.to_thread(self._enqueue_due, job, cached, plan, now, done)
         else:
-            for text in job.images:
-                await self._matching(text, pulled.values(), kept, list_tags, plan)
-        plan.targets = await asyncio.to_thread(_most_pulled_first, plan.targets, pulled, now)
+            await self._named(job.images, cached, kept, list_tags, plan, now)
+        await asyncio.to_thread(plan.queue.sort)
         return plan
-
-    def _pullable(self, cached: Iterable[CachedTag]) -> dict[tuple[Repository, Tag], CachedTag]:
-        asked = (entry for entry in cached if entry.repository.registry not in self._offline)
-        return {(entry.repository, entry.tag): entry for entry in asked if self._syncer.may_pull(entry.repository, entry.tag)}
 
     async def _warm(self, job: SyncJob, list_tags: ListTags, plan: Plan) -> None:
         for name in job.images:
@@ -140,7 +137,9 @@ class Planner:
 
     async def _configured(
         self, selectors: Iterable[ImageSelector], kept: dict[str, list[str]], list_tags: ListTags, plan: Plan
-    ) -> None:
+    ) -> dict[str, Target]:
+        """Return the images that configured entries select, by name."""
+        found = Plan()
         for selector in selectors:
             name = _text(selector)
             if selector.repository.registry in self._offline:
@@ -155,31 +154,63 @@ class Planner:
                 continue
             plan.kept[name] = [str(target) for target in targets]
             for target in targets:
-                plan.add(target)
+                found.add(target)
+        return found.targets
 
-    async def _matching(
-        self, text: str, cached: Collection[CachedTag], kept: dict[str, list[str]], list_tags: ListTags, plan: Plan
+    def _enqueue_due(self, job: SyncJob, cached: Tags, plan: Plan, now: float, done: Callable[[Target], bool]) -> None:
+        """Queue the configured images that are not done, and the cached tags in use that were not checked since the job began."""
+        plan.targets = {name: target for name, target in plan.targets.items() if not done(target)}
+
+        def is_due(record: TagRecord) -> bool:
+            return now - record.pulled <= self._active_within and not job.asked <= record.checked <= now
+
+        for repository, tag, record, pulls in self._pullable(cached):
+            if is_due(record) and f"{repository}:{tag}" not in plan.targets:
+                plan.queue.add(repository, tag, _rank(pulls, now))
+        _enqueue_targets(plan, cached, now)
+
+    def _pullable(self, cached: Tags, pattern: ImagePattern | None = None) -> Iterator[tuple[Repository, Tag, TagRecord, Pulls]]:
+        for repository, tag, record, pulls in cached.with_pulls(pattern):
+            if repository.registry not in self._offline and self._syncer.may_pull(repository, tag):
+                yield repository, tag, record, pulls
+
+    async def _named(
+        self, texts: Iterable[str], cached: Tags, kept: dict[str, list[str]], list_tags: ListTags, plan: Plan, now: float
     ) -> None:
-        """Add the cached and configured images that match an operator's pattern."""
-        try:
-            pattern = ImagePattern.parse(text, self._default_registry)
-        except InvalidInput as error:
-            plan.refuse(text, error)
-            return
-        matching = Plan()
-        await asyncio.to_thread(_add_cached, _filtered(pattern, cached), matching)
-        configured = Plan()
-        selectors = (entry for entry in self._selectors if pattern.matches_repository(entry.repository))
-        await self._configured(selectors, kept, list_tags, configured)
-        for target in configured.targets.values():
-            if _covers(pattern, target):
-                matching.add(target)
-        plan.kept.update(configured.kept)
-        plan.problems.update(configured.problems)
-        plan.limited = plan.limited or configured.limited
-        await asyncio.to_thread(plan.include, matching)
-        if not matching.targets and not configured.problems:
+        """Plan the cached and configured images that match an operator's patterns."""
+        patterns: dict[str, ImagePattern] = {}
+        found: set[str] = set()
+        for text in texts:
+            try:
+                pattern = ImagePattern.parse(text, self._default_registry)
+            except InvalidInput as error:
+                plan.refuse(text, error)
+                continue
+            patterns[text] = pattern
+            selectors = (entry for entry in self._selectors if pattern.matches_repository(entry.repository))
+            of_text = Plan()
+            configured = await self._configured(selectors, kept, list_tags, of_text)
+            of_text.targets = {name: target for name, target in configured.items() if _covers(pattern, target)}
+            plan.include(of_text)
+            if of_text.targets or of_text.problems:
+                found.add(text)
+        found |= await asyncio.to_thread(self._enqueue_matching, patterns, cached, plan, now)
+        for text in patterns.keys() - found:
             plan.problems[text] = "nothing of that name is held here or configured; `warm` fetches it"
+
+    def _enqueue_matching(self, patterns: dict[str, ImagePattern], cached: Tags, plan: Plan, now: float) -> set[str]:
+        """Queue the planned images, and the cached tags that match a pattern; returns the texts of patterns that match any."""
+        found: set[str] = set()
+        earlier: list[ImagePattern] = []
+        for text, pattern in patterns.items():
+            for repository, tag, record, pulls in self._pullable(cached, pattern):
+                found.add(text)
+                is_queued = any(other.matches(repository, tag, record.digest) for other in earlier)
+                if not is_queued and f"{repository}:{tag}" not in plan.targets:
+                    plan.queue.add(repository, tag, _rank(pulls, now))
+            earlier.append(pattern)
+        _enqueue_targets(plan, cached, now)
+        return found
 
 
 async def _targets(selector: ImageSelector, platforms: tuple[Platform, ...], list_tags: ListTags) -> list[Target]:
@@ -209,19 +240,10 @@ def _once(list_tags: ListTags) -> ListTags:
     return listed
 
 
-def _filtered(pattern: ImagePattern, cached: Iterable[CachedTag]) -> Iterator[CachedTag]:
-    return (entry for entry in cached if pattern.matches(entry.repository, entry.tag, entry.record.digest))
-
-
 def _text(selector: ImageSelector) -> str:
     """Return a text that is different for each selector."""
     choice = f" {selector.versions}" if selector.versions is not None else ""
     return f"{selector}{choice}" + (f" newest {selector.newest}" if selector.newest is not None else "")
-
-
-def _add_cached(cached: Iterable[CachedTag], plan: Plan) -> None:
-    for entry in cached:
-        plan.add(Target(entry.repository, entry.tag))
 
 
 def _covers(pattern: ImagePattern, target: Target) -> bool:
@@ -230,13 +252,19 @@ def _covers(pattern: ImagePattern, target: Target) -> bool:
     return pattern.matches(target.repository, None, target.reference)
 
 
-def _most_pulled_first(
-    targets: dict[str, Target], cached: dict[tuple[Repository, Tag], CachedTag], now: float
-) -> dict[str, Target]:
-    return dict(sorted(targets.items(), key=lambda item: -_weight(cached, item[1], now)))
+def _enqueue_targets(plan: Plan, cached: Tags, now: float) -> None:
+    """Queue the configured or named images of a plan."""
+    for target in plan.targets.values():
+        reference = target.reference
+        pulls = cached.pulls(target.repository, reference) if isinstance(reference, Tag) else NONE
+        plan.queue.add(target.repository, reference, _rank(pulls, now))
 
 
-def _weight(cached: dict[tuple[Repository, Tag], CachedTag], target: Target, now: float) -> float:
-    reference = target.reference
-    entry = cached.get((target.repository, reference)) if isinstance(reference, Tag) else None
-    return entry.pulls.at(now) if entry is not None else 0.0
+def _enqueue_as_named(plan: Plan) -> None:
+    for number, target in enumerate(plan.targets.values()):
+        plan.queue.add(target.repository, target.reference, number)
+
+
+def _rank(pulls: Pulls, now: float) -> float:
+    """Return a number that is the smaller, the more an image is pulled; above 0, and at most 1."""
+    return 1 / (1 + pulls.at(now))

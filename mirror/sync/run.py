@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -101,8 +101,8 @@ class Run:
         try:
             async with asyncio.timeout(timeout):
                 plan = await planned
-                summary.total, summary.problems = len(plan.targets), dict(islice(plan.problems.items(), _MAX_PROBLEMS))
-                await together(self._registry(targets) for targets in _by_registry(plan.targets.values()))
+                summary.total, summary.problems = len(plan.queue), dict(islice(plan.problems.items(), _MAX_PROBLEMS))
+                await together(self._registry(targets) for targets in plan.by_registry().values())
             summary.result = self._result(plan)
         except TimeoutError:
             summary.result = "timeout"
@@ -146,9 +146,9 @@ class Run:
         counted = self.summary.tags.total() == self.summary.total
         return "completed" if counted and not self.summary.problems else "failed"
 
-    async def _registry(self, targets: list[Target]) -> None:
+    async def _registry(self, waiting: Iterator[Target]) -> None:
         """Sync the images of one registry. The first has a head start, which shows whether the registry answers."""
-        waiting, answered = iter(targets), asyncio.Event()
+        answered = asyncio.Event()
 
         async def first() -> None:
             await self._image(next(waiting))
@@ -192,6 +192,9 @@ class Run:
         summary.recent.append({"image": str(target), **result})
         if synced.status != "skipped":
             await asyncio.to_thread(self._jobs.put_result, str(target), result)
+        else:
+            # Nothing else waits: a hundred thousand skipped images would hold up all requests.
+            await asyncio.sleep(0)
 
     async def _bounded(self, syncer: ImageSyncer, target: Target, progress: Progress) -> SyncResult:
         registry = target.repository.registry
@@ -221,13 +224,6 @@ class Run:
 def _is_problem(target: Target, synced: SyncResult) -> bool:
     """Whether an image is not in sync. A deleted tag is a problem only if the image is configured or was asked for."""
     return synced.status in ("failed", "skipped") or (synced.status == "gone" and target.fetch)
-
-
-def _by_registry(targets: Iterable[Target]) -> list[list[Target]]:
-    found: dict[str, list[Target]] = {}
-    for target in targets:
-        found.setdefault(target.repository.registry, []).append(target)
-    return list(found.values())
 
 
 def _row(target: Target, synced: SyncResult, progress: Progress) -> dict[str, Any]:

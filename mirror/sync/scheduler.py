@@ -16,9 +16,9 @@ from mirror.aio import together
 from mirror.metrics import Metrics
 from mirror.storage.coordination import LeaderLock
 from mirror.storage.store import Store
-from mirror.sync.image_syncer import ImageSyncer
+from mirror.sync.image_syncer import ImageSyncer, Target
 from mirror.sync.job import Kind, SyncJob
-from mirror.sync.plan import CachedTag, Plan, Planner
+from mirror.sync.plan import Plan, Planner
 from mirror.sync.run import Run, Summary, is_settled
 from mirror.sync.schedule import Schedule, after, round_to_run
 
@@ -204,27 +204,18 @@ class SyncScheduler:
         self._jobs.delete_cancellation(job.name, job.created)
 
     async def _plan(self, job: SyncJob, services: SyncServices, planning: contextlib.ExitStack) -> Plan:
-        cached = await asyncio.to_thread(self._cached_tags)
         kept = self._jobs.kept()
-        results = await asyncio.to_thread(self._results)
+
+        def done(target: Target) -> bool:
+            return is_settled(target, self._jobs.result(str(target)), job.asked)
+
         with planning:
-            plan = await services.planner.plan(
-                job, cached, kept, time.time(), lambda target: is_settled(target, results.get(str(target)), job.asked)
-            )
+            plan = await services.planner.plan(job, self._index.tags, kept, time.time(), done)
         # Written before anything is fetched: the new content must not evict what is kept.
         now_kept = plan.kept if job.kind == "schedule" else {**kept, **plan.kept}
         if now_kept != kept:
             await asyncio.to_thread(self._jobs.put_state, "kept", now_kept)
         return plan
-
-    def _cached_tags(self) -> list[CachedTag]:
-        return [
-            CachedTag(repository, tag, record, self._index.tags.pulls(repository, tag))
-            for repository, tag, record in self._index.tags.matching()
-        ]
-
-    def _results(self) -> dict[str, dict[str, Any]]:
-        return dict(self._jobs.results())
 
     async def _write_schedule(self, schedule: Schedule) -> None:
         self._written = schedule

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from mirror.core.digest import Digest
+from mirror.maintenance import owners
 from mirror.storage.account import on_disk
 from mirror.storage.owner import owner_of
 from tests.mirror.commands import command
@@ -157,9 +158,30 @@ async def test_content_of_an_earlier_version(hub, start):
         for digest in (image.digest, image.config.digest, image.layers[0].digest):
             os.removexattr(mirror.blob_path(digest), "user.registry-mirror.registry")
         await asyncio.to_thread(mirror.services.janitor.count)
+        await asyncio.to_thread(mirror.services.janitor.assign_owners)
         await eventually(lambda: mirror.services.janitor.count(), "a count that nothing disturbs")
         assert {registry: accounted(mirror, registry) for registry in (HUB, OTHER)} == right
         assert taken(mirror, OTHER) == right[OTHER]
+
+
+async def test_content_that_nobody_was_granted_is_looked_at_once(hub, start, monkeypatch):
+    """Blobs of which no grant is known are not looked up again after each count, but another one is."""
+    async with start() as mirror:
+        image, _ = await pull(hub, mirror, OTHER, "old", MIB)
+        layer = image.layers[0].digest
+        os.removexattr(mirror.blob_path(layer), "user.registry-mirror.registry")
+        mirror.store.index.grants.delete("blob", OTHER, Digest.parse(layer))
+        looked_at, original = [], owners.owner_of
+        monkeypatch.setattr(owners, "owner_of", lambda path: looked_at.append(path) or original(path))
+        janitor = mirror.services.janitor
+        for _ in range(2):
+            await asyncio.to_thread(janitor.count)
+            await asyncio.to_thread(janitor.assign_owners)
+        assert len(looked_at) == 3
+        os.removexattr(mirror.blob_path(image.digest), "user.registry-mirror.registry")
+        await asyncio.to_thread(janitor.count)
+        await asyncio.to_thread(janitor.assign_owners)
+        assert owner_of(str(mirror.blob_path(image.digest))) == OTHER
 
 
 async def test_it_is_told(hub, start, tmp_path):
