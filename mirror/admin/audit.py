@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 
 from mirror.maintenance.purge import PurgeRequest, PurgeResult
+from mirror.transfer.exporter import ExportOrder
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,13 @@ def log_release(images: list[str], client: str | None) -> None:
     """Log that an operator has let tags through that were held back."""
     named, more = images[:_LOGGED_IMAGES], len(images[_LOGGED_IMAGES:])
     log.info("audit", action="release", client=client, images=named, more=more)
+
+
+def log_export(order: ExportOrder, client: str | None) -> None:
+    """Log that an operator exports images."""
+    names = [image.text for image in order.images]
+    named, more = names[:_LOGGED_IMAGES], len(names[_LOGGED_IMAGES:])
+    log.info("audit", action="export", export=order.name, client=client, images=named, more=more, excluded=len(order.exclude))
 
 
 def log_cancel(name: str, client: str | None) -> None:

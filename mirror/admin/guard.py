@@ -57,7 +57,9 @@ class AdminGuard:
         except StorageError as error:
             response = error_response(503, str(error))
         except web.HTTPException as error:
-            headers = {name: error.headers[name] for name in ("Allow", "WWW-Authenticate") if name in error.headers}
+            headers = {
+                name: error.headers[name] for name in ("Allow", "Retry-After", "WWW-Authenticate") if name in error.headers
+            }
             response = error_response(error.status, error.text or error.reason, headers)
         response.headers.setdefault("Server", "registry-mirror")
         return response

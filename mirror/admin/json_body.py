@@ -19,8 +19,8 @@ _BODY_TIMEOUT_S = 10.0
 _NAMES = {str: "a text", bool: "true or false", list: "a list"}
 
 
-async def read_body(request: web.BaseRequest) -> bytes:
-    """Read the whole of a small body.
+async def read_body(request: web.BaseRequest, limit: int = _MAX_BYTES) -> bytes:
+    """Read the whole of a small body, of at most `limit` bytes.
 
     Raises:
         web.HTTPException: it is too long, does not arrive in time, or cannot be read.
@@ -30,7 +30,7 @@ async def read_body(request: web.BaseRequest) -> bytes:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
             # A body that is announced as too long is refused before it arrives.
             announced = request.content_length or 0
-            while len(body) <= _MAX_BYTES and announced <= _MAX_BYTES:
+            while len(body) <= limit and announced <= limit:
                 piece = await request.content.readany()
                 if not piece:
                     return bytes(body)
@@ -39,7 +39,7 @@ async def read_body(request: web.BaseRequest) -> bytes:
         raise web.HTTPRequestTimeout(text=f"the body has to arrive within {_BODY_TIMEOUT_S:g} seconds") from error
     except (web.RequestPayloadError, HttpProcessingError) as error:
         raise web.HTTPBadRequest(text="the body cannot be read") from error
-    raise web.HTTPRequestEntityTooLarge(_MAX_BYTES, len(body), text=f"at most {_MAX_BYTES} bytes are accepted")
+    raise web.HTTPRequestEntityTooLarge(limit, len(body), text=f"at most {limit} bytes are accepted")
 
 
 def json_body(body: bytes, keys: Mapping[str, type], *, required: str | None = None, empty: bool = False) -> dict[str, Any]:

@@ -145,6 +145,30 @@ JOBS: Final = record(
 )
 ORDERED: Final = record(order=TEXT)
 
+# ---- exports
+
+_BUNDLED: Final = record(
+    image=TEXT, digest=TEXT, platforms=array(TEXT), left_out=array(TEXT), attached=COUNT, docker_obstacle=optional(TEXT)
+)
+EXPORT: Final = record(
+    name=TEXT,
+    client=TEXT,
+    images=array(TEXT),
+    more=COUNT,
+    began=TIME,
+    updated=TIME,
+    result=words("running", "completed", "failed", "cut"),
+    phase=words("finding", "fetching", "sending", "ended"),
+    image=optional(TEXT),
+    done=COUNT,
+    total=COUNT,
+    bytes=BYTES,
+    size=BYTES,
+    cause=optional(TEXT),
+    contents=array(_BUNDLED),
+)
+EXPORTS: Final = record(exports=array(EXPORT))
+
 NODES: Final = record(
     redis=words("up", "alone"),
     cause=optional(TEXT),

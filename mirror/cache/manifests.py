@@ -74,13 +74,17 @@ class Manifests:
             self._answers.put((repository, reference), hit, len(answer.raw), expires, generation)
         return answer
 
+    async def find(self, repository: Repository, reference: Reference, *, head: bool) -> tuple[ManifestAnswer, float]:
+        """The manifest that a pull would get now, and when it expires; counts as no pull. Raises like `get`."""
+        if isinstance(reference, Digest):
+            await self._new_digests.check(repository, reference)
+            return await self._by_digest.get(repository, reference, head=head), math.inf
+        return await self._by_tag.get(repository, reference, head=head)
+
     async def _find(self, repository: Repository, reference: Reference, *, head: bool) -> tuple[ManifestAnswer, float]:
         """The manifest, and when it expires; notes an error."""
         try:
-            if isinstance(reference, Digest):
-                await self._new_digests.check(repository, reference)
-                return await self._by_digest.get(repository, reference, head=head), math.inf
-            return await self._by_tag.get(repository, reference, head=head)
+            return await self.find(repository, reference, head=head)
         except MirrorError as error:
             answer = LastAnswer(None, self._context.clock(), str(error))
             self._context.last_answers.note(repository, reference, answer)

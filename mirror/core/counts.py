@@ -44,6 +44,8 @@ class Total(enum.IntEnum):
     """Connections to the admin address."""
     NODE_CONNECTIONS = 11
     """Connections of other nodes of the cluster."""
+    EXPORTS = 12
+    """Bundles being written."""
 
 
 class Field(enum.IntEnum):

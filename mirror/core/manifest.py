@@ -4,7 +4,7 @@ OCI image-spec, manifest.md, image-index.md and descriptor.md; Docker manifest v
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NoReturn
@@ -41,7 +41,12 @@ _KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A reference to content: digest, media type and size in bytes (OCI image-spec, descriptor.md)."""
+    """A reference to content: digest, media type and size in bytes (OCI image-spec, descriptor.md).
+
+    Attributes:
+        attests: the manifest of the same index that this one is an attestation of (BuildKit, docs/attestations,
+            attestation-storage.md).
+    """
 
     digest: Digest
     media_type: str
@@ -49,6 +54,7 @@ class Descriptor:
     platform: Platform | None = None
     urls: tuple[str, ...] = ()
     artifact_type: str | None = None
+    attests: Digest | None = None
 
     @property
     def is_foreign(self) -> bool:
@@ -79,6 +85,12 @@ class Manifest:
     config: Descriptor | None = None
     subject: Descriptor | None = None
     artifact_type: str | None = None
+
+    def blobs_without(self, layers: Container[Digest]) -> list[Descriptor]:
+        """Return the config and the layers, each once, but for these layers."""
+        blobs = {blob.digest: blob for blob in self.blobs}
+        kept = None if self.config is None else self.config.digest
+        return [blob for digest, blob in blobs.items() if digest == kept or digest not in layers]
 
 
 def parse_manifest(raw: bytes, content_type: str | None, expected: Digest | None) -> Manifest:
@@ -177,7 +189,18 @@ def _descriptor(entry: object, where: str) -> Descriptor:
         platform=_platform(entry.get("platform"), where),
         urls=_urls(entry.get("urls"), where),
         artifact_type=_optional_text(entry, "artifactType", where),
+        attests=_attested(entry.get("annotations")),
     )
+
+
+def _attested(annotations: object) -> Digest | None:
+    """The manifest that an attestation is about; annotations that are no such reference are none of the mirror's business."""
+    if not isinstance(annotations, dict) or annotations.get("vnd.docker.reference.type") != "attestation-manifest":
+        return None
+    try:
+        return Digest.parse(str(annotations.get("vnd.docker.reference.digest")))
+    except InvalidDigest:
+        return None
 
 
 def _digest(entry: dict[str, Any], where: str) -> Digest:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from http import HTTPStatus
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -155,7 +155,17 @@ def problem_response(problem: Problem, request_id: str) -> ReadyResponse:
     return ReadyResponse(rendered, request_id, f"{problem.code}: {problem.detail}")
 
 
-async def send_spans(request: web.BaseRequest, response: ReadyResponse, body: Body, start: int, stop: int) -> None:
+class Sending(Protocol):
+    """A response whose body is being sent.
+
+    Attributes:
+        sent: bytes so far.
+    """
+
+    sent: int
+
+
+async def send_spans(request: web.BaseRequest, response: Sending, body: Body, start: int, stop: int) -> None:
     """Send a part of a blob to the client; `response.sent` is right after a failure, too.
 
     Raises:
@@ -167,10 +177,16 @@ async def send_spans(request: web.BaseRequest, response: ReadyResponse, body: Bo
             await request.writer.write(span)
             response.sent += len(span)
         else:
-            await _send_file(request, response, span, body.threads)
+            await send_file(request, response, span, body.threads)
 
 
-async def _send_file(request: web.BaseRequest, response: ReadyResponse, span: Span, threads: Executor) -> None:
+async def send_file(request: web.BaseRequest, response: Sending, span: Span, threads: Executor) -> None:
+    """Send bytes of a file to the client; `response.sent` is right after a failure, too.
+
+    Raises:
+        ConnectionError: the client has disconnected.
+        StorageError: the file has become shorter.
+    """
     transport = request.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the client has gone")
@@ -210,7 +226,7 @@ async def _resident(span: Span, threads: Executor, position: int, stop: int) -> 
     return end
 
 
-async def _send_encrypted(request: web.BaseRequest, response: ReadyResponse, span: Span, threads: Executor) -> None:
+async def _send_encrypted(request: web.BaseRequest, response: Sending, span: Span, threads: Executor) -> None:
     """Send through TLS. asyncio's fallback for `sendfile` reads 16 KiB at a time, each in a thread."""
     position, stop, descriptor = span.start, span.start + span.count, span.file.fileno()
     while position < stop:

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from mirror.admin.api import admin_application
 from mirror.admin.checks import check_accounts, clock_skews, credential_problems, host_checks
+from mirror.admin.export_api import ExportApi
 from mirror.admin.listener import AdminListener, read_token
 from mirror.admin.operations import AdminOperations
 from mirror.admin.page.session import Sessions
@@ -25,6 +26,7 @@ from mirror.admin.traffic import TrafficHistory
 from mirror.admin.worker_stats import WorkerStats
 from mirror.config.model import Config, load
 from mirror.core.checks import Check, check_clock
+from mirror.core.counts import Total
 from mirror.errors import ConfigurationError
 from mirror.listener.access_log import AccessLog
 from mirror.listener.admission import Handlers
@@ -41,6 +43,7 @@ from mirror.storage.coordination import wait
 from mirror.storage.store import Store
 from mirror.storage.traffic_file import TrafficFile
 from mirror.sync.scheduler import SyncScheduler
+from mirror.transfer.exporter import Exporter
 
 if TYPE_CHECKING:
     from mirror.service.cluster import NodeServer
@@ -89,7 +92,9 @@ class Mirror:
         self._traffic = TrafficHistory(TrafficFile(store.layout.traffic), group.started, self._operations.traffic)
         sessions = Sessions(group.secret)
         self._page = StatusPage(self._operations, self._sync_operations, self._traffic, sessions)
-        application = admin_application(self._operations, self._sync_operations, self._webhook, self._page)
+        self._exporter = Exporter(store, group.counts.count(Total.EXPORTS))
+        export_api = ExportApi(self._exporter, store.threads)
+        application = admin_application(self._operations, self._sync_operations, self._webhook, self._page, export_api)
         self._admin_listener = AdminListener(application, sessions, metrics, group.counts)
         self._node_server = self._build_node_server(config)
         self._configure(graph)
@@ -183,6 +188,7 @@ class Mirror:
         self._sync_scheduler.configure(graph.sync_services)
         self._sync_operations.configure(config)
         self._operations.configure(config, graph.cache)
+        self._exporter.configure(config, graph.cache)
         self._webhook.secret_file = config.sync.webhook_secret_file
         self._access_log.configure(config.log.access)
         if self._node_server is not None:

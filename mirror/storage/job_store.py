@@ -1,4 +1,4 @@
-"""Sync jobs, their results, and the state of the scheduler.
+"""Sync jobs, their results, the state of the scheduler, and exports.
 
 The processes of a store share it: any of them accepts a job and reports on it, and the leader runs it.
 
@@ -8,6 +8,7 @@ cancel|ID       an operator has cancelled it; removed with the job
 done|ID         the summary of a finished job, for a day
 result|IMAGE    the last result of an image
 state|NAME      a state of the scheduler
+export|ID       the state of an export, for a day
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _MAX_FIRST_IMAGES = 10
 _RESULT_FIELDS = frozenset({"result", "time", "bytes_fetched", "bytes_held", "cause"})
 _RESULT_TTL_S = 30 * 86400.0
 _DONE_TTL_S = 86400.0
+# The state of an export has these fields.
+_EXPORT_FIELDS = frozenset({"name", "result", "began", "updated"})
 # Longer than any job waits or runs. A cancellation that comes as its job ends is removed by nobody else.
 _CANCELLATION_TTL_S = 7 * 86400.0
 
@@ -103,6 +106,16 @@ class JobStore:
         """Return the summary of a finished job, or None."""
         row = self._table.get(f"done|{name}")
         return row if isinstance(row, dict) and "result" in row else None
+
+    # ---- exports
+
+    def put_export(self, name: str, state: dict[str, Any]) -> None:
+        """Keep the state of an export for a day."""
+        self._table.set(f"export|{name}", state, _DONE_TTL_S)
+
+    def exports(self) -> list[dict[str, Any]]:
+        """Return the states of running and lately ended exports."""
+        return [row for _, row in self._rows("export|") if isinstance(row, dict) and row.keys() >= _EXPORT_FIELDS]
 
     # ---- results
 

@@ -38,12 +38,21 @@ class ContentSelection:
         whole: of a single manifest, its blobs.
         require_match: fail if no platform matches.
         exact: fetch a single manifest whatever its platform: it was named by its digest, or by a tag that clients pull.
+        also: manifests of an index that are fetched whatever their platform; none of them counts for `require_match`.
+        without: layers that are not fetched.
     """
 
     platforms: tuple[Platform, ...]
     whole: bool
     require_match: bool
     exact: bool
+    also: frozenset[Digest] = frozenset()
+    without: frozenset[Digest] = frozenset()
+
+    def children(self, index: Manifest) -> list[Digest]:
+        """Return the manifests of an index that are fetched, in its order."""
+        matching = {child.digest for child in chosen(index.children, self.platforms)} | self.also
+        return list(dict.fromkeys(child.digest for child in index.children if child.is_manifest and child.digest in matching))
 
 
 class ImageContent:
@@ -82,10 +91,7 @@ class ImageContent:
             self._quota.check(repository)
             answer = await cache.by_digest.fetch(repository, reference)
             cache.pull_policy.check_content(repository, answer.digest)
-        if answer.media_type in SCHEMA1_TYPES:
-            raise InvalidManifest(answer.media_type, "nothing vouches for the bytes of schema 1: it can be pulled, but not kept")
-        if answer.outcome is Outcome.BYPASS:
-            raise StorageError("the store cannot take its manifest", "full")
+        require_stored(answer)
         self._progress.have(answer.digest, answer.size, answer.size)
         return answer
 
@@ -101,12 +107,11 @@ class ImageContent:
             # One at a time: a thousand manifests may have some megabytes each.
             manifest = _parsed(await self.manifest(digest)) if depth else top
             if manifest.kind is not ManifestKind.INDEX:
-                images += 1
+                images += digest not in selection.also
                 if selection.whole or depth:
-                    await self._blobs(manifest, () if depth or selection.exact else selection.platforms)
+                    await self._blobs(manifest, () if depth or selection.exact else selection.platforms, selection.without)
                 continue
-            named = dict.fromkeys(child.digest for child in chosen(manifest.children, selection.platforms))
-            children = [child for child in named if child not in seen]
+            children = [child for child in selection.children(manifest) if child not in seen]
             seen.update(dict.fromkeys(children))
             if len(seen) > _MAX_MANIFESTS:
                 raise InvalidManifest(str(top.digest), f"leads to more than {_MAX_MANIFESTS} manifests")
@@ -116,9 +121,9 @@ class ImageContent:
             raise NotFound(f"none of its manifests is for {platforms}; there are {_offered(top)}")
         return list(seen)
 
-    async def _blobs(self, manifest: Manifest, platforms: tuple[Platform, ...]) -> None:
+    async def _blobs(self, manifest: Manifest, platforms: tuple[Platform, ...], without: frozenset[Digest]) -> None:
         """Fetch the config and the layers; if platforms are given and the config names another one, fail without the layers."""
-        blobs = [blob for blob in {blob.digest: blob for blob in manifest.blobs}.values() if not blob.is_foreign]
+        blobs = [blob for blob in manifest.blobs_without(without) if not blob.is_foreign]
         self._progress.expect(blobs)
         waiting = iter(blobs)
 
@@ -136,6 +141,19 @@ class ImageContent:
             if own is not None and not any(platform.matches(own) for platform in platforms):
                 raise NotFound(f"it is for {own}, not for {', '.join(map(str, platforms))}")
         await together(work() for _ in range(_BLOBS_AT_ONCE))
+
+
+def require_stored(answer: ManifestAnswer) -> None:
+    """Return if a manifest has got into the store.
+
+    Raises:
+        InvalidManifest: it is one of schema 1, which is not stored.
+        StorageError: the store cannot take it.
+    """
+    if answer.media_type in SCHEMA1_TYPES:
+        raise InvalidManifest(answer.media_type, "nothing vouches for the bytes of schema 1: it can be pulled, but not kept")
+    if answer.outcome is Outcome.BYPASS:
+        raise StorageError("the store cannot take its manifest", "full")
 
 
 def _parsed(answer: ManifestAnswer) -> Manifest:

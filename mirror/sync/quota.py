@@ -30,8 +30,11 @@ class SyncQuota:
 
         Raises:
             UpstreamRateLimited: it may not.
+            Offline: nothing of the registry is ever asked.
         """
         found = self._registries.get(repository.registry)
+        if found is not None:
+            found.refuse_offline()
         obstacle = f"{repository.registry} is not mirrored any more" if found is None else found.obstacle(self._reserve)
         if obstacle is not None:
             raise UpstreamRateLimited(obstacle)

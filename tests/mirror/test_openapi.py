@@ -65,6 +65,22 @@ async def test_every_route_is_described(mirror):
     assert len(set(names)) == len(names)
 
 
+async def check_exports(mirror, check):
+    """Export an image; compare what is told of that with the description."""
+    path = "/api/v1/export"
+    assert await check.ask(path) == (200, {"exports": []})
+    async with mirror.session.post(f"http://127.0.0.1:{mirror.admin_port}{path}", json={"images": ["app:1"]}) as answer:
+        assert (answer.status, answer.content_type) == (200, "application/x-tar")
+        await answer.read()
+        name = answer.headers["X-Request-Id"]
+
+    async def state():
+        return (await check.ask(f"{path}/{name}", template=path + "/{name}"))[1]
+
+    await eventually(state, "the end of the export", holds=lambda found: found["phase"] == "ended")
+    await check.ask(path)
+
+
 async def test_real_answers(hub, tmp_path):
     """Answers in every state that the mirror can be in are as described: empty, busy, failing, and with results of all kinds."""
     hub.add_image(APP, "1", platforms=["linux/amd64", "linux/arm64"])
@@ -103,6 +119,7 @@ async def test_real_answers(hub, tmp_path):
         await orders.ended(first["order"])
         for status, path in ((409, second["order"]), (404, "none")):
             assert (await check.ask(f"/api/v1/sync/{path}", "DELETE", template="/api/v1/sync/{order}"))[0] == status
+        await check_exports(mirror, check)
         await check.ask("/api/v1/sync", "POST")
         hub.add_image(APP, "frozen", layers=[b"moved"])
         mirror.store.index.tags.expire(*tag_name("frozen"), time.time())
@@ -119,7 +136,7 @@ async def test_real_answers(hub, tmp_path):
         assert (await check.ask("/api/v1/nodes"))[0] == 409
         await check.ask("/openapi.json")
         operations = {(path, method.upper()) for path, methods in check._document["paths"].items() for method in methods}
-        unseen = {("/healthz", "GET"), ("/metrics", "GET"), ("/webhooks/dockerhub/{secret}", "POST")}
+        unseen = {("/healthz", "GET"), ("/metrics", "GET"), ("/webhooks/dockerhub/{secret}", "POST"), ("/api/v1/export", "POST")}
         assert operations - check.seen == unseen
 
 

@@ -1,0 +1,148 @@
+"""What a bundle consists of: its lines of index.json and manifest.json, its blobs, and its length before it is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from mirror.core.digest import Digest
+from mirror.core.media import OCI_INDEX
+from mirror.core.names import DOCKER_HUB, Reference, Repository, Tag
+from mirror.transfer import tar_writer
+from mirror.transfer.layout import (
+    ATTACHED_NAME,
+    CONTAINERD_NAME,
+    DOCKER_FILE,
+    INDEX_FILE,
+    LAYOUT,
+    LAYOUT_FILE,
+    LEFT_OUT,
+    REF_NAME,
+    blob_path,
+)
+
+_LIBRARY: Final = "library/"
+
+
+@dataclass(frozen=True, slots=True)
+class DockerImage:
+    """What `docker load` needs of an image of one platform.
+
+    Attributes:
+        layers: in their order; one may occur several times.
+    """
+
+    config: Digest
+    layers: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of index.json.
+
+    Attributes:
+        size: bytes of the manifest.
+        is_attached: it is a signature or another referrer, and no image.
+        left_out: see `layout.LEFT_OUT`.
+        docker: None if `docker load` cannot take it.
+    """
+
+    repository: Repository
+    reference: Reference
+    digest: Digest
+    media_type: str
+    size: int
+    is_attached: bool = False
+    left_out: tuple[Digest, ...] = ()
+    docker: DockerImage | None = None
+
+    @property
+    def name(self) -> str:
+        """The whole name, with its registry."""
+        return f"{self.repository}{':' if isinstance(self.reference, Tag) else '@'}{self.reference}"
+
+    def row(self) -> dict[str, Any]:
+        """Return its descriptor."""
+        annotations = dict.fromkeys((ATTACHED_NAME,) if self.is_attached else (CONTAINERD_NAME, REF_NAME), self.name)
+        if self.left_out:
+            annotations[LEFT_OUT] = ",".join(map(str, self.left_out))
+        return {
+            "mediaType": self.media_type,
+            "digest": str(self.digest),
+            "size": self.size,
+            "annotations": annotations,
+        }
+
+
+class BundledBlob(NamedTuple):
+    """A manifest, config or layer.
+
+    Attributes:
+        size: bytes.
+        image: the first one that needs it.
+    """
+
+    size: int
+    image: str
+
+
+@dataclass(slots=True)
+class Bundle:
+    """The content of a bundle. Entries with one name count once.
+
+    Attributes:
+        blobs: each manifest, config and layer, in the order in which they are written.
+        content_bytes: of all blobs.
+    """
+
+    blobs: dict[Digest, BundledBlob] = field(default_factory=dict)
+    content_bytes: int = 0
+    _entries: dict[str, Entry] = field(default_factory=dict)
+
+    def add(self, entry: Entry, blobs: Iterable[tuple[Digest, int]]) -> None:
+        """Add an image, or what is attached to one, with the digests and sizes of its content."""
+        self._entries.setdefault(entry.name, entry)
+        for digest, size in blobs:
+            if digest not in self.blobs:
+                self.blobs[digest] = BundledBlob(size, entry.name)
+                self.content_bytes += size
+
+    def files(self) -> list[tuple[str, bytes]]:
+        """Return the files that follow the blobs: a bundle that was cut has none of them, and names no image."""
+        entries = [self._entries[name] for name in sorted(self._entries)]
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry.row() for entry in entries]}
+        return [(LAYOUT_FILE, LAYOUT), (INDEX_FILE, _json(index)), (DOCKER_FILE, _json(list(_docker_rows(entries))))]
+
+    def size(self) -> int:
+        """Return the bytes of the whole tar."""
+        blobs = sum(tar_writer.member_bytes(blob_path(digest), blob.size) for digest, blob in self.blobs.items())
+        files = sum(tar_writer.member_bytes(name, len(data)) for name, data in self.files())
+        return blobs + files + len(tar_writer.END)
+
+
+def _docker_rows(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    """Yield the entries of manifest.json; an image with several tags is one (moby, image/tarexport/load.go)."""
+    tags: dict[DockerImage, list[str]] = {}
+    for entry in entries:
+        if entry.docker is not None:
+            names = tags.setdefault(entry.docker, [])
+            if isinstance(entry.reference, Tag):
+                names.append(_familiar(entry))
+    for image, names in tags.items():
+        yield {"Config": blob_path(image.config), "RepoTags": names, "Layers": [blob_path(layer) for layer in image.layers]}
+
+
+def _familiar(entry: Entry) -> str:
+    """Return a name as `docker images` shows it (distribution/reference, FamiliarString)."""
+    path = entry.repository.path
+    if entry.repository.registry != DOCKER_HUB:
+        path = str(entry.repository)
+    elif path.startswith(_LIBRARY) and "/" not in path.removeprefix(_LIBRARY):
+        path = path.removeprefix(_LIBRARY)
+    return f"{path}:{entry.reference}"
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
