@@ -169,6 +169,9 @@ EXPORT: Final = record(
 )
 EXPORTS: Final = record(exports=array(EXPORT))
 
+# ---- nodes
+
+_OFFSET: Final[Schema] = {"type": "number", "description": "Seconds that the clock of Redis is ahead."}
 NODES: Final = record(
     redis=words("up", "alone"),
     cause=optional(TEXT),
@@ -177,7 +180,14 @@ NODES: Final = record(
             name=TEXT,
             self=FLAG,
             # What a node says of itself; one of another version may leave something out.
-            maybe={"version": TEXT, "state": words("up", "draining"), "started": TIME},
+            maybe={
+                "version": TEXT,
+                "state": words("up", "draining"),
+                "started": TIME,
+                "zone": TEXT,
+                "clock": _OFFSET,
+                "owed": COUNT,
+            },
         )
     ),
 )

@@ -30,8 +30,11 @@ def nodes(
             ("* " if node["self"] else "  ") + node["name"],
             str(node.get("state", "")),
             str(node.get("version", "")),
+            str(node.get("zone", "")),
             ago(node.get("started")),
+            f"{node['clock']:+.1f} s" if "clock" in node else "",
+            str(node.get("owed", "")),
         )
         for node in found["nodes"]
     ]
-    show(table(rows, width(), ("  NODE", "STATE", "VERSION", "STARTED")))
+    show(table(rows, width(), ("  NODE", "STATE", "VERSION", "ZONE", "STARTED", "CLOCK", "OWED")))

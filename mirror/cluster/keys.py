@@ -32,6 +32,10 @@ class Keys:
         """The list of the nodes that have asked for a blob, in order. Later nodes stream from earlier ones."""
         return self._key(f"at:{digest}")
 
+    def askers_of_zone(self, digest: Digest, zone: str) -> str:
+        """The same list of the nodes of one zone."""
+        return self._key(f"at:{digest}@{zone}")
+
     def manifest(self, digest: Digest) -> str:
         """The media type and bytes of a manifest."""
         return self._key(f"mf:{digest}")

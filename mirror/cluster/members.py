@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from mirror import __version__
+from mirror.cluster.identity import Identity
 from mirror.cluster.keys import Keys
 from mirror.cluster.link import Link, LinkDown, Script
 from mirror.cluster.secret import ClusterSecret
@@ -55,7 +56,8 @@ class Member:
 
     Attributes:
         name: the URL of its address for other nodes.
-        facts: what it says of itself: `version`, `state` (up or draining), `started`, in seconds since the epoch.
+        facts: what it says of itself: `version`, `state` (up or draining), `started` in seconds since the epoch, `zone`,
+            `clock` (what the clock of Redis is ahead of its own, in seconds), and `owed`, uploads to the bucket.
     """
 
     name: str
@@ -66,15 +68,17 @@ class Members:
     """This node among the others.
 
     Args:
-        me: the name of this node.
+        me: this node.
 
     Attributes:
         state: what this node says of itself: up or draining.
+        owed: returns the uploads to the bucket that this node owes.
         count: the number of nodes; 0 while Redis does not answer.
     """
 
-    def __init__(self, link: Link, keys: Keys, me: str, secret: ClusterSecret, metrics: Metrics) -> None:
+    def __init__(self, link: Link, keys: Keys, me: Identity, secret: ClusterSecret, metrics: Metrics) -> None:
         self.state = "up"
+        self.owed: Callable[[], int] = int
         self.count = 0
         self.clock: Callable[[], float] = time.time
         self._link = link
@@ -98,10 +102,10 @@ class Members:
 
     async def beat(self, *, beats: bool = True) -> None:
         """Write one beat, count the nodes, and compare the clocks."""
-        facts = json.dumps({"version": __version__, "state": self.state, "started": self._started})
+        me = self._me.name
         try:
             count, seconds, micros = await self._link.call(
-                _BEAT, [self._keys.nodes, self._keys.node(self._me)], self._me if beats else "", facts, _TTL_S
+                _BEAT, [self._keys.nodes, self._keys.node(me)], me if beats else "", self._facts(), _TTL_S
             )
         except LinkDown:
             self.count = 0
@@ -113,7 +117,7 @@ class Members:
     async def leave(self) -> None:
         """Take this node off the list."""
         with contextlib.suppress(LinkDown):
-            await self._link.call(_LEAVE, [self._keys.nodes, self._keys.node(self._me)], self._me)
+            await self._link.call(_LEAVE, [self._keys.nodes, self._keys.node(self._me.name)], self._me.name)
 
     async def list(self) -> list[Member]:
         """The nodes, by their names. Raises LinkDown."""
@@ -121,6 +125,19 @@ class Members:
         return sorted(
             (Member(name.decode(errors="replace"), _facts(facts)) for name, facts in zip(*[iter(found)] * 2, strict=True)),
             key=_name,
+        )
+
+    def _facts(self) -> str:
+        """What this node says of itself."""
+        return json.dumps(
+            {
+                "version": __version__,
+                "state": self.state,
+                "started": self._started,
+                "zone": self._me.zone,
+                "clock": round(self._secret.offset, 3),
+                "owed": self.owed(),
+            }
         )
 
     def _compare(self, offset: float) -> None:

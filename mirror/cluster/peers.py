@@ -29,7 +29,12 @@ WAIT_HEADER = "X-Mirror-Wait"
 FIRST_HEADER = "X-Mirror-First"
 """In a 404 of a node that was asked for what has arrived: the position of the first such byte in the requested range."""
 
+NODE_HEADER = "X-Mirror-Node"
+"""In a request: the name of the node that asks."""
+
 _MAX_NODES = 4096
+# Of the blob; a node above that has less is not worth a change.
+_MORE_BYTES = 1 << 20
 # A node that waits for upstream itself answers at once or after a moment. It learns within this time whether upstream fails.
 _WAITING_S, _POLL_INTERVAL_S = 20.0, 0.05
 # A node that could not be reached is left alone for a moment, one that has sent wrong bytes for longer.
@@ -66,6 +71,9 @@ class Peers:
         intake: the buffers of all connections.
         received: counts the bytes of bodies.
         tls: for nodes with https; None for the defaults.
+
+    Attributes:
+        me: the name of this node, which it says in its requests.
     """
 
     def __init__(
@@ -76,6 +84,7 @@ class Peers:
         received: Callable[[float], None],
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        self.me = ""
         self.clock: Callable[[], float] = time.monotonic
         self._http = http
         self._intake = intake
@@ -115,7 +124,12 @@ class Peers:
         path = f"/v2/{repository.registry}/{repository.path}/blobs/{wanted.digest}?urgency={demand.urgency.get()().name}"
         path += "&arrived=1" if arrived else ""
         token = self._secret.token(SignedRequest("GET", path, wanted.header, node))
-        headers = {"Range": wanted.header, "Authorization": token, "X-Request-Id": request_id.get()}
+        headers = {
+            "Range": wanted.header,
+            "Authorization": token,
+            "X-Request-Id": request_id.get(),
+            NODE_HEADER: self.me,
+        }
         url, answered = _url(node, path), False
         try:
             async with (
@@ -130,6 +144,14 @@ class Peers:
             if not answered:
                 self._avoid(node, _UNREACHABLE_S)
             raise
+
+    async def has_more(self, node: str, wanted: BlobRange, position: int) -> bool:
+        """Whether a node has a MiB of a blob from a position on, or the rest of it."""
+        try:
+            async with self.blob(node, replace(wanted, start=position), arrived=True) as found:
+                return found.stop - position >= min(_MORE_BYTES, found.size - position)
+        except UpstreamError:
+            return False
 
     def _opened(self, response: aiohttp.ClientResponse, wanted: BlobRange, resources: contextlib.AsyncExitStack) -> UpstreamBlob:
         body = open_body(response, self._intake, self._http.limits.stall)

@@ -14,6 +14,7 @@ import structlog
 
 from mirror.cluster.grants import Grants
 from mirror.cluster.lease import Alone, Follow, Leases, Own
+from mirror.cluster.parent import ParentStream
 from mirror.cluster.peers import Peers
 from mirror.cluster.salvage import Salvage, SalvagedStream, Upstream
 from mirror.core.bounded_cache import BoundedCache
@@ -54,6 +55,8 @@ class ClusterSource:
         # The nodes that have sent bytes of a blob which is not verified yet.
         self._senders: BoundedCache[Digest, frozenset[str]] = BoundedCache(_MAX_BLOBS)
         self._salvage = Salvage(peers)
+        # Streams from nodes that are open.
+        self._parents: Counter[tuple[Digest, str]] = Counter()
         # Streams from upstream that are open, by blob.
         self._open: Counter[Digest] = Counter()
 
@@ -72,6 +75,10 @@ class ClusterSource:
     def follows(self, digest: Digest) -> bool:
         """Whether the bytes of a blob come from other nodes now."""
         return digest in self._senders and not self._open[digest]
+
+    def reads_from(self, digest: Digest, node: str) -> bool:
+        """Whether this process receives a blob from a node, to which it must not send it then."""
+        return (digest, node) in self._parents
 
     def penalize(self, digest: Digest) -> bool:
         """Ask the nodes no more that have sent bytes of a blob which are wrong; False if no node has."""
@@ -93,28 +100,36 @@ class ClusterSource:
                 if suspect and isinstance(answer, Own):
                     self._note_takeover(wanted, answer, reason)
                 return answer
-            for node in answer.nodes:
-                if node in broken or self._peers.avoids(node):
-                    continue
+            nodes = [node for node in answer.nodes if node not in broken and not self._peers.avoids(node)]
+            for node, above in zip(nodes, [*nodes[1:], None], strict=True):
                 try:
-                    return await stack.enter_async_context(self._from_node(node, wanted))
+                    return await stack.enter_async_context(self._from_node(node, above, wanted))
                 except UpstreamError as error:
                     broken[node] = error.reason
             suspect, reason = answer.value, broken.get(answer.nodes[-1], UpstreamUnreachable.reason)
         return Alone()
 
     @contextlib.asynccontextmanager
-    async def _from_node(self, node: str, wanted: BlobRange) -> AsyncIterator[BlobStream]:
-        """The stream from a node. If it breaks off, the next stream of the blob comes from elsewhere."""
+    async def _from_node(self, node: str, above: str | None, wanted: BlobRange) -> AsyncIterator[BlobStream]:
+        """The stream from a node. If it breaks off, the next stream of the blob comes from elsewhere.
+
+        Args:
+            above: the next node that would be asked.
+        """
         async with self._peers.stream(node, wanted) as stream:
             await self._grants.adopt("blob", wanted.repository, wanted.digest, stream.size)
             self._note_sender(wanted.digest, node)
+            self._parents[wanted.digest, node] += 1
             try:
-                yield stream
+                yield stream if above is None else ParentStream(stream, partial(self._peers.has_more, above, wanted))
             except UpstreamError as error:
                 self._broken.put(wanted.digest, {**(self._broken.get(wanted.digest) or {}), node: error.reason})
                 # The next attempt begins at once, with another source.
                 raise error.with_alternative() from error
+            finally:
+                self._parents[wanted.digest, node] -= 1
+                if not self._parents[wanted.digest, node]:
+                    del self._parents[wanted.digest, node]
 
     @contextlib.asynccontextmanager
     async def _owned(self, wanted: BlobRange, upstream: Upstream) -> AsyncIterator[BlobStream]:

@@ -76,6 +76,7 @@ class ClusterConfig(Section):
     advertise: Annotated[str, AfterValidator(_node_url)] | None = None
     secret_file: SecretFile | None = None
     tls: ClusterTls = ClusterTls()
+    zone: Annotated[str, Field(pattern=f"^({_NAME})?$")] = ""
     fan_out: Annotated[int, Field(ge=1, le=64)] = 8
     stall_timeout: Annotated[Duration, Field(ge=0.5, le=15)] = 3.0
 

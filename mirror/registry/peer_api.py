@@ -11,8 +11,8 @@ import structlog
 from aiohttp import web
 
 from mirror.cache.blobs import Blobs
-from mirror.cluster.peers import FIRST_HEADER, WAIT_HEADER
-from mirror.cluster.secret import ClusterSecret
+from mirror.cluster.node import ClusterNode
+from mirror.cluster.peers import FIRST_HEADER, NODE_HEADER, WAIT_HEADER
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput, RangeNotSatisfiable
 from mirror.core.hmac_token import InvalidToken, SignedRequest
@@ -52,15 +52,14 @@ class PeerApi:
     """Answers requests of other nodes. Rebuilt when the configuration changes.
 
     Args:
-        me: the name of this node, which requests for it are signed with.
+        node: this node.
         wait_s: the wait for a first byte, after which the other node learns that bytes are expected, and asks again.
     """
 
-    def __init__(self, router: Router, blobs: Blobs, secret: ClusterSecret, me: str, wait_s: float) -> None:
+    def __init__(self, router: Router, blobs: Blobs, node: ClusterNode, wait_s: float) -> None:
         self._router = router
         self._blobs = blobs
-        self._secret = secret
-        self._me = me
+        self._node = node
         self._wait_s = wait_s
         self._log = ThrottledLog(log)
 
@@ -72,8 +71,8 @@ class PeerApi:
         """
         name, wanted = request_id.get(), request.headers.get("Range", "")
         try:
-            self._secret.check(
-                SignedRequest(request.method, request.raw_path, wanted, self._me), request.headers.get("Authorization", "")
+            self._node.secret.check(
+                SignedRequest(request.method, request.raw_path, wanted, self._node.name), request.headers.get("Authorization", "")
             )
             route = self._router.route(request.raw_path)
         except InvalidToken:
@@ -93,6 +92,9 @@ class PeerApi:
     async def _answer(self, request: web.BaseRequest, route: Route, wanted: str, name: str) -> web.StreamResponse:
         assert route.repository is not None
         assert isinstance(route.reference, Digest)
+        if self._node.source.reads_from(route.reference, request.headers.get(NODE_HEADER, "")):
+            # Each would wait for the other.
+            return problem_response(oci_errors.not_found(request.raw_path), name)
         body = self._blobs.open_for_node(route.repository, route.reference, _urgency(route.parameter("urgency")))
         if body is None:
             return problem_response(oci_errors.not_found(request.raw_path), name)

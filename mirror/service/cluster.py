@@ -12,6 +12,7 @@ from mirror import __version__
 from mirror.cache.access_index import AccessIndex
 from mirror.cluster.address import advertised
 from mirror.cluster.grants import Grants
+from mirror.cluster.identity import Identity
 from mirror.cluster.keys import Keys
 from mirror.cluster.leader import LeaderLease
 from mirror.cluster.lease import Leases
@@ -56,6 +57,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
     """Build this node's part in the cluster; `ClusterNode.configure` has to follow."""
     cluster, metrics, connections = config.cluster, services.metrics, services.connections
     name = services.group.node or advertised(cluster)
+    me = Identity(name, cluster.zone)
     assert cluster.redis.url is not None
     assert cluster.secret_file is not None
     redis = cluster.redis
@@ -67,13 +69,14 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
     # The rate of `downloads.max_rate` is for upstreams.
     intake = Intake(connections.intake.buffers, ByteRate(CountTable.private()))
     peers = Peers(http, intake, secret, metrics.bytes_from_nodes.inc, _client_tls(cluster.tls))
-    leases, grants = Leases(link, keys, name, cluster.fan_out), Grants(link, keys, access.record_grant)
+    peers.me = name
+    leases, grants = Leases(link, keys, me, cluster.fan_out), Grants(link, keys, access.record_grant)
     source = ClusterSource(leases, peers, grants, downloads.is_under_way, metrics.cluster_takeovers)
     metrics.cluster_alone.set_function(lambda: not link.is_up)
     return ClusterNode(
         name=name,
         link=link,
-        members=Members(link, keys, name, secret, metrics),
+        members=Members(link, keys, me, secret, metrics),
         secret=secret,
         leases=leases,
         source=source,
@@ -111,7 +114,7 @@ class NodeServer:
         self._graph = graph
         router = Router(graph.registries, graph.config.default_registry)
         wait_s = min(_MAX_WAIT_S, self._config.stall_timeout / 6)
-        self._api = PeerApi(router, graph.cache.blobs, self._node.secret, self._node.name, wait_s)
+        self._api = PeerApi(router, graph.cache.blobs, self._node, wait_s)
 
     def open(self, sock: socket.socket, relieve: Callable[[], None]) -> None:
         """Start accepting connections; see `Listener.open`. Raises ConfigurationError."""

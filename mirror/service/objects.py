@@ -39,6 +39,8 @@ def build_objects(config: ObjectsConfig, services: Services, published: Publishe
     reader = ObjectReader(bucket, uses, metrics.bytes_from_objects.inc, published, may_delete=writes)
     objects = Objects(reader, uses, _build_writer(config, services, bucket, facts) if writes else None)
     metrics.objects_owed.set_function(lambda: objects.owed)
+    if node is not None:
+        node.members.owed = lambda: objects.owed
     metrics.objects_bytes.set_function(lambda: objects.size)
     metrics.objects_limit_bytes.set(config.max_size)
     metrics.objects_up.set_function(lambda: bucket.is_up)

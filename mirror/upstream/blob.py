@@ -88,6 +88,11 @@ class UpstreamBlob:
         self._skip = start - first
         self.is_partial = response.status == 206
 
+    @property
+    def stop(self) -> int:
+        """The end of what upstream sends."""
+        return self._stop
+
     async def blocks(self) -> AsyncIterator[memoryview]:
         """The bytes as they arrive; each block is valid until the next one is requested.
 

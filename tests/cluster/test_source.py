@@ -56,6 +56,9 @@ class World:
     def avoids(self, node):
         return False
 
+    async def has_more(self, node, wanted, position):
+        return False
+
     def note_poisoned(self, node):
         self.events.append(f"poisoned {node}")
 
@@ -243,3 +246,12 @@ async def test_stream_of_a_lost_lease_ends():
         world.is_owner = False
         with pytest.raises(ConnectionWithdrawn):
             await anext(blocks)
+
+
+async def test_two_nodes_do_not_wait_for_each_other():
+    """A node says that it has nothing to one from which it receives the blob."""
+    world = World(Follow("v", ("parent", "owner")))
+    async with world.source.open(WANTED, lambda start, stop: world.upstream()):
+        assert world.source.reads_from(DIGEST, "parent")
+        assert not world.source.reads_from(DIGEST, "owner")
+    assert not world.source.reads_from(DIGEST, "parent")

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
 from mirror.cluster.grants import Grants
+from mirror.cluster.identity import Identity
 from mirror.cluster.keys import Keys
 from mirror.cluster.lease import Alone, Follow, Leases, Own
 from mirror.cluster.link import Link, LinkDown, RedisAddress, Script
@@ -57,7 +58,7 @@ def keys(request):
 @pytest.fixture
 def node(link, keys):
     """Makes the leases of a node."""
-    return lambda name: Leases(link, keys, name, FAN_OUT)
+    return lambda name, zone="": Leases(link, keys, Identity(name, zone), FAN_OUT)
 
 
 class Files:
@@ -98,6 +99,38 @@ async def test_tree(node):
         while chain[-1]:
             chain.append((chain[-1] - 1) // FAN_OUT)
         assert answer.nodes == tuple(names[one] for one in chain)
+
+
+async def test_tree_of_zones(node):
+    """The first of a zone streams from the owner, the others from those of their zone, the owner last."""
+    await ask(node("a0", "a"))
+    assert (await ask(node("b0", "b"))).nodes == ("a0",)
+    assert (await ask(node("a1", "a"))).nodes == ("a0",)
+    for number in range(1, 8):
+        assert (await ask(node(f"b{number}", "b"))).nodes[0] == f"b{(number - 1) // FAN_OUT}"
+    assert (await ask(node("b7", "b"))).nodes == ("b3", "b1", "b0", "a0")
+    # The lists of the cluster have the heads of zones, and nodes without one.
+    assert (await ask(node("c0", "c"))).nodes == ("a0",)
+    assert (await ask(node("d0"))).nodes == ("b0", "a0")
+
+
+async def test_new_owner_in_another_zone(node):
+    """The zones keep their trees; what the others of its own zone have is asked for first."""
+    await ask(node("a0", "a"))
+    for name in ("b0", "b1", "b2"):
+        seen = await ask(node(name, "b"))
+    taken = await ask(node("b2", "b"), seen.value)
+    assert taken.others == ("b0", "b1")
+    assert (await ask(node("a0", "a"))).nodes == ("b2",)
+    assert (await ask(node("b0", "b"))).nodes == ("b2",)
+
+
+async def test_held_blob_comes_from_the_zone(node):
+    owner = node("a0", "a")
+    await ask(owner)
+    await ask(node("b0", "b"))
+    await owner.close(Files(DIGEST))
+    assert (await ask(node("b1", "b"))).nodes == ("b0", "a0")
 
 
 async def test_place_in_the_tree_stays(node):

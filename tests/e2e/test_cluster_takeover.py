@@ -1,10 +1,12 @@
 """What a takeover of a lease costs: a new owner gets from other nodes what they have, and upstream sends little twice."""
 
 import asyncio
+import contextlib
 
 import pytest
 
-from tests.e2e.harness.cluster import RedisServer, cluster
+from tests.e2e.harness.cluster import Node, RedisServer, cluster
+from tests.e2e.harness.throttle import Throttle
 from tests.e2e.test_cluster import gets, right
 from tests.fakehub import Rule
 from tests.support.waiting import eventually
@@ -61,3 +63,27 @@ async def test_new_owner_takes_what_others_have(anonymous, redis, tmp_path):
         # Twelve, and what the buffers of a connection take.
         assert lost.body_bytes_sent < 20 * MIB
         assert taker.log.count("lease_taken_over") == 1
+
+
+@pytest.mark.full
+async def test_slow_node_is_left(anonymous, redis, tmp_path):
+    """A node that is sent much less than the one above has goes on from that one, and upstream sends nothing again."""
+    blob = anonymous.add_synthetic_blob(APP, 24 * MIB, 7)
+    anonymous.add_image(APP, "1", [blob])
+    nodes = [Node(anonymous, tmp_path / f"node-{number}", redis, workers=1, cluster={"fan_out": 1}) for number in range(3)]
+    slow = nodes[1]
+    line = Throttle(tmp_path / "line", f"http://127.0.0.1:{slow.node_port}", 200_000)
+    slow.settings["cluster"]["advertise"] = line.url
+    slow.write()
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            for node in nodes:
+                await stack.enter_async_context(node)
+                await node.joined()
+                # At the rate of the line this takes two minutes, longer than anything waits in tests.
+                assert right(await node.whole(APP, blob.digest), blob.digest)
+            await nodes[2].logged('"slow"')
+            assert anonymous.bytes_sent(blob.digest) == blob.size
+            assert "lease_taken_over" not in nodes[2].log
+    finally:
+        line.close()
