@@ -72,7 +72,7 @@ class ClusterNode:
 
     def manifest_turn(self, repository: Repository, digest: Digest) -> AbstractAsyncContextManager[Turn]:
         """Wait for a manifest, or for the turn to fetch it; see `SharedManifests.turn`."""
-        return self.manifests.turn(digest, self.grants.scope(repository))
+        return self.manifests.turn(repository, digest)
 
     async def run(self, files: BlobFiles, downloads: Downloads, *, beats: bool) -> None:
         """Keep the link, the beat and the leases until cancelled."""

@@ -16,6 +16,7 @@ from mirror import demand
 from mirror.cluster.secret import ClusterSecret
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.hmac_token import SignedRequest
+from mirror.core.manifest import MAX_MANIFEST_BYTES
 from mirror.download.source import BlobRange
 from mirror.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
 from mirror.tracing import request_id
@@ -144,6 +145,19 @@ class Peers:
             if not answered:
                 self._avoid(node, _UNREACHABLE_S)
             raise
+
+    async def manifest(self, node: str, wanted: BlobRange) -> bytes | None:
+        """Read a whole manifest; None if the node does not send it, or sends more than a manifest may have."""
+        found = bytearray()
+        try:
+            async with self.blob(node, wanted) as stream:
+                if stream.size > MAX_MANIFEST_BYTES:
+                    return None
+                async for block in stream.blocks():
+                    found += block
+        except UpstreamError:
+            return None
+        return bytes(found)
 
     async def has_more(self, node: str, wanted: BlobRange, position: int) -> bool:
         """Whether a node has a MiB of a blob from a position on, or the rest of it."""

@@ -81,7 +81,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         leases=leases,
         source=source,
         grants=grants,
-        manifests=SharedManifests(link, keys),
+        manifests=SharedManifests(link, keys, me, peers.manifest),
         tags=SharedTags(link, keys, name),
         refusals=Refusals(link, keys, name),
         http=http,

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
@@ -231,6 +232,11 @@ async def test_value_of_another_type_is_no_lease(node, link, keys):
     assert link.is_up
 
 
+def shared(link, keys):
+    """The manifests of a node that asks no other one for large ones."""
+    return SharedManifests(link, keys, Identity("n"), pytest.fail)
+
+
 async def test_turn_for_a_manifest(link, keys):
     """One of many fetches; the others get its bytes, verified."""
     raw = b'{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}'
@@ -238,7 +244,7 @@ async def test_turn_for_a_manifest(link, keys):
 
     async def pull():
         nonlocal fetched
-        async with SharedManifests(link, keys).turn(digest, SCOPE) as turn:
+        async with shared(link, keys).turn(APP, digest) as turn:
             if turn.found is None:
                 fetched += 1
                 turn.fetched = "application/vnd.oci.image.index.v1+json", raw
@@ -250,14 +256,13 @@ async def test_turn_for_a_manifest(link, keys):
 
 
 async def test_failed_turn_is_repeated(link, keys):
-    shared = SharedManifests(link, keys)
     with pytest.raises(UpstreamFailing):
-        async with shared.turn(DIGEST, SCOPE):
+        async with shared(link, keys).turn(APP, DIGEST):
             raise UpstreamFailing("503")
     with pytest.raises(UpstreamFailing, match="another node has asked"):
-        async with shared.turn(DIGEST, SCOPE):
+        async with shared(link, keys).turn(APP, DIGEST):
             pytest.fail("it is not this node's turn")
-    async with shared.turn(DIGEST, "docker.io~1") as turn:
+    async with shared(link, replace(keys, scope=lambda name: "docker.io~1")).turn(APP, DIGEST) as turn:
         assert turn.found is None
 
 
@@ -268,10 +273,12 @@ async def test_wrong_manifest_is_not_taken(link, keys):
         b"application/vnd.oci.image.index.v1+json\n{}",
         b'application/vnd.docker.distribution.manifest.v1+prettyjws\n{"schemaVersion": 1, "name": "x", "tag": "1"}',
         b"\xff\n",
+        b"application/vnd.oci.image.index.v1+json\n@http://n:1",
+        b"application/vnd.oci.image.index.v1+json\n@http://n:1\ndocker.io\n..",
         b"",
     ):
         await link.call(store, [keys.manifest(DIGEST)], value)
-        async with SharedManifests(link, keys).turn(DIGEST, SCOPE) as turn:
+        async with shared(link, keys).turn(APP, DIGEST) as turn:
             assert turn.found is None
 
 

@@ -53,6 +53,17 @@ async def test_manifest_of_another_repository_is_not_served(hub, nodes):
     assert await status(nodes[1], f"/v2/{APP}/manifests/{image.digest}") == 200
 
 
+async def test_large_manifest_comes_from_the_node(hub, nodes):
+    """One that Redis does not hold is fetched from upstream once, and comes from the node that has it then."""
+    blob = hub.add_synthetic_blob(APP, 1000)
+    image = hub.add_image(APP, "1", [blob] * 3000)
+    path, (first, second) = f"/v2/{APP}/manifests/{image.digest}", nodes
+    _, _, body = await first.get(path)
+    assert len(body) > 256 << 10
+    assert await second.get(path) == (200, "MISS", body)
+    assert hub.count(kind="manifest", method="GET") == 1
+
+
 async def test_refusal_counts_for_all(hub, nodes):
     """Once upstream has refused a blob to one node, another one that has not got it yet asks upstream, too."""
     blob = hub.add_synthetic_blob(APP, 200_000)
