@@ -101,7 +101,8 @@ class ClusterSource:
                     self._note_takeover(wanted, answer, reason)
                 return answer
             nodes = [node for node in answer.nodes if node not in broken and not self._peers.avoids(node)]
-            for node, above in zip(nodes, [*nodes[1:], None], strict=True):
+            for number, node in enumerate(nodes, 1):
+                above = nodes[number] if number < len(nodes) else None
                 try:
                     return await stack.enter_async_context(self._from_node(node, above, wanted))
                 except UpstreamError as error:

@@ -142,6 +142,15 @@ async def test_broken_stream_is_not_opened_from_the_same_node():
     assert world.events == ["ask", "parent", "ask", "owner"]
 
 
+async def test_lease_is_taken_if_the_only_node_has_broken_off():
+    follow = Follow("v", ("owner",))
+    world = World(follow, follow, Own("w"))
+    with pytest.raises(UpstreamDisconnected):
+        await world.opened(during=UpstreamDisconnected("cut"))
+    await world.opened()
+    assert world.events == ["ask", "owner", "ask", "ask v", "upstream"]
+
+
 async def test_failure_of_upstream_ends_the_lease():
     world = World(Own("v"))
     with pytest.raises(UpstreamFailing):
