@@ -105,7 +105,9 @@ class ManifestByTag:
         """Whether a pull of a tag serves its record, checks it, or has none."""
         ttl = self._context.policies.for_tag(repository, tag).ttl
         decision = decide(self._context.store.index.tags.get(repository, tag), self._context.clock(), ttl)
-        return Due(decision.record) if isinstance(decision, Fresh) and self.moves.is_mature(repository, tag) else decision
+        if isinstance(decision, Fresh) and self.moves.is_mature(repository, tag):
+            return Due(decision.record)
+        return decision
 
     def allows_stale(self, repository: Repository, tag: Tag, record: TagRecord | None, reason: str) -> bool:
         """Whether the record of a tag may be served although upstream failed for a reason, if its image is held complete."""

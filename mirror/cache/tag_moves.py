@@ -86,9 +86,11 @@ class TagMoves:
 
     def is_mature(self, repository: Repository, tag: Tag) -> bool:
         """Whether a move that was held back may be followed by now, so that upstream has to be asked at once."""
-        rule = self._context.policies.hold_rule(repository, tag)
-        hold = None if rule is None else self._context.store.index.holds.get(repository, tag)
-        return rule is not None and hold is not None and isinstance(decide_again(rule, hold, self._context.clock()), Follow)
+        context, rule = self._context, self._context.policies.hold_rule(repository, tag)
+        if rule is None or repository.registry in context.policies.offline:
+            return False
+        hold = context.store.index.holds.get(repository, tag)
+        return hold is not None and isinstance(decide_again(rule, hold, context.clock()), Follow)
 
     def refusal(self, repository: Repository, tag: Tag, refused: Refuse) -> TooYoung:
         """The error for a tag that may not be pulled yet."""

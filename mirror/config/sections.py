@@ -34,6 +34,7 @@ from mirror.core.image_selector import ImageSelector
 from mirror.core.names import DOCKER_HUB
 from mirror.core.platform import Platform
 from mirror.core.tag_moves import MAX_COOLDOWN_S
+from mirror.core.units import format_duration
 
 # Characters: the secret alone authenticates a webhook.
 MIN_WEBHOOK_SECRET = 16
@@ -138,9 +139,16 @@ class TagRuleConfig(Section):
     match: Pattern
     ttl: Duration | None = None
     pin: bool = False
-    cooldown: Annotated[Duration, Field(le=MAX_COOLDOWN_S)] = 0.0
+    cooldown: Duration = 0.0
     cooldown_new: Literal["serve", "refuse"] = "serve"
     freeze: bool = False
+
+    @field_validator("cooldown")
+    @classmethod
+    def _not_too_long(cls, cooldown: float) -> float:
+        if cooldown > MAX_COOLDOWN_S:
+            raise ValueError(f"must be at most {format_duration(MAX_COOLDOWN_S)}")
+        return cooldown
 
     @model_validator(mode="after")
     def _refuses_for_a_time(self) -> Self:

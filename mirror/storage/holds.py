@@ -155,10 +155,9 @@ class Holds:
         key, text = f"told|{repository}|{tag}", str(digest)
         told = self._table.get(key)
         known = [entry for entry in told if isinstance(entry, str)] if isinstance(told, list) else []
-        if text in known:
-            return False
-        self._table.set(key, [*known, text][-_MAX_TOLD:])
-        return True
+        is_news = text not in known
+        self._table.set(key, [*known, text][-_MAX_TOLD:] if is_news else known, _TTL_S)
+        return is_news
 
 
 def _hold(value: Any) -> Hold | None:

@@ -139,6 +139,11 @@ def test_every_key(tmp_path):
     assert (config.log.format, config.log.level) == ("json", "debug")
 
 
+def _rule(keys):
+    """A rule for tags with these keys."""
+    return f"registries: {{docker.io: {{upstreams: [https://h.example], tags: [{{match: app, {keys}}}]}}}}"
+
+
 MISTAKES = [
     ("lisen: 127.0.0.1:5000", "lisen: there is no such key"),
     ("storage: {pat: x}", "storage.pat: there is no such key"),
@@ -161,6 +166,11 @@ MISTAKES = [
     ("tags: {ttl: 60 seconds}", "tags.ttl: "),
     ("tags: {ttl: true}", "tags.ttl: "),
     ("tags: {ttl: 10MB}", "tags.ttl: "),
+    (_rule("cooldown: 61d"), "registries.docker.io.tags.0.cooldown: must be at most 60d"),
+    (_rule("cooldown: 3"), "registries.docker.io.tags.0.cooldown: "),
+    (_rule("cooldown_new: refuse"), "registries.docker.io.tags.0: cooldown is required with cooldown_new: refuse"),
+    (_rule("cooldown: 3d, cooldown_new: hold"), "registries.docker.io.tags.0.cooldown_new: must be 'serve' or 'refuse'"),
+    (_rule("freeze: 3d"), "registries.docker.io.tags.0.freeze: must be true or false"),
     ("tags: {stale_if_error: [1d]}", "tags.stale_if_error: "),
     ("tags: {not_found_ttl: {}}", "tags.not_found_ttl: "),
     ("downloads: {connections_per_blob: 0}", "downloads.connections_per_blob: "),

@@ -1,5 +1,6 @@
 """Moves of tags that are held back: clients keep the old image, and nobody but the operator notices."""
 
+import asyncio
 import json
 
 import pytest
@@ -144,6 +145,44 @@ async def test_stale_answers_say_what_is_held_back(hub, start):
         clock.advance(101)
         answer = await mirror.get(TAG)
         assert (answer.sha256, answer.cache) == (old.digest, "STALE")
+
+
+async def test_offline_registry_is_not_asked_when_a_cooldown_ends(hub, start):
+    """What is held does not expire, and is a hit."""
+    async with start(COOLDOWN) as (mirror, clock):
+        old, _ = await moved(hub, mirror, clock)
+        for blob in (old.config, *old.layers):
+            await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
+        await mirror.get(TAG)
+    async with start(COOLDOWN, clock=clock, offline=True) as (mirror, clock):
+        clock.advance(4 * DAY)
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, answer.cache, held_back(answer)) == (old.digest, "HIT", None)
+
+
+async def test_index_that_cannot_be_written_lets_nothing_through(hub, start, monkeypatch):
+    """The clock cannot be kept then, so it does not run."""
+    async with start(COOLDOWN) as (mirror, clock):
+        old, _ = await moved(hub, mirror, clock)
+        monkeypatch.setattr(type(mirror.store.index.tables["tags"]), "_writable", lambda self: None)
+        for _ in range(2):
+            assert (await mirror.get(TAG)).sha256 == old.digest
+            clock.advance(2 * DAY)
+
+
+async def test_two_workers_report_a_hold_once(hub, start, tmp_path):
+    """Both find the move at once, and both keep the old image."""
+    async with Receiver() as receiver:
+        notify = {"sync": {"interval": "0", "notify": {"url": receiver.url}}}
+        async with start(COOLDOWN, **notify) as (one, clock), start(COOLDOWN, clock=clock, **notify) as (two, later):
+            old, new = await moved(hub, one, later)
+            clock.offset = later.offset
+            answers = await asyncio.gather(*(mirror.get(TAG) for mirror in (one, two) * 4))
+            assert {answer.sha256 for answer in answers} == {old.digest}
+            assert {held_back(answer)[0] for answer in answers} == {new.digest}
+            (told,) = await receiver.got(1)
+            assert json.loads(told.body)["new"]["digest"] == new.digest
+        assert len(receiver.received) == 1
 
 
 async def test_deleted_tag_that_comes_back_has_moved(hub, start):
