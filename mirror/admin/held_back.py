@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 
 from mirror.cache.held_tags import HeldImage, HeldTag, HeldTags
@@ -18,7 +19,7 @@ class NothingHeldBack(Exception):
 
 
 class HeldBack:
-    """Outlives reloads. Each method but `configure` blocks on the index: call it in a thread."""
+    """Outlives reloads. Each method but `configure` and `release` blocks on the index: call it in a thread."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -54,9 +55,12 @@ class HeldBack:
             found.update(dict.fromkeys(matching))
         return list(found)
 
-    def release(self, images: Iterable[HeldImage]) -> list[HeldImage]:
-        """Let images through, and return those that were still held back; the next check of each tag follows."""
-        return [image for image in images if self._held_tags.release(image)]
+    async def release(self, images: Sequence[HeldImage]) -> list[HeldImage]:
+        """Let images through on all nodes, and return those that were still held back; the next check of each tag follows."""
+        released = [image for image in images if await asyncio.to_thread(self._held_tags.release, image)]
+        for image in released:
+            await self._held_tags.share_release(image)
+        return released
 
 
 def _row(held: HeldTag) -> dict[str, Any]:

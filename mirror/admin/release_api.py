@@ -41,26 +41,26 @@ class ReleaseApi:
             found = await asyncio.to_thread(self._held_back.matching, images)
         except NothingHeldBack as error:
             raise web.HTTPNotFound(text=str(error)) from error
-        released, order = await asyncio.to_thread(release, self._held_back, self._sync, found, request.remote)
+        released, order = await release(self._held_back, self._sync, found, request.remote)
         named = [{"image": str(image), "digest": str(image.digest)} for image in released]
         return web.json_response({"released": named, "order": order})
 
 
-def release(
+async def release(
     held_back: HeldBack, sync: SyncOperations, images: Sequence[HeldImage], client: str | None
 ) -> tuple[list[HeldImage], str | None]:
-    """Release images for an operator, and have the resync fetch those of cached tags. Blocks on the index.
+    """Release images for an operator, and have the resync fetch those of cached tags.
 
     Returns what was still held back, and the name of the order; None if there is none.
     """
-    released = held_back.release(images)
+    released = await held_back.release(images)
     order = None
     if released:
         log_release([f"{image} to {image.digest}" for image in released], client)
     cached = [str(image) for image in released if image.is_cached]
     if cached:
         try:
-            order = sync.sync(cached)
+            order = await asyncio.to_thread(sync.sync, cached)
         except Offline:
             # The tags follow when the registry is online again.
             order = None

@@ -55,7 +55,7 @@ class Cache:
         self.prefetch = Prefetch(context, self.blobs, downloads, prefetches, prefetching)
         self.by_digest = ManifestByDigest(context, content, self.prefetch, sights)
         self.held_tags = HeldTags(context)
-        self.new_digests = NewDigests(context, content, self.by_digest)
+        self.new_digests = NewDigests(context, content, self.by_digest, sights)
         by_tag = ManifestByTag(context, content, self.by_digest, self.tag_store, self.pull_policy)
         self.tag_checks = by_tag.upstream
         self.explainer = Explainer(context, content, self.pull_policy, self.by_digest, by_tag)

@@ -54,7 +54,7 @@ class HeldImage:
 
 
 class HeldTags:
-    """Lists and releases them. Each method blocks on the index: call it in a thread."""
+    """Lists and releases them. Each method but `share_release` blocks on the index: call it in a thread."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -94,6 +94,11 @@ class HeldTags:
             # Answers in memory would be given until their ttl.
             self._context.store.generation.change()
         return is_released
+
+    async def share_release(self, image: HeldImage) -> None:
+        """Release an image on the other nodes of the cluster, if there are any and Redis answers; call it on the event loop."""
+        if self._context.cluster is not None:
+            await self._context.cluster.sights.release(image.repository, image.digest, image.reference)
 
     def _is_refused(self, repository: Repository, digest: Digest) -> bool:
         ages = DigestAges(self._context)

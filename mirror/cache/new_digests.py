@@ -7,6 +7,7 @@ from typing import Final
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
 from mirror.cache.manifest_by_digest import ManifestByDigest
+from mirror.cache.sights import Sights
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.units import about
@@ -52,7 +53,8 @@ class DigestAges:
 class NewDigests:
     """Refuses pulls of manifests by digest."""
 
-    def __init__(self, context: Context, content: CachedContent, by_digest: ManifestByDigest) -> None:
+    def __init__(self, context: Context, content: CachedContent, by_digest: ManifestByDigest, sights: Sights) -> None:
+        self._sights = sights
         self._context = context
         self._content = content
         self._by_digest = by_digest
@@ -71,9 +73,14 @@ class NewDigests:
         await self._context.access.wait_written()
         if self._ages.admits(repository, digest):
             return
-        if self._ages.refusal(repository, digest) is None:
+        sight = self._context.store.index.holds.sight(repository, digest)
+        if sight is None:
             self._content.raise_if_negative("manifest", repository, digest)
             await self._by_digest.head_upstream(repository, digest)
+        elif self._context.cluster is not None:
+            await self._sights.shared(repository, digest, sight)
+        if self._ages.admits(repository, digest):
+            return
         cooldown, now = self._context.policies.cooldown_of_new_digests(repository), self._context.clock()
         raise self._ages.refusal(repository, digest) or too_young(f"{repository}@{digest}", now + cooldown, now)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mirror.cache.context import Context
@@ -70,6 +70,10 @@ class TagMoves:
         move = UpstreamMove(digest, record is None and (hold is None or hold.is_new), sight.first, is_released)
         now = self._context.clock()
         decision = decide_move(rule, move, now)
+        if not isinstance(decision, Follow) and self._context.cluster is not None:
+            sight, released = await self._sights.shared(repository, digest, sight)
+            move = replace(move, seen=sight.first, is_released=sight.is_released or str(tag) in released)
+            decision = decide_move(rule, move, now)
         if not isinstance(decision, Follow):
             found = Hold(digest, sight.first, now, is_new=move.is_new)
             await self._hold(repository, tag, None if record is None else record.digest, found, decision)

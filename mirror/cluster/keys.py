@@ -56,6 +56,10 @@ class Keys:
         """The node whose turn it is to check a tag, or why the last one failed."""
         return self._key(f"tl:{self.scope(repository.registry)}|{repository.path}|{tag}")
 
+    def sight(self, repository: Repository, digest: Digest) -> str:
+        """When a manifest was first seen in a repository, and for which references it was released."""
+        return self._key(f"seen:{self.scope(repository.registry)}|{repository.path}|{digest}")
+
     def refusal(self, kind: str, repository: Repository, reference: Reference) -> str:
         """Whether upstream lacks or denies content: 1 or 2."""
         return self._key(f"no:{self.scope(repository.registry)}|{kind}|{repository.path}|{reference}")

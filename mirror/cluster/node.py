@@ -18,6 +18,7 @@ from mirror.cluster.members import Members
 from mirror.cluster.objects import SharedFacts
 from mirror.cluster.refusals import Refusals
 from mirror.cluster.secret import ClusterSecret
+from mirror.cluster.sights import SharedSights
 from mirror.cluster.source import ClusterSource
 from mirror.cluster.tags import SharedTags
 from mirror.config.sections import RegistryConfig
@@ -54,6 +55,7 @@ class ClusterNode:
     manifests: SharedManifests
     tags: SharedTags
     refusals: Refusals
+    sights: SharedSights
     http: Http
     scopes: dict[str, str]
     objects: SharedFacts

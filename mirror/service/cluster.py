@@ -24,6 +24,7 @@ from mirror.cluster.objects import SharedFacts
 from mirror.cluster.peers import Peers
 from mirror.cluster.refusals import Refusals
 from mirror.cluster.secret import ClusterSecret, secrets_in
+from mirror.cluster.sights import SharedSights
 from mirror.cluster.source import ClusterSource
 from mirror.cluster.tags import SharedTags
 from mirror.config.cluster import ClusterTls
@@ -84,6 +85,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         manifests=SharedManifests(link, keys, me, peers.manifest),
         tags=SharedTags(link, keys, name),
         refusals=Refusals(link, keys, name),
+        sights=SharedSights(link, keys),
         http=http,
         scopes=scopes,
         objects=SharedFacts(link, keys, source.follows),

@@ -18,7 +18,7 @@ def keys(account):
 def test_all_keys_have_one_hash_slot():
     one = keys(None)
     names = [one.lease(DIGEST), one.askers(DIGEST), one.manifest(DIGEST), one.manifest_turn(DIGEST), one.nodes, one.node("n")]
-    names.append(one.grant("blob", APP, DIGEST))
+    names += [one.grant("blob", APP, DIGEST), one.sight(APP, DIGEST)]
     assert len(set(names)) == len(names)
     assert {re.search(r"\{(.+?)\}", name)[1] for name in names} == {"prod"}
 

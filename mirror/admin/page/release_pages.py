@@ -48,7 +48,7 @@ class ReleasePages:
         found = await self._frame.work(self._matching, name)
         if form.get("shown") != _fingerprint(found):
             return await self._confirmation(request, name, has_changed=True)
-        released, order = await self._frame.work(release, self._held_back, self._sync, found, request.remote)
+        released, order = await self._frame.bounded(release(self._held_back, self._sync, found, request.remote))
         return await self._frame.page(request, "released.html", released=released, order=order)
 
     def _matching(self, name: str) -> list[HeldImage]:

@@ -1,0 +1,89 @@
+"""Moves that are held back in a cluster with a real Redis: one clock for all nodes, and one release."""
+
+import signal
+import time
+
+import pytest
+
+from tests.e2e.harness.cluster import RedisServer, cluster
+
+pytestmark = pytest.mark.e2e
+
+APP = "library/app"
+TAG = f"/v2/{APP}/manifests/1"
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def redis(tmp_path):
+    """A Redis of its own."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def nodes(hub, redis, tmp_path):
+    """Starts two nodes with a rule for the tag, which check each pull."""
+    hub.auth, hub.redirect_blobs = "none", False
+
+    def start(**rule):
+        entry = {"upstreams": [hub.url], "tags": [{"match": APP, **rule}]}
+        return cluster(hub, tmp_path, redis, count=2, workers=1, registries={"docker.io": entry})
+
+    return start
+
+
+async def named(node, path=TAG):
+    """The digest that a node answers with, and the one that it says to be held back."""
+    async with node.session.get(node.url(path)) as answer:
+        assert answer.status == 200, await answer.text()
+        return answer.headers["Docker-Content-Digest"], answer.headers.get("X-Registry-Mirror-Held-Back", "").partition(";")[0]
+
+
+async def moved(hub, nodes):
+    """Have all nodes pull an image, and move its tag: the old and the new digest."""
+    old = hub.add_image(APP, "1", layers=[b"old"])
+    assert [await named(node) for node in nodes] == [(old.digest, "")] * 2
+    return old.digest, hub.add_image(APP, "1", layers=[b"new"]).digest
+
+
+async def test_clock_is_that_of_the_first_node(hub, redis, nodes):
+    """What another node has seen long ago is followed at once by one that sees it for the first time."""
+    async with nodes(cooldown="3d") as (one, two):
+        old, new = await moved(hub, (one, two))
+        assert await named(one) == (old, new)
+        (key,) = await redis.command("keys", f"*:seen:*|{APP}|{new}")
+        first = int(time.time() * 1000) - 4 * DAY_MS
+        await redis.command("set", key, f"{first}|,")
+        assert await named(two) == (new, "")
+        assert await named(one) == (new, "")
+
+
+async def test_release_counts_on_all_nodes(hub, nodes):
+    """Another tag of the same image stays frozen on each node."""
+    async with nodes(freeze=True) as (one, two):
+        old, new = await moved(hub, (one, two))
+        hub.move_tag(APP, "2", old)
+        for node in (one, two):
+            await named(node, f"/v2/{APP}/manifests/2")
+        hub.move_tag(APP, "2", new)
+        for node in (one, two):
+            assert await named(node) == await named(node, f"/v2/{APP}/manifests/2") == (old, new)
+        await one.admin("/api/v1/release", method="POST", images=["app:1"])
+        for node in (one, two):
+            assert await named(node) == (new, "")
+            assert await named(node, f"/v2/{APP}/manifests/2") == (old, new)
+
+
+async def test_without_redis_each_node_has_its_own_clock(hub, redis, nodes):
+    """Nothing is let through because Redis is away or has forgotten."""
+    async with nodes(cooldown="3d") as (one, two):
+        old, new = await moved(hub, (one, two))
+        assert await named(one) == (old, new)
+        redis.signal(signal.SIGKILL)
+        assert await named(one) == await named(two) == (old, new)
+        redis.start()
+        for node in (one, two):
+            await node.joined()
+            assert await named(node) == (old, new)
