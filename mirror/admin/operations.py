@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from mirror.errors import StorageError
 from mirror.listener.registry_listener import RegistryListener
 from mirror.maintenance.purge import Purge, PurgeRequest, PurgeResult
 from mirror.metrics import Metrics
-from mirror.storage.images import Image, images
+from mirror.storage.images import Image, find_images, images
 from mirror.storage.store import Store
 from mirror.upstream.registry import Registry
 from mirror.upstream.upstream import Upstream
@@ -241,9 +242,13 @@ class AdminOperations:
             "next_run": jobs.state("schedule", dict).get("next") if self._config.sync.interval else None,
         }
 
-    def images(self, pattern: ImagePattern | None) -> list[Image]:
-        """Return the cached images that match a pattern; None matches all."""
+    def images(self, pattern: ImagePattern | None) -> Iterator[Image]:
+        """Yield the cached images that match a pattern, by repository; None matches all."""
         return images(self._store.files, self._store.index, pattern)
+
+    def named_images(self, names: list[str]) -> Iterator[Image]:
+        """Yield the images with the names (`Image.name`), without those that are not cached any more."""
+        return find_images(self._store.files, self._store.index, names)
 
     def purge(self, request: PurgeRequest) -> PurgeResult:
         """Remove images from the store."""

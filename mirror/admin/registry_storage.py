@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mirror.metrics import Metrics
@@ -53,24 +53,34 @@ class RegistryStorage:
             self._limits.labels(one["registry"]).set(one["max_size"])
 
 
-def registry_totals(images: Iterable[Image], registries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the totals of each registry: of these images, and `stored`, what it takes in the store.
+class RegistryTotals:
+    """The totals of each registry, counted while a list of images is made."""
 
-    Args:
-        registries: see `RegistryStorage.figures`.
-    """
-    counts, sizes = Counter[str](), Counter[str]()
-    for image in images:
-        counts[image.repository.registry] += 1
-        sizes[image.repository.registry] += image.size
-    stored = {one["registry"]: one for one in registries}
-    return [
-        {
-            "registry": name,
-            "images": counts[name],
-            "bytes": sizes[name],
-            "stored": stored.get(name, {}).get("bytes", 0),
-            "max_size": stored.get(name, {}).get("max_size", 0),
-        }
-        for name in sorted({*stored, *counts})
-    ]
+    def __init__(self) -> None:
+        self._counts = Counter[str]()
+        self._sizes = Counter[str]()
+
+    def counting(self, images: Iterable[Image]) -> Iterator[Image]:
+        """Yield images, and count them."""
+        for image in images:
+            self._counts[image.repository.registry] += 1
+            self._sizes[image.repository.registry] += image.size
+            yield image
+
+    def totals(self, registries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the totals of each registry: of the images, and `stored`, what it takes in the store.
+
+        Args:
+            registries: see `RegistryStorage.figures`.
+        """
+        stored = {one["registry"]: one for one in registries}
+        return [
+            {
+                "registry": name,
+                "images": self._counts[name],
+                "bytes": self._sizes[name],
+                "stored": stored.get(name, {}).get("bytes", 0),
+                "max_size": stored.get(name, {}).get("max_size", 0),
+            }
+            for name in sorted({*stored, *self._counts})
+        ]

@@ -124,7 +124,7 @@ class BlobFiles:
         if held is None:
             return None
         with held.file as file:
-            return file.read(limit + 1)[: held.size] if held.size <= limit else None
+            return file.read(held.size) if held.size <= limit else None
 
     def put(self, digest: Digest, data: bytes, owner: str | None = None) -> None:
         """Store a small blob whose digest the caller has verified; durable on return. A cached blob of that size stays.

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import TypeAlias
 
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestKind, parse_manifest
-from mirror.core.names import ImagePattern, Repository, Tag
+from mirror.core.names import ImagePattern, Repository, Tag, parse_reference
 from mirror.core.signatures import signature_tags
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.index import Index
 from mirror.storage.parts import parts_of
+from mirror.storage.rows import parse_repository
 
 # Real indexes nest two deep; a hostile one could nest endlessly.
 _MAX_DEPTH = 4
 # Manifests of one image that are read twice.
 _MAX_KEPT = 64
+
+# A tag with its last pull, or a manifest.
+_Row: TypeAlias = tuple[Repository, Tag | None, Digest, float | None]
 
 
 @dataclass(frozen=True)
@@ -142,34 +149,71 @@ def held_size(files: BlobFiles, reached: Reach) -> int:
     return sum(files.size(part) or 0 for part in reached.manifests | reached.blobs)
 
 
-def images(files: BlobFiles, index: Index, pattern: ImagePattern | None = None) -> list[Image]:
-    """Return the tags whose manifest is cached and the cached manifests without a tag that a pattern matches, by name."""
+def images(files: BlobFiles, index: Index, pattern: ImagePattern | None = None) -> Iterator[Image]:
+    """Yield the tags whose manifest is cached and the cached manifests without a tag that a pattern matches.
+
+    One repository follows another, so that no more than one of them is in memory.
+    """
     # Which manifests of a repository have no tag follows from all of its tags.
     all_tags = pattern if pattern is None or pattern.tag is not None else replace(pattern, digest=None)
-    tagged: dict[Repository, set[Digest]] = {}
-    found = []
+    tags = ((repository, tag, record.digest, record.pulled) for repository, tag, record in index.tags.matching(all_tags))
+    only = None if pattern is None else pattern.only_repository()
+    manifests = ((repository, None, digest, None) for repository, digest in index.manifests.rows(only))
+    # Both are in the order of their keys; the tags of a repository come before its manifests.
+    rows: Iterator[_Row] = heapq.merge(tags, manifests, key=_key)
+    for _, of_repository in itertools.groupby(rows, key=_key):
+        yield from _images_of(files, of_repository, pattern)
+
+
+def _key(row: _Row) -> str:
+    """Return the part of a key of the index that all rows of a repository have."""
+    return f"{row[0]}|"
+
+
+def _images_of(files: BlobFiles, rows: Iterable[_Row], pattern: ImagePattern | None) -> Iterator[Image]:
+    """Yield the images of one repository that a pattern matches."""
+    tagged: set[Digest] = set()
 
     @functools.cache
     def reach_of(digest: Digest) -> Reach:
         """What a manifest reaches; several tags may name it."""
         return reach(files, [digest])
 
-    for repository, tag, record in index.tags.matching(all_tags):
-        reached = reach_of(record.digest)
-        tagged.setdefault(repository, set()).update(reached.manifests)
-        if _matches(pattern, repository, tag, record.digest) and files.size(record.digest) is not None:
-            found.append(_image(files, repository, tag, record.digest, record.pulled, reached))
-    for repository, digest in index.manifests.rows(None if pattern is None else pattern.only_repository()):
-        untagged = _matches(pattern, repository, None, digest) and digest not in tagged.get(repository, ())
-        if untagged and files.size(digest) is not None:
-            used = files.used(digest) or 0.0
-            found.append(_image(files, repository, None, digest, used, reach_of(digest)))
-    return sorted(found, key=lambda image: (str(image.repository), str(image.tag or ""), str(image.digest)))
+    @functools.cache
+    def size_of(digest: Digest) -> int:
+        return held_size(files, reach_of(digest))
+
+    for repository, tag, digest, pulled in rows:
+        if tag is not None:
+            tagged |= reach_of(digest).manifests
+        elif digest in tagged:
+            continue
+        if _matches(pattern, repository, tag, digest) and (used := files.used(digest)) is not None:
+            last = used if pulled is None else pulled
+            yield Image(repository, tag, digest, size_of(digest), last, reach_of(digest).complete)
+
+
+def find_images(files: BlobFiles, index: Index, names: Iterable[str]) -> Iterator[Image]:
+    """Yield the images with the names (`Image.name`), without those that are not cached any more."""
+    rows = (row for name in names if (row := _row(index, name)) is not None)
+    for _, of_repository in itertools.groupby(rows, key=_key):
+        yield from _images_of(files, of_repository, None)
+
+
+def _row(index: Index, name: str) -> _Row | None:
+    head, is_digest, text = name.partition("@")
+    if not is_digest:
+        head, _, text = name.rpartition(":")
+    repository, reference = parse_repository(head), parse_reference(text)
+    if repository is None:
+        return None
+    if isinstance(reference, Digest):
+        return repository, None, reference, None
+    record = index.tags.get(repository, reference)
+    if record is None:
+        return None
+    return repository, reference, record.digest, max(record.pulled, index.tags.pulls(repository, reference).last)
 
 
 def _matches(pattern: ImagePattern | None, repository: Repository, tag: Tag | None, digest: Digest) -> bool:
     return pattern is None or pattern.matches(repository, tag, digest)
-
-
-def _image(files: BlobFiles, repository: Repository, tag: Tag | None, digest: Digest, pulled: float, reached: Reach) -> Image:
-    return Image(repository, tag, digest, held_size(files, reached), pulled, reached.complete)

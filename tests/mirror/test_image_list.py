@@ -1,13 +1,16 @@
 """The list of images over the admin API."""
 
 import asyncio
+import gc
 import threading
+import tracemalloc
 
 import pytest
 
 from mirror.admin import operations
+from mirror.core.digest import Digest
 from mirror.storage import images
-from tests.support.names import APP, manifest_path
+from tests.support.names import APP, manifest_path, tag_name
 from tests.support.waiting import LIMIT, eventually
 
 
@@ -65,7 +68,7 @@ async def test_pages_of_another_pattern(hub, mirror, lists):
 
 
 async def test_manifest_of_several_tags_is_read_once(hub, mirror, monkeypatch):
-    """What an image holds is worked out once, however many tags name it."""
+    """What an image holds is worked out once for the list and once for a page, however many tags name it."""
     image = hub.add_image(APP, "1")
     for tag in "12345":
         hub.move_tag(APP, tag, image.digest)
@@ -78,7 +81,39 @@ async def test_manifest_of_several_tags_is_read_once(hub, mirror, monkeypatch):
 
     monkeypatch.setattr(images, "reach", counted)
     assert len((await listed(mirror))["images"]) == 5
-    assert read == [image.digest]
+    assert read == [image.digest] * 2
+
+
+async def test_list_takes_little_memory(mirror):
+    """A list of all images takes the memory of their names and of one repository."""
+    repositories, tags = 40, 100
+    digests = [Digest.of(b"%d" % number) for number in range(repositories)]
+    for number, digest in enumerate(digests):
+        mirror.store.files.put(digest, b"%d" % number)
+        record = {"digest": str(digest), "media_type": "", "size": 1, "checked": 1.0, "changed": 1.0, "pulled": 1.0}
+        rows = ((f"tag|docker.io/team/app-{number}|{tag}", record, str(digest)) for tag in range(tags))
+        mirror.store.index.tables["tags"].set_many(rows)
+    await listed(mirror)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        answer = await listed(mirror, "n=10")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(answer["images"]), answer["registries"][0]["images"]) == (10, repositories * tags)
+    assert peak < 1_500_000 + repositories * tags * 150
+
+
+async def test_gone_image_is_left_out_of_later_pages(hub, mirror):
+    """An image that a purge removes between two pages of a walk is not listed."""
+    for tag in "123":
+        hub.add_image(APP, tag)
+        await mirror.get(manifest_path(tag))
+    first = await listed(mirror, "n=1")
+    mirror.store.index.tags.delete(*tag_name("2"))
+    page = await listed(mirror, f"n=2&last={first['next']}")
+    assert [image["tag"] for image in page["images"]] == ["3"]
 
 
 async def test_lists_leave_threads_to_others(mirror, lists):

@@ -25,10 +25,12 @@ MOST_PER_TURN = 16
 def full(hub, mirror):
     """A mirror that knows so many tags, and whose upstream answers 429."""
     hub.script(Rule(kind="manifest", times=None), RateLimited())
-    now, tags = time.time(), mirror.store.index.tags
+    now = time.time()
     digest = Digest.of(b"manifest")
     record = TagRecord(digest, "application/vnd.oci.image.manifest.v1+json", 8, now - 3600, now - 3600, now)
-    tags._table.set_many((f"tag|{tag_name(str(number))[0]}|{number}", _row(record), str(digest)) for number in range(TAGS))
+    mirror.store.index.tables["tags"].set_many(
+        (f"tag|{tag_name(str(number))[0]}|{number}", _row(record), str(digest)) for number in range(TAGS)
+    )
     return mirror
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from mirror.admin.registry_storage import registry_totals
+from mirror.admin.registry_storage import RegistryTotals
 from mirror.storage.images import Image
 
 PAGE_SIZE: Final = 50
@@ -62,13 +62,14 @@ class Catalog:
     """An immutable list of images.
 
     Attributes:
-        totals: of the registries, the largest first; see `registry_totals`.
+        totals: of the registries, the largest first; see `RegistryTotals`.
     """
 
     def __init__(self, images: Iterable[Image], registries: list[dict[str, Any]]) -> None:
-        listed = list(images)
+        counted = RegistryTotals()
+        listed = counted.counting(images)
         self.rows = tuple(Row(image.name, image.size, image.pulled, image.complete) for image in listed)
-        self.totals = sorted(registry_totals(listed, registries), key=lambda total: (-total["bytes"], total["registry"]))
+        self.totals = sorted(counted.totals(registries), key=lambda total: (-total["bytes"], total["registry"]))
 
     def page(self, query: str, order: str, number: int) -> Page:
         """Return a page of the images that match.
