@@ -6,15 +6,16 @@ from dataclasses import replace
 from functools import partial
 
 from mirror import demand, spans
-from mirror.aio import SingleFlight
 from mirror.cache.access_index import UNKNOWN_SIZE
 from mirror.cache.answers import BlobAnswer
+from mirror.cache.blob_grants import BlobGrants
 from mirror.cache.blob_source import UpstreamSource
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
 from mirror.cache.integrity import IntegrityChecks
 from mirror.cache.last_answers import LastAnswer
 from mirror.cache.pull_policy import PullPolicy
+from mirror.cache.recorded_grants import RecordedGrants
 from mirror.cache.ungranted_body import UngrantedBody
 from mirror.core.counts import ClientCounts
 from mirror.core.digest import Digest
@@ -34,13 +35,19 @@ _CHECK_TIMEOUT_S = 5.0
 class Blobs:
     """Answers for blobs."""
 
-    def __init__(self, context: Context, content: CachedContent, downloads: Downloads, pull_policy: PullPolicy) -> None:
+    def __init__(
+        self,
+        context: Context,
+        content: CachedContent,
+        downloads: Downloads,
+        pull_policy: PullPolicy,
+        recorded: RecordedGrants,
+    ) -> None:
         self._pull_policy = pull_policy
         self._context = context
         self._content = content
         self._downloads = downloads
-        # Not guarded: a failure must not delay the next request for a grant.
-        self._heads: SingleFlight[int | None] = SingleFlight(context.in_use)
+        self._grants = BlobGrants(context, content, recorded)
         self._integrity = IntegrityChecks(context.store.files, context.store.threads.write, context.in_use)
 
     async def get(self, repository: Repository, digest: Digest) -> BlobAnswer:
@@ -90,12 +97,12 @@ class Blobs:
         """The size in bytes; starts no download of a blob of which nothing has arrived. Raises like `get`."""
         if not self._has_bytes(digest):
             self._content.raise_if_negative("blob", repository, digest)
-            size = await self._head_upstream(repository, digest)
+            size = await self._grants.ask(repository, digest)
             if size is not None:
                 return size, Outcome.MISS
         answer = await self.get(repository, digest)
         await answer.body.close()
-        await self._require_grant(repository, digest)
+        await self._grants.require(repository, digest)
         return answer.size, answer.outcome
 
     async def ensure_cached(self, repository: Repository, digest: Digest, urgency: Urgency) -> int:
@@ -144,7 +151,7 @@ class Blobs:
 
     async def close(self) -> None:
         """Cancel the requests to upstream and the integrity checks."""
-        await self._heads.close()
+        await self._grants.close()
         await self._integrity.close()
 
     # ---- hit, join or start
@@ -157,7 +164,7 @@ class Blobs:
             authorized = self._content.is_authorized("blob", repository, digest)
             if not authorized and self._has_bytes(digest, source):
                 self._content.raise_if_negative("blob", repository, digest)
-                await self._head_upstream(repository, digest)
+                await self._grants.ask(repository, digest)
                 authorized = True
             if self._context.is_lazy(repository):
                 source = replace(source, lazy_size=await self._lazy_size(repository, digest))
@@ -184,7 +191,7 @@ class Blobs:
             size = self._context.access.size_named(repository, digest)
         if size is None or size == UNKNOWN_SIZE:
             self._content.raise_if_negative("blob", repository, digest)
-            size = await self._head_upstream(repository, digest)
+            size = await self._grants.ask(repository, digest)
         return size
 
     def _hit_join_or_start(
@@ -277,7 +284,7 @@ class Blobs:
                 return BlobAnswer(digest, size, self._ungranted(repository, digest, body), outcome)
             # Another process may fetch the blob through another repository.
             if size is not None:
-                await self._require_grant(repository, digest)
+                await self._grants.require(repository, digest)
         except BaseException:
             await body.close()
             raise
@@ -287,12 +294,8 @@ class Blobs:
         return BlobAnswer(digest, size, body, outcome)
 
     def _ungranted(self, repository: Repository, digest: Digest, body: StreamingBody) -> UngrantedBody:
-        require = partial(self._require_grant, repository, digest)
+        require = partial(self._grants.require, repository, digest)
         return UngrantedBody(body, require, partial(self._content.cache_negative, "blob", repository, digest))
-
-    async def _require_grant(self, repository: Repository, digest: Digest) -> None:
-        if not self._content.is_authorized("blob", repository, digest):
-            await self._head_upstream(repository, digest)
 
     async def _granted_size(self, source: UpstreamSource, body: StreamingBody, *, is_own: bool) -> int | None:
         """The size of a download; None if upstream refuses the blob to another repository, through which it is fetched."""
@@ -304,20 +307,3 @@ class Blobs:
                 return None
             await self._content.cache_negative("blob", source.repository, source.digest, error)
             raise
-
-    async def _head_upstream(self, repository: Repository, digest: Digest) -> int | None:
-        """Have upstream grant a blob to a repository; returns the size if upstream reports it."""
-        size, _ = await self._heads.run((repository, digest), lambda: self._request_grant(repository, digest))
-        return size
-
-    async def _request_grant(self, repository: Repository, digest: Digest) -> int | None:
-        cluster = self._context.cluster
-        if cluster is not None:
-            await cluster.refusals.raise_if_refused("blob", repository, digest)
-        try:
-            size = await self._context.registry(repository).head_blob(repository.path, digest)
-        except UpstreamRefusal as error:
-            await self._content.cache_negative("blob", repository, digest, error)
-            raise
-        self._context.access.record_grant("blob", repository, digest, UNKNOWN_SIZE if size is None else size)
-        return size

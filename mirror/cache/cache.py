@@ -17,6 +17,7 @@ from mirror.cache.manifests import Manifests
 from mirror.cache.new_digests import NewDigests
 from mirror.cache.prefetch import Prefetch, max_prefetches
 from mirror.cache.pull_policy import PullPolicy
+from mirror.cache.recorded_grants import RecordedGrants
 from mirror.cache.sights import Sights
 from mirror.cache.tag_moves import HeldMove, TagMoves
 from mirror.cache.tag_store import Move, TagStore
@@ -51,9 +52,10 @@ class Cache:
         self.listings = Listings(context, self.pull_policy)
         sights = Sights(context)
         self.tag_store = TagStore(context, TagMoves(context, sights, on_event), on_event)
-        self.blobs = Blobs(context, content, downloads, self.pull_policy)
+        self._recorded = RecordedGrants(context, content)
+        self.blobs = Blobs(context, content, downloads, self.pull_policy, self._recorded)
         self.prefetch = Prefetch(context, self.blobs, downloads, prefetches, prefetching)
-        self.by_digest = ManifestByDigest(context, content, self.prefetch, sights)
+        self.by_digest = ManifestByDigest(context, content, self.prefetch, sights, self._recorded)
         self.held_tags = HeldTags(context)
         self.new_digests = NewDigests(context, content, self.by_digest, sights)
         by_tag = ManifestByTag(context, content, self.by_digest, self.tag_store, self.pull_policy)
@@ -66,4 +68,5 @@ class Cache:
         await self.prefetch.close()
         await self.manifests.close()
         await self.blobs.close()
+        await self._recorded.close()
         await self.listings.close()

@@ -10,6 +10,7 @@ from mirror.cache.answers import ManifestAnswer
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
 from mirror.cache.prefetch import Prefetch
+from mirror.cache.recorded_grants import RecordedGrants
 from mirror.cache.sights import Sights
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
@@ -17,7 +18,7 @@ from mirror.core.manifest import Manifest, ManifestKind
 from mirror.core.media import INDEX_TYPES, MANIFEST_TYPES
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
-from mirror.errors import AccessDenied, NotFound, UpstreamRefusal
+from mirror.errors import AccessDenied, NotFound, UpstreamError, UpstreamRefusal
 from mirror.upstream.flights import GuardedSingleFlight
 from mirror.upstream.registry import ManifestHead
 
@@ -25,8 +26,11 @@ from mirror.upstream.registry import ManifestHead
 class ManifestByDigest:
     """Answers for digests, and fetches manifests for tags and for the resync."""
 
-    def __init__(self, context: Context, content: CachedContent, prefetch: Prefetch, sights: Sights) -> None:
+    def __init__(
+        self, context: Context, content: CachedContent, prefetch: Prefetch, sights: Sights, recorded: RecordedGrants
+    ) -> None:
         self._sights = sights
+        self._recorded = recorded
         self._context = context
         self._content = content
         self._prefetch = prefetch
@@ -126,7 +130,7 @@ class ManifestByDigest:
         if manifest is None:
             return None
         if not self._content.is_authorized("manifest", repository, digest):
-            await self._heads.run((repository, digest), lambda: self.head_upstream(repository, digest))
+            await self._ask(repository, digest)
         is_granted = self._content.is_authorized("manifest", repository, digest)
         return await self._keep(repository, manifest) if is_granted else None
 
@@ -145,7 +149,7 @@ class ManifestByDigest:
         """Whether upstream grants a manifest that another node has fetched: by that node's answer, or else by a HEAD."""
         cluster, digest, size = self._context.cluster, manifest.digest, len(manifest.raw)
         if cluster is None or not await cluster.grants.adopt("manifest", repository, digest, size):
-            await self._heads.run((repository, digest), lambda: self.head_upstream(repository, digest))
+            await self._ask(repository, digest)
         return self._content.is_authorized("manifest", repository, digest)
 
     async def _keep(self, repository: Repository, manifest: Manifest) -> ManifestAnswer:
@@ -167,8 +171,16 @@ class ManifestByDigest:
         self._content.raise_if_negative("manifest", repository, digest)
         if await self._content.read_manifest(repository, digest) is None:
             return None
-        await self._heads.run((repository, digest), lambda: self.head_upstream(repository, digest))
+        await self._ask(repository, digest)
         return await self.find_cached(repository, digest)
+
+    async def _ask(self, repository: Repository, digest: Digest) -> None:
+        """Have upstream grant a manifest by a HEAD, or, while it fails, what it said last. Raises like `head_upstream`."""
+        try:
+            await self._heads.run((repository, digest), lambda: self.head_upstream(repository, digest))
+        except UpstreamError as error:
+            if not await self._recorded.grant("manifest", repository, digest, error):
+                raise
 
     async def close(self) -> None:
         """Cancel the requests to upstream."""
@@ -177,7 +189,12 @@ class ManifestByDigest:
 
     async def _headers_only(self, repository: Repository, digest: Digest) -> ManifestAnswer | None:
         """The answer from upstream's HEAD; None if it is incomplete or names another digest: the bytes decide then."""
-        head = await self.head_upstream(repository, digest)
+        try:
+            head = await self.head_upstream(repository, digest)
+        except UpstreamError as error:
+            if not await self._recorded.grant("manifest", repository, digest, error):
+                raise
+            return None
         if head.digest != digest or head.size is None or head.media_type is None:
             return None
         return ManifestAnswer(digest, head.media_type, head.size, None, Outcome.MISS)

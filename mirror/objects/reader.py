@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -20,9 +21,9 @@ from mirror.core.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestKind, par
 from mirror.core.names import Repository, Tag
 from mirror.download.source import BlobRange, BlobStream
 from mirror.errors import UpstreamError
-from mirror.objects.bucket import Bucket, ObjectStream
+from mirror.objects.bucket import Bucket, ListedObject, ObjectStream
 from mirror.objects.calls import ObjectAbsent
-from mirror.objects.keys import SCOPES, blob_key, manifest_key, tag_key
+from mirror.objects.keys import SCOPES, blob_key, manifest_key, tag_key, tags_of
 from mirror.objects.tag_reach import MAX_TAG_BYTES
 from mirror.objects.use_report import UseReport
 from mirror.storage.rows import MALFORMED, Kind
@@ -118,20 +119,45 @@ class ObjectReader:
         self._note_published("manifest", repository, digest, len(found.data), found.metadata)
         return manifest
 
+    async def learn_published(self, repository: Repository, digest: Digest) -> None:
+        """Record whether the registry of a repository has published a blob, without reading it."""
+        with contextlib.suppress(UpstreamError):
+            async with self.bucket.open(blob_key(digest), 0, 1) as found:
+                self._note_published("blob", repository, digest, found.size, found.metadata)
+
     async def tag(self, repository: Repository, tag: Tag) -> TagRecord | None:
         """Read what a tag of a registry without an account named last; None if the bucket does not say."""
         scope = self.scopes.get(repository.registry)
         if scope is None:
             return None
+        return await self._tag(tag_key(scope, repository, tag))
+
+    async def tags(self, repository: Repository, most: int) -> AsyncIterator[tuple[Tag, TagRecord]]:
+        """Yield what the tags of a repository named last, the latest records first, at most so many; see `tag`."""
+        scope = self.scopes.get(repository.registry)
+        if scope is None:
+            return
+        prefix, found = tags_of(scope, repository), list[ListedObject]()
+        with contextlib.suppress(UpstreamError):
+            async for page in self.bucket.pages(prefix):
+                # Not of the repositories whose names begin with this one.
+                found += [one for one in page if one.key.rpartition("/")[0] == prefix]
+        for one in heapq.nlargest(most, found, key=lambda listed: listed.written):
+            record = await self._tag(one.key)
+            with contextlib.suppress(InvalidInput):
+                if record is not None:
+                    yield Tag.parse(one.key.rpartition("/")[2].removesuffix(".json")), record
+
+    async def _tag(self, key: str) -> TagRecord | None:
         try:
-            found = await self.bucket.read(tag_key(scope, repository, tag), MAX_TAG_BYTES)
+            found = await self.bucket.read(key, MAX_TAG_BYTES)
             value = json.loads(found.data)
             digest, checked = Digest.parse(value["digest"]), float(value["checked"])
             return TagRecord(digest, str(value["media_type"]), int(value["size"]), checked, float(value["changed"]), 0.0)
         except UpstreamError:
             return None
         except (*MALFORMED, InvalidInput):
-            log.error("object_wrong", tag=f"{repository}:{tag}", consequence="it is not used")
+            log.error("object_wrong", key=key, consequence="it is not used")
             return None
 
     def penalize(self, digest: Digest) -> bool:

@@ -123,6 +123,24 @@ async def test_all_nodes_are_replaced_and_redis_is_empty(anonymous, redis, bucke
     assert anonymous.count(method="HEAD", kind="manifest") <= 4
 
 
+async def test_fresh_nodes_while_upstream_is_down(anonymous, redis, bucket, objects, tmp_path):
+    """They serve by tag, by digest, and a blob at a node that has not been asked for its manifest."""
+    image = anonymous.add_image(APP, "1", [anonymous.add_synthetic_blob(APP, 9 * MIB, 1)])
+    async with cluster(anonymous, tmp_path, redis, count=1, objects=objects) as (node,):
+        await pull(node, image)
+        await uploaded(bucket, image)
+    redis.signal(signal.SIGKILL)
+    redis.start()
+    shutil.rmtree(tmp_path / "node-0")
+    await anonymous.stop()
+    async with cluster(anonymous, tmp_path, redis, objects=objects) as (first, second, third):
+        await pull(first, image)
+        await pull(second, image, image.digest)
+        assert right(await third.whole(APP, image.layers[0].digest), image.layers[0].digest)
+        status, _, _ = await third.get(f"/v2/library/other/blobs/{image.layers[0].digest}")
+        assert status == 503
+
+
 async def test_node_with_a_small_disk(anonymous, redis, bucket, objects, tmp_path):
     """It passes everything through, from the bucket and from other nodes; upstream sends nothing twice."""
     image = anonymous.add_image(APP, "1", [anonymous.add_synthetic_blob(APP, size * MIB, size) for size in (16, 4)])

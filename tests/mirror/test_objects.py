@@ -63,10 +63,34 @@ async def test_nobody_knows_the_right_while_upstream_is_down(hub, kept, opened):
     """The answer is 503, and nothing is remembered."""
     async with opened("second") as mirror:
         await hub.stop()
-        assert (await mirror.get(f"/v2/{APP}/blobs/{kept.layers[0].digest}")).status == 503
+        assert (await mirror.get(f"/v2/{OTHER}/blobs/{kept.layers[0].digest}")).status == 503
+        assert (await mirror.get(f"/v2/{OTHER}/manifests/{kept.digest}")).status == 503
         await hub.start()
         await mirror.recovered()
-        await pull(mirror, kept)
+        hub.add_image(OTHER, "1", kept.layers)
+        assert (await mirror.get(f"/v2/{OTHER}/blobs/{kept.layers[0].digest}")).status == 200
+
+
+async def test_digests_while_upstream_is_down(hub, bucket, opened):
+    """A repository is served what its tags named last, whatever is asked for first; nothing else, and nothing it has lost."""
+    image = hub.add_image(APP, "1", [hub.add_synthetic_blob(APP, 2 * MIB, 1)])
+    index = hub.add_image(f"{APP}/nested", "many", platforms=["linux/amd64"])
+    (child,) = index.children.values()
+    async with opened("first") as mirror:
+        await pull(mirror, image)
+        for digest in ("many", child.digest):
+            assert (await mirror.get(f"/v2/{APP}/nested/manifests/{digest}")).status == 200
+        await nothing_owed(mirror)
+    await hub.stop()
+    async with opened("second") as mirror:
+        layer = image.layers[0].digest
+        assert (await mirror.get(f"/v2/{APP}/blobs/{layer}")).sha256 == layer
+        assert (await mirror.head(f"/v2/{APP}/manifests/{image.digest}")).status == 200
+        assert (await mirror.get(f"/v2/{APP}/nested/manifests/{child.digest}")).sha256 == child.digest
+        for path in (f"{APP}/manifests/{child.digest}", f"{APP}/nested/blobs/{layer}", f"{OTHER}/blobs/{layer}"):
+            assert (await mirror.get(f"/v2/{path}")).status == 503
+    async with opened("third", tags={"stale_if_error": "0s"}) as mirror:
+        assert (await mirror.get(f"/v2/{APP}/blobs/{layer}")).status == 503
 
 
 async def test_new_store_while_upstream_is_down(hub, bucket, opened):
