@@ -24,6 +24,7 @@ from mirror.core.errors import InvalidInput
 from mirror.errors import StorageError
 from mirror.maintenance import store_scan
 from mirror.maintenance.evictor import Evictor
+from mirror.maintenance.interrupted_imports import InterruptedImports
 from mirror.maintenance.leftovers import Leftovers
 from mirror.maintenance.owners import assign_owners
 from mirror.maintenance.scrub import Scrub
@@ -33,6 +34,7 @@ from mirror.storage.coordination import LeaderLock
 from mirror.storage.errors import storage_errors
 from mirror.storage.images import attached, reach
 from mirror.storage.index import ReadCheck
+from mirror.storage.staging import staged_files
 from mirror.storage.store import Store
 from mirror.throttled_log import ThrottledLog
 
@@ -66,8 +68,9 @@ class Janitor:
         self._usage = usage
         self.leftovers = Leftovers(store.layout, store.files, store.index)
         self._evictor = Evictor(store, self.leftovers, metrics, self.pinned, self._write_used)
+        self._interrupted_imports = InterruptedImports(store)
         # One for each kind of work, so that none waits for another's long walk.
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="janitor")
+        self._threads = ThreadPoolExecutor(5, thread_name_prefix="janitor")
         self._stopping = threading.Event()
         self._making_room = asyncio.Lock()
         # Blobs that count for no registry at the last count, and after the last pass that has looked for theirs.
@@ -107,7 +110,7 @@ class Janitor:
     async def _when_elected(self) -> None:
         with contextlib.closing(LeaderLock(self._layout.janitor_lock)) as leader:
             await leader.elected()
-            await asyncio.gather(self._clean_up(), self._scrub_on())
+            await asyncio.gather(self._clean_up(), self._scrub_on(), self._clear_imports())
 
     async def _write_usage(self) -> None:
         while True:
@@ -141,6 +144,11 @@ class Janitor:
                     await step
             await asyncio.sleep(_INTERVAL_S)
 
+    async def _clear_imports(self) -> None:
+        while True:
+            await self._guarded("imports", self._interrupted_imports.clear)
+            await asyncio.sleep(_INTERVAL_S)
+
     async def _guarded(self, what: str, work: Callable[[], object]) -> object:
         """Run work in a thread and log its failure, which ends neither this kind of work for good nor another."""
         try:
@@ -171,6 +179,8 @@ class Janitor:
         counted = replace(counted, registries={name: Account(*row) for name, row in held.registries.items() if name})
         for partial in partials:
             counted = counted.take(on_disk(partial.size), partial.owner)
+        for staged in staged_files(self._layout):
+            counted = counted.take(on_disk(staged.st_size), None)
         log.info("store_counted", blobs=held.blobs, bytes=counted.used, seconds=round(time.monotonic() - began, 3))
         # A blob that was committed meanwhile may be counted twice: for a while, too much is better than too little.
         twice = any(self._files.size(partial.digest) is not None for partial in partials)

@@ -27,6 +27,7 @@ from mirror.storage.images import record_parts
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.owner import owner_of
+from mirror.storage.staging import staged_files
 
 log = structlog.get_logger(__name__)
 
@@ -146,6 +147,8 @@ class Leftovers:
                 idle += on_disk(partial.size)
             else:
                 busy += on_disk(partial.size)
+        # An import needs its files until its end; they count for no registry before that.
+        busy += 0 if registry is not None else sum(on_disk(staged.st_size) for staged in staged_files(self._layout))
         return Partials(idle, busy)
 
     def _discard(self, digest: Digest) -> bool:

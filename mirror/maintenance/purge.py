@@ -6,6 +6,7 @@ until that is removed; belongs in a thread.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -22,6 +23,7 @@ from mirror.storage.generation import Generation
 from mirror.storage.images import Reach, reach, record_parts
 from mirror.storage.index import Index, ReadCheck
 from mirror.storage.rows import Kind
+from mirror.storage.staging import Brought
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,24 @@ class Purge:
         self._generation.change()
         size, digests = sum(manifests) + sum(blobs), lost.manifests | lost.blobs
         return PurgeResult(len(deleted), len(manifests), len(blobs), size, images, digests)
+
+    def withdraw(self, brought: Brought) -> int:
+        """Remove what an interrupted import has brought, except what a tag leads to or others need; returns the removed blobs.
+
+        Raises:
+            StorageError: the index cannot be read, so it is unknown what other images need.
+        """
+        reliable, repository = ReadCheck(self._index), brought.repository
+        rows = [(repository, digest) for digest in brought.manifests]
+        released = [row for row in rows if self._index.change(partial(self._release, *row, math.inf))]
+        # A crash may have come before the rows.
+        parts = {part for row in released for part in self._parts(*row)} | {("blob", repository, one) for one in brought.content}
+        for part in parts:
+            self._index.change(partial(self._index.release_part, *part))
+        reliable.check()
+        removed = self._remove(brought.content, reliable)
+        self._generation.change()
+        return len(removed)
 
     # ---- what is removed
 

@@ -3,6 +3,7 @@
 <store>/LAYOUT                            the version of the layout
 <store>/blobs/<algorithm>/<2 hex>/<hex>   verified content, never changed
 <store>/partial/<algorithm>/<hex>[.map]   content that is arriving, and its chunk map
+<store>/imports/                          files that imports of bundles bring (`staging`)
 <store>/tmp/                              small files before they are renamed into blobs/
 <store>/index/                            facts about the above; may be lost without harm
 <store>/account                           the used space (`space_quota`)
@@ -27,7 +28,7 @@ from mirror.errors import ConfigurationError
 
 LAYOUT = "registry-mirror store, layout 1\n"
 _PARENTS = ("blobs", "partial")
-_DIRECTORIES = (*_PARENTS, *(f"{parent}/{name}" for parent in _PARENTS for name in HEX_DIGITS), "tmp", "index")
+_DIRECTORIES = (*_PARENTS, *(f"{parent}/{name}" for parent in _PARENTS for name in HEX_DIGITS), "imports", "tmp", "index")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Layout:
     def chunk_map(self, digest: Digest) -> str:
         """Path of the chunk map of a partial blob."""
         return f"{self.partial(digest)}.map"
+
+    @property
+    def imports(self) -> str:
+        """Directory of the files that imports bring."""
+        return f"{self.root}/imports"
 
     @property
     def index(self) -> str:

@@ -72,6 +72,7 @@ class SpaceQuota:
         self.keeps_owners = keeps_owners(layout.root)
         self._root = layout.root
         self._index = layout.index
+        self._imports = layout.imports
         self._file = AccountFile(layout.account)
         # The last measurement, and the time until which it will do as long as the limit is far away.
         self._overhead, self._overhead_until = 0, -math.inf
@@ -196,7 +197,7 @@ class SpaceQuota:
             return certain
 
     def free(self) -> int:
-        """Return the free bytes of the file system, less those that partial blobs have yet to write."""
+        """Return the free bytes of the file system, less those that partial blobs and imports have yet to write."""
         return self.disk_free() - self._unwritten()
 
     def disk_free(self) -> int:
@@ -214,7 +215,9 @@ class SpaceQuota:
 
     def _unwritten(self) -> int:
         return sum(
-            max(0, on_disk(state.st_size) - state.st_blocks * 512) for state in map(_state, _entries(self._partials)) if state
+            max(0, on_disk(state.st_size) - state.st_blocks * 512)
+            for state in map(_state, _entries([*self._partials, self._imports]))
+            if state
         )
 
     def _shortage_of(self, registry: str, more: int, low: float) -> Shortage:
