@@ -7,7 +7,7 @@ import contextlib
 import gzip
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 from mirror.admin.audit import log_purge, purge_counts
 from mirror.admin.export_api import ExportApi
 from mirror.admin.image_list import ImageList
+from mirror.admin.import_api import ImportApi
 from mirror.admin.json_body import json_body, read_body
 from mirror.admin.nodes_api import NodesApi
 from mirror.admin.openapi import PAGES, Operation, describe, document
@@ -56,7 +57,11 @@ _METRICS_TYPES = ("text/plain", "application/openmetrics-text")
 
 
 def admin_application(
-    operations: AdminOperations, sync: SyncOperations, webhook: PushWebhook, page: StatusPage, transfers: ExportApi
+    operations: AdminOperations,
+    sync: SyncOperations,
+    webhook: PushWebhook,
+    page: StatusPage,
+    transfers: Sequence[ExportApi | ImportApi],
 ) -> web.Application:
     """Return the application of the admin address. It does not authenticate: `AdminGuard` does."""
     application = web.Application()
@@ -75,7 +80,8 @@ def admin_application(
     application.router.add_get("/openapi.json", api.openapi)
     SyncApi(sync).add_to(application)
     ReleaseApi(operations.held_back, sync).add_to(application)
-    transfers.add_to(application)
+    for transfer in transfers:
+        transfer.add_to(application)
     page.add_to(application)
     NodesApi(operations).add_to(application)
     application.router.add_route("*", WEBHOOK_PREFIX + "{secret:.*}", webhook.at_admin)

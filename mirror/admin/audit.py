@@ -63,3 +63,9 @@ def log_cancel(name: str, client: str | None) -> None:
 def log_sign_in(client: str | None) -> None:
     """Log that somebody has signed in to the status page."""
     log.info("audit", action="sign_in", client=client)
+
+
+def log_import(images: list[str], refused: list[str], client: str | None) -> None:
+    """Log the images that an import has brought, and those that it has refused."""
+    named, more = images[:_LOGGED_IMAGES], len(images[_LOGGED_IMAGES:])
+    log.info("audit", action="import", client=client, images=named, more=more, refused=refused[:_LOGGED_IMAGES])

@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractRouter
 
 from mirror.admin.api import OPEN
+from mirror.admin.openapi import JSON, Operation, operation_of
 from mirror.admin.page.frame import is_page
 from mirror.admin.senders import is_bearer, is_own_origin
 from mirror.core.errors import InvalidInput
@@ -73,20 +74,20 @@ class AdminGuard:
             if not is_bearer(request.headers.get("Authorization", ""), self.token):
                 self._refused(request, "no token, or a wrong one")
                 raise web.HTTPUnauthorized(text="a token is required", headers={"WWW-Authenticate": "Bearer"})
-        elif request.method not in _SAFE_METHODS and await self._is_operation(request):
-            self._admit_change(request)
+        # Webhooks have a secret of their own.
+        elif request.method not in _SAFE_METHODS and not request.raw_path.startswith(WEBHOOK_PREFIX):
+            route = await self._router.resolve(request)
+            if route.http_exception is None:
+                self._admit_change(request, operation_of(route.handler))
 
-    async def _is_operation(self, request: web.Request) -> bool:
-        """Whether the path and method name an operation of the API. Webhooks have a secret of their own."""
-        return not request.raw_path.startswith(WEBHOOK_PREFIX) and (await self._router.resolve(request)).http_exception is None
-
-    def _admit_change(self, request: web.Request) -> None:
+    def _admit_change(self, request: web.Request, operation: Operation | None) -> None:
         if not is_own_origin(request):
             self._refused(request, "a web page's")
             raise web.HTTPForbidden(text="a web page of another origin may change nothing here")
-        if (request.method == "POST" or request.can_read_body) and _content_type(request) != "application/json":
-            self._refused(request, "not application/json")
-            raise web.HTTPUnsupportedMediaType(text="Content-Type: application/json is required, also without a body")
+        takes = JSON if operation is None else operation.takes
+        if (request.method == "POST" or request.can_read_body) and _content_type(request) != takes:
+            self._refused(request, f"not {takes}")
+            raise web.HTTPUnsupportedMediaType(text=f"Content-Type: {takes} is required, also without a body")
 
     def _refused(self, request: web.Request, why: str) -> None:
         path = without_secret(request.path)[:200]

@@ -17,7 +17,9 @@ from mirror.admin.schemas import COUNT, ERROR, TEXT, Schema
 
 H = TypeVar("H", bound=Callable[..., Any])
 
-_JSON: Final = "application/json"
+JSON: Final = "application/json"
+"""The media type that an operation takes unless it says otherwise."""
+
 _ATTRIBUTE: Final = "admin_operation"
 _ERRORS: Final = {
     400: "The request is invalid; the message names the key.",
@@ -28,7 +30,7 @@ _ERRORS: Final = {
     408: "The body has not arrived in time.",
     409: "The order has ended, the registry is offline, or the mirror is no node of a cluster.",
     413: "The body is too long.",
-    415: "The content type is not application/json.",
+    415: "The content type is not that of the body.",
     421: "The Host header names another host.",
     429: "The client has too many requests or connections.",
     503: "The store or the index cannot be used, too much waits, or the mirror has too many connections.",
@@ -45,6 +47,7 @@ class Operation:
         responses: the schema of each status that is no error; None for text.
         query: parameters with their descriptions.
         body: the schema of the JSON in the request.
+        takes: the media type of the request; of one without `body` that is not JSON, the bytes are the body.
         errors: further statuses of errors.
         media_types: of an answer that is no JSON.
         is_open: it needs no token.
@@ -54,8 +57,9 @@ class Operation:
     responses: Mapping[int, Schema | None]
     query: Mapping[str, tuple[Schema, str]] = field(default_factory=dict)
     body: Schema | None = None
+    takes: str = JSON
     errors: tuple[int, ...] = ()
-    media_types: tuple[str, ...] = (_JSON,)
+    media_types: tuple[str, ...] = (JSON,)
     is_open: bool = False
 
 
@@ -64,6 +68,12 @@ PAGES: Final[dict[str, tuple[Schema, str]]] = {
     "last": (TEXT, "The last entry of the page before."),
 }
 """The parameters of a list that comes in pages."""
+
+
+def operation_of(handler: object) -> Operation | None:
+    """Return the description of a handler; None if it has none."""
+    found = getattr(handler, _ATTRIBUTE, None)
+    return found if isinstance(found, Operation) else None
 
 
 def describe(operation: Operation) -> Callable[[H], H]:
@@ -80,7 +90,7 @@ def document(application: web.Application) -> dict[str, Any]:
     """Return the description of the routes whose handlers are described."""
     paths: dict[str, dict[str, Any]] = {}
     for route in application.router.routes():
-        operation = getattr(route.handler, _ATTRIBUTE, None)
+        operation = operation_of(route.handler)
         # GET adds a route for HEAD.
         if operation is None or route.resource is None or route.method == "HEAD":
             continue
@@ -121,7 +131,10 @@ def _operation(operation: Operation, path: str, method: str) -> dict[str, Any]:
     }
     if operation.body is not None:
         required = bool(operation.body.get("required"))
-        described["requestBody"] = {"required": required, "content": {_JSON: {"schema": operation.body}}}
+        described["requestBody"] = {"required": required, "content": {JSON: {"schema": operation.body}}}
+    elif operation.takes != JSON:
+        # Bytes have no schema (OpenAPI 3.1, Considerations for File Uploads).
+        described["requestBody"] = {"required": True, "content": {operation.takes: {}}}
     return described
 
 
@@ -137,7 +150,7 @@ def _errors(operation: Operation, method: str) -> list[int]:
             *operation.errors,
             *(() if operation.is_open else _WITH_TOKEN),
             *(_CHANGES if method in ("post", "delete") else ()),
-            *(_WITH_BODY if operation.body is not None else ()),
+            *(_WITH_BODY if operation.body is not None or operation.takes != JSON else ()),
         }
     )
 
@@ -152,5 +165,5 @@ def _answer(operation: Operation, schema: Schema | None) -> dict[str, Any]:
 def _error(status: int) -> dict[str, Any]:
     return {
         "description": _ERRORS[status],
-        "content": {_JSON: {"schema": {"$ref": "#/components/schemas/Error"}}},
+        "content": {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}},
     }

@@ -81,6 +81,24 @@ IMAGES: Final = record(
 
 SEARCHED: Final = record(results=array(record(name=TEXT, tags=COUNT)), count=COUNT)
 
+IMPORTED: Final = record(
+    images=array(
+        record(
+            name=TEXT,
+            digest=optional(TEXT),
+            result=words("imported", "moved", "unchanged", "refused"),
+            old=optional(TEXT),
+            cause=optional(TEXT),
+            note=optional(TEXT),
+            platforms=array(TEXT),
+            left_out=array(TEXT),
+            attached=FLAG,
+        )
+    ),
+    bytes=BYTES,
+    bytes_held=BYTES,
+)
+
 PURGED: Final = record(tags=COUNT, manifests=COUNT, blobs=COUNT, bytes=BYTES, images=array(TEXT))
 
 _DOWNLOAD: Final = record(

@@ -116,6 +116,10 @@ class Context:
         """
         await self.store.small.put(digest, data, repository.registry, self._make_room)
 
+    async def make_room(self, size: int, owner: str | None) -> None:
+        """Make room in the store for `size` bytes that count for a registry, if that is possible within some seconds."""
+        await self._make_room(size, owner)
+
     async def note(self, work: Callable[[], T], late: T) -> T:
         """Write rows into the index in a thread, and return the result of `work`.
 

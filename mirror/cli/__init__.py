@@ -10,6 +10,7 @@ from mirror import __version__
 from mirror.cli import administration, serving, syncing, verification
 from mirror.cli.client_config import client_config
 from mirror.cli.explaining import explain
+from mirror.cli.importing import import_
 from mirror.cli.nodes import nodes
 from mirror.cli.releasing import release
 from mirror.cli.searching import search
@@ -42,6 +43,7 @@ app.command("check-config")(serving.check_config)
 app.command()(administration.images)
 app.command()(administration.purge)
 app.command()(explain)
+app.command("import")(import_)
 app.command()(nodes)
 app.command()(release)
 app.command()(search)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import select
 import ssl
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,10 @@ def _admin_section(named: Path | None, *, is_required: bool) -> Admin | None:
         return None
 
 
+class Refused(Exception):
+    """The mirror refuses a request, or does not answer; the message says why."""
+
+
 class AdminClient:
     """Sends requests to the admin address."""
 
@@ -59,18 +66,52 @@ class AdminClient:
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the JSON of the answer; exit with the problem if there is none."""
+        data = json.dumps(body) if body is not None else None
+
+        def send(connection: http.client.HTTPConnection, target: str) -> None:
+            connection.request(method, target, data, self._headers("application/json"))
+
+        try:
+            return self._answer(path, send)
+        except Refused as error:
+            refuse([str(error)], 1)
+
+    def upload(self, path: str, media_type: str, pieces: Iterable[bytes], size: int | None) -> Any:
+        """Send a body of any length by POST, and return the JSON of the answer.
+
+        Args:
+            size: bytes of the body; None if that is not known.
+
+        Raises:
+            Refused: the mirror refuses it, perhaps before it has all of it.
+        """
+        headers = self._headers(media_type)
+        headers |= {"Transfer-Encoding": "chunked"} if size is None else {"Content-Length": str(size)}
+
+        def send(connection: http.client.HTTPConnection, target: str) -> None:
+            connection.putrequest("POST", target)
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                _send_pieces(connection, pieces, chunked=size is None)
+
+        return self._answer(path, send)
+
+    def _headers(self, media_type: str) -> dict[str, str]:
+        authorization = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+        return {"Content-Type": media_type, **authorization}
+
+    def _answer(self, path: str, send: Callable[[http.client.HTTPConnection, str], None]) -> Any:
         parts, port = self._address()
-        headers = {"Content-Type": "application/json"}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", port, timeout=_TIMEOUT_S)
         try:
-            connection.request(method, parts.path.rstrip("/") + path, json.dumps(body) if body is not None else None, headers)
+            send(connection, parts.path.rstrip("/") + path)
             response = connection.getresponse()
             status, text = response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
-            refuse([f"the mirror at {self._url} does not answer: {_cause(error)}"], 1)
+            raise Refused(f"the mirror at {self._url} does not answer: {_cause(error)}") from error
         finally:
             connection.close()
         try:
@@ -79,7 +120,7 @@ class AdminClient:
             answer = None
         if status not in (200, 202) or not isinstance(answer, dict):
             is_registry = response.getheader("Docker-Distribution-Api-Version") is not None
-            refuse([self._refusal(status, answer, is_registry=is_registry)], 1)
+            raise Refused(self._refusal(status, answer, is_registry=is_registry))
         return answer
 
     def _refusal(self, status: int, answer: Any, *, is_registry: bool) -> str:
@@ -105,3 +146,14 @@ class AdminClient:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             refuse([f"--url: must be like http://127.0.0.1:5001, not {self._url!r}"])
         return parts, port
+
+
+def _send_pieces(connection: http.client.HTTPConnection, pieces: Iterable[bytes], *, chunked: bool) -> None:
+    """Send a body until its end, or until an answer comes, which then is a refusal."""
+    for piece in pieces:
+        if select.select([connection.sock], [], [], 0)[0]:
+            return
+        if piece:
+            connection.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+    if chunked:
+        connection.send(b"0\r\n\r\n")

@@ -16,6 +16,7 @@ from aiohttp import web
 from mirror.admin.api import admin_application
 from mirror.admin.checks import check_accounts, clock_skews, credential_problems, host_checks
 from mirror.admin.export_api import ExportApi
+from mirror.admin.import_api import ImportApi
 from mirror.admin.listener import AdminListener, read_token
 from mirror.admin.operations import AdminOperations
 from mirror.admin.page.session import Sessions
@@ -44,6 +45,7 @@ from mirror.storage.store import Store
 from mirror.storage.traffic_file import TrafficFile
 from mirror.sync.scheduler import SyncScheduler
 from mirror.transfer.exporter import Exporter
+from mirror.transfer.imports import Imports
 
 if TYPE_CHECKING:
     from mirror.service.cluster import NodeServer
@@ -93,8 +95,9 @@ class Mirror:
         sessions = Sessions(group.secret)
         self._page = StatusPage(self._operations, self._sync_operations, self._traffic, sessions)
         self._exporter = Exporter(store, group.counts.count(Total.EXPORTS))
-        export_api = ExportApi(self._exporter, store.threads)
-        application = admin_application(self._operations, self._sync_operations, self._webhook, self._page, export_api)
+        self._imports = Imports()
+        transfers = ExportApi(self._exporter, store.threads), ImportApi(self._imports)
+        application = admin_application(self._operations, self._sync_operations, self._webhook, self._page, transfers)
         self._admin_listener = AdminListener(application, sessions, metrics, group.counts)
         self._node_server = self._build_node_server(config)
         self._configure(graph)
@@ -189,6 +192,7 @@ class Mirror:
         self._sync_operations.configure(config)
         self._operations.configure(config, graph.cache)
         self._exporter.configure(config, graph.cache)
+        self._imports.configure(graph.cache, config.default_registry)
         self._webhook.secret_file = config.sync.webhook_secret_file
         self._access_log.configure(config.log.access)
         if self._node_server is not None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -14,8 +15,10 @@ from tests.mirror.syncing import Orders, pull
 from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP, tag_name
 from tests.support.waiting import LIMIT, eventually
+from tests.transfer.bundles import Image, contents, layout, named
 
 FROZEN_TAG = {"match": f"{APP}:frozen", "freeze": True}
+ROOT = Path(__file__).parents[2]
 # What is described is the API; the pages are for people.
 API = ("/healthz", "/readyz", "/metrics", "/openapi.json", "/api/", "/webhooks/")
 
@@ -27,9 +30,10 @@ async def described(mirror):
         return await answer.json()
 
 
-async def ask(mirror, path, method="GET", **body):
+async def ask(mirror, path, method="GET", *, tar=None, **body):
     url = f"http://127.0.0.1:{mirror.admin_port}{path}"
-    async with mirror.session.request(method, url, json=body or None) as answer:
+    content = {"json": body or None} if tar is None else {"data": tar, "headers": {"Content-Type": "application/x-tar"}}
+    async with mirror.session.request(method, url, **content) as answer:
         return answer.status, await answer.json()
 
 
@@ -133,6 +137,9 @@ async def test_real_answers(hub, tmp_path):
         assert (await check.ask("/api/v1/purge", "POST", match="a b"))[0] == 400
         for path in ("/api/v1/status", "/api/v1/images", "/api/v1/explain?image=app:1", "/api/v1/sync"):
             await check.ask(path)
+        imported = layout([named(Image(b"one"), "docker.io/library/app:in"), Image(b"two").descriptor()], contents(Image(b"one")))
+        for tar, status in ((imported, 200), (b"no tar", 400)):
+            assert (await check.ask("/api/v1/import", "POST", tar=tar))[0] == status
         assert (await check.ask("/api/v1/nodes"))[0] == 409
         await check.ask("/openapi.json")
         operations = {(path, method.upper()) for path, methods in check._document["paths"].items() for method in methods}
@@ -175,6 +182,7 @@ async def test_whatever_is_asked(hub, mirror, tmp_path, phases, examples):
         *(sys.executable, "-m", "schemathesis.cli", "run", description, "--seed", "1", "--no-color", "--phases", phases),
         *("--checks", CHECKS, "--max-examples", str(examples), "--request-timeout", "30", "--workers", "2"),
         cwd=tmp_path,
+        env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(ROOT)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -1,0 +1,219 @@
+"""Makes the images of a bundle visible, each as soon as it is known to be whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from mirror.aio import in_thread
+from mirror.cache.answers import ManifestAnswer
+from mirror.cache.cache import Cache
+from mirror.core import media
+from mirror.core.digest import Digest
+from mirror.core.names import ImageName, ImagePattern, Repository
+from mirror.core.outcome import Outcome
+from mirror.core.units import format_bytes
+from mirror.errors import StorageError
+from mirror.storage.attachments import KeptList
+from mirror.storage.manifests import ManifestRecord
+from mirror.storage.staging import Brought, Staging
+from mirror.transfer.errors import ImageRefused
+from mirror.transfer.image_check import CheckedImage
+from mirror.transfer.receiver import BundleContent
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+Result = Literal["imported", "moved", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How an image has become visible.
+
+    Attributes:
+        result: of its tag; without a tag, `unchanged` if the repository had it before.
+        old: the digest that its tag named before.
+    """
+
+    result: Result
+    old: Digest | None = None
+
+
+class Publisher:
+    """Publishes the images of one bundle.
+
+    Args:
+        content: what the bundle has, by digest.
+
+    Attributes:
+        stored: bytes that were added to the store.
+    """
+
+    def __init__(self, cache: Cache, staging: Staging, content: dict[Digest, BundleContent]) -> None:
+        self._cache = cache
+        self._context = cache.context
+        self._staging = staging
+        self._content = content
+        self.stored = 0
+
+    async def publish(self, name: ImageName, image: CheckedImage) -> Published:
+        """Store an image that is whole, grant it to its repository, and then switch the tag.
+
+        Raises:
+            ImageRefused: it is larger than the limit of its registry.
+            StorageError: the store cannot take it.
+        """
+        context, repository, root = self._context, name.repository, image.root.digest
+        staged = self._staged(image)
+        await self._reserve(repository, staged)
+        was_held = context.store.index.manifests.get(repository, root) is not None
+        brought = await self._in_thread(self._brought, repository, image, staged)
+        number = await self._in_thread(self._staging.announce, brought)
+        # Before the bytes: a concurrent purge keeps what a recorded manifest needs.
+        self._record(repository, image, force=False)
+        await self._written()
+        await self._in_thread(self._commit, brought, staged)
+        # And after them: maintenance deletes rows without bytes.
+        self._record(repository, image, force=True)
+        published = await self._switch(name, image)
+        await self._in_thread(self._forget_refusals, name)
+        await self._written()
+        await self._in_thread(self._staging.settle, number)
+        if name.tag is None:
+            return Published("unchanged" if was_held else "imported")
+        return published
+
+    # ---- content
+
+    def _staged(self, image: CheckedImage) -> list[BundleContent]:
+        """Return the content that has to be stored, manifests last."""
+        digests = [*image.blobs, *(manifest.digest for manifest in image.manifests)]
+        found = (self._content.get(digest) for digest in digests)
+        return [content for content in found if content is not None and content.path is not None]
+
+    async def _reserve(self, repository: Repository, staged: Iterable[BundleContent]) -> None:
+        """Have room for content within the limit of its registry; in the whole store it has room already."""
+        registry, quota = repository.registry, self._context.store.quota
+        size, limit = sum(content.size for content in staged), quota.limit_of(registry)
+        if limit and size > limit:
+            key = f"registries.{registry}.max_size"
+            raise ImageRefused(f"it needs {format_bytes(size)}, and {key} is {format_bytes(limit)}")
+
+        def is_short() -> bool:
+            return bool(quota.shortage_for(size, registry))
+
+        if limit and await self._in_thread(is_short):
+            await self._context.make_room(size, registry)
+            if await self._in_thread(is_short):
+                raise StorageError(f"no room for {format_bytes(size)} within registries.{registry}.max_size", "full")
+
+    def _brought(self, repository: Repository, image: CheckedImage, staged: list[BundleContent]) -> Brought:
+        index, files = self._context.store.index, self._context.store.files
+        new = (one.digest for one in image.manifests if index.manifests.get(repository, one.digest) is None)
+        content = (one.digest for one in staged if files.size(one.digest) is None)
+        return Brought(repository, tuple(new), tuple(content))
+
+    def _commit(self, brought: Brought, staged: list[BundleContent]) -> None:
+        """Store content; what another download has stored meanwhile stays."""
+        files, quota, registry = self._context.store.files, self._context.store.quota, brought.repository.registry
+        for content in staged:
+            path = content.path
+            assert path is not None
+            if files.size(content.digest) is None:
+                with closing(FileIO(path)) as file:
+                    if quota.keeps_owners:
+                        quota.assign(path, content.size, registry)
+                    files.commit(path, file.fileno(), content.digest)
+                self.stored += content.size
+            else:
+                self._staging.remove(path)
+            content.path = None
+
+    # ---- rows
+
+    def _record(self, repository: Repository, image: CheckedImage, *, force: bool) -> None:
+        """Grant the content of an image to its repository, as if upstream had given it."""
+        access = self._context.access
+        for digest, size in image.blobs.items():
+            access.record_grant("blob", repository, digest, size, force=force)
+        for one in image.manifests:
+            access.record_grant("manifest", repository, one.digest, one.size, force=force)
+            held = ManifestRecord(one.media_type, one.size)
+            access.record_manifest(repository, one.digest, held, one.parts, force=force)
+
+    async def _switch(self, name: ImageName, image: CheckedImage) -> Published:
+        """Have the tag of an image name it."""
+        store, tag, root = self._cache.tag_store, name.tag, image.root
+        if tag is None:
+            return Published("imported")
+        before, asked = store.get(name.repository, tag), store.now()
+        answer = ManifestAnswer(root.digest, root.media_type, root.size, None, Outcome.MISS)
+        await store.update(name.repository, tag, answer, asked=asked, pulled=False)
+        if before is None:
+            return Published("imported")
+        return Published("unchanged" if before.digest == root.digest else "moved", before.digest)
+
+    def _forget_refusals(self, name: ImageName) -> None:
+        """Drop what upstream, or its absence, has refused before."""
+        store = self._context.store
+        store.index.negative.delete_matching(ImagePattern.parse(str(name.repository)))
+        if name.tag is not None:
+            store.index.attachments.delete_absent(name.repository, name.tag)
+        store.generation.change()
+
+    async def _written(self) -> None:
+        """Wait until everything that has been recorded is in the index: one thread writes it, in order."""
+        await in_thread(self._context.store.threads.note, _nothing)
+
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await in_thread(self._context.store.threads.put, work, *args, **kwargs)
+
+    # ---- referrers
+
+    async def attach(self, repository: Repository, image: CheckedImage) -> None:
+        """Add a referrer to the recorded list of its subject, as upstream lists it."""
+        subject = image.subject
+        if subject is not None:
+            await self._context.note(partial(self._add_referrer, repository, subject, image), None)
+
+    def _add_referrer(self, repository: Repository, subject: Digest, image: CheckedImage) -> None:
+        attachments, root = self._context.store.index.attachments, image.root
+        kept = attachments.list(repository, subject, "")
+        entries = _entries(kept)
+        if all(entry.get("digest") != str(root.digest) for entry in entries):
+            entries.append(self._entry(image))
+        body = {"schemaVersion": 2, "mediaType": media.OCI_INDEX, "manifests": entries}
+        now = self._context.clock()
+        attachments.put_list(repository, subject, "", KeptList(json.dumps(body).encode(), (), None, now))
+        self._context.store.generation.change()
+
+    def _entry(self, image: CheckedImage) -> dict[str, object]:
+        """Return the descriptor of a referrer (OCI distribution-spec, Listing Referrers)."""
+        root = image.root
+        entry: dict[str, object] = {"mediaType": root.media_type, "size": root.size, "digest": str(root.digest)}
+        if image.artifact_type is not None:
+            entry["artifactType"] = image.artifact_type
+        raw = self._context.store.files.read(root.digest, root.size)
+        annotations = json.loads(raw).get("annotations") if raw is not None else None
+        if annotations:
+            entry["annotations"] = annotations
+        return entry
+
+
+def _entries(kept: KeptList | None) -> list[dict[str, Any]]:
+    if kept is None or kept.body is None:
+        return []
+    try:
+        return list(json.loads(kept.body)["manifests"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def _nothing() -> None:
+    pass

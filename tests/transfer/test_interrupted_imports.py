@@ -1,0 +1,119 @@
+"""What an interrupted import has brought goes, and nothing of it is ever visible; images that are whole stay."""
+
+import asyncio
+import contextlib
+import os
+import signal
+
+import pytest
+
+from mirror.errors import StorageError
+from mirror.maintenance.interrupted_imports import InterruptedImports
+from mirror.storage.blobs import BlobFiles
+from mirror.transfer.publisher import Publisher
+from tests.support.names import MIB, blob_path, content, manifest_path, sha256
+from tests.support.waiting import eventually
+from tests.transfer.bundles import Image, bundle
+from tests.workers.cluster import Cluster
+
+NAME = "docker.io/library/app:1"
+
+
+class Upload:
+    """A bundle of which a part is sent."""
+
+    def __init__(self, port, data):
+        self._port, self._data = port, data
+
+    async def begin(self, size):
+        """Send the head of the request and so many bytes of its body."""
+        _, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        head = ["POST /api/v1/import HTTP/1.1", "Host: localhost", "Content-Type: application/x-tar"]
+        self._writer.write("\r\n".join([*head, f"Content-Length: {len(self._data)}", "", ""]).encode() + self._data[:size])
+        await self._writer.drain()
+
+    async def leave(self):
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+
+def stored(store_path):
+    """The bytes that imports and images take in a store."""
+    return [path for below in ("imports", "blobs") for path in (store_path / below).rglob("*") if path.is_file()]
+
+
+async def test_client_that_leaves(mirror):
+    """Ctrl-C of the command: what had arrived is removed at once."""
+    upload = Upload(mirror.admin_port, bundle(NAME, Image(content(4 * MIB))))
+    await upload.begin(3 * MIB)
+    await eventually(lambda: any(path.stat().st_blocks * 512 >= MIB for path in stored(mirror.store_path)))
+    assert mirror.store.quota.used() > 4 * MIB
+    await upload.leave()
+    await eventually(lambda: not stored(mirror.store_path))
+    assert mirror.store.quota.used() == 0
+
+
+@pytest.mark.parametrize("place", ["first commit", "second commit", "tag"])
+async def test_failure_while_it_becomes_visible(mirror, send, monkeypatch, place):
+    """The disk fails, or the process dies: content that has its place already is removed, but not what others need."""
+    await mirror.reload(offline=True)
+    base = Image(b"base")
+    await send(bundle("docker.io/library/app:base", base))
+    image, calls = Image(b"base", b"new"), []
+    real = BlobFiles.commit
+
+    def commit(self, *arguments):
+        calls.append(arguments)
+        if place != "tag" and len(calls) == ("first commit", "second commit").index(place) + 1:
+            raise StorageError("the disk fails", "io")
+        real(self, *arguments)
+
+    async def switch(self, *_):
+        raise StorageError("the process dies", "io")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlobFiles, "commit", commit)
+        if place == "tag":
+            patch.setattr(Publisher, "_switch", switch)
+        sent = await send(bundle(NAME, image))
+    assert sent.images[0].result == "refused"
+    await asyncio.to_thread(InterruptedImports(mirror.store).clear)
+    await eventually(lambda: not list((mirror.store_path / "imports").iterdir()))
+    paths = [manifest_path("1"), manifest_path(image.digest), *(blob_path(sha256(blob)) for blob in image.blobs[::2])]
+    for path in paths:
+        assert (await mirror.get(path)).status == 404
+    for blob in base.blobs:
+        assert (await mirror.get(blob_path(sha256(blob)))).body == blob
+    assert len(stored(mirror.store_path)) == 3
+    # Another attempt succeeds.
+    assert (await send(bundle(NAME, image))).images[0].result == "imported"
+    assert (await mirror.get(manifest_path("1"))).body == image.raw
+
+
+async def test_whole_image_stays(mirror, send):
+    """The process dies after the tag, before it has recorded the end."""
+    image = Image(b"whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mirror.storage.staging.Staging.settle", lambda *_: None)
+        await send(bundle(NAME, image))
+    await asyncio.to_thread(InterruptedImports(mirror.store).clear)
+    assert not list((mirror.store_path / "imports").iterdir())
+    await mirror.reload(offline=True)
+    assert (await mirror.get(manifest_path("1"))).body == image.raw
+    for blob in image.blobs:
+        assert (await mirror.get(blob_path(sha256(blob)))).body == blob
+
+
+async def test_killed_workers(hub, tmp_path):
+    """SIGKILL of the process that imports: one that lives, or the one that is started for it, removes what it had brought."""
+    async with Cluster(hub, tmp_path, offline=True) as cluster:
+        upload = Upload(cluster.admin_port, bundle(NAME, Image(content(4 * MIB))))
+        await upload.begin(3 * MIB)
+        await eventually(lambda: any(path.stat().st_blocks * 512 >= MIB for path in stored(cluster.store)))
+        for pid in cluster.workers():
+            os.kill(pid, signal.SIGKILL)
+        await cluster.logged("interrupted_import_cleared")
+        assert not stored(cluster.store)
+        assert (await cluster.get(manifest_path("1")))[0] == 404
+        await upload.leave()
