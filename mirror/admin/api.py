@@ -15,6 +15,7 @@ from aiohttp import web
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from mirror.admin.audit import log_purge, purge_counts
+from mirror.admin.cluster_nodes import with_nodes
 from mirror.admin.export_api import ExportApi
 from mirror.admin.image_list import ImageList
 from mirror.admin.import_api import ImportApi
@@ -161,7 +162,8 @@ class _Api:
 
     @describe(Operation("The figures of the status screen.", {200: STATUS}))
     async def status(self, _: web.Request) -> web.Response:
-        return web.json_response(await asyncio.to_thread(self._operations.status))
+        operations = self._operations
+        return web.json_response(await with_nodes(await asyncio.to_thread(operations.status), operations.node))
 
     @describe(
         Operation(

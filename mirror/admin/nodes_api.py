@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from aiohttp import web
 
+from mirror.admin.cluster_nodes import node_figures
 from mirror.admin.openapi import Operation, describe
 from mirror.admin.operations import AdminOperations
 from mirror.admin.schemas import NODES
-from mirror.errors import MirrorError
 
 
 class NodesApi:
@@ -28,9 +26,4 @@ class NodesApi:
         node = self._operations.node
         if node is None:
             raise web.HTTPConflict(text="this mirror is no node of a cluster: cluster.redis.url is not configured")
-        try:
-            members = await node.members.list()
-        except MirrorError as error:
-            return web.json_response({"redis": "alone", "cause": str(error), "nodes": []})
-        found: list[dict[str, Any]] = [{"name": one.name, **one.facts, "self": one.name == node.name} for one in members]
-        return web.json_response({"redis": "up", "cause": None, "nodes": found})
+        return web.json_response(await node_figures(node))

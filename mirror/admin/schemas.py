@@ -253,6 +253,7 @@ STATUS: Final = record(
     downloads=array(_DOWNLOAD),
     troubles=array(_TROUBLE),
     sync=record(last=optional(_ENDED_JOB), next_run=optional(TIME)),
+    cluster=optional(NODES),
 )
 
 _BLOB: Final = record(

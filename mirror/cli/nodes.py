@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import typer
 
@@ -25,7 +26,12 @@ def nodes(
     if found["redis"] != "up":
         typer.echo(f"this node is alone: {found['cause']}")
         return
-    rows = [
+    show(table(node_rows(found["nodes"]), width(), ("  NODE", "STATE", "VERSION", "ZONE", "STARTED", "CLOCK", "OWED")))
+
+
+def node_rows(nodes: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a row for each node; one of another version may leave something out."""
+    return [
         (
             ("* " if node["self"] else "  ") + node["name"],
             str(node.get("state", "")),
@@ -35,6 +41,5 @@ def nodes(
             f"{node['clock']:+.1f} s" if "clock" in node else "",
             str(node.get("owed", "")),
         )
-        for node in found["nodes"]
+        for node in nodes
     ]
-    show(table(rows, width(), ("  NODE", "STATE", "VERSION", "ZONE", "STARTED", "CLOCK", "OWED")))

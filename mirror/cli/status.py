@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mirror.cli.client import AdminClient
+from mirror.cli.nodes import node_rows
 from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
 from mirror.cli.text import ago, facts, show, table, until, width
 from mirror.core.units import format_bytes
@@ -15,6 +16,7 @@ from mirror.core.units import format_bytes
 _SHOWN_TROUBLES = 5
 _SHOWN_DOWNLOADS = 10
 _SHOWN_HELD_BACK = 20
+_SHOWN_NODES = 20
 
 
 def status(
@@ -43,6 +45,7 @@ def screen(found: dict[str, Any], columns: int) -> list[str]:
     for title, rows in (
         ("registries", _registries(found["registries"])),
         ("upstreams", _upstreams(found["upstreams"], found["offline"])),
+        ("nodes", node_rows(found["cluster"]["nodes"][:_SHOWN_NODES]) if found.get("cluster") else []),
         ("held back", _held_back(found["held_back"])),
         ("failed last", _troubles(found["troubles"])),
         ("downloads", _downloads(found["downloads"])),
@@ -62,6 +65,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("store", _store(found["store"])),
         ("pulls", f"{_ratio(requests)}{errors} since the start" if requests["pulls"] or errors else "none since the start"),
         ("", outcomes),
+        *([] if found.get("cluster") is None else [("cluster", _cluster(found["cluster"]))]),
         (
             "bytes",
             f"{format_bytes(requests['served_bytes'])} to clients, {format_bytes(requests['upstream_bytes'])} from upstreams",
@@ -73,6 +77,14 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 def _is_shown(name: str, check: dict[str, Any]) -> bool:
     # The first line tells of accounts, since pulls depend on them.
     return not check["ok"] and not name.startswith("account.")
+
+
+def _cluster(cluster: dict[str, Any]) -> str:
+    if cluster["redis"] != "up":
+        return f"ALONE: {cluster['cause']}"
+    nodes = cluster["nodes"]
+    others = sum(node.get("state") == "draining" for node in nodes)
+    return f"{len(nodes)} nodes" + (f", {others} of them draining" if others else "")
 
 
 def _readiness(found: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import signal
 import ssl
-import sys
 from pathlib import Path
 
 import aiohttp
@@ -14,7 +13,7 @@ from tests.e2e.harness.cluster import RedisServer, cluster
 from tests.e2e.harness.skopeo import Skopeo
 from tests.fakehub import Rule
 from tests.support.certificates import Authority
-from tests.support.waiting import LIMIT, eventually
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -274,15 +273,3 @@ async def test_tls_between_nodes(anonymous, redis, tmp_path):
         with pytest.raises(aiohttp.ClientError):
             async with nodes[0].session.get(f"https://127.0.0.1:{nodes[0].node_port}/", ssl=stranger) as response:
                 await response.read()
-
-
-async def test_command_lists_the_nodes(anonymous, redis, tmp_path):
-    """Those that beat, and which one was asked."""
-    async with cluster(anonymous, tmp_path, redis, count=2, workers=1) as nodes:
-        for node in nodes:
-            await eventually(node.metrics, "two nodes", holds=lambda seen: seen["registry_mirror_cluster_nodes"] == 2)
-        command = [sys.executable, "-m", "mirror", "nodes", "--url", f"http://127.0.0.1:{nodes[0].admin_port}"]
-        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        out, _ = await asyncio.wait_for(process.communicate(), LIMIT)
-        found = {line[2:].split()[0]: line[0] for line in out.decode().splitlines()[1:]}
-        assert found == {f"http://127.0.0.1:{node.node_port}": "*" if node is nodes[0] else " " for node in nodes}

@@ -11,6 +11,9 @@ MAX_DOWNLOADS: Final = 30
 MAX_TROUBLES: Final = 10
 MAX_CLIENTS: Final = 3
 MAX_HELD_BACK: Final = 20
+MAX_NODES: Final = 50
+# Of a clock; requests between nodes are signed with a time.
+_MAX_OFFSET_S: Final = 5.0
 
 
 def downloads(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -28,12 +31,25 @@ def problems(status: Mapping[str, Any]) -> list[str]:
         found.append("The store cannot be written: pulls bypass it.")
     found += (f"Account of {name}: {text}" for name, text in status["credentials"].items())
     found += (f"{one['name']} ({one['registry']}): {one['state']}" for one in status["upstreams"] if not one["up"])
+    found += _cluster_problems(status["cluster"])
     found += (f"Check {name}: {check['text']}" for name, check in checks.items() if not check["ok"])
     if free < store["min_free"] and all(check["ok"] for check in checks.values()):
         kept = format_bytes(store["min_free"])
         found.append(f"{format_bytes(free)} are free on the disk, less than {kept}: pulls may bypass the store.")
     found += (f"{name}: {text}" for name, text in status["files"].items())
     return found
+
+
+def _cluster_problems(cluster: Mapping[str, Any] | None) -> list[str]:
+    if cluster is None:
+        return []
+    if cluster["redis"] != "up":
+        return [f"The cluster cannot be asked, so this node fetches by itself: {cluster['cause']}"]
+    nodes = cluster["nodes"]
+    offsets = ((node["name"], node.get("clock", 0.0)) for node in nodes)
+    return [
+        f"The clock of node {name} is wrong by {abs(offset):.0f} s." for name, offset in offsets if abs(offset) > _MAX_OFFSET_S
+    ]
 
 
 def pulls_left(upstreams: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

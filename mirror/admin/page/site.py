@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from mirror.admin.audit import log_sign_in
+from mirror.admin.cluster_nodes import with_nodes
 from mirror.admin.operations import AdminOperations
 from mirror.admin.page import overview
 from mirror.admin.page.access import PageAccess
@@ -84,7 +85,7 @@ class StatusPage:
     async def _overview(self, request: web.Request) -> web.Response:
         window = WINDOWS.get(request.query.get("window", ""), WINDOWS[DEFAULT_WINDOW])
         figures = await self._frame.bounded(self._figures.get())
-        status = figures.status
+        status = await with_nodes(figures.status, self._operations.node)
         downloads = overview.downloads(status["downloads"])
         return await self._frame.page(
             request,
@@ -96,6 +97,7 @@ class StatusPage:
             downloads=downloads[: overview.MAX_DOWNLOADS],
             more_downloads=len(downloads[overview.MAX_DOWNLOADS :]),
             max_clients=overview.MAX_CLIENTS,
+            max_nodes=overview.MAX_NODES,
             max_held_back=overview.MAX_HELD_BACK,
             troubles=status["troubles"][: overview.MAX_TROUBLES],
             limits=overview.pulls_left(status["upstreams"]),
