@@ -60,8 +60,7 @@ async def test_command_lists_the_nodes(anonymous, redis, tmp_path):
 
 async def beat(redis, node):
     """The time of the last beat of a node."""
-    (key,) = await redis.command("keys", "*:nodes")
-    return await redis.command("zscore", key, f"http://127.0.0.1:{node.node_port}")
+    return await redis.command("zscore", "rm:{default}:1:nodes", f"http://127.0.0.1:{node.node_port}")
 
 
 @pytest.mark.full
