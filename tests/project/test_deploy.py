@@ -35,8 +35,26 @@ def pod_of(document):
     return document["spec"]["template"]
 
 
+def patched():
+    """The DaemonSet of the nodes of a cluster: that of `node` with the patches that kustomize would apply."""
+    document = named("DaemonSet", "node")
+    (patch,) = yaml.safe_load((KUBERNETES / "node-cluster" / "kustomization.yaml").read_text())["patches"]
+    assert (patch["target"]["kind"], patch["target"]["name"]) == (document["kind"], document["metadata"]["name"])
+    for step in yaml.safe_load(patch["patch"]):
+        *path, last = [int(part) if part.isdigit() else part for part in step["path"].split("/")[1:]]
+        parent = document
+        for part in path:
+            parent = parent[part]
+        if last == "-":
+            parent.append(step["value"])
+        else:
+            assert (last in parent) == (step["op"] == "replace")
+            parent[last] = step["value"]
+    return document
+
+
 def workloads():
-    return [named("Deployment"), named("DaemonSet", "node")]
+    return [named("Deployment"), named("DaemonSet", "node"), named("StatefulSet", "cluster"), patched()]
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -55,7 +73,12 @@ def test_a_misspelt_field_is_found():
         kubernetes_validate.validate(document, RELEASES[-1], strict=True)
 
 
-@pytest.mark.parametrize("folder", [KUBERNETES, KUBERNETES / "node"])
+@pytest.mark.parametrize("release", RELEASES)
+def test_patched_manifest_validates(release):
+    kubernetes_validate.validate(patched(), release, strict=True)
+
+
+@pytest.mark.parametrize("folder", [KUBERNETES, KUBERNETES / "node", KUBERNETES / "cluster"])
 def test_kustomization_names_every_file(folder):
     """And the image that the manifests use, in the version of the project."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
@@ -98,11 +121,39 @@ def test_mirror_runs_without_privileges(document):
     assert spec["terminationGracePeriodSeconds"] > 30
 
 
-@pytest.mark.parametrize(("within", "kind"), [(".", "Deployment"), ("node", "DaemonSet")])
+def test_nodes_of_a_cluster():
+    """Clients reach the nodes, which reach each other and Redis; a policy leaves their port to them; all have the secret."""
+    pod = pod_of(named("StatefulSet", "cluster"))
+    labels, (container,) = pod["metadata"]["labels"], pod["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    for path, service in documents().items():
+        if service["kind"] == "Service" and path.startswith("cluster/") and not path.startswith("cluster/redis"):
+            assert service["spec"]["selector"].items() <= labels.items()
+            assert all(ports[port["targetPort"]] == port["port"] for port in service["spec"]["ports"])
+    config = yaml.safe_load(named("ConfigMap", "cluster")["data"]["mirror.yaml"])["cluster"]
+    redis = yaml.safe_load((KUBERNETES / "cluster" / "redis-service.yaml").read_text())
+    assert config["redis"]["url"] == f"redis://{redis['metadata']['name']}:{redis['spec']['ports'][0]['port']}/0"
+    assert config["listen"] == f":{ports['nodes']}"
+    for folder, workload in (("cluster", named("StatefulSet", "cluster")), ("node-cluster", patched())):
+        spec, policy = pod_of(workload)["spec"], named("NetworkPolicy", folder)["spec"]
+        (node,) = spec["containers"]
+        assert {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}} in node["env"]
+        assert "/run/secrets/registry-mirror-cluster" in {mount["mountPath"] for mount in node["volumeMounts"]}
+        assert "registry-mirror-cluster" in {volume.get("secret", {}).get("secretName") for volume in spec["volumes"]}
+        assert spec["securityContext"]["fsGroup"] == 10001
+        selected = pod_of(workload)["metadata"]["labels"]
+        (rule,) = [rule for rule in policy["ingress"] if {"port": "nodes"} in rule["ports"]]
+        (source,) = rule["from"]
+        assert source["podSelector"]["matchLabels"] == policy["podSelector"]["matchLabels"] == selected
+
+
+@pytest.mark.parametrize(("within", "kind"), [(".", "Deployment"), ("node", "DaemonSet"), ("cluster", "StatefulSet")])
 def test_configuration(within, kind, tmp_path):
     """The mirror takes it; its ports and its store are those of the pod."""
     text = named("ConfigMap", within)["data"]["mirror.yaml"]
     (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "secret").write_text("a secret of forty characters, more or less\n")
+    text = text.replace("/run/secrets/registry-mirror-cluster", str(tmp_path))
     (tmp_path / "mirror.yaml").write_text(text.replace("/run/secrets/registry-mirror", str(tmp_path)))
     config = load(tmp_path / "mirror.yaml")
     (container,) = pod_of(named(kind, within))["spec"]["containers"]
@@ -111,6 +162,8 @@ def test_configuration(within, kind, tmp_path):
     assert not config.listen.is_loopback
     assert ports.get("admin", config.admin.listen.port) == config.admin.listen.port
     assert config.admin.listen.is_loopback == ("admin" not in ports)
+    assert ports.get("nodes", config.cluster.listen.port) == config.cluster.listen.port
+    assert config.cluster.is_enabled == ("nodes" in ports)
     assert str(config.storage.path) in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
