@@ -145,6 +145,17 @@ class Offline(UpstreamError):
     sent = False
 
 
+class SignaturesUnavailable(UpstreamError):
+    """The signatures of a manifest cannot be had for now, so nobody knows whether it may be served."""
+
+    @classmethod
+    def of(cls, what: str, error: UpstreamError) -> Self:
+        """The same failure, of a manifest whose signatures were asked for."""
+        other = cls(f"the signatures of {what} cannot be had for now: {error}", retry_after=error.retry_after)
+        other.reason = error.reason
+        return other
+
+
 class UpstreamBusy(UpstreamError):
     """No upstream connection became free within a client's time limit."""
 
@@ -209,6 +220,10 @@ class TooYoung(PolicyDenied):
 
 class OldImageLost(MirrorError):
     """A tag is held back, and the image that it named before cannot be had any more."""
+
+
+class Untrusted(PolicyDenied):
+    """A rule of `trust` does not find the content signed, and refuses it."""
 
 
 class StorageError(MirrorError):

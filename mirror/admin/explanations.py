@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirror.cache.explainer import Explanation, Forecast, TagFacts
 from mirror.cache.last_answers import LastAnswer
 from mirror.core.digest import Digest
 from mirror.core.tag_moves import Keep, Reason, Refuse
 from mirror.storage.inventory import StoredBlob, StoredManifest
+
+if TYPE_CHECKING:
+    # Imported only where there is a rule of `trust`.
+    from mirror.cache.trust_gate import TrustFacts
 
 
 def describe(explanation: Explanation, downloads: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -32,6 +36,7 @@ def describe(explanation: Explanation, downloads: Iterable[Mapping[str, Any]]) -
         "pulled": explanation.pulled or None,
         "last": None if explanation.last is None else _last(explanation.last),
         "miss": None if explanation.miss is None else asdict(explanation.miss),
+        "trust": None if explanation.trust is None else _trust(explanation.trust),
         "pull": _pull(explanation.forecast),
         "platforms": [_manifest(manifest, arriving) for manifest in explanation.manifests],
     }
@@ -62,6 +67,17 @@ def _tag(facts: TagFacts) -> dict[str, Any]:
 def _held_back(decision: Keep | Refuse) -> dict[str, Any]:
     reason = decision.reason if isinstance(decision, Keep) else Reason.COOLDOWN
     return {"digest": str(decision.digest), "reason": reason.value, "until": decision.until}
+
+
+def _trust(facts: TrustFacts) -> dict[str, Any]:
+    verdict = facts.verdict
+    return {
+        "rule": facts.rule,
+        "mode": "enforce" if facts.enforced else "warn",
+        "result": None if verdict is None else verdict.result,
+        "why": None if verdict is None else verdict.why,
+        "reached": None if verdict is None else verdict.reached,
+    }
 
 
 def _last(answer: LastAnswer) -> dict[str, Any]:

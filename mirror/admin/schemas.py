@@ -116,7 +116,7 @@ DOWNLOADS: Final = record(downloads=array(_DOWNLOAD))
 # ---- sync jobs
 
 _RESULT: Final = {
-    "result": words("unchanged", "completed", "moved", "held_back", "gone", "failed", "skipped"),
+    "result": words("unchanged", "completed", "moved", "held_back", "untrusted", "gone", "failed", "skipped"),
     "time": TIME,
     "bytes_fetched": BYTES,
     "bytes_held": BYTES,
@@ -279,6 +279,15 @@ EXPLANATION: Final = record(
     pulled=optional(TIME),
     last=optional(record(outcome=_OUTCOMES, when=TIME, cause=optional(TEXT))),
     miss=optional(record(when=TIME, cause=words("new", "moved", "evicted", "purged", "lost"), text=TEXT, since=optional(TIME))),
+    trust=optional(
+        record(
+            rule=TEXT,
+            mode=words("enforce", "warn"),
+            result=optional(words("signed", "unsigned", "wrong")),
+            why=optional(TEXT),
+            reached=optional(TIME),
+        )
+    ),
     pull=record(
         action=words("serve", "check", "fetch", "refuse"), outcome=optional(_OUTCOMES), why=TEXT, stale_until=optional(TIME)
     ),

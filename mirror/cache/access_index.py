@@ -148,11 +148,13 @@ class AccessIndex:
         """Whether `record_manifest` was recently called for a manifest of a repository."""
         return self._cached.get(("held", repository, digest), 0.0) is not None
 
-    async def wait_written(self) -> None:
-        """Wait until other processes can see what has been recorded, at most `_WRITE_TIMEOUT_S`."""
+    async def wait_written(self, timeout: float = _WRITE_TIMEOUT_S) -> bool:
+        """Wait until other processes can see what has been recorded; False if they cannot after `timeout` seconds."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_WRITE_TIMEOUT_S):
+            async with asyncio.timeout(timeout):
                 await asyncio.wrap_future(self._unwritten.marked())
+            return True
+        return False
 
     def correct_size(self, repository: Repository, digest: Digest, grant: Grant, size: int) -> None:
         """Record the size of a verified blob where upstream or a manifest reported another one."""

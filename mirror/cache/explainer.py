@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
@@ -16,10 +17,15 @@ from mirror.core.digest import Digest
 from mirror.core.freshness import Due, Fresh, TagRecord, Unknown
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
+from mirror.core.signatures import subject_of
 from mirror.core.tag_moves import Keep, Refuse, until
 from mirror.errors import Offline, PolicyDenied, UpstreamRefusal, UpstreamUnreachable
 from mirror.storage.history import Miss
 from mirror.storage.inventory import StoredManifest, inventory
+
+if TYPE_CHECKING:
+    # Imported only where there is a rule of `trust`.
+    from mirror.cache.trust_gate import TrustFacts
 
 
 class Action(StrEnum):
@@ -78,6 +84,7 @@ class Explanation:
         pulled: the last pull by a client, in seconds since the epoch; 0 if none is known.
         last: the last answer of this process; None if it gave none of late.
         miss: the last time that a client had it fetched, in any process, and why; None if there was none within 30 days.
+        trust: what is known of its signatures; None without a rule of `trust`.
     """
 
     repository: Repository
@@ -89,6 +96,7 @@ class Explanation:
     pulled: float
     last: LastAnswer | None
     miss: Miss | None
+    trust: TrustFacts | None
     forecast: Forecast
 
 
@@ -121,16 +129,23 @@ class Explainer:
             if digest is not None:
                 self._pull_policy.check_content(repository, digest)
             policy = self._pull_policy.rule(repository, reference)
-            forecast = await self._forecast(repository, reference, facts, manifests)
+            trust = await self._trust_facts(repository, reference, digest)
+            forecast = _refused_by(trust) or await self._forecast(repository, reference, facts, manifests)
         except PolicyDenied as error:
-            policy, forecast = error.rule, Forecast(Action.REFUSE, None, f"answered 403: {error.rule}")
+            policy, trust, forecast = error.rule, None, Forecast(Action.REFUSE, None, f"answered 403: {error.rule}")
         pulled, last = self._last_pull(repository, reference, digest)
         miss = context.store.index.history.miss(repository, reference)
-        return Explanation(repository, reference, digest, policy, facts, manifests, pulled, last, miss, forecast)
+        return Explanation(repository, reference, digest, policy, facts, manifests, pulled, last, miss, trust, forecast)
 
     def troubles(self) -> list[Trouble]:
         """Return the last failed pulls of this process. May be called in any thread."""
         return self._context.last_answers.troubles()
+
+    async def _trust_facts(self, repository: Repository, reference: Reference, digest: Digest | None) -> TrustFacts | None:
+        gate = self._by_tag.moves.trust
+        if gate is None or (isinstance(reference, Tag) and subject_of(reference) is not None):
+            return None
+        return await self._context.in_thread(gate.facts, repository, digest)
 
     def _tag_facts(self, repository: Repository, tag: Tag) -> TagFacts:
         policies, decision = self._context.policies, self._by_tag.decide(repository, tag)
@@ -250,6 +265,12 @@ def _refused_held_back(held_back: Keep | Refuse) -> Forecast:
         return Forecast(Action.REFUSE, None, f"answered 403: cooldown_new refuses {held_back.digest} {until(held_back)}")
     why = f"answered 503: {held_back.digest} is held back {until(held_back)}, and what the tag named before was purged"
     return Forecast(Action.REFUSE, None, why)
+
+
+def _refused_by(trust: TrustFacts | None) -> Forecast | None:
+    """The refusal by a verdict that is known; None without one."""
+    refusal = None if trust is None else trust.refusal
+    return None if refusal is None else Forecast(Action.REFUSE, None, f"answered 403: {refusal}")
 
 
 def _refused_offline(why: str, repository: Repository) -> Forecast:

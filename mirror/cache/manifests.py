@@ -11,7 +11,7 @@ from mirror.cache.generation_cache import GenerationCache
 from mirror.cache.last_answers import LastAnswer
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
-from mirror.cache.new_digests import NewDigests
+from mirror.cache.manifest_gates import ManifestGates
 from mirror.cache.prefetch import Prefetch
 from mirror.core.digest import Digest
 from mirror.core.names import Reference, Repository, Tag
@@ -28,11 +28,11 @@ class Manifests:
         context: Context,
         by_digest: ManifestByDigest,
         by_tag: ManifestByTag,
-        new_digests: NewDigests,
+        gates: ManifestGates,
         prefetch: Prefetch,
     ) -> None:
         self._context = context
-        self._new_digests = new_digests
+        self._gates = gates
         self._answers: GenerationCache[ManifestAnswer] = GenerationCache(context.store.generation)
         self._by_digest = by_digest
         self._by_tag = by_tag
@@ -77,9 +77,12 @@ class Manifests:
     async def find(self, repository: Repository, reference: Reference, *, head: bool) -> tuple[ManifestAnswer, float]:
         """The manifest that a pull would get now, and when it expires; counts as no pull. Raises like `get`."""
         if isinstance(reference, Digest):
-            await self._new_digests.check(repository, reference)
-            return await self._by_digest.get(repository, reference, head=head), math.inf
-        return await self._by_tag.get(repository, reference, head=head)
+            await self._gates.before_fetch(repository, reference)
+            answer, expires = await self._by_digest.get(repository, reference, head=head), math.inf
+        else:
+            answer, expires = await self._by_tag.get(repository, reference, head=head)
+        await self._gates.before_answer(repository, reference, answer.digest)
+        return answer, expires
 
     async def _find(self, repository: Repository, reference: Reference, *, head: bool) -> tuple[ManifestAnswer, float]:
         """The manifest, and when it expires; notes an error."""

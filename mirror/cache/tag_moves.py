@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mirror.cache.context import Context
 from mirror.cache.new_digests import too_young
@@ -16,6 +17,10 @@ from mirror.core.names import Repository, Tag
 from mirror.core.tag_moves import FOLLOW, Decision, Follow, HoldRule, Keep, Reason, Refuse, UpstreamMove, decide_move
 from mirror.errors import TooYoung
 from mirror.storage.holds import Hold
+
+if TYPE_CHECKING:
+    # Imported only where there is a rule of `trust`.
+    from mirror.cache.trust_gate import TrustGate
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +48,15 @@ class TagMoves:
 
     Args:
         on_held: called on the event loop for each move that is held back, once for each tag and digest.
+
+    Attributes:
+        trust: decides whether a tag may follow to a manifest; None without a rule of `trust`.
     """
 
-    def __init__(self, context: Context, sights: Sights, on_held: Callable[[HeldMove], None]) -> None:
+    def __init__(
+        self, context: Context, sights: Sights, on_held: Callable[[HeldMove], None], trust: TrustGate | None = None
+    ) -> None:
+        self.trust = trust
         self._context = context
         self._sights = sights
         self._on_held = on_held
@@ -55,7 +66,18 @@ class TagMoves:
 
         Args:
             record: what the tag names here; None if it is not known.
+
+        Raises:
+            UpstreamError: nobody knows for now whether the manifest is signed.
         """
+        decision = await self._decide_hold(repository, tag, record, digest)
+        if self.trust is None or record is None or record.digest == digest or not isinstance(decision, Follow):
+            return decision
+        may_follow = await self.trust.follows(repository, tag, record.digest, digest)
+        return FOLLOW if may_follow else Keep(digest, Reason.UNTRUSTED)
+
+    async def _decide_hold(self, repository: Repository, tag: Tag, record: TagRecord | None, digest: Digest) -> Decision:
+        """Decide by cool-down and freeze."""
         rule = self._context.policies.hold_rule(repository, tag)
         if rule is None:
             return FOLLOW

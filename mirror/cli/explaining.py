@@ -52,6 +52,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("ttl", f"{_lifetime(tag['ttl'])}, by {tag['ttl_rule']}" if tag else ""),
         ("held back", _held_back(tag["held_back"]) if tag.get("held_back") else ""),
         ("policy", found["policy"]),
+        ("signatures", _trust(found["trust"]) if found["trust"] else ""),
         ("evicted", "last, because it is pinned" if tag.get("pinned") or sync["kept"] else ""),
         ("pulled", ago(found["pulled"])),
         ("last answer", _answer(last) if last else ""),
@@ -77,6 +78,12 @@ def _held_back(held: dict[str, Any]) -> str:
     if held["until"] is None:
         return f"{held['digest']}, until it is released: the tag is frozen"
     return f"{held['digest']}, for another {about(held['until'] - time.time())}: it has to cool down"
+
+
+def _trust(trust: dict[str, Any]) -> str:
+    """What a rule says of the signatures, as `signed: by key release.pub, 5 minutes ago (trust: library/*)`."""
+    verdict = f"{trust['result']}: {trust['why']}, {ago(trust['reached'])}" if trust["result"] else "not judged yet"
+    return f"{verdict} ({trust['rule']}{', warns only' if trust['mode'] == 'warn' else ''})"
 
 
 def _answer(last: dict[str, Any]) -> str:

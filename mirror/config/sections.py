@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from mirror.config.tls import server_context
+from mirror.config.trust import TrustRootFile, TrustRuleConfig
 from mirror.config.types import (
     Address,
     CertificatesFile,
@@ -174,6 +175,8 @@ class RegistryConfig(Section):
     allow: tuple[Pattern, ...] = ()
     deny: tuple[DenyPattern, ...] = ()
     tags: tuple[TagRuleConfig, ...] = ()
+    trust: tuple[TrustRuleConfig, ...] = ()
+    trust_root: TrustRootFile | None = None
 
     @model_validator(mode="after")
     def _whole_credentials(self) -> Self:

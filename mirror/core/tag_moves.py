@@ -21,6 +21,7 @@ class Reason(StrEnum):
 
     COOLDOWN = "cooldown"
     FREEZE = "freeze"
+    UNTRUSTED = "trust"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,4 +106,6 @@ def decide_move(rule: HoldRule, move: UpstreamMove, now: float) -> Decision:
 
 def until(decision: Keep | Refuse) -> str:
     """Until when a move is held back, in words."""
+    if isinstance(decision, Keep) and decision.reason is Reason.UNTRUSTED:
+        return "until it is signed"
     return "until it is released" if decision.until is None else f"until {format_utc(decision.until)}"

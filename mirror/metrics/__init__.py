@@ -78,6 +78,8 @@ class Metrics:
         for reason in TABLE:
             if TABLE[reason].served:
                 self.stale_served.labels(registry, reason)
+        for result in ("signed", "unsigned", "wrong", "unavailable"):
+            self.trust_verdicts.labels(registry, result)
         for upstream in upstreams:
             self.upstream_bytes.labels(registry, upstream)
             for kind in ("manifest", "blob"):
@@ -151,6 +153,7 @@ class Metrics:
     def _declare_answers(self) -> None:
         self.stale_served = self._counter("stale_served", "Cached answers given in an outage", "registry", "reason")
         self.refused = self._counter("refused", "Requests and connections that this mirror turned away itself", "reason")
+        self.trust_verdicts = self._counter("trust_verdicts", "Verdicts about the signatures of manifests", "registry", "result")
         self.renewed_files_ok = self._gauge(
             "renewed_files_ok",
             Across.LEAST,
@@ -235,7 +238,7 @@ class Metrics:
         self.notifications = self._counter("notifications", "Moves of tags that somebody was to be told of", "result")
         for result in ("completed", "limited", "failed", "timeout", "cancelled"):
             self.sync_runs.labels(result)
-        for result in ("unchanged", "moved", "held_back", "gone", "failed", "skipped"):
+        for result in ("unchanged", "moved", "held_back", "untrusted", "gone", "failed", "skipped"):
             self.sync_tags.labels(result)
         for result in ("sent", "failed", "dropped"):
             self.notifications.labels(result)

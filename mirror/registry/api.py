@@ -87,7 +87,7 @@ class RegistryApi:
         self._too_many = metrics.refused.labels("downloads")
         self._admitted = AdmittedRoutes(cache.pull_policy)
         self._manifest_responses = ManifestResponses()
-        self._hits = Hits(cache.manifests, cache.blobs, recheck, self._manifest_responses, self._counts)
+        self._hits = Hits(cache, recheck, self._manifest_responses, self._counts)
         self._fixed = {"ping": _PING, "about": _about(router.registries), "search_ping": SEARCH_PING}
         self.inline = InlineRequests()
         self._log = ThrottledLog(log)
@@ -171,6 +171,8 @@ class RegistryApi:
     async def _blob(
         self, request: web.BaseRequest, repository: Repository, digest: Digest, name: str, started: float
     ) -> ReadyResponse:
+        if self._cache.trust is not None:
+            await _bounded(self._cache.trust.require_blob(repository, digest), request)
         if etag_matches(request.headers.get("If-None-Match"), digest):
             # The client has the content; only upstream knows whether it is still granted.
             _, outcome = await _bounded(self._cache.blobs.head(repository, digest))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeAlias
 
-from mirror.cache.blobs import Blobs
-from mirror.cache.manifests import Manifests
+from mirror.cache.cache import Cache
 from mirror.core.digest import Digest
 from mirror.core.names import Reference, Repository
 from mirror.core.outcome import Outcome
@@ -29,8 +28,7 @@ has to wait for anything. The caller makes sure that the route is admitted."""
 class Hits:
     """Finds the responses to requests of admitted routes."""
 
-    manifests: Manifests
-    blobs: Blobs
+    cache: Cache
     recheck: Recheck
     responses: ManifestResponses
     counts: RequestCounts
@@ -48,20 +46,21 @@ class Hits:
 
 
 class _ManifestHit:
-    __slots__ = ("_hits", "_query", "_reference", "_repository", "_series", "_status")
+    __slots__ = ("_cached", "_hits", "_query", "_reference", "_repository", "_series", "_status")
 
     def __init__(self, hits: Hits, repository: Repository, reference: Reference, query: Query) -> None:
         self._hits = hits
         self._repository = repository
         self._reference = reference
         self._query = query
+        self._cached = hits.cache.manifests.cached
         # The counts of responses with this status.
         self._status = 0
         self._series: RequestSeries | None = None
 
     def respond(self, client: str, started: float) -> Rendered | None:
         hits, repository = self._hits, self._repository
-        answer = hits.manifests.cached(repository, self._reference)
+        answer = self._cached(repository, self._reference)
         if answer is None:
             return None
         rendered = hits.responses.render(answer, self._query)
@@ -74,7 +73,7 @@ class _ManifestHit:
 
 
 class _BlobHit:
-    __slots__ = ("_digest", "_first_bytes", "_hits", "_plan", "_query", "_repository", "_series", "_size")
+    __slots__ = ("_blobs", "_digest", "_first_bytes", "_hits", "_plan", "_query", "_repository", "_series", "_size", "_trust")
 
     def __init__(self, hits: Hits, repository: Repository, digest: Digest, query: Query) -> None:
         self._hits = hits
@@ -85,17 +84,20 @@ class _BlobHit:
         self._size: int | None = None
         self._plan: HeldPlan | None = None
         self._series: RequestSeries | None = None
+        self._blobs, self._trust = hits.cache.blobs, hits.cache.trust
         self._first_bytes = hits.counts.first_bytes("blob", Outcome.HIT)
 
     def respond(self, client: str, started: float) -> Rendered | None:
         hits, digest = self._hits, self._digest
-        size = hits.blobs.granted_size(self._repository, digest)
+        if self._trust is not None and not self._trust.has_passed("blob", self._repository, digest):
+            return None
+        size = self._blobs.granted_size(self._repository, digest)
         if size is None:
             return None
         if size != self._size:
             self._size, self._plan, self._series = size, plan_held(digest, size, self._query), None
         plan = self._plan
-        body = None if plan is None else hits.blobs.read_hit(digest, size, plan.start, plan.stop)
+        body = None if plan is None else self._blobs.read_hit(digest, size, plan.start, plan.stop)
         if plan is None or body is None:
             return None
         if self._series is None:

@@ -2,6 +2,7 @@
 
 list|REPOSITORY|SUBJECT|PAGE     a list of referrers as upstream gave it, or null if it has none
 absent|REPOSITORY|SUBJECT|TAG    when upstream was asked for a signature tag that it did not have
+verdict|REPOSITORY|SUBJECT|RULE  see `mirror.storage.verdicts`
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Attachments:
 
     def delete(self, repository: Repository, subject: Digest) -> None:
         """Delete all rows about a manifest."""
-        prefixes = (f"{kind}|{repository}|{subject}|" for kind in ("list", "absent"))
+        prefixes = (f"{kind}|{repository}|{subject}|" for kind in ("list", "absent", "verdict"))
         self._table.delete_many([key for prefix in prefixes for key in self._table.keys_from(prefix)])
 
     def drop(

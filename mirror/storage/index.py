@@ -21,6 +21,7 @@ from mirror.storage.parts import Parts
 from mirror.storage.rows import Kind, delete_if, paused
 from mirror.storage.table import Table
 from mirror.storage.tags import Tags
+from mirror.storage.verdicts import Verdicts
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ class Index:
         negative: what upstream does not have.
         parts: what manifests name.
         attachments: signatures and other referrers of manifests.
+        verdicts: what rules of `trust` have said of manifests.
         history: what has become of cached content.
         tables: the databases, by name.
     """
@@ -54,6 +56,7 @@ class Index:
         self.negative = NegativeAnswers(self.tables["absent"])
         self.parts = Parts(self.tables["parts"])
         self.attachments = Attachments(self.tables["attachments"])
+        self.verdicts = Verdicts(self.tables["attachments"])
         self.history = History(self.tables["history"])
         self.label()
         if not self.parts.is_complete and self.manifests.is_empty() and self.tags.is_empty():

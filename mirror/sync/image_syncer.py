@@ -20,8 +20,8 @@ from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.core.platform import Platform
 from mirror.core.signatures import subject_of
-from mirror.core.tag_moves import FOLLOW, Follow, Keep, Refuse, until
-from mirror.errors import MirrorError, TooYoung, UpstreamRateLimited, UpstreamRefusal
+from mirror.core.tag_moves import FOLLOW, Follow, Keep, Reason, Refuse, until
+from mirror.errors import MirrorError, TooYoung, Untrusted, UpstreamRateLimited, UpstreamRefusal
 from mirror.storage.images import is_complete
 from mirror.sync.attachments import AttachmentSyncer
 from mirror.sync.content import ContentSelection, ImageContent
@@ -29,7 +29,7 @@ from mirror.sync.platforms import held_platforms
 from mirror.sync.progress import Progress
 from mirror.sync.quota import SyncQuota
 
-Status = Literal["unchanged", "completed", "moved", "held_back", "gone", "failed", "skipped"]
+Status = Literal["unchanged", "completed", "moved", "held_back", "untrusted", "gone", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,10 @@ class SyncResult:
 
     Attributes:
         status: `moved` also for an image that was not cached before; `completed` if content was missing of an unmoved one;
-            `held_back` if the tag does not follow upstream for now.
+            `held_back` if the tag does not follow upstream for now; `untrusted` if what upstream names is not signed.
         old: the digest before.
         new: the digest now.
-        cause: of `held_back`, `gone`, `failed` and `skipped`.
+        cause: of `held_back`, `untrusted`, `gone`, `failed` and `skipped`.
     """
 
     status: Status
@@ -126,6 +126,8 @@ class ImageSyncer:
             raise
         except TooYoung as error:
             return SyncResult("held_back", cause=str(error))
+        except Untrusted as error:
+            return SyncResult("untrusted", cause=str(error))
         except (MirrorError, InvalidInput) as error:
             return SyncResult("failed", cause=str(error))
 
@@ -133,6 +135,7 @@ class ImageSyncer:
         repository = target.repository
         await self._cache.new_digests.check(repository, digest)
         answer = await content.manifest(digest)
+        await self._require_trusted(repository, digest, digest)
         was_held = not progress.fetched
         selection = ContentSelection(target.platforms, whole=True, require_match=True, exact=True)
         manifests = await content.fetch(answer, selection)
@@ -159,6 +162,7 @@ class ImageSyncer:
             return await self._keep(target, tag, decision, content, asked)
         if head.digest is not None:
             self._cache.pull_policy.check_content(repository, head.digest)
+            await self._require_trusted(repository, tag, head.digest)
         if record is not None and head.digest == old and not target.fetch:
             return await self._switched(target, tag, old, _known(record), asked)
         answer = await content.named(tag, head.digest)
@@ -166,25 +170,33 @@ class ImageSyncer:
             decision = await moves.decide(repository, tag, record, answer.digest)
             if not isinstance(decision, Follow):
                 return await self._keep(target, tag, decision, content, asked)
+            await self._require_trusted(repository, tag, answer.digest)
         manifests = await content.fetch(answer, await self._selection(target, old))
         if subject_of(tag) is None:
             await AttachmentSyncer(self._cache, self._quota, progress).sync(repository, manifests)
         synced = await self._switched(target, tag, old, answer, asked)
         return replace(synced, status="completed") if synced.status == "unchanged" and progress.fetched else synced
 
+    async def _require_trusted(self, repository: Repository, reference: Reference, digest: Digest) -> None:
+        """Return if what a reference names may be served. Raises like `TrustGate.require_manifest`."""
+        if self._cache.trust is not None:
+            await self._cache.trust.require_manifest(repository, reference, digest)
+
     async def _keep(self, target: Target, tag: Tag, decision: Keep | Refuse, content: ImageContent, asked: float) -> SyncResult:
         """Leave a tag where it is; complete its content if that is wanted."""
         repository = target.repository
         record = self._cache.tag_store.get(repository, tag)
         cause = f"{decision.digest} is held back {until(decision)}"
+        untrusted = isinstance(decision, Keep) and decision.reason is Reason.UNTRUSTED
+        status: Status = "untrusted" if untrusted else "held_back"
         if record is None:
-            return SyncResult("held_back", cause=cause)
+            return SyncResult(status, cause=cause)
         answer = _known(record)
         if target.fetch:
             answer = await content.manifest(record.digest)
             await content.fetch(answer, await self._selection(target, record.digest))
         synced = await self._switched(target, tag, record.digest, answer, asked)
-        return replace(synced, status="held_back", cause=cause) if synced.status == "unchanged" else synced
+        return replace(synced, status=status, cause=cause) if synced.status == "unchanged" else synced
 
     async def _switched(self, target: Target, tag: Tag, old: Digest | None, answer: ManifestAnswer, asked: float) -> SyncResult:
         """Switch the tag to an answer, unless a client's request or a purge has changed the tag meanwhile.

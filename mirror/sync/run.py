@@ -32,7 +32,7 @@ _HEAD_START_S = 1.0
 _IMAGE_TIMEOUT_S = 3600.0
 _MAX_PROBLEMS = 100
 _MAX_RECENT = 50
-_SETTLED = frozenset({"unchanged", "completed", "moved", "held_back", "gone"})
+_SETTLED = frozenset({"unchanged", "completed", "moved", "held_back", "untrusted", "gone"})
 
 
 @dataclass
@@ -222,8 +222,8 @@ class Run:
 
 
 def _is_problem(target: Target, synced: SyncResult) -> bool:
-    """Whether an image is not in sync. A deleted tag is a problem only if the image is configured or was asked for."""
-    return synced.status in ("failed", "skipped") or (synced.status == "gone" and target.fetch)
+    """Whether an image is not in sync. A deleted or untrusted one is a problem only if it is configured or was asked for."""
+    return synced.status in ("failed", "skipped") or (synced.status in ("gone", "untrusted") and target.fetch)
 
 
 def _row(target: Target, synced: SyncResult, progress: Progress) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -118,3 +118,19 @@ def _summary(reasons: list[str]) -> str:
     different = list(dict.fromkeys(reasons))
     more = len(different) - _MAX_REASONS
     return "; ".join(different[:_MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
+
+
+class Judges:
+    """The judges of all registries; the first one whose rule matches a repository applies.
+
+    Args:
+        judges: by registry.
+    """
+
+    def __init__(self, judges: Mapping[str, Sequence[Judge]]) -> None:
+        self._judges = judges
+
+    def find(self, repository: Repository) -> Judge | None:
+        """The judge of a repository, or None."""
+        judges = self._judges.get(repository.registry, ())
+        return next((judge for judge in judges if judge.rule.pattern.matches_path(repository.path)), None)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from mirror.core.names import PathPattern, Repository
+from mirror.core.names import PathPattern
 
 if TYPE_CHECKING:
     from mirror.trust.keys import PublicKey
@@ -38,7 +38,7 @@ class Identity:
         return f"{self.subject} ({self.issuer})"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrustRule:
     """Who has to have signed the manifests of the repositories that match: one of the keys or identities is enough.
 
@@ -53,7 +53,7 @@ class TrustRule:
     enforced: bool = True
     root: str = ""
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The same as long as the rule judges in the same way; the order of keys and the pattern do not matter."""
         keys = sorted(key.fingerprint for key in self.keys)
@@ -63,15 +63,3 @@ class TrustRule:
 
     def __str__(self) -> str:
         return f"trust: {self.pattern}"
-
-
-@dataclass(frozen=True, slots=True)
-class TrustRules:
-    """The rules of all registries, by registry; the first one that matches a repository applies."""
-
-    rules: Mapping[str, tuple[TrustRule, ...]] = field(default_factory=dict)
-
-    def find(self, repository: Repository) -> TrustRule | None:
-        """The rule that applies to a repository, or None."""
-        rules = self.rules.get(repository.registry, ())
-        return next((rule for rule in rules if rule.pattern.matches_path(repository.path)), None)

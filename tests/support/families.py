@@ -41,6 +41,7 @@ FAMILIES = {
     "sync_runs": ("counter", ("result",)),
     "sync_tags": ("counter", ("result",)),
     "sync_last_success_timestamp_seconds": ("gauge", ()),
+    "trust_verdicts": ("counter", ("registry", "result")),
     "tags_held_back": ("gauge", ("registry",)),
     "cluster_nodes": ("gauge", ()),
     "cluster_alone": ("gauge", ()),

@@ -1,0 +1,215 @@
+"""Reads the signatures of a manifest, through the same parts that answer clients: cached, shared, and stale in an outage."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mirror.aio import on_descriptor, together
+from mirror.cache.blobs import Blobs
+from mirror.cache.listings import Listings
+from mirror.cache.manifest_by_digest import ManifestByDigest
+from mirror.cache.manifest_by_tag import ManifestByTag
+from mirror.core.digest import Digest
+from mirror.core.errors import InvalidInput
+from mirror.core.links import next_query, parse_link_next
+from mirror.core.names import Repository, Tag
+from mirror.core.signatures import signature_tags
+from mirror.download.reader import Body, Span
+from mirror.errors import MirrorError, NotFound, Offline, UpstreamError, UpstreamRefusal, UpstreamTimeout
+from mirror.storage.rows import parse_digest
+from mirror.trust.bundle import MEDIA_TYPE_PREFIX
+from mirror.trust.claims import SIGNATURE_PREDICATE
+from mirror.trust.judge import Signature
+from mirror.trust.layers import MAX_PAYLOAD_BYTES, SignatureLayer, signature_layers
+from mirror.trust.verdict import BundleSignature, SimpleSignature
+
+# The whole of it. Clients wait for 25 seconds at most.
+_TIMEOUT_S: Final = 20.0
+# Bundles of a manifest; more would be an attack, or a repository that is signed at each build for years.
+_MAX_BUNDLES: Final = 50
+_MAX_PAGES: Final = 10
+_MAX_AT_ONCE: Final = 4
+# sigstore/cosign, specs/BUNDLE_SPEC.md.
+_PREDICATE_ANNOTATION: Final = "dev.sigstore.bundle.predicateType"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSignatures:
+    """What could be read of the signatures of a manifest.
+
+    Attributes:
+        error: why there may be more; None if these are all.
+    """
+
+    signatures: tuple[Signature, ...]
+    error: UpstreamError | None
+
+
+class SignatureReader:
+    """Reads signatures under the tag `sha256-<hex>.sig`, and the bundles that refer to a manifest.
+
+    Args:
+        by_tag: judges no signatures itself.
+    """
+
+    def __init__(self, by_tag: ManifestByTag, by_digest: ManifestByDigest, blobs: Blobs, listings: Listings) -> None:
+        self._by_tag = by_tag
+        self._by_digest = by_digest
+        self._blobs = blobs
+        self._listings = listings
+
+    async def read(self, repository: Repository, digest: Digest) -> FoundSignatures:
+        """Read the signatures of a manifest, within `_TIMEOUT_S`."""
+        found = _Found(repository)
+        fallback, tag, *_ = signature_tags(digest) or (None, None)
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await self._read_tag(found, tag)
+                await self._read_bundles(found, digest, fallback)
+        except TimeoutError:
+            found.error = UpstreamTimeout(f"the signatures of {repository} {digest} did not arrive within {_TIMEOUT_S:g} s")
+        return FoundSignatures(tuple(found.signatures), found.error)
+
+    async def close(self) -> None:
+        """Cancel the requests to upstream."""
+        await self._by_tag.close()
+
+    async def _read_tag(self, found: _Found, tag: Tag | None) -> None:
+        """Read the signatures under the tag of a manifest."""
+        raw = None if tag is None else await self._manifest_under(found, tag)
+        if raw is not None:
+            await self._read_layers(found, raw, bundles=False)
+
+    async def _read_bundles(self, found: _Found, digest: Digest, fallback: Tag | None) -> None:
+        """Read the bundles that refer to a manifest, which the referrers API lists, or else the fallback tag."""
+        try:
+            entries = await self._referrers(found.repository, digest)
+        except NotFound:
+            raw = None if fallback is None else await self._manifest_under(found, fallback)
+            entries = [] if raw is None else _entries(raw)
+        except (UpstreamRefusal, Offline):
+            return
+        except UpstreamError as error:
+            found.error = error
+            return
+        bundles = [bundle for entry in entries if (bundle := _bundle_in(entry)) is not None][-_MAX_BUNDLES:]
+        waiting = iter(reversed(bundles))
+
+        async def work() -> None:
+            for bundle in waiting:
+                await self._read_bundle(found, bundle)
+
+        await together(work() for _ in range(_MAX_AT_ONCE))
+
+    async def _read_bundle(self, found: _Found, digest: Digest) -> None:
+        try:
+            answer = await self._by_digest.get(found.repository, digest, head=False)
+        except (UpstreamRefusal, Offline):
+            return
+        except UpstreamError as error:
+            found.error = error
+            return
+        await self._read_layers(found, answer.raw or b"", bundles=True)
+
+    async def _manifest_under(self, found: _Found, tag: Tag) -> bytes | None:
+        """The manifest that a tag about another manifest names, or None."""
+        try:
+            answer, _ = await self._by_tag.get(found.repository, tag, head=False)
+        except (UpstreamRefusal, Offline):
+            return None
+        except UpstreamError as error:
+            found.error = error
+            return None
+        return answer.raw
+
+    async def _referrers(self, repository: Repository, digest: Digest) -> list[Any]:
+        """The descriptors of the manifests that refer to a manifest, from several pages. Raises like `Listings.referrers`."""
+        entries: list[Any] = []
+        query: dict[str, str] = {}
+        for _ in range(_MAX_PAGES):
+            answer = await self._listings.referrers(repository, digest, "", query)
+            entries += _entries(answer.body)
+            target = parse_link_next([answer.headers.get("Link", "")])
+            if target is None:
+                break
+            query = next_query(target)
+        return entries
+
+    async def _read_layers(self, found: _Found, raw: bytes, *, bundles: bool) -> None:
+        """Read the layers of a manifest of signatures; each content once."""
+        try:
+            layers = [layer for layer in signature_layers(raw) if layer.is_bundle == bundles]
+        except InvalidInput:
+            return
+        waiting = iter({layer.digest: None for layer in layers})
+        contents: dict[Digest, bytes] = {}
+
+        async def work() -> None:
+            for digest in waiting:
+                contents[digest] = await self._content(found, digest)
+
+        await together(work() for _ in range(_MAX_AT_ONCE))
+        found.signatures += [_signature(layer, contents[layer.digest]) for layer in layers]
+
+    async def _content(self, found: _Found, digest: Digest) -> bytes:
+        """The bytes of a small blob; empty if there is none."""
+        try:
+            answer = await self._blobs.get(found.repository, digest)
+            try:
+                return await _read(answer.body, answer.size) if answer.size <= MAX_PAYLOAD_BYTES else b""
+            finally:
+                await answer.body.close()
+        except (UpstreamRefusal, Offline):
+            return b""
+        except UpstreamError as error:
+            found.error = error
+        except MirrorError as error:
+            found.error = UpstreamError(f"a signature cannot be read: {error}")
+        return b""
+
+
+@dataclass(slots=True)
+class _Found:
+    repository: Repository
+    signatures: list[Signature] = field(default_factory=list)
+    error: UpstreamError | None = None
+
+
+async def _read(body: Body, size: int) -> bytes:
+    data = bytearray()
+    async for part in body.spans(0, size):
+        if isinstance(part, Span):
+            data += await on_descriptor(body.threads, part.file.fileno(), os.pread, part.count, part.start)
+        else:
+            data += part
+    return bytes(data)
+
+
+def _signature(layer: SignatureLayer, content: bytes) -> Signature:
+    if layer.is_bundle:
+        return BundleSignature(content)
+    return SimpleSignature(content, layer.signature, layer.certificate, layer.log_entry)
+
+
+def _entries(raw: bytes) -> list[Any]:
+    """The descriptors in an index; none if it is malformed."""
+    try:
+        entries = json.loads(raw)["manifests"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return entries if isinstance(entries, list) else []
+
+
+def _bundle_in(entry: Any) -> Digest | None:
+    """The manifest that a descriptor names, unless it says that there is no signature in it."""
+    if not isinstance(entry, dict):
+        return None
+    kind, annotations = entry.get("artifactType"), entry.get("annotations")
+    if kind and not str(kind).startswith(MEDIA_TYPE_PREFIX):
+        return None
+    predicate = annotations.get(_PREDICATE_ANNOTATION) if isinstance(annotations, dict) else None
+    return parse_digest(str(entry.get("digest"))) if predicate in (None, SIGNATURE_PREDICATE) else None

@@ -1,0 +1,53 @@
+"""Verdicts: what rules of `trust` have said of the signatures of manifests.
+
+verdict|REPOSITORY|DIGEST|RULE    the result, its reason, and when it was reached
+
+They are rows of the attachments, and go with them: when the manifest is purged, or is not held any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from mirror.core.digest import Digest
+from mirror.core.names import Repository
+from mirror.storage.rows import MALFORMED
+from mirror.storage.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVerdict:
+    """A verdict as it was reached.
+
+    Attributes:
+        result: one of the results of `mirror.trust.verdict`.
+        why: the reason, in words.
+        reached: seconds since the epoch.
+    """
+
+    result: str
+    why: str
+    reached: float
+
+
+class Verdicts:
+    """The rows of verdicts. Reads cost microseconds; writes belong in a thread."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def get(self, repository: Repository, digest: Digest, rule: str) -> StoredVerdict | None:
+        """Return the last verdict of a rule about a manifest of a repository, or None.
+
+        Args:
+            rule: its fingerprint.
+        """
+        value = self._table.get(f"verdict|{repository}|{digest}|{rule}")
+        try:
+            return StoredVerdict(str(value["result"]), str(value["why"]), float(value["reached"]))
+        except MALFORMED:
+            return None
+
+    def put(self, repository: Repository, digest: Digest, rule: str, verdict: StoredVerdict) -> None:
+        """Record the verdict of a rule."""
+        self._table.set(f"verdict|{repository}|{digest}|{rule}", asdict(verdict))
