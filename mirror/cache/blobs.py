@@ -9,6 +9,7 @@ from mirror import demand, spans
 from mirror.cache.access_index import UNKNOWN_SIZE
 from mirror.cache.answers import BlobAnswer
 from mirror.cache.blob_grants import BlobGrants
+from mirror.cache.blob_redirects import BlobRedirects
 from mirror.cache.blob_source import UpstreamSource
 from mirror.cache.content import CachedContent
 from mirror.cache.context import Context
@@ -33,7 +34,11 @@ _CHECK_TIMEOUT_S = 5.0
 
 
 class Blobs:
-    """Answers for blobs."""
+    """Answers for blobs.
+
+    Attributes:
+        redirects: sends clients to the bucket instead.
+    """
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class Blobs:
         self._content = content
         self._downloads = downloads
         self._grants = BlobGrants(context, content, recorded)
+        self.redirects = BlobRedirects(context, downloads, self._grants)
         self._integrity = IntegrityChecks(context.store.files, context.store.threads.write, context.in_use)
 
     async def get(self, repository: Repository, digest: Digest) -> BlobAnswer:

@@ -184,6 +184,9 @@ class Prefetch:
 
     async def _fetch(self, image: _Image, digest: Digest) -> None:
         try:
+            if await self._blobs.redirects.covers(image.repository, digest):
+                self._count("needless")
+                return
             fetched = await self._blobs.ensure_cached(image.repository, digest, Urgency.PREFETCH)
         except MirrorError as error:
             log.debug("prefetch_failed", repository=str(image.repository), digest=str(digest), cause=str(error))

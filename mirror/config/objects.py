@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from mirror.config.types import CertificatesFile, SecretFile, Section, Size
+from mirror.config.types import CertificatesFile, Duration, NetworkText, SecretFile, Section, Size
 
 # Slower uploads would not keep up with one client.
 MIN_RATE = 1 << 20
@@ -40,6 +40,14 @@ def _endpoint(value: str) -> str:
     return value.rstrip("/")
 
 
+class Redirect(Section):
+    """Clients that fetch large blobs from the bucket themselves. Without `networks` none does."""
+
+    networks: tuple[NetworkText, ...] = ()
+    min_size: Size = 64 << 20
+    url_ttl: Annotated[Duration, Field(ge=60, le=3600)] = 600.0
+
+
 class ObjectsConfig(Section):
     """S3 behind the store. Without `url` there is none."""
 
@@ -53,6 +61,7 @@ class ObjectsConfig(Section):
     max_size: Size = 20 << 40
     min_size: Size = 0
     max_rate: Size = 200 << 20
+    redirect: Redirect = Redirect()
 
     @property
     def is_enabled(self) -> bool:

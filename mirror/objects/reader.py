@@ -24,6 +24,7 @@ from mirror.errors import UpstreamError
 from mirror.objects.bucket import Bucket, ListedObject, ObjectStream
 from mirror.objects.calls import ObjectAbsent
 from mirror.objects.keys import SCOPES, blob_key, manifest_key, tag_key, tags_of
+from mirror.objects.redirects import ObjectRedirects
 from mirror.objects.tag_reach import MAX_TAG_BYTES
 from mirror.objects.use_report import UseReport
 from mirror.storage.rows import MALFORMED, Kind
@@ -56,12 +57,14 @@ class ObjectReader:
 
     Attributes:
         scopes: the scopes of registries without an account; see `mirror.core.scope.scope_of`.
+        redirects: sends clients to the bucket; None if none is to be sent.
     """
 
     def __init__(
         self, bucket: Bucket, uses: UseReport, received: Callable[[float], None], published: Published, *, may_delete: bool
     ) -> None:
         self.scopes: Mapping[str, str] = {}
+        self.redirects: ObjectRedirects | None = None
         self._published = published
         self.bucket = bucket
         self._uses = uses

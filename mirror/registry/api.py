@@ -28,7 +28,7 @@ from mirror.listener.inline import InlineRequests
 from mirror.listener.responses import RESPONSE, TARGET, ReadyResponse, Rendered, disconnected, head, problem_response
 from mirror.listener.server import while_connected
 from mirror.maintenance.recheck import Recheck
-from mirror.registry.blob_response import described, not_modified, send_blob
+from mirror.registry.blob_response import described, not_modified, redirected, send_blob
 from mirror.registry.hits import Hits, Respond
 from mirror.registry.manifest_response import ManifestResponses, warning
 from mirror.registry.query import Query
@@ -181,6 +181,10 @@ class RegistryApi:
             size, outcome = await _bounded(self._cache.blobs.head(repository, digest))
             return ReadyResponse(Rendered(200, described(digest, size, outcome), b"", outcome), name)
         answer = self._cache.blobs.open_hit(repository, digest)
+        if answer is None and "Range" not in request.headers:
+            url = await _bounded(self._cache.blobs.redirects.url(repository, digest, request.remote or ""), request)
+            if url is not None:
+                return ReadyResponse(Rendered(307, redirected(digest, url), b"", Outcome.BYPASS), name)
         if answer is None:
             answer = await _bounded(self._cache.blobs.get(repository, digest), request)
         client, size = request.remote or "", answer.size

@@ -80,6 +80,12 @@ def described(digest: Digest, size: int, outcome: Outcome) -> bytes:
     )
 
 
+def redirected(digest: Digest, url: str) -> bytes:
+    """The head of a 307. Its URL is a secret for a while."""
+    headers = {"Docker-Content-Digest": str(digest), "Cache-Control": "no-store", "X-Cache": Outcome.BYPASS}
+    return head(307, {"Location": url, "Content-Length": "0", **headers})
+
+
 async def send_blob(
     request: web.BaseRequest,
     answer: BlobAnswer,

@@ -10,6 +10,7 @@ from mirror.core.byte_rate import ByteRate
 from mirror.core.checks import Check
 from mirror.core.counts import CountTable
 from mirror.core.digest import Digest
+from mirror.core.networks import parse_network
 from mirror.errors import UpstreamError
 from mirror.metrics import Metrics
 from mirror.objects.address import BucketAddress
@@ -19,6 +20,7 @@ from mirror.objects.local_facts import LocalFacts
 from mirror.objects.objects import BucketWriter, Objects
 from mirror.objects.owed import OwedUploads
 from mirror.objects.reader import ObjectReader, Published
+from mirror.objects.redirects import ObjectRedirects, RedirectRules
 from mirror.objects.sweeper import Sweeper, SweepLimits
 from mirror.objects.uploader import TURN_S, Uploader
 from mirror.objects.use_report import REPORT_INTERVAL_S, UseReport
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from mirror.service.services import Services
 
 # A use may be reported so late, and a client that was promised an object needs a moment to request it.
-_MIN_GRACE_S = 2 * REPORT_INTERVAL_S + 60.0
+_SLACK_S = 60.0
+_MIN_GRACE_S = 2 * REPORT_INTERVAL_S + _SLACK_S
 
 
 def build_objects(config: ObjectsConfig, services: Services, published: Published) -> Objects:
@@ -37,6 +40,10 @@ def build_objects(config: ObjectsConfig, services: Services, published: Publishe
     bucket, uses = Bucket(bucket_address(config), metrics.objects_requests), UseReport(facts)
     writes = config.write == "owner"
     reader = ObjectReader(bucket, uses, metrics.bytes_from_objects.inc, published, may_delete=writes)
+    if config.redirect.networks:
+        networks = tuple(map(parse_network, config.redirect.networks))
+        rules = RedirectRules(networks, config.redirect.min_size, config.redirect.url_ttl)
+        reader.redirects = ObjectRedirects(bucket, facts, rules)
     objects = Objects(reader, uses, _build_writer(config, services, bucket, facts) if writes else None)
     metrics.objects_owed.set_function(lambda: objects.owed)
     if node is not None:
@@ -82,7 +89,9 @@ def _build_writer(config: ObjectsConfig, services: Services, bucket: Bucket, fac
     rate.limit = config.max_rate
     uploader = Uploader(bucket, owed, store, rate, facts)
     uploader.min_size = config.min_size
-    sweeper = Sweeper(bucket, store, facts, owed, SweepLimits(config.max_size, _MIN_GRACE_S))
+    sweeper = Sweeper(
+        bucket, store, facts, owed, SweepLimits(config.max_size, max(_MIN_GRACE_S, config.redirect.url_ttl + _SLACK_S))
+    )
     uploader.written = sweeper.note_written
 
     def deleted(count: int, size: int) -> None:
