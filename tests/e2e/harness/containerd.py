@@ -55,6 +55,10 @@ class Containerd:
         if done.returncode != 0:
             raise PullError(done.stderr.decode())
 
+    def export(self, file: Path, *references: str) -> None:
+        """Write images to a tar, for this machine's platform."""
+        self._ask("images", "export", str(file), *references)
+
     def image_digest(self, reference: str) -> str:
         """The digest of the manifest or index that this image name stands for."""
         for line in self._ask("images", "ls").splitlines()[1:]:

@@ -46,6 +46,10 @@ class Skopeo:
             raise CopyError(done.stderr.decode())
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in target.iterdir()}
 
+    def archive(self, source: str, target: str, *options: str) -> None:
+        """Copy an image from a registry into an archive; both as skopeo names them."""
+        succeed([*self._command, "copy", "--src-tls-verify=false", *options, source, target], self._environment)
+
     def raw_manifest(self, source: str) -> bytes:
         """`skopeo inspect --raw`: the bytes of the top manifest."""
         arguments = ["inspect", "--raw", "--tls-verify=false", f"docker://{source}"]
