@@ -36,6 +36,10 @@ class Keys:
         """The same list of the nodes of one zone."""
         return self._key(f"at:{digest}@{zone}")
 
+    def checksums(self, digest: Digest) -> str:
+        """The checksums of the chunks of a blob that nodes hold."""
+        return self._key(f"ck:{digest}")
+
     def manifest(self, digest: Digest) -> str:
         """The media type and bytes of a manifest."""
         return self._key(f"mf:{digest}")

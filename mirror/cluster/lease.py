@@ -11,14 +11,16 @@ import asyncio
 import contextlib
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
+from mirror.cluster.checksums import CHECKSUM_BYTES, checksums_of
 from mirror.cluster.failures import decode_failure, encode_failure
 from mirror.cluster.identity import Identity
 from mirror.cluster.keys import Keys
 from mirror.cluster.lease_scripts import ASK, END, RENEW
-from mirror.cluster.link import Link, LinkDown
+from mirror.cluster.link import Link, LinkDown, Script
 from mirror.core.digest import Digest
 from mirror.download.downloads import Downloads
 from mirror.errors import UpstreamError
@@ -32,6 +34,9 @@ _HELD_MS = 6 * 3_600_000
 # How long other nodes repeat the failure of an owner instead of asking upstream.
 _FAILED_MS = 5_000
 _POLL_INTERVAL_S = 1.0
+
+_GET = Script("return redis.call('GET', KEYS[1])")
+_PUT = Script("redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,11 @@ class Follow:
     value: str
     nodes: tuple[str, ...]
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the owner has the whole blob."""
+        return self.value.startswith("held|")
+
 
 @dataclass(frozen=True, slots=True)
 class Alone:
@@ -85,6 +95,8 @@ class Leases:
         self._me = me
         self._fan_out = fan_out
         self._owned: dict[Digest, _Lease] = {}
+        # Leases of downloads that have ended, until other nodes find the blob here.
+        self._settling: dict[Digest, asyncio.Task[None]] = {}
 
     async def ask(self, digest: Digest, suspect: str, scope: str, *, may_own: bool) -> Answer:
         """Return from where to get a blob.
@@ -133,19 +145,39 @@ class Leases:
         while True:
             await asyncio.sleep(_POLL_INTERVAL_S)
             for digest, lease in list(self._owned.items()):
-                if downloads.find(digest) is not None:
-                    if loop.time() - lease.renewed >= _RENEW_S:
-                        await self._renew(digest, lease)
-                else:
-                    await self._settle(files, digest)
+                if downloads.find(digest) is None and digest not in self._settling:
+                    task = loop.create_task(self._settle(files, digest, with_checksums=True))
+                    self._settling[digest] = task
+                    task.add_done_callback(partial(self._settled, digest))
+                elif loop.time() - lease.renewed >= _RENEW_S:
+                    await self._renew(digest, lease)
 
     async def close(self, files: BlobFiles) -> None:
         """End all leases, whose downloads have been stopped: followers take over those of unfinished blobs at once."""
+        for task in self._settling.values():
+            task.cancel()
+        await asyncio.gather(*self._settling.values(), return_exceptions=True)
         for digest in list(self._owned):
-            await self._settle(files, digest)
+            await self._settle(files, digest, with_checksums=False)
 
-    async def _settle(self, files: BlobFiles, digest: Digest) -> None:
+    async def checksums(self, digest: Digest) -> bytes | None:
+        """Read the checksums of the chunks of a blob that nodes hold; None if they are not known."""
+        with contextlib.suppress(LinkDown):
+            found = await self._link.call(_GET, [self._keys.checksums(digest)])
+            return found if found is None or len(found) % CHECKSUM_BYTES == 0 else None
+        return None
+
+    def _settled(self, digest: Digest, task: asyncio.Task[None]) -> None:
+        self._settling.pop(digest, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("lease_not_settled", digest=str(digest), exc_info=task.exception())
+
+    async def _settle(self, files: BlobFiles, digest: Digest, *, with_checksums: bool) -> None:
         """End a lease whose download has ended: other nodes find the blob here if it is held."""
+        if with_checksums and (blob := files.open(digest)) is not None:
+            with contextlib.closing(blob), contextlib.suppress(OSError, LinkDown):
+                found = await asyncio.to_thread(checksums_of, blob.file, blob.size)
+                await self._link.call(_PUT, [self._keys.checksums(digest)], found, _HELD_MS)
         is_held = files.size(digest) is not None
         await self._end(digest, f"held|{os.urandom(8).hex()}|{self._me.name}|" if is_held else "", _HELD_MS)
 

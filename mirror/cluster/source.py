@@ -7,11 +7,13 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 
 import prometheus_client
 import structlog
 
+from mirror.cluster.checksums import CheckedStream, DamagedChunk
 from mirror.cluster.grants import Grants
 from mirror.cluster.lease import Alone, Follow, Leases, Own
 from mirror.cluster.parent import ParentStream
@@ -19,6 +21,7 @@ from mirror.cluster.peers import Peers
 from mirror.cluster.salvage import Salvage, SalvagedStream, Upstream
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
+from mirror.core.pieces import CHUNK
 from mirror.download.source import BlobRange, BlobStream
 from mirror.errors import ConnectionWithdrawn, UpstreamError, UpstreamRefusal, UpstreamUnreachable
 
@@ -85,8 +88,7 @@ class ClusterSource:
         self._salvage.forget(digest)
         senders = self._senders.pop(digest) or frozenset()
         for node in senders:
-            log.error("node_poisoned", node=node, digest=str(digest), consequence="it is not asked for a while")
-            self._peers.note_poisoned(node)
+            self._note_poisoned(node, digest, "its bytes have another digest")
         return bool(senders)
 
     async def _found(self, wanted: BlobRange, stack: AsyncExitStack) -> Own | Alone | BlobStream:
@@ -100,10 +102,13 @@ class ClusterSource:
                 if suspect and isinstance(answer, Own):
                     self._note_takeover(wanted, answer, reason)
                 return answer
+            checksums = await self._leases.checksums(digest) if answer.is_held else None
             nodes = [node for node in answer.nodes if node not in broken and not self._peers.avoids(node)]
             for number, node in enumerate(nodes, 1):
                 above = nodes[number] if number < len(nodes) else None
                 try:
+                    if checksums is not None:
+                        return await stack.enter_async_context(self._checked(node, wanted, checksums))
                     return await stack.enter_async_context(self._from_node(node, above, wanted))
                 except UpstreamError as error:
                     broken[node] = error.reason
@@ -131,6 +136,21 @@ class ClusterSource:
                 self._parents[wanted.digest, node] -= 1
                 if not self._parents[wanted.digest, node]:
                     del self._parents[wanted.digest, node]
+
+    @contextlib.asynccontextmanager
+    async def _checked(self, node: str, wanted: BlobRange, checksums: bytes) -> AsyncIterator[BlobStream]:
+        """The stream from a node that holds the whole blob, without a damaged chunk."""
+        whole = replace(wanted, start=wanted.start - wanted.start % CHUNK)
+        try:
+            async with self._from_node(node, None, whole) as stream:
+                yield CheckedStream(stream, wanted.start, checksums)
+        except DamagedChunk as error:
+            self._note_poisoned(node, wanted.digest, str(error))
+            raise
+
+    def _note_poisoned(self, node: str, digest: Digest, cause: str) -> None:
+        log.error("node_poisoned", node=node, digest=str(digest), cause=cause, consequence="it is not asked for a while")
+        self._peers.note_poisoned(node)
 
     @contextlib.asynccontextmanager
     async def _owned(self, wanted: BlobRange, upstream: Upstream) -> AsyncIterator[BlobStream]:

@@ -160,7 +160,7 @@ async def test_redis_hangs(anonymous, redis, tmp_path):
 
 @pytest.mark.parametrize("size", [50_000, 5 * MIB])
 async def test_wrong_bytes_of_a_node(size, anonymous, redis, tmp_path):
-    """A node whose disk has changed a byte is found by the digest: no wrong body is completed, and upstream has the blob."""
+    """A node whose disk has changed a byte costs its clients nothing, not even a resume: upstream has the blob."""
     blob = anonymous.add_synthetic_blob(APP, size, 3)
     anonymous.add_image(APP, "1", [blob])
     async with cluster(anonymous, tmp_path, redis, count=2) as (liar, other):
@@ -172,9 +172,7 @@ async def test_wrong_bytes_of_a_node(size, anonymous, redis, tmp_path):
         path.chmod(0o600)
         path.write_bytes(data)
 
-        body = await other.whole(APP, blob.digest)
-        # What fits into what is held back is fetched again before the first byte of the answer.
-        assert right(body, blob.digest) or (size > 64 << 10 and len(body) < size)
+        # A client has not got a byte of the damaged chunk: it comes from upstream, as does what follows.
         assert right(await other.whole(APP, blob.digest), blob.digest)
         assert len(gets(anonymous, blob.digest)) == 2
         await other.logged("node_poisoned")
