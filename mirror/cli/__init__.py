@@ -10,6 +10,7 @@ from mirror import __version__
 from mirror.cli import administration, serving, syncing, verification
 from mirror.cli.client_config import client_config
 from mirror.cli.explaining import explain
+from mirror.cli.exporting import export
 from mirror.cli.importing import import_
 from mirror.cli.nodes import nodes
 from mirror.cli.releasing import release
@@ -43,6 +44,7 @@ app.command("check-config")(serving.check_config)
 app.command()(administration.images)
 app.command()(administration.purge)
 app.command()(explain)
+app.command()(export)
 app.command("import")(import_)
 app.command()(nodes)
 app.command()(release)

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
 from mirror.cli.problems import refuse
@@ -48,6 +48,10 @@ def _admin_section(named: Path | None, *, is_required: bool) -> Admin | None:
         return None
 
 
+_Send: TypeAlias = Callable[[http.client.HTTPConnection, str], None]
+"""Sends a request for a target."""
+
+
 class Refused(Exception):
     """The mirror refuses a request, or does not answer; the message says why."""
 
@@ -66,15 +70,36 @@ class AdminClient:
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the JSON of the answer; exit with the problem if there is none."""
-        data = json.dumps(body) if body is not None else None
-
-        def send(connection: http.client.HTTPConnection, target: str) -> None:
-            connection.request(method, target, data, self._headers("application/json"))
-
         try:
-            return self._answer(path, send)
+            return self._answer(self._open(path, self._json_sender(method, body)))
         except Refused as error:
-            refuse([str(error)], 1)
+            refuse(str(error).splitlines(), 1)
+
+    def find(self, path: str) -> Any:
+        """Return the JSON of the answer to GET; None if there is nothing of that name.
+
+        Raises:
+            Refused: there is another problem.
+        """
+        response = self._open(path, self._json_sender("GET", None))
+        if response.status == HTTPStatus.NOT_FOUND:
+            response.close()
+            return None
+        return self._answer(response)
+
+    def stream(self, path: str, body: dict[str, Any], request_id: str) -> http.client.HTTPResponse:
+        """Return the response to a POST when its head has come, however long that takes.
+
+        The caller reads its body, each step of which has to come in time.
+
+        Raises:
+            Refused: the mirror refuses the request, or does not answer.
+        """
+        send = self._json_sender("POST", body, {"X-Request-Id": request_id})
+        response = self._open(path, send, head_timeout=None)
+        if response.status != HTTPStatus.OK:
+            self._answer(response)
+        return response
 
     def upload(self, path: str, media_type: str, pieces: Iterable[bytes], size: int | None) -> Any:
         """Send a body of any length by POST, and return the JSON of the answer.
@@ -96,31 +121,49 @@ class AdminClient:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 _send_pieces(connection, pieces, chunked=size is None)
 
-        return self._answer(path, send)
+        return self._answer(self._open(path, send))
+
+    def _json_sender(self, method: str, body: dict[str, Any] | None, more: dict[str, str] | None = None) -> _Send:
+        data, headers = json.dumps(body) if body is not None else None, self._headers("application/json") | (more or {})
+        return lambda connection, target: connection.request(method, target, data, headers)
 
     def _headers(self, media_type: str) -> dict[str, str]:
         authorization = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
-        return {"Content-Type": media_type, **authorization}
+        # The socket then belongs to the response alone.
+        return {"Content-Type": media_type, "Connection": "close", **authorization}
 
-    def _answer(self, path: str, send: Callable[[http.client.HTTPConnection, str], None]) -> Any:
+    def _open(self, path: str, send: _Send, head_timeout: float | None = _TIMEOUT_S) -> http.client.HTTPResponse:
+        """Send a request, and return the response when its head has come."""
         parts, port = self._address()
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", port, timeout=_TIMEOUT_S)
         try:
             send(connection, parts.path.rstrip("/") + path)
+            sock = connection.sock
+            sock.settimeout(head_timeout)
             response = connection.getresponse()
-            status, text = response.status, response.read()
+            sock.settimeout(_TIMEOUT_S)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, OSError | http.client.HTTPException):
+                raise Refused(f"the mirror at {self._url} does not answer: {_cause(error)}") from error
+            raise
+        return response
+
+    def _answer(self, response: http.client.HTTPResponse) -> Any:
+        """Return the JSON of a response."""
+        try:
+            with contextlib.closing(response):
+                text = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise Refused(f"the mirror at {self._url} does not answer: {_cause(error)}") from error
-        finally:
-            connection.close()
         try:
             answer = json.loads(text)
         except ValueError:
             answer = None
-        if status not in (200, 202) or not isinstance(answer, dict):
+        if response.status not in (200, 202) or not isinstance(answer, dict):
             is_registry = response.getheader("Docker-Distribution-Api-Version") is not None
-            raise Refused(self._refusal(status, answer, is_registry=is_registry))
+            raise Refused(self._refusal(response.status, answer, is_registry=is_registry))
         return answer
 
     def _refusal(self, status: int, answer: Any, *, is_registry: bool) -> str:

@@ -15,7 +15,8 @@ from mirror.cache.cache import Cache
 from mirror.config.model import Config
 from mirror.core.counts import Count
 from mirror.core.digest import Digest
-from mirror.core.errors import InvalidInput
+from mirror.core.errors import InvalidInput, InvalidManifest
+from mirror.core.manifest import MAX_MANIFEST_BYTES
 from mirror.errors import MirrorError, Offline, PolicyDenied, StorageError, UpstreamRefusal
 from mirror.storage.blobs import CachedBlob
 from mirror.storage.store import Store
@@ -101,6 +102,7 @@ class Export:
         _refuse(problems)
         found = await self._find(targets)
         await self._add(found)
+        self._require_readable_index()
         size = await asyncio.to_thread(self._collector.bundle.size)
         self.state.begin("sending", len(targets))
         self.state.image, self.state.done, self.state.size = None, len(targets), size
@@ -128,6 +130,13 @@ class Export:
             self.state.done += 1
         self._progress = None
         _refuse(problems)
+
+    def _require_readable_index(self) -> None:
+        """Refuse what no reader of bundles would take."""
+        largest = max(len(data) for _, data in self._collector.bundle.files())
+        if largest > MAX_MANIFEST_BYTES:
+            cause = f"index.json or manifest.json would have {largest} bytes: export fewer images at a time"
+            _refuse({f"{self.state.total} images": InvalidManifest("the bundle", cause)})
 
     def pieces(self) -> Generator[bytes | CachedBlob]:
         """Yield the bundle, as bytes and as whole files. A file is closed when the next piece is asked for.

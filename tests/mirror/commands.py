@@ -19,6 +19,18 @@ async def command(*arguments, directory):
     return process.returncode, out.decode(), complaint.decode()
 
 
+@contextlib.asynccontextmanager
+async def begun(mirror, directory, *arguments, terminal=None):
+    """A command under way against a mirror; with a terminal, its output is there."""
+    url = f"http://127.0.0.1:{mirror.admin_port}"
+    process = await start_mirror(*arguments, "--url", url, directory=directory, environment={"TERM": "xterm"}, terminal=terminal)
+    try:
+        yield process
+    finally:
+        process.kill()
+        await process.wait()
+
+
 def read_all(terminal):
     """Everything that is written to a terminal until its other end is closed."""
     found = b""

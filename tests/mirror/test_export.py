@@ -14,10 +14,10 @@ from mirror.transfer.exporter import MAX_EXPORTS
 from tests.fakehub import Rule, Status
 from tests.fakehub.catalog import layer
 from tests.mirror.syncing import Orders, pull
-from tests.mirror.test_offline import Trap
 from tests.support.bundles import BundleRead
 from tests.support.mirrors import SHARED, MirrorUnderTest
 from tests.support.names import APP, MIB, content, manifest_path
+from tests.support.trap import Trap
 from tests.support.waiting import LIMIT, eventually
 
 NAME = f"docker.io/{APP}"

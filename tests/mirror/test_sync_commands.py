@@ -1,7 +1,6 @@
 """`sync` and `warm` as an operator uses them: processes of their own, against a running mirror."""
 
 import asyncio
-import contextlib
 import fcntl
 import json
 import os
@@ -14,9 +13,8 @@ import termios
 import pytest
 
 from tests.fakehub import Rule, Slow
-from tests.mirror.commands import command, read_all
+from tests.mirror.commands import begun, command, read_all
 from tests.mirror.syncing import Orders, named, pull
-from tests.support.launcher import start_mirror
 from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import APP
 from tests.support.waiting import LIMIT
@@ -39,18 +37,6 @@ def run(mirror, tmp_path):
         return await command(*arguments, "--url", f"http://127.0.0.1:{mirror.admin_port}", directory=tmp_path)
 
     return run
-
-
-@contextlib.asynccontextmanager
-async def begun(mirror, directory, *arguments, terminal=None):
-    """A command under way; with a terminal, its output is there."""
-    url = f"http://127.0.0.1:{mirror.admin_port}"
-    process = await start_mirror(*arguments, "--url", url, directory=directory, environment={"TERM": "xterm"}, terminal=terminal)
-    try:
-        yield process
-    finally:
-        process.kill()
-        await process.wait()
 
 
 async def test_sync(hub, mirror, run):
