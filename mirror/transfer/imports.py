@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from mirror.aio import in_thread, uninterrupted
@@ -128,6 +128,8 @@ class BundleImport:
         public = frozenset(name for name, registry in context.registries.items() if not registry.private)
         self._check = ImageCheck(context.store.files, context.store.index, self._receiver.by_digest, public)
         self._publisher = Publisher(cache, staging, self._receiver.by_digest)
+        # Images whose tags wait for a verdict.
+        self._unjudged: dict[ImageName, CheckedImage] = {}
 
     @property
     def bytes_stored(self) -> int:
@@ -155,7 +157,7 @@ class BundleImport:
         # Signatures and referrers after what they are about.
         order = sorted(range(len(images)), key=lambda at: images[at].name.is_attached)
         done = {at: await self._import(images[at], names[at]) for at in order}
-        return [done[at] for at in range(len(images))]
+        return [await self._tag_trusted(names[at], done[at]) for at in range(len(images))]
 
     async def close(self) -> None:
         """Remove what has not become visible."""
@@ -186,7 +188,10 @@ class BundleImport:
         checked = await in_thread(self._executor, self._check.check, descriptor, repository)
         if image.name.is_attached:
             self._require_subject(name, checked)
-        published = await self._publisher.publish(name, checked)
+        if cache.trust is not None and not image.name.is_attached:
+            # Its signatures come after it.
+            self._unjudged[name] = checked
+        published = await self._publisher.publish(replace(name, tag=None) if name in self._unjudged else name, checked)
         await self._publisher.attach(repository, checked)
         return ImportedImage(
             str(name),
@@ -198,6 +203,18 @@ class BundleImport:
             left_out=tuple(checked.left_out),
             attached=image.name.is_attached,
         )
+
+    async def _tag_trusted(self, name: ImageName | str, image: ImportedImage) -> ImportedImage:
+        """Have the tag of an image name it, if the image was stored before its signatures and they count."""
+        trust, checked = self._cache.trust, self._unjudged.get(name) if isinstance(name, ImageName) else None
+        if trust is None or checked is None or not isinstance(name, ImageName) or image.result == "refused":
+            return image
+        try:
+            await trust.require_manifest(name.repository, name.tag or name.reference, checked.root.digest)
+            published = await self._publisher.switch(name, checked)
+        except (MirrorError, InvalidInput) as error:
+            return replace(image, result="refused", cause=str(error), platforms=(), left_out=())
+        return image if name.tag is None else replace(image, result=published.result, old=published.old)
 
     def _require_subject(self, name: ImageName, checked: CheckedImage) -> None:
         subject = checked.subject if name.tag is None else subject_of(name.tag)

@@ -81,7 +81,7 @@ class Publisher:
         await self._in_thread(self._commit, brought, staged)
         # And after them: maintenance deletes rows without bytes.
         self._record(repository, image, force=True)
-        published = await self._switch(name, image)
+        published = await self.switch(name, image)
         await self._in_thread(self._forget_refusals, name)
         await self._written()
         await self._in_thread(self._staging.settle, number)
@@ -147,7 +147,7 @@ class Publisher:
             held = ManifestRecord(one.media_type, one.size)
             access.record_manifest(repository, one.digest, held, one.parts, force=force)
 
-    async def _switch(self, name: ImageName, image: CheckedImage) -> Published:
+    async def switch(self, name: ImageName, image: CheckedImage) -> Published:
         """Have the tag of an image name it."""
         store, tag, root = self._cache.tag_store, name.tag, image.root
         if tag is None:
