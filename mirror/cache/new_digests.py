@@ -10,6 +10,7 @@ from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.sights import Sights
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
+from mirror.core.signatures import subject_of
 from mirror.core.units import about
 from mirror.errors import TooYoung
 
@@ -42,7 +43,8 @@ class DigestAges:
         sight = index.holds.sight(repository, digest)
         if sight is not None and (sight.is_released or self._context.clock() - sight.first >= cooldown):
             return True
-        if index.tags.naming(repository, digest):
+        # A tag of signatures is followed at once, and may name anything.
+        if any(subject_of(tag) is None for tag in index.tags.naming(repository, digest)):
             return True
         if sight is None and index.manifests.get(repository, digest) is not None:
             return True

@@ -67,6 +67,8 @@ class Janitor:
         self.scrub = scrub
         self._usage = usage
         self.leftovers = Leftovers(store.layout, store.files, store.index)
+        # Without its record a tag would follow like a new one.
+        self.leftovers.keeps = lambda repository, tag: self.policies.hold_rule(repository, tag) is not None
         self._evictor = Evictor(store, self.leftovers, metrics, self.pinned, self._write_used)
         self._interrupted_imports = InterruptedImports(store)
         # One for each kind of work, so that none waits for another's long walk.

@@ -17,7 +17,7 @@ from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.eviction import Partials
 from mirror.core.eviction_order import eviction_key
-from mirror.core.names import Repository
+from mirror.core.names import Repository, Tag
 from mirror.download.partial import Partial
 from mirror.errors import StorageError
 from mirror.storage.account import on_disk
@@ -62,6 +62,9 @@ class Leftovers:
 
     Args:
         clock: seconds since the epoch, for the age of files.
+
+    Attributes:
+        keeps: whether what a tag names is never forgotten, although its content is gone.
     """
 
     def __init__(self, layout: Layout, files: BlobFiles, index: Index, clock: Callable[[], float] = time.time) -> None:
@@ -69,6 +72,7 @@ class Leftovers:
         self._files = files
         self._index = index
         self._clock = clock
+        self.keeps: Callable[[Repository, Tag], bool] = lambda *_: False
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -100,7 +104,7 @@ class Leftovers:
 
     def _delete_stale_rows(self, now: float) -> None:
         """Delete rows about content that is gone."""
-        tags = self._index.tags.drop(self._is_present, now - _STALE_ROW_S, self.pause)
+        tags = self._index.tags.drop(self._is_present, now - _STALE_ROW_S, self.pause, self.keeps)
         manifests = self._index.drop_manifests(self._is_present, self.pause)
         self._index.attachments.drop(self._is_held, now - _STALE_ROW_S, self.pause)
         self._index.parts.drop(self._is_present, self.pause)

@@ -201,20 +201,27 @@ class Tags:
         """Return the tags of all repositories that name a digest."""
         return [name for name in map(_name, self._table.labelled(str(digest))) if name is not None]
 
-    def drop(self, is_present: Callable[[Digest], bool], before: float, pause: Callable[[], bool] = lambda: False) -> int:
+    def drop(
+        self,
+        is_present: Callable[[Digest], bool],
+        before: float,
+        pause: Callable[[], bool] = lambda: False,
+        keeps: Callable[[Repository, Tag], bool] = lambda *_: False,
+    ) -> int:
         """Delete tags whose manifest is gone and that were neither pulled nor checked since `before`; returns their number.
 
         Until then they answer requests that need no more than the digest.
 
         Args:
             pause: called after every few hundred rows; True ends the pass.
+            keeps: whether what a tag names is never forgotten.
         """
         dropped = 0
         for key in paused(self._table.keys("tag|"), pause):
             name = _name(key)
             if name is None or (record := self.get(*name)) is None or is_present(record.digest):
                 continue
-            if max(record.checked, record.pulled, self.pulls(*name).last) < before:
+            if max(record.checked, record.pulled, self.pulls(*name).last) < before and not keeps(*name):
                 dropped += self.delete_unchanged(*name, record)
         for key in paused(self._table.keys("pulled|"), pause):
             tag = f"tag{key.removeprefix('pulled')}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -353,6 +354,17 @@ async def test_resync_and_warm_let_images_mature(hub, start):
         assert named(mirror, "1") == image.digest
 
 
+async def test_tag_of_signatures_admits_no_digest(hub, start):
+    """It is not held back, so whoever moves it could let anything through."""
+    async with start(REFUSING) as (mirror, clock):
+        old, new = hub.add_image(APP, "1", layers=[b"old"]), hub.add_image(APP, "2", layers=[b"new"])
+        name = f"sha256-{old.digest.removeprefix('sha256:')}.sig"
+        hub.move_tag(APP, name, new.digest)
+        assert (await mirror.get(manifest_path(name))).sha256 == new.digest
+    async with start(REFUSING, clock=clock) as (mirror, clock):
+        assert (await mirror.get(manifest_path(new.digest))).status == 403
+
+
 # ---- the resync
 
 
@@ -385,6 +397,20 @@ async def test_configured_image_is_completed_as_it_was(hub, start):
 
 
 # ---- frozen tags
+
+
+async def test_frozen_tag_is_not_forgotten_with_its_content(hub, start):
+    """After eviction it is fetched again as it was, by its digest."""
+    async with start(FROZEN) as (mirror, clock):
+        old, new = await moved(hub, mirror, clock)
+        mirror.store.files.delete(Digest.parse(old.digest))
+        mirror.store.generation.change()
+        leftovers = mirror.services.janitor.leftovers
+        clock_before, leftovers._clock = leftovers._clock, lambda: time.time() + 100 * DAY
+        await asyncio.to_thread(leftovers.clear)
+        leftovers._clock = clock_before
+        answer = await mirror.get(TAG)
+        assert (answer.sha256, held_back(answer)[0]) == (old.digest, new.digest)
 
 
 async def test_frozen_tag_is_never_followed(hub, start):
