@@ -8,19 +8,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import structlog
+
 from mirror.cache.context import Context
 from mirror.cache.new_digests import too_young
 from mirror.cache.sights import Sights
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.names import Repository, Tag
-from mirror.core.tag_moves import FOLLOW, Decision, Follow, HoldRule, Keep, Reason, Refuse, UpstreamMove, decide_move
+from mirror.core.tag_moves import FOLLOW, Decision, Follow, HoldRule, Keep, Reason, Refuse, UpstreamMove, decide_move, until
 from mirror.errors import TooYoung
 from mirror.storage.holds import Hold
 
 if TYPE_CHECKING:
     # Imported only where there is a rule of `trust`.
     from mirror.cache.trust_gate import TrustGate
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,13 @@ class TagMoves:
 
         def write() -> None:
             if self._context.store.index.holds.put(repository, tag, hold):
+                log.info(
+                    "tag_held_back",
+                    image=f"{repository}:{tag}",
+                    digest=str(hold.digest),
+                    reason=reason.value,
+                    said=until(decision),
+                )
                 loop.call_soon_threadsafe(self._on_held, held)
 
         await self._context.note(write, late=None)

@@ -423,8 +423,8 @@ async def test_frozen_tag_is_never_followed(hub, start):
         assert (await mirror.get(manifest_path(new.digest))).sha256 == new.digest
 
 
-async def test_one_notification_for_each_new_digest(hub, start):
-    """Also over restarts, and if upstream goes back and forth."""
+async def test_one_notification_for_each_new_digest(hub, start, log):
+    """And one line in the log. Also over restarts, and if upstream goes back and forth."""
     async with Receiver() as receiver:
         notify = {"sync": {"interval": "0", "notify": {"url": receiver.url}}}
         async with start(FROZEN, **notify) as (mirror, clock):
@@ -446,3 +446,4 @@ async def test_one_notification_for_each_new_digest(hub, start):
             assert first["event"] == second["event"] == "tag_held_back"
             assert (first["new"]["digest"], second["new"]["digest"]) == (new.digest, third.digest)
             assert (first["old"]["digest"], first["reason"], first["until"]) == (old.digest, "freeze", None)
+    assert [event["digest"] for event in log if event["event"] == "tag_held_back"] == [new.digest, third.digest]
