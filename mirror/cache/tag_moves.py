@@ -77,8 +77,13 @@ class TagMoves:
         decision = await self._decide_hold(repository, tag, record, digest)
         if self.trust is None or record is None or record.digest == digest or not isinstance(decision, Follow):
             return decision
-        may_follow = await self.trust.follows(repository, tag, record.digest, digest)
-        return FOLLOW if may_follow else Keep(digest, Reason.UNTRUSTED)
+        if await self.trust.follows(repository, tag, record.digest, digest):
+            return FOLLOW
+        hold = self._context.store.index.holds.get(repository, tag)
+        if hold is not None:
+            overruled = replace(hold, is_overruled=True)
+            await self._context.note(partial(self._context.store.index.holds.put, repository, tag, overruled), late=False)
+        return Keep(digest, Reason.UNTRUSTED)
 
     async def _decide_hold(self, repository: Repository, tag: Tag, record: TagRecord | None, digest: Digest) -> Decision:
         """Decide by cool-down and freeze."""
@@ -120,7 +125,9 @@ class TagMoves:
         if rule is None or repository.registry in context.policies.offline:
             return False
         hold = context.store.index.holds.get(repository, tag)
-        return hold is not None and isinstance(decide_again(rule, hold, context.clock()), Follow)
+        if hold is None or hold.is_overruled:
+            return False
+        return isinstance(decide_again(rule, hold, context.clock()), Follow)
 
     def refusal(self, repository: Repository, tag: Tag, refused: Refuse) -> TooYoung:
         """The error for a tag that may not be pulled yet."""

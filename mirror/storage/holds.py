@@ -45,6 +45,7 @@ class Hold:
         checked: when upstream was last asked, in seconds since the epoch.
         is_new: the tag had never been seen here.
         is_released: an operator has released it; the next check follows.
+        is_overruled: the cool-down has ended or the move was released, but a rule of `trust` keeps the tag.
     """
 
     digest: Digest
@@ -52,6 +53,7 @@ class Hold:
     checked: float
     is_new: bool
     is_released: bool = False
+    is_overruled: bool = False
 
 
 class Holds:
@@ -168,6 +170,7 @@ def _hold(value: Any) -> Hold | None:
             float(value["checked"]),
             bool(value["is_new"]),
             bool(value["is_released"]),
+            bool(value.get("is_overruled")),
         )
     except MALFORMED:
         return None

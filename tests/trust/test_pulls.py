@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.fakehub import Rule, Status
+from tests.support.clock import Clock
 from tests.support.names import APP, TAG, blob_path, content, manifest_path
 from tests.support.waiting import eventually
 from tests.trust.signing import (
@@ -253,6 +254,28 @@ async def test_moved_to_unsigned(hub, mirror, key, clock):
     sign(hub, APP, new.digest, key)
     clock.advance(61)
     assert (await mirror.get(TAG)).body == new.raw
+
+
+async def test_end_of_a_cooldown_does_not_trust(hub, trusting, key, monkeypatch):
+    """An unsigned image that has cooled down is not followed to, and its tag is checked once within the ttl as before."""
+    rule = {"match": APP, "cooldown": "3d", "ttl": "1h"}
+    async with trusting(registry={"tags": [rule]}) as mirror:
+        clock = Clock(mirror, monkeypatch)
+        old = signed_alone(hub, key)
+        assert (await mirror.get(TAG)).sha256 == old.digest
+        new = hub.add_image(APP, "1", layers=[b"unsigned"])
+        clock.advance(3601)
+        assert (await mirror.get(TAG)).sha256 == old.digest
+        clock.advance(3 * 86400)
+        assert (await mirror.get(TAG)).sha256 == old.digest
+        # Not from memory.
+        mirror.store.generation.change()
+        hub.reset_counters()
+        assert (await mirror.get(TAG)).sha256 == old.digest
+        assert hub.count(reference="1") == 0
+        sign(hub, APP, new.digest, key)
+        clock.advance(3601)
+        assert (await mirror.get(TAG)).sha256 == new.digest
 
 
 async def test_moved_while_signatures_are_unavailable(hub, mirror, key, clock):
