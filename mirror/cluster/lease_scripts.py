@@ -41,6 +41,15 @@ local function add_parents(nodes, list, number)
     add(nodes, list, number, number)
   end
 end
+if not may_own then
+  -- It has found out that it cannot store the blob: nobody is sent to it any more.
+  redis.call('LREM', KEYS[2], 0, me)
+  redis.call('LREM', KEYS[3], 0, me)
+  if state == 'own' and mine then
+    redis.call('DEL', KEYS[1])
+    return {'alone'}
+  end
+end
 if value and value ~= suspect then
   if state == 'own' and mine then return {'owned', value} end
   if state == 'failed' and not mine and string.match(rest, '^([^|]*)') == ARGV[6] then return {'failed', rest} end

@@ -173,6 +173,18 @@ async def test_node_that_cannot_store_owns_nothing(node):
     assert (await ask(node("c"))).nodes == ("b",)
 
 
+async def test_node_that_finds_that_it_cannot_store_is_left_out(node):
+    """It was the owner, or a parent; the blob is free, and the others keep their order."""
+    await ask(node("a"))
+    await ask(node("a"), may_own=False)
+    assert isinstance(await ask(node("b")), Own)
+    for name in "acd":
+        await ask(node(name))
+    assert (await ask(node("a"), may_own=False)).nodes == ("c", "b")
+    assert (await ask(node("d"))).nodes == ("b",)
+    assert (await ask(node("e"))).nodes == ("c", "b")
+
+
 async def test_held_blob_is_found(node):
     owner = node("a")
     await ask(owner)

@@ -1,0 +1,108 @@
+"""What the loss of parts of a cluster leads to, beside the death of nodes: Redis empty or full, a full disk, a wrong clock."""
+
+import asyncio
+import json
+
+import pytest
+
+from tests.e2e.harness.cluster import Node, RedisServer, cluster
+from tests.e2e.test_cluster import gets, right
+from tests.fakehub import Rule
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.e2e
+
+APP = "library/app"
+MIB = 1 << 20
+
+
+@pytest.fixture
+def redis(tmp_path):
+    """A Redis of its own."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def anonymous(hub):
+    """The hub without tokens and redirects: each blob is one request."""
+    hub.auth, hub.redirect_blobs = "none", False
+    return hub
+
+
+async def test_redis_loses_everything_in_mid_blob(anonymous, redis, tmp_path):
+    """The owner writes its lease again; who comes later follows it, and upstream sends the blob once."""
+    blob = anonymous.add_synthetic_blob(APP, 8 * MIB, 7)
+    anonymous.add_image(APP, "1", [blob])
+    gate = anonymous.gate(Rule(kind="blob", method="GET"), after=3 * MIB)
+    async with cluster(anonymous, tmp_path, redis, workers=1) as (owner, other, late):
+        pulls = [await node.blob(APP, blob.digest) for node in (owner, other)]
+        await redis.command("flushall")
+        await eventually(redis.states, "the lease", holds=lambda states: states == ["own"])
+        pulls.append(await late.blob(APP, blob.digest))
+        gate.release()
+        assert all([right(await pull.rest(), blob.digest) for pull in pulls])
+        assert anonymous.bytes_sent(blob.digest) == blob.size
+        await eventually(late.metrics, "three nodes", holds=lambda seen: seen["registry_mirror_cluster_nodes"] == 3)
+
+
+async def test_redis_is_full(anonymous, redis, tmp_path):
+    """Nothing can be written: each node fetches by itself, is ready, and no pull fails."""
+    blob = anonymous.add_synthetic_blob(APP, 2 * MIB, 7)
+    anonymous.add_image(APP, "1", [blob])
+    async with cluster(anonymous, tmp_path, redis, count=2, workers=1) as nodes:
+        await redis.command("config", "set", "maxmemory", "1")
+        bodies = await asyncio.gather(*(node.whole(APP, blob.digest) for node in nodes))
+        assert all(right(body, blob.digest) for body in bodies)
+        assert [(await node.ready())[0] for node in nodes] == [200, 200]
+
+
+async def test_node_without_room_is_an_edge(anonymous, redis, tmp_path):
+    """It passes on what another node has, without upstream, and nobody is sent to it for that."""
+    blob = anonymous.add_synthetic_blob(APP, 6 * MIB, 7)
+    anonymous.add_image(APP, "1", [blob])
+    small = {"storage": {"path": str(tmp_path / "small" / "store"), "min_free": "0", "max_size": "1MiB"}}
+    async with cluster(anonymous, tmp_path, redis, count=2, workers=1) as (first, third):
+        assert right(await first.whole(APP, blob.digest), blob.digest)
+        async with Node(anonymous, tmp_path / "small", redis, workers=1, **small) as edge:
+            await edge.joined()
+            pull = await edge.blob(APP, blob.digest)
+            assert right(await pull.rest(), blob.digest)
+            assert edge.files("blobs") == []
+            askers = await redis.command("lrange", f"rm:{{default}}:1:at:{blob.digest}", "0", "-1")
+            assert f"http://127.0.0.1:{edge.node_port}" not in askers
+            assert right(await third.whole(APP, blob.digest), blob.digest)
+        assert anonymous.bytes_sent(blob.digest) == blob.size
+
+
+async def test_edge_is_the_first_to_ask(anonymous, redis, tmp_path):
+    """A node that cannot store a blob owns no lease: the next one fetches it for all others."""
+    blob = anonymous.add_synthetic_blob(APP, 6 * MIB, 7)
+    anonymous.add_image(APP, "1", [blob])
+    small = {"storage": {"path": str(tmp_path / "small" / "store"), "min_free": "0", "max_size": "1MiB"}}
+    async with (
+        cluster(anonymous, tmp_path, redis, count=2, workers=1) as nodes,
+        Node(anonymous, tmp_path / "small", redis, workers=1, **small) as edge,
+    ):
+        await edge.joined()
+        assert right(await edge.whole(APP, blob.digest), blob.digest)
+        asked = len(gets(anonymous, blob.digest))
+        bodies = await asyncio.gather(*(node.whole(APP, blob.digest) for node in nodes))
+        assert all(right(body, blob.digest) for body in bodies)
+        assert len(gets(anonymous, blob.digest)) == asked + 1
+
+
+async def test_node_of_a_later_version(anonymous, redis, tmp_path):
+    """Values that it does not understand count as none; facts that it does not know are passed on."""
+    blob = anonymous.add_synthetic_blob(APP, MIB, 7)
+    anonymous.add_image(APP, "1", [blob])
+    later = "http://127.0.0.1:1"
+    async with cluster(anonymous, tmp_path, redis, count=1, workers=1) as (node,):
+        await redis.command("set", f"rm:{{default}}:1:b:{blob.digest}", "split|v2;x|somewhere", "px", "60000")
+        await redis.command("set", f"rm:{{default}}:1:node:{later}", json.dumps({"version": "9", "mood": "good"}), "ex", "60")
+        (now, *_) = await redis.command("time")
+        await redis.command("zadd", "rm:{default}:1:nodes", now, later)
+        assert right(await node.whole(APP, blob.digest), blob.digest)
+        found = json.loads(await node.admin("/api/v1/nodes"))["nodes"]
+        assert {"name": later, "version": "9", "mood": "good", "self": False} in found
