@@ -110,7 +110,7 @@ class AdminOperations:
             "upstreams": upstreams,
         }
         if self.node is not None:
-            details["cluster"] = {"redis": "alone" if self.node.is_alone else "up", "nodes": self.node.members.count}
+            details["cluster"] = self.node.describe()
         if self.objects is not None:
             details["cluster"] = {**details.get("cluster", {}), **self.objects.describe()}
         return Readiness(writable and not draining and not blocked, details)

@@ -16,6 +16,7 @@ from mirror.cluster.link import Link
 from mirror.cluster.manifests import SharedManifests, Turn
 from mirror.cluster.members import Members
 from mirror.cluster.objects import SharedFacts
+from mirror.cluster.peers import Peers
 from mirror.cluster.refusals import Refusals
 from mirror.cluster.secret import ClusterSecret
 from mirror.cluster.sights import SharedSights
@@ -51,6 +52,7 @@ class ClusterNode:
     secret: ClusterSecret
     leases: Leases
     source: ClusterSource
+    peers: Peers
     grants: Grants
     manifests: SharedManifests
     tags: SharedTags
@@ -71,6 +73,12 @@ class ClusterNode:
     def is_alone(self) -> bool:
         """Whether Redis does not answer, so that this node fetches for itself."""
         return not self.link.is_up
+
+    def describe(self) -> dict[str, object]:
+        """Return the state for operators: `up` or `alone`, the number of nodes, and the node that refuses this one, if any."""
+        refusing = self.peers.refusing
+        found: dict[str, object] = {"redis": "alone" if self.is_alone else "up", "nodes": self.members.count}
+        return found if refusing is None else {**found, "refused_by": refusing}
 
     def manifest_turn(self, repository: Repository, digest: Digest) -> AbstractAsyncContextManager[Turn]:
         """Wait for a manifest, or for the turn to fetch it; see `SharedManifests.turn`."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import aiohttp
+import structlog
 from yarl import URL
 
 from mirror import demand
@@ -19,11 +20,14 @@ from mirror.core.hmac_token import SignedRequest
 from mirror.core.manifest import MAX_MANIFEST_BYTES
 from mirror.download.source import BlobRange
 from mirror.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+from mirror.throttled_log import ThrottledLog
 from mirror.tracing import request_id
 from mirror.upstream.blob import UpstreamBlob
 from mirror.upstream.http import Http, drain
 from mirror.upstream.intake import Intake
 from mirror.upstream.receiver import open_body
+
+log = structlog.get_logger(__name__)
 
 WAIT_HEADER = "X-Mirror-Wait"
 """In a 503 of a node that has nothing to send yet, but expects it."""
@@ -40,6 +44,8 @@ _MORE_BYTES = 1 << 20
 _WAITING_S, _POLL_INTERVAL_S = 20.0, 0.05
 # A node that could not be reached is left alone for a moment, one that has sent wrong bytes for longer.
 _UNREACHABLE_S, _POISONED_S = 3.0, 600.0
+# How long operators are told of a node that has refused a request.
+_REFUSED_S = 300.0
 
 
 class PeerAbsent(UpstreamError):
@@ -59,6 +65,12 @@ class PeerWaiting(UpstreamError):
     reason = "waiting"
 
 
+class PeerRefused(UpstreamError):
+    """The node does not accept the signature."""
+
+    reason = "refused"
+
+
 class PeerBusy(UpstreamError):
     """The node takes no more requests: it is stopping, cannot store the blob, or has too many."""
 
@@ -75,6 +87,9 @@ class Peers:
 
     Attributes:
         me: the name of this node, which it says in its requests.
+        poisoned: counts the nodes that have sent wrong bytes.
+        refused: counts the requests that nodes have refused.
+        refused_by: the node that has refused the last request, and when; None if none has.
     """
 
     def __init__(
@@ -86,6 +101,10 @@ class Peers:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.me = ""
+        self.poisoned: Callable[[], None] = _nothing
+        self.refused: Callable[[], None] = _nothing
+        self.refused_by: tuple[str, float] | None = None
+        self._log = ThrottledLog(log, burst=1, interval=60.0)
         self.clock: Callable[[], float] = time.monotonic
         self._http = http
         self._intake = intake
@@ -100,7 +119,14 @@ class Peers:
 
     def note_poisoned(self, node: str) -> None:
         """Ask a node no more for a while: its bytes had another digest."""
+        self.poisoned()
         self._avoid(node, _POISONED_S)
+
+    @property
+    def refusing(self) -> str | None:
+        """The node that has refused this one lately: their secrets differ."""
+        by = self.refused_by
+        return None if by is None or self.clock() - by[1] > _REFUSED_S else by[0]
 
     @contextlib.asynccontextmanager
     async def stream(self, node: str, wanted: BlobRange) -> AsyncIterator[NodeStream]:
@@ -140,6 +166,11 @@ class Peers:
                 answered = True
                 await _raise_for(response)
                 yield self._opened(response, wanted, resources)
+        except PeerRefused:
+            self.refused()
+            self.refused_by = node, self.clock()
+            self._log.log("warning", "node_refuses", node=node, consequence="this node fetches what that one has by itself")
+            raise
         except (UpstreamTimeout, UpstreamUnreachable):
             # A body that stalls may be the fault of upstream.
             if not answered:
@@ -234,6 +265,10 @@ class NodeStream:
                 return
 
 
+def _nothing() -> None:
+    """Counts nothing."""
+
+
 def _url(node: str, path: str) -> URL:
     try:
         return URL(node + path, encoded=True)
@@ -250,6 +285,8 @@ async def _raise_for(response: aiohttp.ClientResponse) -> None:
         absent, first = PeerAbsent(f"node {host} does not have it"), response.headers.get(FIRST_HEADER, "")
         absent.first = int(first) if first.isdecimal() and first.isascii() else None
         raise absent
+    if status == 401:
+        raise PeerRefused(f"node {host} has another secret")
     if status == 503 and WAIT_HEADER in response.headers:
         raise PeerWaiting(f"node {host} has nothing of it yet")
     if status == 503:

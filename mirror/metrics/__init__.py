@@ -209,6 +209,10 @@ class Metrics:
         self.cluster_takeovers = self._counter(
             "cluster_takeovers", "Fetches that were taken over from another node, by what that node did", "reason"
         )
+        self.cluster_poisoned = self._counter(
+            "cluster_poisoned", "Nodes that were left because they sent wrong bytes"
+        )
+        self.cluster_refused = self._counter("cluster_refused", "Requests to nodes that were refused: they have another secret")
         self.source_bytes = self._counter("source_bytes", "Bytes of blobs by where they came from", "source")
         self.objects_up = self._gauge("objects_up", Across.LEAST, "0 while the bucket of objects does not answer")
         self.objects_owed = self._gauge("objects_owed", Across.LARGEST, "Blobs and manifests that are not in the bucket yet")
@@ -220,7 +224,7 @@ class Metrics:
         self.objects_up.set(1)
         for op, status in (("get", "ok"), ("get", "absent"), ("get", "error"), ("put", "ok"), ("put", "error")):
             self.objects_requests.labels(op, status)
-        for reason in ("absent", "busy", "connect", "cut", "timeout", "protocol", "waiting", "error"):
+        for reason in ("absent", "busy", "connect", "cut", "timeout", "protocol", "refused", "waiting", "error"):
             self.cluster_takeovers.labels(reason)
         self.bytes_from_nodes, self.bytes_from_objects, self.bytes_from_upstreams = (
             self.source_bytes.labels(source) for source in ("peer", "objects", "upstream")

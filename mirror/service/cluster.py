@@ -70,7 +70,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
     # The rate of `downloads.max_rate` is for upstreams.
     intake = Intake(connections.intake.buffers, ByteRate(CountTable.private()))
     peers = Peers(http, intake, secret, metrics.bytes_from_nodes.inc, _client_tls(cluster.tls))
-    peers.me = name
+    peers.me, peers.poisoned, peers.refused = name, metrics.cluster_poisoned.inc, metrics.cluster_refused.inc
     leases, grants = Leases(link, keys, me, cluster.fan_out), Grants(link, keys, access.record_grant)
     source = ClusterSource(leases, peers, grants, downloads.is_under_way, metrics.cluster_takeovers)
     metrics.cluster_alone.set_function(lambda: not link.is_up)
@@ -81,6 +81,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         secret=secret,
         leases=leases,
         source=source,
+        peers=peers,
         grants=grants,
         manifests=SharedManifests(link, keys, me, peers.manifest),
         tags=SharedTags(link, keys, name),

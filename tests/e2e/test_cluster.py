@@ -176,6 +176,7 @@ async def test_wrong_bytes_of_a_node(size, anonymous, redis, tmp_path):
         assert right(await other.whole(APP, blob.digest), blob.digest)
         assert len(gets(anonymous, blob.digest)) == 2
         await other.logged("node_poisoned")
+        await eventually(other.metrics, "counted", holds=lambda seen: seen["registry_mirror_cluster_poisoned_total"] == 1)
 
 
 async def test_owner_stops_in_an_orderly_way(anonymous, redis, tmp_path):
@@ -244,6 +245,11 @@ async def test_node_with_another_secret_is_by_itself(anonymous, redis, tmp_path)
         # Read again with a beat.
         body = await eventually(lambda: _pulled_alone(other, first, blob), "a refusal", holds=bool)
         assert right(body, blob.digest)
+        # And says so.
+        _, details = await other.ready()
+        assert details["cluster"]["refused_by"] == f"http://127.0.0.1:{first.node_port}"
+        assert (await other.metrics())["registry_mirror_cluster_refused_total"] >= 1
+        await other.logged("node_refuses")
 
 
 async def _pulled_alone(other, first, blob):

@@ -48,6 +48,8 @@ FAMILIES = {
     "cluster_clock_offset_seconds": ("gauge", ()),
     "cluster_calls_seconds": ("histogram", ()),
     "cluster_takeovers": ("counter", ("reason",)),
+    "cluster_poisoned": ("counter", ()),
+    "cluster_refused": ("counter", ()),
     "objects_up": ("gauge", ()),
     "objects_owed": ("gauge", ()),
     "objects_bytes": ("gauge", ()),
