@@ -209,9 +209,7 @@ class Metrics:
         self.cluster_takeovers = self._counter(
             "cluster_takeovers", "Fetches that were taken over from another node, by what that node did", "reason"
         )
-        self.cluster_poisoned = self._counter(
-            "cluster_poisoned", "Nodes that were left because they sent wrong bytes"
-        )
+        self.cluster_poisoned = self._counter("cluster_poisoned", "Nodes that were left because they sent wrong bytes")
         self.cluster_refused = self._counter("cluster_refused", "Requests to nodes that were refused: they have another secret")
         self.source_bytes = self._counter("source_bytes", "Bytes of blobs by where they came from", "source")
         self.objects_up = self._gauge("objects_up", Across.LEAST, "0 while the bucket of objects does not answer")
