@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     # Imported only where there is a rule of `trust`.
     from mirror.cache.trust_gate import TrustFacts
 
+    # Imported only by a mirror with a bucket.
+    from mirror.objects.inventory import ImageInBucket
+
 
 def describe(explanation: Explanation, downloads: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return an explanation as `explain` answers it.
@@ -39,6 +42,19 @@ def describe(explanation: Explanation, downloads: Iterable[Mapping[str, Any]]) -
         "trust": None if explanation.trust is None else _trust(explanation.trust),
         "pull": _pull(explanation.forecast),
         "platforms": [_manifest(manifest, arriving) for manifest in explanation.manifests],
+    }
+
+
+def describe_bucket(found: ImageInBucket) -> dict[str, Any]:
+    """Return what the bucket has of an image as `explain` answers it."""
+    tag = None if found.tag is None else {"digest": str(found.tag.digest), "checked": found.tag.checked}
+    return {
+        "tag": tag,
+        "manifests": found.manifests,
+        "blobs": found.blobs,
+        "missing": [str(digest) for digest in found.missing],
+        "bytes": found.size,
+        "problem": found.problem,
     }
 
 

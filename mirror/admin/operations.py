@@ -14,12 +14,13 @@ from prometheus_client.exposition import generate_latest
 from mirror import __version__
 from mirror.admin.checks import check_accounts, clock_skews, credential_problems, host_checks
 from mirror.admin.download_figures import DownloadFigures, merged
-from mirror.admin.explanations import describe
+from mirror.admin.explanations import describe, describe_bucket
 from mirror.admin.held_back import HeldBack
 from mirror.admin.registry_storage import RegistryStorage
-from mirror.admin.status import MetricValues, removal_figures, request_figures, upstream_figures
+from mirror.admin.status import MetricValues, bucket_figures, removal_figures, request_figures, upstream_figures
 from mirror.admin.worker_stats import Encode, Problems, WorkerStats
 from mirror.cache.cache import Cache
+from mirror.cache.explainer import Explanation
 from mirror.config.model import Config
 from mirror.core.checks import Check, check_clock, check_reload
 from mirror.core.names import ImageName, ImagePattern
@@ -176,6 +177,7 @@ class AdminOperations:
                 "min_free": quota.min_free,
                 **removal_figures(values),
             },
+            "objects": None if self.objects is None else bucket_figures(values, self.objects.reader.bucket.problem),
             "registries": self.registry_storage.figures(),
             "requests": request_figures(values),
             "upstreams": upstream_figures(values, readiness.details["upstreams"]),
@@ -215,7 +217,15 @@ class AdminOperations:
         downloads = await asyncio.to_thread(self.downloads)
         sync = await asyncio.to_thread(self._sync_facts, name)
         upstreams = await asyncio.to_thread(self._with_latest, name.repository.registry, upstreams)
-        return {**describe(explanation, downloads), "upstreams": upstreams, "sync": sync}
+        objects = await self._in_bucket(explanation)
+        return {**describe(explanation, downloads), "upstreams": upstreams, "sync": sync, "objects": objects}
+
+    async def _in_bucket(self, explanation: Explanation) -> dict[str, Any] | None:
+        if self.objects is None:
+            return None
+        inventory = self.objects.inventory
+        found = await inventory.image(explanation.repository, explanation.reference, explanation.digest)
+        return describe_bucket(found)
 
     def _upstreams_of(self, registry: Registry) -> list[dict[str, Any]]:
         following = registry.next_upstream("manifest", "GET")

@@ -235,6 +235,16 @@ STATUS: Final = record(
         evicted=mapping(record(blobs=COUNT, bytes=BYTES)),
         purged_bytes=BYTES,
     ),
+    objects=optional(
+        record(
+            up=FLAG,
+            problem=optional(TEXT),
+            bytes=optional(BYTES),
+            max_size=optional(BYTES),
+            owed=optional(COUNT),
+            deleted=record(objects=COUNT, bytes=BYTES),
+        )
+    ),
     registries=array(record(registry=TEXT, bytes=BYTES, blobs=COUNT, max_size=BYTES)),
     requests=record(
         pulls=COUNT,
@@ -296,4 +306,14 @@ EXPLANATION: Final = record(
     ),
     upstreams=array(record(name=TEXT, state=TEXT, next=FLAG, pulls_left=optional(COUNT))),
     sync=record(kept=FLAG, last=optional(record(maybe=_MAYBE_IN_RESULT, **_RESULT)), next_run=optional(TIME)),
+    objects=optional(
+        record(
+            tag=optional(record(digest=TEXT, checked=TIME)),
+            manifests=COUNT,
+            blobs=COUNT,
+            missing=array(TEXT),
+            bytes=BYTES,
+            problem=optional(TEXT),
+        )
+    ),
 )

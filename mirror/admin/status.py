@@ -90,3 +90,19 @@ def upstream_figures(values: MetricValues, states: Mapping[str, str]) -> list[di
         }
         for (registry, _, name), state in ((key.partition(" "), state) for key, state in states.items())
     ]
+
+
+def bucket_figures(values: MetricValues, problem: str | None) -> dict[str, Any]:
+    """Return the figures of the bucket behind the store.
+
+    Args:
+        problem: why this process does not ask it; None if it does.
+    """
+    return {
+        "up": bool(values.value("objects_up")),
+        "problem": problem,
+        "bytes": values.value("objects_bytes"),
+        "max_size": values.value("objects_limit_bytes"),
+        "owed": values.value("objects_owed"),
+        "deleted": {"objects": values.sum("objects_deleted_total"), "bytes": values.sum("objects_deleted_bytes_total")},
+    }

@@ -223,9 +223,9 @@ class Explainer:
         if await self._content.read_manifest(repository, digest) is not None:
             why = "held for another repository: upstream is asked by HEAD whether this one has it"
             return Forecast(Action.CHECK, Outcome.REVALIDATED, why)
-        return Forecast(
-            Action.FETCH, Outcome.MISS, self._with_obstacle(repository, "not held: fetched from upstream by its digest", "GET")
-        )
+        before = "" if self._context.objects is None else "read from the bucket, or else "
+        why = f"not held: {before}fetched from upstream by its digest"
+        return Forecast(Action.FETCH, Outcome.MISS, self._with_obstacle(repository, why, "GET"))
 
     def _forecast_refusal(
         self, repository: Repository, tag: Tag, record: TagRecord | None, error: UpstreamRefusal, *, is_complete: bool

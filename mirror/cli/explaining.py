@@ -53,6 +53,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("held back", _held_back(tag["held_back"]) if tag.get("held_back") else ""),
         ("policy", found["policy"]),
         ("signatures", _trust(found["trust"]) if found["trust"] else ""),
+        ("bucket", _bucket(found["objects"]) if found["objects"] else ""),
         ("evicted", "last, because it is pinned" if tag.get("pinned") or sync["kept"] else ""),
         ("pulled", ago(found["pulled"])),
         ("last answer", _answer(last) if last else ""),
@@ -84,6 +85,19 @@ def _trust(trust: dict[str, Any]) -> str:
     """What a rule says of the signatures, as `signed: by key release.pub, 5 minutes ago (trust: library/*)`."""
     verdict = f"{trust['result']}: {trust['why']}, {ago(trust['reached'])}" if trust["result"] else "not judged yet"
     return f"{verdict} ({trust['rule']}{', warns only' if trust['mode'] == 'warn' else ''})"
+
+
+def _bucket(bucket: dict[str, Any]) -> str:
+    """What the bucket has, as `complete, 12.3 MiB in 5 objects, the tag was checked 5 minutes ago`."""
+    objects = bucket["manifests"] + bucket["blobs"]
+    tag = f"; its tag was checked {ago(bucket['tag']['checked'])}" if bucket["tag"] else ""
+    if bucket["problem"]:
+        return f"not known: {bucket['problem']}"
+    if not objects:
+        return f"nothing of it{tag}"
+    missing = len(bucket["missing"])
+    state = f"in part, {missing} blobs missing" if missing else "complete"
+    return f"{state}, {format_bytes(bucket['bytes'])} in {objects} objects{tag}"
 
 
 def _answer(last: dict[str, Any]) -> str:

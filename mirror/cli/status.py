@@ -63,6 +63,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("mirror", f"{_readiness(found)}, version {found['version']}"),
         *((name, f"FAILED: {check['text']}") for name, check in found["checks"].items() if _is_shown(name, check)),
         ("store", _store(found["store"])),
+        *([] if found["objects"] is None else [("bucket", _bucket(found["objects"]))]),
         ("pulls", f"{_ratio(requests)}{errors} since the start" if requests["pulls"] or errors else "none since the start"),
         ("", outcomes),
         *([] if found.get("cluster") is None else [("cluster", _cluster(found["cluster"]))]),
@@ -104,6 +105,13 @@ def _store(store: dict[str, Any]) -> str:
     low = ": pulls may bypass the store" if available < store["min_free"] else ""
     free = f"{format_bytes(available)} free on the disk, {format_bytes(store['min_free'])} kept free{low}"
     return f"{format_bytes(store['bytes'] or 0)}{limit} in {store['blobs']} blobs; {free}"
+
+
+def _bucket(bucket: dict[str, Any]) -> str:
+    owed = f", {bucket['owed']} uploads owed" if bucket["owed"] else ""
+    if not bucket["up"]:
+        return f"DOWN: {bucket['problem'] or 'it does not answer'}{owed}"
+    return f"{_part(bucket['bytes'] or 0, bucket['max_size'] or 0)}{owed}"
 
 
 def _registries(registries: list[dict[str, Any]]) -> list[tuple[str, ...]]:

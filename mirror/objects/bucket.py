@@ -74,6 +74,11 @@ class Bucket:
         """Whether the bucket answers, as far as is known."""
         return self._calls.is_up
 
+    @property
+    def problem(self) -> str | None:
+        """Why the bucket is not asked; None if it is."""
+        return self._calls.problem
+
     async def run(self) -> None:
         """Ask a bucket that has failed from time to time, until cancelled."""
         await self._calls.run(partial(self.check, trial=True))

@@ -74,6 +74,12 @@ class GuardedCalls:
         self._requests = requests
         self._breaker = Breaker(longest=_LONGEST_PAUSE_S)
         self._failed = asyncio.Event()
+        self._cause: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the bucket is not asked; None if it is."""
+        return None if self.is_up else self._cause
 
     @property
     def is_up(self) -> bool:
@@ -141,7 +147,7 @@ class GuardedCalls:
         return ObjectsUnavailable(f"the bucket {self._bucket}: {cause}")
 
     def _note_failure(self, cause: str, admission: Admission, *, grave: bool) -> None:
-        was_up = self.is_up
+        was_up, self._cause = self.is_up, cause
         if self._breaker.failed(time.monotonic(), admission, grave=grave):
             self._failed.set()
             if was_up:

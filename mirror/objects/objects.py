@@ -11,6 +11,7 @@ from mirror.aio import together
 from mirror.config.sections import RegistryConfig
 from mirror.core.digest import Digest
 from mirror.core.scope import scope_of
+from mirror.objects.inventory import BucketInventory
 from mirror.objects.owed import OwedUploads
 from mirror.objects.reader import ObjectReader
 from mirror.objects.sweeper import Sweeper
@@ -52,6 +53,7 @@ class Objects:
 
     reader: ObjectReader
     uses: UseReport
+    inventory: BucketInventory
     writer: BucketWriter | None
 
     def configure(self, registries: Mapping[str, RegistryConfig]) -> None:
@@ -77,8 +79,9 @@ class Objects:
             self.writer.owed.add_purged(digests)
 
     def describe(self) -> dict[str, object]:
-        """Return the state for operators: `up` or `down`, and the uploads that are owed."""
-        return {"objects": "up" if self.reader.is_up else "down", "owed": self.owed}
+        """Return the state for operators: `up` or `down`, and the uploads that all processes owe. Blocks."""
+        owed = 0 if self.writer is None else self.writer.owed.count()
+        return {"objects": "up" if self.reader.is_up else "down", "owed": owed}
 
     async def run(self) -> None:
         """Upload, sweep, and watch the bucket, until cancelled."""

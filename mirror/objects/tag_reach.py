@@ -80,14 +80,15 @@ class TagReach:
         """
         if not add(digest) or depth > _MAX_DEPTH:
             return
-        manifest = await self._manifest(digest)
+        manifest = await self.manifest(digest)
         if manifest is not None:
             for blob in manifest.blobs:
                 add(blob.digest)
             for child in manifest.children:
                 await self._add(child.digest, add, depth + 1)
 
-    async def _manifest(self, digest: Digest) -> Manifest | None:
+    async def manifest(self, digest: Digest) -> Manifest | None:
+        """Return a manifest of the store or the bucket; None if neither has it. Raises UpstreamError."""
         held = await in_thread(None, held_manifest, self._store.files, digest)
         if held is not None:
             return held

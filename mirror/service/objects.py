@@ -16,12 +16,14 @@ from mirror.metrics import Metrics
 from mirror.objects.address import BucketAddress
 from mirror.objects.bucket import Bucket
 from mirror.objects.facts import ObjectFacts
+from mirror.objects.inventory import BucketInventory
 from mirror.objects.local_facts import LocalFacts
 from mirror.objects.objects import BucketWriter, Objects
 from mirror.objects.owed import OwedUploads
 from mirror.objects.reader import ObjectReader, Published
 from mirror.objects.redirects import ObjectRedirects, RedirectRules
 from mirror.objects.sweeper import Sweeper, SweepLimits
+from mirror.objects.tag_reach import TagReach
 from mirror.objects.uploader import TURN_S, Uploader
 from mirror.objects.use_report import REPORT_INTERVAL_S, UseReport
 
@@ -44,7 +46,8 @@ def build_objects(config: ObjectsConfig, services: Services, published: Publishe
         networks = tuple(map(parse_network, config.redirect.networks))
         rules = RedirectRules(networks, config.redirect.min_size, config.redirect.url_ttl)
         reader.redirects = ObjectRedirects(bucket, facts, rules)
-    objects = Objects(reader, uses, _build_writer(config, services, bucket, facts) if writes else None)
+    inventory = BucketInventory(reader, TagReach(bucket, store))
+    objects = Objects(reader, uses, inventory, _build_writer(config, services, bucket, facts) if writes else None)
     metrics.objects_owed.set_function(lambda: objects.owed)
     if node is not None:
         node.members.owed = lambda: objects.owed

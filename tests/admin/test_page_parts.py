@@ -107,7 +107,7 @@ STATUS = {
     "draining": False, "store_writable": True, "credentials": {}, "files": {},
     "checks": {"storage": {"ok": True, "text": "fine"}},
     "upstreams": [{"registry": "docker.io", "name": "hub", "up": True, "state": "up", "pulls_left": None}],
-    "store": {"free": 10 * GIB, "min_free": GIB},
+    "store": {"free": 10 * GIB, "min_free": GIB}, "cluster": None, "objects": {"up": True, "problem": None},
 }  # fmt: skip
 
 
@@ -120,6 +120,12 @@ STATUS = {
         ({"files": {"tls.key": "cannot be read"}}, "tls.key: cannot be read"),
         ({"checks": {"storage": {"ok": False, "text": "too small"}}}, "Check storage: too small"),
         ({"upstreams": [{**STATUS["upstreams"][0], "up": False, "state": "down"}]}, "hub (docker.io): down"),
+        ({"cluster": {"redis": "alone", "cause": "refused", "nodes": []}}, "by itself: refused"),
+        (
+            {"objects": {"up": False, "problem": "403 Forbidden"}},
+            "The bucket is not used, upstream is asked instead: 403 Forbidden",
+        ),
+        ({"objects": {"up": False, "problem": None}}, "it does not answer"),
         ({"store": {"free": 0, "min_free": GIB}}, "free on the disk"),
         ({"store": {"free": None, "min_free": GIB}}, "free on the disk"),
     ],

@@ -43,7 +43,7 @@ def test_minimal(tmp_path, secret):
         ("fan_out: 0", "cluster.fan_out"),
         ("stall_timeout: 0s", "cluster.stall_timeout"),
         ("tls: {certificate: /dev/null}", "cluster.tls"),
-        ("zone: eu", "cluster.zone"),
+        ("zone: 'a b'", "cluster.zone"),
     ],
 )
 def test_mistakes(section, key, tmp_path):

@@ -10,7 +10,7 @@ import pytest_asyncio
 import structlog
 
 from tests.fakehub import FakeHub
-from tests.mirror.buckets import pull, uploaded
+from tests.mirror.buckets import nothing_owed, pull, uploaded
 from tests.support.buckets import BucketProxy, BucketServer
 from tests.support.clock import Clock
 from tests.support.mirrors import MirrorUnderTest
@@ -152,5 +152,6 @@ async def kept(hub, bucket, opened):
     async with opened("first") as mirror:
         await pull(mirror, image)
         await uploaded(bucket, image)
+        await nothing_owed(mirror)
     hub.reset_counters()
     return image

@@ -32,6 +32,9 @@ def problems(status: Mapping[str, Any]) -> list[str]:
     found += (f"Account of {name}: {text}" for name, text in status["credentials"].items())
     found += (f"{one['name']} ({one['registry']}): {one['state']}" for one in status["upstreams"] if not one["up"])
     found += _cluster_problems(status["cluster"])
+    bucket = status["objects"]
+    if bucket is not None and not bucket["up"]:
+        found.append(f"The bucket is not used, upstream is asked instead: {bucket['problem'] or 'it does not answer'}")
     found += (f"Check {name}: {check['text']}" for name, check in checks.items() if not check["ok"])
     if free < store["min_free"] and all(check["ok"] for check in checks.values()):
         kept = format_bytes(store["min_free"])
