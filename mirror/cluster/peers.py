@@ -14,8 +14,10 @@ import structlog
 from yarl import URL
 
 from mirror import demand
+from mirror.cluster.peer_protocol import HOP_HEADER, NODE_HEADER, PeerBusy, PeerRefused, PeerWaiting, raise_for
 from mirror.cluster.secret import ClusterSecret
 from mirror.core.bounded_cache import BoundedCache
+from mirror.core.digest import Digest
 from mirror.core.hmac_token import SignedRequest
 from mirror.core.manifest import MAX_MANIFEST_BYTES
 from mirror.download.source import BlobRange
@@ -23,21 +25,16 @@ from mirror.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout,
 from mirror.throttled_log import ThrottledLog
 from mirror.tracing import request_id
 from mirror.upstream.blob import UpstreamBlob
-from mirror.upstream.http import Http, drain
+from mirror.upstream.http import Http
 from mirror.upstream.intake import Intake
 from mirror.upstream.receiver import open_body
 
 log = structlog.get_logger(__name__)
 
-WAIT_HEADER = "X-Mirror-Wait"
-"""In a 503 of a node that has nothing to send yet, but expects it."""
-FIRST_HEADER = "X-Mirror-First"
-"""In a 404 of a node that was asked for what has arrived: the position of the first such byte in the requested range."""
-
-NODE_HEADER = "X-Mirror-Node"
-"""In a request: the name of the node that asks."""
-
 _MAX_NODES = 4096
+# A longer chain is a mistake: ten hops reach a thousand nodes that send to two others each.
+_MAX_HOPS = 12
+_MAX_BLOBS = 10_000
 # Of the blob; a node above that has less is not worth a change.
 _MORE_BYTES = 1 << 20
 # A node that waits for upstream itself answers at once or after a moment. It learns within this time whether upstream fails.
@@ -46,35 +43,6 @@ _WAITING_S, _POLL_INTERVAL_S = 20.0, 0.05
 _UNREACHABLE_S, _POISONED_S = 3.0, 600.0
 # How long operators are told of a node that has refused a request.
 _REFUSED_S = 300.0
-
-
-class PeerAbsent(UpstreamError):
-    """The node neither holds nor receives the blob, or the byte that was asked for has not arrived.
-
-    Attributes:
-        first: the position of the first byte that has; None if none has.
-    """
-
-    reason = "absent"
-    first: int | None = None
-
-
-class PeerWaiting(UpstreamError):
-    """The node has no byte of it yet, but expects some."""
-
-    reason = "waiting"
-
-
-class PeerRefused(UpstreamError):
-    """The node does not accept the signature."""
-
-    reason = "refused"
-
-
-class PeerBusy(UpstreamError):
-    """The node takes no more requests: it is stopping, cannot store the blob, or has too many."""
-
-    reason = "busy"
 
 
 class Peers:
@@ -112,10 +80,15 @@ class Peers:
         self._received = received
         self._tls: ssl.SSLContext | bool = True if tls is None else tls
         self._avoided: BoundedCache[str, bool] = BoundedCache(_MAX_NODES)
+        self._hops: BoundedCache[Digest, int] = BoundedCache(_MAX_BLOBS)
 
     def avoids(self, node: str) -> bool:
         """Whether a node has failed so lately that it is not asked."""
         return self._avoided.get(node, self.clock()) is not None
+
+    def hops(self, digest: Digest) -> int:
+        """How many nodes were between this one and upstream when the last stream of a blob was opened."""
+        return self._hops.get(digest) or 0
 
     def note_poisoned(self, node: str) -> None:
         """Ask a node no more for a while: its bytes had another digest."""
@@ -164,7 +137,8 @@ class Peers:
                 contextlib.AsyncExitStack() as resources,
             ):
                 answered = True
-                await _raise_for(response)
+                await raise_for(response)
+                self._note_hops(response, wanted.digest)
                 yield self._opened(response, wanted, resources)
         except PeerRefused:
             self.refused()
@@ -205,6 +179,13 @@ class Peers:
         if wanted.size is not None and blob.size != wanted.size:
             raise UpstreamProtocolError(f"node {response.url.host} says that {wanted.digest} has {blob.size} bytes")
         return blob
+
+    def _note_hops(self, response: aiohttp.ClientResponse, digest: Digest) -> None:
+        text = response.headers.get(HOP_HEADER, "")
+        hops = 1 + (int(text) if text.isascii() and text.isdigit() else 0)
+        if hops > _MAX_HOPS:
+            raise PeerBusy(f"node {response.url.host} is {hops - 1} hops away from upstream")
+        self._hops.put(digest, hops)
 
     def _avoid(self, node: str, seconds: float) -> None:
         self._avoided.put(node, True, expires=self.clock() + seconds)
@@ -274,21 +255,3 @@ def _url(node: str, path: str) -> URL:
         return URL(node + path, encoded=True)
     except ValueError as error:
         raise UpstreamProtocolError(f"a node is called {node[:100]!r}, which is no URL") from error
-
-
-async def _raise_for(response: aiohttp.ClientResponse) -> None:
-    host, status = response.url.host, response.status
-    if status in (200, 206):
-        return
-    await drain(response)
-    if status == 404:
-        absent, first = PeerAbsent(f"node {host} does not have it"), response.headers.get(FIRST_HEADER, "")
-        absent.first = int(first) if first.isdecimal() and first.isascii() else None
-        raise absent
-    if status == 401:
-        raise PeerRefused(f"node {host} has another secret")
-    if status == 503 and WAIT_HEADER in response.headers:
-        raise PeerWaiting(f"node {host} has nothing of it yet")
-    if status == 503:
-        raise PeerBusy(f"node {host} takes no more requests")
-    raise UpstreamProtocolError(f"node {host} answers {status}")

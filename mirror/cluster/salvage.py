@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 
-from mirror.cluster.peers import PeerAbsent, Peers
+from mirror.cluster.peer_protocol import PeerAbsent
+from mirror.cluster.peers import Peers
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
 from mirror.download.source import BlobRange, BlobStream

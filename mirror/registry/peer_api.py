@@ -12,7 +12,7 @@ from aiohttp import web
 
 from mirror.cache.blobs import Blobs
 from mirror.cluster.node import ClusterNode
-from mirror.cluster.peers import FIRST_HEADER, NODE_HEADER, WAIT_HEADER
+from mirror.cluster.peer_protocol import FIRST_HEADER, HOP_HEADER, NODE_HEADER, WAIT_HEADER
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput, RangeNotSatisfiable
 from mirror.core.hmac_token import InvalidToken, SignedRequest
@@ -111,7 +111,9 @@ class PeerApi:
                 return problem_response(_WAITING, name)
             except _NotArrived as found:
                 return problem_response(found.problem, name)
-            response = ReadyResponse(_rendered(part, size), name)
+            source = self._node.source
+            hops = self._node.peers.hops(route.reference) if source.follows(route.reference) else 0
+            response = ReadyResponse(_rendered(part, size, hops), name)
             await response.prepare(request)
             await self._send(request, response, body, part)
             return response
@@ -143,8 +145,9 @@ def _arrived(part: ByteRange, body: HeldBody | StreamingBody) -> ByteRange:
     return ByteRange(start, min(stop, part.stop))
 
 
-def _rendered(part: ByteRange, size: int) -> Rendered:
-    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(part.stop - part.start)}
+def _rendered(part: ByteRange, size: int, hops: int) -> Rendered:
+    length = str(part.stop - part.start)
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": length, HOP_HEADER: str(hops)}
     if not size:
         return Rendered(200, head(200, headers), b"")
     return Rendered(206, head(206, {**headers, "Content-Range": content_range(part, size)}), b"")

@@ -6,10 +6,11 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from mirror.cluster.lease import Alone, Follow, Own
-from mirror.cluster.peers import BlobRange, PeerAbsent
+from mirror.cluster.peer_protocol import PeerAbsent
 from mirror.cluster.source import ClusterSource
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
+from mirror.download.source import BlobRange
 from mirror.errors import ConnectionWithdrawn, NotFound, UpstreamDisconnected, UpstreamFailing
 
 DIGEST = Digest.of(b"x")

@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import os
+import time
 
 import pytest
+from aiohttp import web
 
-from tests.e2e.harness.cluster import Node, RedisServer, cluster
+from mirror.core.hmac_token import SignedRequest, sign
+from tests.e2e.harness.cluster import SECRET, Node, RedisServer, cluster
 from tests.e2e.test_cluster import gets, right
 from tests.fakehub import Rule
 from tests.support.waiting import eventually
@@ -106,3 +110,53 @@ async def test_node_of_a_later_version(anonymous, redis, tmp_path):
         assert right(await node.whole(APP, blob.digest), blob.digest)
         found = json.loads(await node.admin("/api/v1/nodes"))["nodes"]
         assert {"name": later, "version": "9", "mood": "good", "self": False} in found
+
+
+async def test_long_chain_is_refused(anonymous, redis, tmp_path):
+    """A node that is twelve hops away from upstream is no parent: the next one takes the lease over."""
+    blob = anonymous.add_synthetic_blob(APP, MIB, 7)
+    anonymous.add_image(APP, "1", [blob])
+    asked = []
+
+    async def answer(request):
+        asked.append(request.path)
+        return web.Response(
+            status=206, body=bytes(MIB), headers={"X-Mirror-Hop": "12", "Content-Range": f"bytes 0-{MIB - 1}/{MIB}"}
+        )
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    far = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        async with cluster(anonymous, tmp_path, redis, count=1, workers=1) as (node,):
+            await redis.command("set", f"rm:{{default}}:1:b:{blob.digest}", f"own|x|{far}|", "px", "60000")
+            assert right(await node.whole(APP, blob.digest), blob.digest)
+            await node.logged("lease_taken_over")
+            assert len(asked) == 1
+            assert "node_poisoned" not in node.log
+    finally:
+        await runner.cleanup()
+
+
+async def test_node_says_how_far_it_is_from_upstream(anonymous, redis, tmp_path):
+    """The last of a chain counts the nodes before it."""
+    blob = anonymous.add_synthetic_blob(APP, 4 * MIB, 7)
+    anonymous.add_image(APP, "1", [blob])
+    gate = anonymous.gate(Rule(kind="blob", method="GET"), after=2 * MIB)
+    async with cluster(anonymous, tmp_path, redis, count=3, workers=1, cluster={"fan_out": 1}) as nodes:
+        pulls = []
+        for node in nodes:
+            pulls.append(await node.blob(APP, blob.digest))
+            await pulls[-1].read(MIB)
+        path = f"/v2/docker.io/{APP}/blobs/{blob.digest}"
+        found = []
+        for node in nodes:
+            url = f"http://127.0.0.1:{node.node_port}"
+            token = sign(SECRET.encode(), SignedRequest("GET", path, "bytes=0-9", url), time.time(), os.urandom(16).hex())
+            async with node.session.get(url + path, headers={"Range": "bytes=0-9", "Authorization": token}) as response:
+                found.append(response.headers["X-Mirror-Hop"])
+        assert found == ["0", "1", "2"]
+        gate.release()
+        assert all([right(await pull.rest(), blob.digest) for pull in pulls])

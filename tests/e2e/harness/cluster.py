@@ -12,7 +12,7 @@ from tests.support.ports import free_port
 from tests.support.waiting import LIMIT, eventually
 from tests.workers.cluster import Cluster, Pull
 
-_SECRET = "a secret of forty characters, more or less"
+SECRET = "a secret of forty characters, more or less"
 
 
 class RedisServer:
@@ -69,7 +69,7 @@ class Node(Cluster):
     def __init__(self, hub, directory: Path, server: RedisServer, **settings) -> None:
         directory.mkdir()
         secret = directory / "secret"
-        secret.write_text(_SECRET)
+        secret.write_text(SECRET)
         self.node_port = free_port()
         own = {
             # A busy machine is neither a slow Redis nor a node that hangs.
