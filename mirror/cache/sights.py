@@ -58,7 +58,8 @@ class Sights:
 
     def _see(self, repository: Repository, digest: Digest, now: float) -> Sight:
         index = self._context.store.index
-        # What a tag has named since before there was a cool-down.
+        # What was held, or named by a tag, before there was a cool-down.
         records = (index.tags.get(repository, tag) for tag in index.tags.naming(repository, digest))
-        first = min((record.changed for record in records if record is not None and record.changed <= now), default=now)
-        return index.holds.see(repository, digest, first, now)
+        times = [record.changed for record in records if record is not None]
+        times += [index.manifests.written_at(repository, digest) or now]
+        return index.holds.see(repository, digest, min((when for when in times if when <= now), default=now), now)

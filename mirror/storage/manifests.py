@@ -56,9 +56,13 @@ class Manifests:
         """Delete the record that a repository holds a manifest; what the manifest names stays recorded."""
         self._table.delete(f"manifest|{repository}|{digest}")
 
+    def written_at(self, repository: Repository, digest: Digest) -> float | None:
+        """Return when a record was written, perhaps not for the first time, in seconds since the epoch; None without one."""
+        return self._table.written_at(f"manifest|{repository}|{digest}")
+
     def is_newer(self, repository: Repository, digest: Digest, when: float) -> bool:
         """Whether the record was written, perhaps not for the first time, since `when`, in seconds since the epoch."""
-        return (self._table.written_at(f"manifest|{repository}|{digest}") or 0.0) >= when
+        return (self.written_at(repository, digest) or 0.0) >= when
 
     def rows(self, repository: Repository | None = None) -> Iterator[tuple[Repository, Digest]]:
         """Yield every manifest that any repository holds, or that one repository holds."""

@@ -329,6 +329,21 @@ async def test_what_was_held_before_there_was_a_rule_is_not_new(hub, start):
         assert (await mirror.get(manifest_path("2"))).sha256 == other.digest
 
 
+async def test_digest_that_was_held_stays_known_when_a_tag_moves_to_it(hub, start):
+    """Workloads are pinned to it; the tag's move begins no clock that refuses it."""
+    async with start() as (mirror, clock):
+        image = hub.add_image(APP, "2")
+        await mirror.get(manifest_path(image.digest))
+        hub.add_image(APP, "1", layers=[b"old"])
+        await mirror.get(TAG)
+    async with start(REFUSING, clock=clock) as (mirror, clock):
+        clock.advance(4 * DAY)
+        hub.move_tag(APP, "1", image.digest)
+        assert (await mirror.head(TAG)).headers["Docker-Content-Digest"] == image.digest
+        mirror.store.generation.change()
+        assert (await mirror.get(manifest_path(image.digest))).sha256 == image.digest
+
+
 async def test_moved_tag_is_not_refused_but_kept(hub, start):
     """And the new image is refused by its digest."""
     async with start() as (mirror, clock):
