@@ -13,9 +13,18 @@ SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyj
 DOCKER_FOREIGN_LAYER: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 OCI_FOREIGN_LAYER: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 
-# What `docker load` takes, whatever the compression of a layer.
-DOCKER_CONFIG_TYPES: Final = ("application/vnd.docker.container.image.v1+json", "application/vnd.oci.image.config.v1+json")
-DOCKER_LAYER_PREFIXES: Final = ("application/vnd.docker.image.rootfs.diff.tar", "application/vnd.oci.image.layer.v1.tar")
+# What `docker load` takes. Docker 20.10 fails on a layer in zstd, and then on the whole archive.
+LOADABLE_CONFIG_TYPES: Final = frozenset(
+    {"application/vnd.docker.container.image.v1+json", "application/vnd.oci.image.config.v1+json"}
+)
+LOADABLE_LAYER_TYPES: Final = frozenset(
+    {
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+    }
+)
 
 MANIFEST_TYPES: Final = frozenset({DOCKER_MANIFEST, OCI_MANIFEST})
 INDEX_TYPES: Final = frozenset({DOCKER_LIST, OCI_INDEX})

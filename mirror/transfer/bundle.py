@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from mirror.core.digest import Digest
 from mirror.core.media import OCI_INDEX
-from mirror.core.names import DOCKER_HUB, Reference, Repository, Tag
+from mirror.core.names import Reference, Repository, Tag
 from mirror.transfer import tar_writer
 from mirror.transfer.layout import (
     ATTACHED_NAME,
@@ -22,8 +22,6 @@ from mirror.transfer.layout import (
     REF_NAME,
     blob_path,
 )
-
-_LIBRARY: Final = "library/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,25 +121,18 @@ class Bundle:
 
 
 def _docker_rows(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
-    """Yield the entries of manifest.json; an image with several tags is one (moby, image/tarexport/load.go)."""
+    """Yield the entries of manifest.json; an image with several tags is one (moby, image/tarexport/load.go).
+
+    The names are whole: podman takes a short one for one of `localhost`.
+    """
     tags: dict[DockerImage, list[str]] = {}
     for entry in entries:
         if entry.docker is not None:
             names = tags.setdefault(entry.docker, [])
             if isinstance(entry.reference, Tag):
-                names.append(_familiar(entry))
+                names.append(entry.name)
     for image, names in tags.items():
         yield {"Config": blob_path(image.config), "RepoTags": names, "Layers": [blob_path(layer) for layer in image.layers]}
-
-
-def _familiar(entry: Entry) -> str:
-    """Return a name as `docker images` shows it (distribution/reference, FamiliarString)."""
-    path = entry.repository.path
-    if entry.repository.registry != DOCKER_HUB:
-        path = str(entry.repository)
-    elif path.startswith(_LIBRARY) and "/" not in path.removeprefix(_LIBRARY):
-        path = path.removeprefix(_LIBRARY)
-    return f"{path}:{entry.reference}"
 
 
 def _json(value: object) -> bytes:

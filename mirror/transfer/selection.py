@@ -10,7 +10,7 @@ from typing import Final
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidPlatform
 from mirror.core.manifest import Manifest, ManifestKind, chosen
-from mirror.core.media import DOCKER_CONFIG_TYPES, DOCKER_LAYER_PREFIXES
+from mirror.core.media import LOADABLE_CONFIG_TYPES, LOADABLE_LAYER_TYPES
 from mirror.core.platform import Platform
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.images import held_manifest
@@ -86,13 +86,14 @@ def docker_image(manifests: Sequence[PlatformManifest], platforms: Iterable[Plat
 
 def _as_docker_image(manifest: Manifest) -> DockerImage | str:
     config = manifest.config
-    if config is None or config.media_type not in DOCKER_CONFIG_TYPES:
+    if config is None or config.media_type not in LOADABLE_CONFIG_TYPES:
         return "it has no config of an image"
     layers = manifest.blobs[1:]
     if any(layer.is_foreign for layer in layers):
         return "another host serves a part of its layers"
-    if not layers or not all(layer.media_type.startswith(DOCKER_LAYER_PREFIXES) for layer in layers):
-        return "its layers are no layers of an image"
+    other = next((layer.media_type for layer in layers if layer.media_type not in LOADABLE_LAYER_TYPES), None)
+    if other is not None:
+        return f"Docker 20.10 does not load layers of the type {other}"
     return DockerImage(config.digest, tuple(layer.digest for layer in layers))
 
 

@@ -76,7 +76,7 @@ async def test_one_image(hub, mirror, exports):
     image = hub.add_image(APP, "1")
     bundle = await exports.bundle("app:1")
     assert bundle.images == {f"{NAME}:1": image.digest}
-    assert bundle.docker == [docker_row(image, "app:1")]
+    assert bundle.docker == [docker_row(image, f"{NAME}:1")]
     assert bundle.blobs == {
         image.digest: image.raw,
         **{blob.digest: blob.data for blob in (image.config, *image.layers)},
@@ -97,7 +97,7 @@ async def test_shared_layers_and_several_tags(hub, exports):
         f"{NAME}:latest": one.digest,
         "docker.io/owner/other:2": two.digest,
     }
-    assert bundle.docker == [docker_row(one, "app:1", "app:latest"), docker_row(two, "owner/other:2")]
+    assert bundle.docker == [docker_row(one, f"{NAME}:1", f"{NAME}:latest"), docker_row(two, "docker.io/owner/other:2")]
     assert len(bundle.blobs) == 7
 
 
@@ -129,7 +129,7 @@ async def test_held_platforms(hub, mirror, exports):
     assert bundle.images == {f"{NAME}:1": image.digest}
     assert bundle.blobs.keys() == {image.digest, arm.digest, arm.config.digest, *(blob.digest for blob in arm.layers)}
     assert bundle.left_out(f"{NAME}:1") == others
-    assert bundle.docker == [docker_row(arm, "app:1")]
+    assert bundle.docker == [docker_row(arm, f"{NAME}:1")]
     assert not mirror.holds(others[0])
 
 
@@ -139,7 +139,7 @@ async def test_named_platforms(hub, exports):
     bundle = await exports.bundle("app:1", platforms=[S390X, ARM64])
     assert bundle.left_out(f"{NAME}:1") == [image.children[AMD64].digest]
     assert image.children[ARM64].digest in bundle.blobs
-    assert bundle.docker == [docker_row(image.children[S390X], "app:1")]
+    assert bundle.docker == [docker_row(image.children[S390X], f"{NAME}:1")]
 
 
 async def test_platforms_of_each_image(hub, exports):
@@ -229,7 +229,7 @@ async def test_excluded_layers(hub, mirror, exports):
     bundle = await exports.bundle("app:1", exclude=[*earlier.blobs, image.config.digest])
     assert bundle.blobs.keys() == {image.digest, image.config.digest, image.layers[1].digest}
     assert bundle.left_out(f"{NAME}:1") == [image.layers[0].digest]
-    assert bundle.docker == [docker_row(image, "app:1")]
+    assert bundle.docker == [docker_row(image, f"{NAME}:1")]
     assert not hub.find(kind="cdn", reference=image.layers[0].digest)
 
 
@@ -243,6 +243,18 @@ async def test_what_docker_does_not_load(hub, mirror, exports):
     assert bundle.images == {f"{NAME}@{artifact}": artifact}
     (found,) = (await exports.ended("mine"))["contents"]
     assert found["docker_obstacle"] == "it has no config of an image"
+
+
+async def test_layers_in_zstd(hub, exports):
+    """Docker 20.10 would stop at such an image, so Docker does not get it; the others are loaded."""
+    image = hub.add_image(APP, "1")
+    manifest = json.loads(image.raw)
+    for entry in manifest["layers"]:
+        entry["mediaType"] = "application/vnd.oci.image.layer.v1.tar+zstd"
+    hub.add_manifest(APP, json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json", "zstd")
+    bundle = await exports.bundle("app:1", "app:zstd")
+    assert bundle.images.keys() == {f"{NAME}:1", f"{NAME}:zstd"}
+    assert bundle.docker == [docker_row(image, f"{NAME}:1")]
 
 
 async def test_offline(hub, mirror, exports):

@@ -67,6 +67,12 @@ class Containerd:
                 return digest
         raise AssertionError(f"containerd holds no image {reference}")
 
+    def load(self, file: Path) -> dict[str, str]:
+        """`ctr images import`; returns the digests of all images by name."""
+        self._ask("images", "import", "--snapshotter=native", str(file))
+        rows = (line.split() for line in self._ask("images", "ls").splitlines()[1:])
+        return {row[0]: row[2] for row in rows}
+
     def held_digests(self) -> set[str]:
         """The digests of everything in the content store."""
         return set(self._ask("content", "ls", "-q").split())
