@@ -13,7 +13,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from mirror.admin.audit import log_import
 from mirror.admin.openapi import Operation, describe
 from mirror.admin.schemas import IMAGE, IMPORTED
-from mirror.transfer.imports import ImportedImage, Imports
+from mirror.transfer.image_importer import ImportedImage
+from mirror.transfer.imports import Imports
 
 TAR: Final = "application/x-tar"
 """The media type of a bundle, also of a compressed one."""

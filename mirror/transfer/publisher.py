@@ -67,6 +67,8 @@ class Publisher:
 
         Raises:
             ImageRefused: it is larger than the limit of its registry.
+            Untrusted: a rule of `trust` requires a signature. Maintenance removes the image then, as after every failure.
+            UpstreamError: nobody knows for now whether it is signed.
             StorageError: the store cannot take it.
         """
         context, repository, root = self._context, name.repository, image.root.digest
@@ -81,7 +83,11 @@ class Publisher:
         await self._in_thread(self._commit, brought, staged)
         # And after them: maintenance deletes rows without bytes.
         self._record(repository, image, force=True)
-        published = await self.switch(name, image)
+        await self._written()
+        if self._cache.trust is not None:
+            await self._cache.trust.require_manifest(repository, name.reference, root)
+        published = await self._switch(name, image)
+        await self._attach(repository, image)
         await self._in_thread(self._forget_refusals, name)
         await self._written()
         await self._in_thread(self._staging.settle, number)
@@ -147,7 +153,7 @@ class Publisher:
             held = ManifestRecord(one.media_type, one.size)
             access.record_manifest(repository, one.digest, held, one.parts, force=force)
 
-    async def switch(self, name: ImageName, image: CheckedImage) -> Published:
+    async def _switch(self, name: ImageName, image: CheckedImage) -> Published:
         """Have the tag of an image name it."""
         store, tag, root = self._cache.tag_store, name.tag, image.root
         if tag is None:
@@ -176,7 +182,7 @@ class Publisher:
 
     # ---- referrers
 
-    async def attach(self, repository: Repository, image: CheckedImage) -> None:
+    async def _attach(self, repository: Repository, image: CheckedImage) -> None:
         """Add a referrer to the recorded list of its subject, as upstream lists it."""
         subject = image.subject
         if subject is not None:

@@ -75,7 +75,7 @@ async def test_failure_while_it_becomes_visible(mirror, send, monkeypatch, place
     with monkeypatch.context() as patch:
         patch.setattr(BlobFiles, "commit", commit)
         if place == "tag":
-            patch.setattr(Publisher, "switch", switch)
+            patch.setattr(Publisher, "_switch", switch)
         sent = await send(bundle(NAME, image))
     assert sent.images[0].result == "refused"
     await asyncio.to_thread(InterruptedImports(mirror.store).clear)

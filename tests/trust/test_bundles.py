@@ -44,7 +44,7 @@ async def test_an_import_of_what_is_not_signed(hub, trusting, key, made):
         child = next(iter(image.children.values()))
         for digest in (image.digest, child.digest):
             assert (await there.get(manifest_path(digest))).status in (403, 404)
-        assert (await there.get(f"/v2/{APP}/blobs/{child.layers[0].digest}")).status == 403
+        assert (await there.get(f"/v2/{APP}/blobs/{child.layers[0].digest}")).status in (403, 404)
 
 
 async def test_an_import_does_not_move_a_tag_to_what_is_not_signed(hub, trusting, key, tmp_path):
