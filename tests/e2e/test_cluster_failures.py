@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import time
 
 import pytest
@@ -10,8 +11,10 @@ from aiohttp import web
 
 from mirror.core.hmac_token import SignedRequest, sign
 from tests.e2e.harness.cluster import SECRET, Node, RedisServer, cluster
+from tests.e2e.harness.containerd import Containerd
+from tests.e2e.harness.skopeo import Skopeo
 from tests.e2e.test_cluster import gets, right
-from tests.fakehub import Rule
+from tests.fakehub import Rule, layer
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.e2e
@@ -49,6 +52,31 @@ async def test_redis_loses_everything_in_mid_blob(anonymous, redis, tmp_path):
         assert all([right(await pull.rest(), blob.digest) for pull in pulls])
         assert anonymous.bytes_sent(blob.digest) == blob.size
         await eventually(late.metrics, "three nodes", holds=lambda seen: seen["registry_mirror_cluster_nodes"] == 3)
+
+
+async def test_real_clients_of_a_node_whose_neighbour_has_a_bad_disk(anonymous, redis, tmp_path):
+    """containerd and skopeo pull an image of which another node sends a damaged layer; neither notices anything."""
+    content = layer({"data": random.Random(1).randbytes(3 * MIB)})
+    image = anonymous.add_image(APP, "1", [content])
+    (blob,) = image.layers
+    async with cluster(anonymous, tmp_path, redis, workers=1) as (liar, *others):
+        assert right(await liar.whole(APP, blob.digest), blob.digest)
+        await eventually(redis.states, "settled", holds=lambda states: states == ["held"])
+        (path,) = [path for path in liar.files("blobs") if path.name == blob.digest.partition(":")[2]]
+        path.chmod(0o600)
+        with path.open("r+b") as file:
+            file.seek(2 * MIB + 5)
+            file.write(b"damaged")
+        containerd = await asyncio.to_thread(Containerd, tmp_path / "containerd")
+        try:
+            hosts = containerd.hosts("hosts.d", "docker.io", anonymous.url, f"http://127.0.0.1:{others[0].port}")
+            await asyncio.to_thread(containerd.pull, hosts, f"docker.io/{APP}:1")
+            assert containerd.image_digest(f"docker.io/{APP}:1") == image.digest
+        finally:
+            await asyncio.to_thread(containerd.close)
+        await others[0].logged("node_poisoned")
+        skopeo = Skopeo(tmp_path / "skopeo", others[1].port)
+        await asyncio.to_thread(skopeo.copy, f"docker.io/{APP}:1")
 
 
 async def test_redis_is_full(anonymous, redis, tmp_path):
