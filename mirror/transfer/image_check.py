@@ -113,6 +113,10 @@ class ImageCheck:
             return None
         return self._files.size(digest)
 
+    def is_held(self, digest: Digest) -> bool:
+        """Whether the store has content."""
+        return self._files.size(digest) is not None
+
     def is_complete(self, digest: Digest) -> bool:
         """Whether the store has everything of a manifest."""
         return is_complete(self._files, digest)
@@ -221,6 +225,9 @@ class _Walk:
                 return
         elif content.damage is not None:
             self._problems.append(f"{content.member} is damaged: {content.damage}")
+            return
+        elif content.path is None and not self._check.is_held(blob.digest):
+            self._problems.append(f"{blob.digest} was evicted during the import")
             return
         else:
             size = content.size

@@ -80,7 +80,7 @@ class Publisher:
         # Before the bytes: a concurrent purge keeps what a recorded manifest needs.
         self._record(repository, image, force=False)
         await self._written()
-        await self._in_thread(self._commit, brought, staged)
+        await in_thread(context.store.threads.flush, self._commit, brought, staged)
         # And after them: maintenance deletes rows without bytes.
         self._record(repository, image, force=True)
         await self._written()
@@ -122,7 +122,7 @@ class Publisher:
     def _brought(self, repository: Repository, image: CheckedImage, staged: list[BundleContent]) -> Brought:
         index, files = self._context.store.index, self._context.store.files
         new = (one.digest for one in image.manifests if index.manifests.get(repository, one.digest) is None)
-        content = (one.digest for one in staged if files.size(one.digest) is None)
+        content = (one.digest for one in staged if files.size(one.digest) != one.size)
         return Brought(repository, tuple(new), tuple(content))
 
     def _commit(self, brought: Brought, staged: list[BundleContent]) -> None:
@@ -131,7 +131,7 @@ class Publisher:
         for content in staged:
             path = content.path
             assert path is not None
-            if files.size(content.digest) is None:
+            if files.size(content.digest) != content.size:
                 with closing(FileIO(path)) as file:
                     if quota.keeps_owners:
                         quota.assign(path, content.size, registry)

@@ -1,0 +1,110 @@
+"""Room for imports: limits with both figures, eviction, a full disk, and how many imports run at a time."""
+
+import asyncio
+import errno
+import os
+
+import pytest
+
+from mirror.transfer.imports import MAX_IMPORTS
+from tests.support.mirrors import MirrorUnderTest
+from tests.support.names import MIB, TAG, content, manifest_path
+from tests.support.waiting import eventually
+from tests.transfer.bundles import Image, bundle
+from tests.transfer.conftest import sender
+from tests.transfer.test_interrupted_imports import Upload, stored
+
+NAME = "docker.io/library/app:1"
+
+
+async def test_larger_than_the_store(hub, tmp_path):
+    async with MirrorUnderTest(hub, tmp_path / "store", storage={"max_size": "2MiB"}) as mirror:
+        sent = await sender(mirror)(bundle(NAME, Image(content(3 * MIB))))
+        assert sent.status == 400
+        assert "3MiB" in sent.error
+        assert "storage.max_size is 2MiB" in sent.error
+        assert not stored(mirror.store_path)
+        assert mirror.store.quota.used() == 0
+
+
+async def test_larger_than_its_registry(hub, mirror):
+    await mirror.reload(registries={"docker.io": {"upstreams": [hub.url], "offline": True, "max_size": "2MiB"}})
+    sent = await sender(mirror)(bundle(NAME, Image(content(3 * MIB))))
+    assert sent.images[0].result == "refused"
+    assert "registries.docker.io.max_size is 2MiB" in sent.images[0].cause
+    assert not stored(mirror.store_path)
+    # What fits counts for the registry.
+    assert (await sender(mirror)(bundle(NAME, Image(content(MIB))))).images[0].result == "imported"
+    assert mirror.store.quota.mark().of("docker.io").used >= MIB
+
+
+async def test_room_is_made(hub, tmp_path, blobs_only):
+    """What was used least recently goes, as for a pull."""
+    async with MirrorUnderTest(hub, tmp_path / "store", storage={"max_size": "4MiB"}) as mirror:
+        held = hub.add_image("library/app", "1", [content(2 * MIB, 2)])
+        for path in (TAG, f"/v2/library/app/blobs/{held.layers[0].digest}"):
+            assert (await mirror.get(path)).status == 200
+        await mirror.idle()
+        image = Image(content(3 * MIB))
+        assert (await sender(mirror)(bundle("docker.io/library/new:1", image))).images[0].result == "imported"
+        assert not mirror.holds(held.layers[0].digest)
+        assert (await mirror.get(manifest_path("1", "library/new"))).body == image.raw
+
+
+async def test_full_disk(mirror, send, monkeypatch):
+    """It is said, and nothing stays."""
+    real = os.write
+
+    def write(descriptor, data):
+        if "imports" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr("mirror.storage.staging.os.write", write)
+    sent = await send(bundle(NAME, Image(content(MIB))))
+    assert (sent.status, "No space left" in sent.error) == (503, True)
+    assert not stored(mirror.store_path)
+    assert mirror.store.quota.used() == 0
+
+
+async def test_imports_at_a_time(mirror, send):
+    data = bundle(NAME, Image(content(4 * MIB)))
+    uploads = [Upload(mirror.admin_port, data) for _ in range(MAX_IMPORTS)]
+    for upload in uploads:
+        await upload.begin(MIB)
+    await eventually(lambda: len(list((mirror.store_path / "imports").glob("*.lock"))) == MAX_IMPORTS)
+    sent = await send(data)
+    assert (sent.status, "imports are running" in sent.error) == (503, True)
+    for upload in uploads:
+        await upload.leave()
+    await eventually(lambda: not stored(mirror.store_path))
+    async with asyncio.timeout(60):
+        while (await send(data)).status == 503:
+            await asyncio.sleep(0)
+
+
+async def test_content_that_is_evicted_meanwhile(mirror, send, monkeypatch):
+    """A bundle whose content was held when it arrived, and is gone at the end, is no whole image."""
+    image = Image(b"one")
+    await send(bundle(NAME, image))
+    real = type(mirror.store.files).touch
+
+    def evict(files, digest, when):
+        real(files, digest, when)
+        files.delete(digest)
+
+    monkeypatch.setattr(type(mirror.store.files), "touch", evict)
+    sent = await send(bundle("docker.io/library/app:2", image))
+    assert (sent.images[0].result, "evicted" in sent.images[0].cause) == ("refused", True)
+
+
+@pytest.mark.parametrize("damage", [b"short", b""])
+async def test_damaged_content_is_replaced(mirror, send, damage):
+    """A file of another size than its content is not held, whatever its name is."""
+    image = Image(b"one")
+    await send(bundle(NAME, image))
+    path = mirror.blob_path("sha256:" + image.descriptor()["digest"][7:])
+    path.chmod(0o600)
+    path.write_bytes(damage)
+    assert (await send(bundle(NAME, image))).images[0].result == "unchanged"
+    assert path.read_bytes() == image.raw
