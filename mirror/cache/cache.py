@@ -83,7 +83,7 @@ class Cache:
         context = self.context
         # Tags of signatures are looked up without the gate, which waits for them.
         by_tag = ManifestByTag(context, content, self.by_digest, self.tag_store, self.pull_policy)
-        reader = SignatureReader(by_tag, self.by_digest, self.blobs, self.listings)
+        reader = SignatureReader(context, by_tag, self.by_digest, self.blobs, self.listings)
         return TrustGate(context, build_judges(config), SignatureChecks(context, self.by_digest, reader))
 
     async def close(self) -> None:

@@ -10,11 +10,13 @@ from mirror.aio import SingleFlight, on_bytes
 from mirror.cache.context import Context
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.signature_reader import SignatureReader
+from mirror.core.archives import HEAD_BYTES, is_archive
 from mirror.core.digest import Digest
 from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
 from mirror.core.names import Repository
 from mirror.errors import SignaturesUnavailable, UpstreamError
 from mirror.storage.verdicts import StoredVerdict
+from mirror.throttled_log import ThrottledLog
 from mirror.trust.judge import Judge, Subject
 from mirror.trust.verdict import Result, Verdict
 
@@ -28,6 +30,7 @@ class SignatureChecks:
         self._context = context
         self._by_digest = by_digest
         self._reader = reader
+        self._log = ThrottledLog(log)
         # Not guarded: the requests of a check are.
         self._flights: SingleFlight[Verdict] = SingleFlight(context.in_use)
 
@@ -70,6 +73,10 @@ class SignatureChecks:
         raw = answer.raw or b""
         return await on_bytes(len(raw), self._context.store.threads.serve, parse_manifest, raw, answer.media_type, digest)
 
+    async def is_text(self, repository: Repository, digest: Digest) -> bool:
+        """Whether a blob cannot be unpacked, whatever media type a manifest gives it. Raises like `SignatureReader.head`."""
+        return not is_archive(await self._reader.head(repository, digest, HEAD_BYTES))
+
     async def close(self) -> None:
         """Cancel the requests to upstream."""
         await self._flights.close()
@@ -84,7 +91,8 @@ class SignatureChecks:
             raise
         context.metrics.trust_verdicts.labels(repository.registry, verdict.result).inc()
         fields = {"repository": str(repository), "digest": str(digest), "rule": str(judge.rule.pattern)}
-        log.info("trust_verdict", **fields, result=verdict.result, why=verdict.why)
+        level = "info" if verdict.is_signed else "warning"
+        self._log.log(level, "trust_verdict", f"{repository} {verdict.result}", **fields, result=verdict.result, why=verdict.why)
         stored = StoredVerdict(verdict.result, verdict.why, context.clock())
         put = context.store.index.verdicts.put
         await context.note(partial(put, repository, digest, judge.rule.fingerprint, stored), late=None)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from mirror.aio import on_descriptor, together
+from mirror.aio import on_bytes, on_descriptor, together
 from mirror.cache.blobs import Blobs
+from mirror.cache.context import Context
 from mirror.cache.listings import Listings
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.manifest_by_tag import ManifestByTag
@@ -19,7 +21,7 @@ from mirror.core.links import next_query, parse_link_next
 from mirror.core.names import Repository, Tag
 from mirror.core.signatures import signature_tags
 from mirror.download.reader import Body, Span
-from mirror.errors import MirrorError, NotFound, Offline, UpstreamError, UpstreamRefusal, UpstreamTimeout
+from mirror.errors import MirrorError, NotFound, Offline, StorageError, UpstreamError, UpstreamRefusal, UpstreamTimeout
 from mirror.storage.rows import parse_digest
 from mirror.trust.bundle import MEDIA_TYPE_PREFIX
 from mirror.trust.claims import SIGNATURE_PREDICATE
@@ -27,12 +29,16 @@ from mirror.trust.judge import Signature
 from mirror.trust.layers import MAX_PAYLOAD_BYTES, SignatureLayer, signature_layers
 from mirror.trust.verdict import BundleSignature, SimpleSignature
 
+T = TypeVar("T")
+
 # The whole of it. Clients wait for 25 seconds at most.
 _TIMEOUT_S: Final = 20.0
 # Bundles of a manifest; more would be an attack, or a repository that is signed at each build for years.
 _MAX_BUNDLES: Final = 50
 _MAX_PAGES: Final = 10
 _MAX_AT_ONCE: Final = 4
+# All signatures of a manifest together. One has some kilobytes.
+_MAX_BYTES: Final = 16 << 20
 # sigstore/cosign, specs/BUNDLE_SPEC.md.
 _PREDICATE_ANNOTATION: Final = "dev.sigstore.bundle.predicateType"
 
@@ -56,7 +62,10 @@ class SignatureReader:
         by_tag: judges no signatures itself.
     """
 
-    def __init__(self, by_tag: ManifestByTag, by_digest: ManifestByDigest, blobs: Blobs, listings: Listings) -> None:
+    def __init__(
+        self, context: Context, by_tag: ManifestByTag, by_digest: ManifestByDigest, blobs: Blobs, listings: Listings
+    ) -> None:
+        self._context = context
         self._by_tag = by_tag
         self._by_digest = by_digest
         self._blobs = blobs
@@ -68,8 +77,7 @@ class SignatureReader:
         fallback, tag, *_ = signature_tags(digest) or (None, None)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                await self._read_tag(found, tag)
-                await self._read_bundles(found, digest, fallback)
+                await together([self._read_tag(found, tag), self._read_bundles(found, digest, fallback)])
         except TimeoutError:
             found.error = UpstreamTimeout(f"the signatures of {repository} {digest} did not arrive within {_TIMEOUT_S:g} s")
         return FoundSignatures(tuple(found.signatures), found.error)
@@ -90,7 +98,7 @@ class SignatureReader:
             entries = await self._referrers(found.repository, digest)
         except NotFound:
             raw = None if fallback is None else await self._manifest_under(found, fallback)
-            entries = [] if raw is None else _entries(raw)
+            entries = [] if raw is None else await self._parsed(_entries, raw)
         except (UpstreamRefusal, Offline):
             return
         except UpstreamError as error:
@@ -132,7 +140,7 @@ class SignatureReader:
         query: dict[str, str] = {}
         for _ in range(_MAX_PAGES):
             answer = await self._listings.referrers(repository, digest, "", query)
-            entries += _entries(answer.body)
+            entries += await self._parsed(_entries, answer.body)
             target = parse_link_next([answer.headers.get("Link", "")])
             if target is None:
                 break
@@ -142,9 +150,10 @@ class SignatureReader:
     async def _read_layers(self, found: _Found, raw: bytes, *, bundles: bool) -> None:
         """Read the layers of a manifest of signatures; each content once."""
         try:
-            layers = [layer for layer in signature_layers(raw) if layer.is_bundle == bundles]
+            found_layers = await self._parsed(signature_layers, raw)
         except InvalidInput:
             return
+        layers = [layer for layer in found_layers if layer.is_bundle == bundles]
         waiting = iter({layer.digest: None for layer in layers})
         contents: dict[Digest, bytes] = {}
 
@@ -160,7 +169,10 @@ class SignatureReader:
         try:
             answer = await self._blobs.get(found.repository, digest)
             try:
-                return await _read(answer.body, answer.size) if answer.size <= MAX_PAYLOAD_BYTES else b""
+                if answer.size > min(MAX_PAYLOAD_BYTES, found.bytes_left):
+                    return b""
+                found.bytes_left -= answer.size
+                return await _read(answer.body, answer.size)
             finally:
                 await answer.body.close()
         except (UpstreamRefusal, Offline):
@@ -171,12 +183,32 @@ class SignatureReader:
             found.error = UpstreamError(f"a signature cannot be read: {error}")
         return b""
 
+    async def head(self, repository: Repository, digest: Digest, count: int) -> bytes:
+        """The first bytes of a blob, which is stored and verified before.
+
+        Raises:
+            UpstreamRefusal: upstream does not have it.
+            UpstreamError: it cannot be had for now.
+        """
+        answer = await self._blobs.get(repository, digest)
+        try:
+            await answer.body.stored()
+            return await _read(answer.body, min(count, answer.size))
+        except StorageError as error:
+            raise UpstreamError(f"{digest} cannot be stored, and is not served unseen: {error}") from error
+        finally:
+            await answer.body.close()
+
+    async def _parsed(self, parse: Callable[[bytes], T], raw: bytes) -> T:
+        return await on_bytes(len(raw), self._context.store.threads.serve, parse, raw)
+
 
 @dataclass(slots=True)
 class _Found:
     repository: Repository
     signatures: list[Signature] = field(default_factory=list)
     error: UpstreamError | None = None
+    bytes_left: int = _MAX_BYTES
 
 
 async def _read(body: Body, size: int) -> bytes:

@@ -212,7 +212,8 @@ class TrustGate:
             return True
         for parent in parents[:_MAX_CHECKS]:
             if await self._is_attachment(repository, parent, parent):
-                return True
+                # Docker unpacks layers whatever their media type is.
+                return await self._checks.is_text(repository, digest)
         unknown: MirrorError | None = None
         for parent in parents[:_MAX_CHECKS]:
             try:

@@ -22,6 +22,8 @@ Signature: TypeAlias = SimpleSignature | BundleSignature
 
 # Reasons that a verdict repeats.
 _MAX_REASONS = 3
+# Characters of them.
+_MAX_TEXT = 1000
 
 
 class WrongSignature(Exception):
@@ -58,7 +60,7 @@ class Judge:
         attestations = 0
         for signature in signatures:
             try:
-                return Verdict(Result.SIGNED, f"by {self._signer(subject, signature)}")
+                return Verdict(Result.SIGNED, _plain(f"by {self._signer(subject, signature)}"))
             except IsAttestation:
                 attestations += 1
             except (WrongSignature, InvalidInput) as error:
@@ -117,7 +119,12 @@ class Judge:
 def _summary(reasons: list[str]) -> str:
     different = list(dict.fromkeys(reasons))
     more = len(different) - _MAX_REASONS
-    return "; ".join(different[:_MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
+    return _plain("; ".join(different[:_MAX_REASONS])) + (f"; and {more} more" if more > 0 else "")
+
+
+def _plain(text: str) -> str:
+    """A text with words of strangers, as it may stand in a line of the log."""
+    return "".join(character if character.isprintable() else "?" for character in text)[:_MAX_TEXT]
 
 
 class Judges:

@@ -1,10 +1,12 @@
 """Pulls from a repository with a rule of `trust`: what is signed is served, and nothing else."""
 
+import gzip
 import json
 
 import pytest
 
 from tests.fakehub import Rule, Status
+from tests.fakehub.catalog import layer
 from tests.support.clock import Clock
 from tests.support.names import APP, TAG, blob_path, content, manifest_path
 from tests.support.waiting import eventually
@@ -340,8 +342,8 @@ async def test_signatures_stay_pullable(hub, mirror, key):
         assert (await mirror.get(manifest_path(bundle), method)).status == 200
     for reference in (*tags, bundle):
         manifest = json.loads((await mirror.get(manifest_path(reference))).body)
-        for layer in manifest["layers"]:
-            assert (await mirror.get(blob_path(layer["digest"]))).status == 200
+        for entry in manifest["layers"]:
+            assert (await mirror.get(blob_path(entry["digest"]))).status == 200
 
 
 async def test_an_image_disguised_as_a_signature(hub, mirror, key):
@@ -355,6 +357,33 @@ async def test_an_image_disguised_as_a_signature(hub, mirror, key):
     for reference in ("2", disguised, evil.digest):
         assert (await mirror.get(manifest_path(reference))).status == 403
     assert (await mirror.get(blob_path(evil.layers[0]))).status == 403
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_layers_disguised_as_signatures(hub, mirror, key, compressed):
+    """Docker unpacks a layer whatever its media type is, so what can be unpacked is not served as a part of an attachment."""
+    image = unsigned(hub, key)
+    unpacked = layer({"bin/sh": b"evil"})
+    evil = hub.add_blob(APP, unpacked if compressed else gzip.decompress(unpacked))
+    good = hub.add_blob(APP, b'{"a": 1}')
+    entries = [{"mediaType": SIMPLE, "digest": digest, "size": 1} for digest in (evil, good)]
+    digest = put_layers(hub, APP, sig_tag(image.digest), entries)
+    assert (await mirror.get(manifest_path(digest))).status == 200
+    assert (await mirror.get(blob_path(good))).status == 200
+    for method in ("HEAD", "GET"):
+        assert (await mirror.get(blob_path(evil), method)).status == 403
+    assert (await mirror.get(blob_path(evil), headers={"Range": "bytes=600-"})).status == 403
+
+
+async def test_a_purge_forgets_the_verdict(hub, mirror, key):
+    """What is purged is judged anew."""
+    signed_alone(hub, key)
+    assert (await mirror.get(TAG)).status == 200
+    url = f"http://127.0.0.1:{mirror.admin_port}/api/v1/purge"
+    async with mirror.session.post(url, json={"match": "docker.io/library/app:*"}) as response:
+        assert response.status == 200
+    assert (await mirror.get(TAG)).status == 200
+    assert await mirror.metric("trust_verdicts_total", result="signed") == 2
 
 
 async def test_a_signature_under_an_ordinary_tag(hub, mirror, key):
