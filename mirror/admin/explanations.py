@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mirror.cache.explainer import Explanation, Forecast, TagFacts
 from mirror.cache.last_answers import LastAnswer
 from mirror.core.digest import Digest
-from mirror.core.tag_moves import Keep, Reason, Refuse
+from mirror.core.tag_moves import HoldRule, Keep, Reason, Refuse
 from mirror.storage.inventory import StoredBlob, StoredManifest
 
 if TYPE_CHECKING:
@@ -76,8 +76,13 @@ def _tag(facts: TagFacts) -> dict[str, Any]:
         "ttl": facts.ttl if facts.ttl < math.inf else None,
         "ttl_rule": facts.rule,
         "pinned": facts.pinned,
+        "hold_rule": None if facts.hold_rule is None else _hold_rule(facts.hold_rule),
         "held_back": None if facts.held_back is None else _held_back(facts.held_back),
     }
+
+
+def _hold_rule(rule: HoldRule) -> dict[str, Any]:
+    return {"cooldown": rule.cooldown, "cooldown_new": "refuse" if rule.refuses_new else "serve", "freeze": rule.freeze}
 
 
 def _held_back(decision: Keep | Refuse) -> dict[str, Any]:

@@ -212,6 +212,7 @@ NODES: Final = record(
 
 # ---- status and explain
 
+_SECONDS: Final[Schema] = {"type": "number", "minimum": 0, "description": "Seconds."}
 _HOLD_REASONS: Final = words("cooldown", "freeze")
 _HELD_TAG: Final = record(image=TEXT, old=optional(TEXT), new=TEXT, reason=_HOLD_REASONS, seen=TIME, until=optional(TIME))
 RELEASED: Final = record(released=array(record(image=TEXT, digest=TEXT)), order=optional(TEXT))
@@ -283,6 +284,7 @@ EXPLANATION: Final = record(
             ttl={**optional({"type": "number"}), "description": "Seconds; null if it does not expire."},
             ttl_rule=TEXT,
             pinned=FLAG,
+            hold_rule=optional(record(cooldown=_SECONDS, cooldown_new=words("serve", "refuse"), freeze=FLAG)),
             held_back=optional(record(digest=TEXT, reason=_HOLD_REASONS, until=optional(TIME))),
         )
     ),

@@ -18,7 +18,7 @@ from mirror.core.freshness import Due, Fresh, TagRecord, Unknown
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.outcome import Outcome
 from mirror.core.signatures import subject_of
-from mirror.core.tag_moves import Keep, Refuse, until
+from mirror.core.tag_moves import HoldRule, Keep, Refuse, until
 from mirror.errors import Offline, PolicyDenied, UpstreamRefusal, UpstreamUnreachable
 from mirror.storage.history import Miss
 from mirror.storage.inventory import StoredManifest, inventory
@@ -61,6 +61,7 @@ class TagFacts:
         ttl: infinite if the registry is offline.
         rule: the key of the configuration that sets the ttl.
         fresh_until: seconds since the epoch; 0 if the next pull checks it.
+        hold_rule: how its moves are held back; None if they are followed.
         held_back: what it names upstream, if that is held back.
     """
 
@@ -69,6 +70,7 @@ class TagFacts:
     rule: str
     pinned: bool
     fresh_until: float
+    hold_rule: HoldRule | None
     held_back: Keep | Refuse | None
 
 
@@ -157,8 +159,8 @@ class Explainer:
             key = f"registries.{repository.registry}.tags, match {rule.pattern}"
         record = None if isinstance(decision, Unknown) else decision.record
         fresh_until = decision.record.checked + ttl if isinstance(decision, Fresh) else 0.0
-        held_back = self._by_tag.moves.pending(repository, tag)
-        return TagFacts(record, ttl, key, policies.is_pinned(repository, tag), fresh_until, held_back)
+        hold_rule, held_back = policies.hold_rule(repository, tag), self._by_tag.moves.pending(repository, tag)
+        return TagFacts(record, ttl, key, policies.is_pinned(repository, tag), fresh_until, hold_rule, held_back)
 
     def _last_pull(self, repository: Repository, reference: Reference, digest: Digest | None) -> tuple[float, LastAnswer | None]:
         context = self._context

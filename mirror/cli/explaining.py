@@ -50,6 +50,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("checked", _checked(tag)),
         ("changed", ago(tag["changed"]) if tag.get("changed") else ""),
         ("ttl", f"{_lifetime(tag['ttl'])}, by {tag['ttl_rule']}" if tag else ""),
+        ("moves", _moves(tag["hold_rule"]) if tag.get("hold_rule") else ""),
         ("held back", _held_back(tag["held_back"]) if tag.get("held_back") else ""),
         ("policy", found["policy"]),
         ("signatures", _trust(found["trust"]) if found["trust"] else ""),
@@ -73,6 +74,12 @@ def _checked(tag: dict[str, Any]) -> str:
     never = "not again while it is offline" if tag["ttl"] is None else "next at the next pull"
     following = f"next {until(tag['fresh_until'])}" if tag["fresh_until"] else never
     return f"{ago(tag['checked'])}, {following}" + (", upstream has denied it since" if tag["denied"] else "")
+
+
+def _moves(rule: dict[str, Any]) -> str:
+    new = "; a tag or digest that was never seen here is refused until then" if rule["cooldown_new"] == "refuse" else ""
+    cooldown = f"followed {format_duration(rule['cooldown'])} after the new digest was first seen here{new}"
+    return "never followed: the tag is frozen" if rule["freeze"] else cooldown
 
 
 def _held_back(held: dict[str, Any]) -> str:

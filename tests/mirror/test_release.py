@@ -143,6 +143,9 @@ async def test_status_metric_and_explain(hub, start):
         assert row["until"] == row["seen"] + 3 * DAY
         told = (await explained(mirror, "app:1"))["tag"]["held_back"]
         assert told == {"digest": new.digest, "reason": "cooldown", "until": row["until"]}
+        rule = (await explained(mirror, "app:1"))["tag"]["hold_rule"]
+        assert rule == {"cooldown": 3 * DAY, "cooldown_new": "serve", "freeze": False}
+        assert (await explained(mirror, "other:1"))["tag"]["hold_rule"] is None
         clock.advance(3 * DAY)
         assert await mirror.metric("tags_held_back") == 0
         assert (await explained(mirror, "app:1"))["tag"]["held_back"] is None
@@ -193,6 +196,7 @@ async def test_commands(hub, start, tmp_path):
         assert "held back:" in out
         assert new.digest.removeprefix("sha256:")[:12] in out
         _, out, _ = await run("explain", "app:1")
+        assert "followed 3d after the new digest was first seen here" in " ".join(out.split())
         assert f"{new.digest}, for another 3d" in " ".join(out.split())
         refusal = f"{address[1]} refuses (404): app:2: nothing of that name is held back"
         assert await run("release", "app:2") == (1, "", f"registry-mirror: {refusal}\n")
