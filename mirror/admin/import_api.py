@@ -14,7 +14,7 @@ from mirror.admin.audit import log_import
 from mirror.admin.openapi import Operation, describe
 from mirror.admin.schemas import IMAGE, IMPORTED
 from mirror.transfer.image_importer import ImportedImage
-from mirror.transfer.imports import Imports
+from mirror.transfer.imports import Imports, TooManyImports
 
 TAR: Final = "application/x-tar"
 """The media type of a bundle, also of a compressed one."""
@@ -44,11 +44,14 @@ class ImportApi:
     )
     async def import_bundle(self, request: web.Request) -> web.Response:
         """Receive a bundle, and make its images visible."""
-        async with self._imports.begin(request.query.get("as")) as running:
-            async for block in _blocks(request):
-                await running.feed(block)
-            images = await running.finish()
-            sizes = {"bytes": running.bytes_stored, "bytes_held": running.bytes_held}
+        try:
+            async with self._imports.begin(request.query.get("as")) as running:
+                async for block in _blocks(request):
+                    await running.feed(block)
+                images = await running.finish()
+                sizes = {"bytes": running.bytes_stored, "bytes_held": running.bytes_held}
+        except TooManyImports as error:
+            raise web.HTTPTooManyRequests(text=str(error)) from error
         refused = [image.name for image in images if image.result == "refused"]
         log_import([image.name for image in images if image.result != "refused"], refused, request.remote)
         return web.json_response({"images": [_described(image) for image in images], **sizes})

@@ -6,16 +6,14 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from mirror.cli.byte_progress import Show, byte_progress
 from mirror.cli.client import AdminClient, Refused
 from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
 from mirror.core.units import format_bytes
@@ -24,8 +22,6 @@ from mirror.transfer.layout_folder import LayoutFolder
 
 _TAR: Final = "application/x-tar"
 _PIECE_BYTES: Final = 1 << 20
-# How often a log gets a line.
-_LINE_INTERVAL_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,17 @@ def import_(
 
 
 def _send(admin: AdminClient, path: str, file: str, *, quiet: bool) -> Any:
-    with _opened(file) as bundle, _progress(bundle, quiet=quiet) as pieces:
-        return admin.upload(path, _TAR, pieces, bundle.size)
+    with _opened(file) as bundle, byte_progress(quiet=quiet) as show:
+        return admin.upload(path, _TAR, _shown(bundle, show), bundle.size)
+
+
+def _shown(bundle: _Bundle, show: Show) -> Iterator[bytes]:
+    """Yield the bytes of a bundle, and show how many have been sent."""
+    sent = 0
+    for piece in bundle.pieces:
+        yield piece
+        sent += len(piece)
+        show(bundle.name, sent, bundle.size)
 
 
 @contextlib.contextmanager
@@ -111,38 +116,6 @@ def _read(file: Any) -> Iterator[bytes]:
 def _after(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
     yield first
     yield from pieces
-
-
-@contextlib.contextmanager
-def _progress(bundle: _Bundle, *, quiet: bool) -> Iterator[Iterator[bytes]]:
-    """Show how much of a bundle has been sent: a bar on a terminal, now and then a line elsewhere."""
-    if quiet:
-        yield bundle.pieces
-    elif sys.stderr.isatty():
-        name, amount = TextColumn("{task.description}"), DownloadColumn(binary_units=True)
-        columns = (name, BarColumn(), amount, TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-            task = bars.add_task(bundle.name, total=bundle.size)
-            yield _counted(bundle.pieces, lambda count: bars.advance(task, count))
-    else:
-        yield _with_lines(bundle)
-
-
-def _counted(pieces: Iterator[bytes], count: Any) -> Iterator[bytes]:
-    for piece in pieces:
-        yield piece
-        count(len(piece))
-
-
-def _with_lines(bundle: _Bundle) -> Iterator[bytes]:
-    sent, last = 0, time.monotonic()
-    for piece in bundle.pieces:
-        yield piece
-        sent += len(piece)
-        if time.monotonic() - last >= _LINE_INTERVAL_S:
-            last = time.monotonic()
-            of = "" if bundle.size is None else f" of {format_bytes(bundle.size)}"
-            typer.echo(f"{bundle.name}: {format_bytes(sent)}{of} sent", err=True)
 
 
 def _report(result: dict[str, Any]) -> None:

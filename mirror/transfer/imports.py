@@ -11,7 +11,7 @@ from typing import Final
 from mirror.aio import in_thread, uninterrupted
 from mirror.cache.cache import Cache
 from mirror.core.names import ImageName
-from mirror.errors import StorageError
+from mirror.errors import MirrorError
 from mirror.storage.staging import Staging
 from mirror.transfer.documents import read_images
 from mirror.transfer.image_importer import Entry, ImageImporter, ImportedImage
@@ -24,11 +24,8 @@ MAX_IMPORTS: Final = 2
 _ROOM_TIMEOUT_S: Final = 30.0
 
 
-class TooManyImports(StorageError):
+class TooManyImports(MirrorError):
     """As many imports run as one process takes."""
-
-    def __init__(self) -> None:
-        super().__init__(f"{MAX_IMPORTS} imports are running; try again when one has ended", "busy")
 
 
 class Imports:
@@ -56,7 +53,7 @@ class Imports:
         """
         named = None if name is None else ImageName.parse(name, self._default_registry)
         if self._running >= MAX_IMPORTS:
-            raise TooManyImports
+            raise TooManyImports(f"{MAX_IMPORTS} imports are running; try again when one of them has ended")
         self._running += 1
         cache, executor = self._cache, ThreadPoolExecutor(1, "import")
         try:

@@ -200,3 +200,20 @@ async def test_signature_of_an_image_that_is_refused(offline, send):
     sent = await send(layout(entries, contents(signature)))
     assert [one.result for one in sent.images] == ["refused", "refused"]
     assert (await offline.get(manifest_path(tag))).status == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "application/json"}, 415),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, 415),
+        ({"Content-Type": "application/x-tar", "Origin": "http://evil.example"}, 403),
+        ({"Content-Type": "application/x-tar"}, 200),
+    ],
+)
+async def test_what_a_web_page_can_send(offline, headers, status):
+    """A page of another origin can neither name the type of a bundle nor hide where it comes from."""
+    url = f"http://127.0.0.1:{offline.admin_port}/api/v1/import"
+    async with offline.session.post(url, data=bundle(f"{APP}:1", Image(b"one")), headers=headers) as answer:
+        assert answer.status == status
+    assert offline.store.index.tags.is_empty() is (status != 200)

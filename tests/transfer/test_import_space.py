@@ -74,12 +74,12 @@ async def test_imports_at_a_time(mirror, send):
         await upload.begin(MIB)
     await eventually(lambda: len(list((mirror.store_path / "imports").glob("*.lock"))) == MAX_IMPORTS)
     sent = await send(data)
-    assert (sent.status, "imports are running" in sent.error) == (503, True)
+    assert (sent.status, "imports are running" in sent.error) == (429, True)
     for upload in uploads:
         await upload.leave()
     await eventually(lambda: not stored(mirror.store_path))
     async with asyncio.timeout(60):
-        while (await send(data)).status == 503:
+        while (await send(data)).status == 429:
             await asyncio.sleep(0)
 
 
