@@ -136,13 +136,20 @@ class Blobs:
         Args:
             repository: continues the fetch if the process that fetches it for this node dies.
         """
-        held = self._context.store.files.open(digest)
+        held = self._held_body(digest)
         if held is not None:
-            return HeldBody(held, self._context.store.threads.serve)
+            return held
         download = self._downloads.find(digest)
         if download is None and not self._context.is_lazy(repository) and self._downloads.is_driven(digest):
             download = self._downloads.start(digest, UpstreamSource.of(self._context, repository, digest))
-        return None if download is None else StreamingBody(download, urgency, only_stored=True)
+        if download is None:
+            # Another process may have committed it since.
+            return self._held_body(digest)
+        return StreamingBody(download, urgency, only_stored=True)
+
+    def _held_body(self, digest: Digest) -> HeldBody | None:
+        held = self._context.store.files.open(digest)
+        return None if held is None else HeldBody(held, self._context.store.threads.serve)
 
     def bytes_received(self, digest: Digest) -> int:
         """The bytes that have arrived of a blob that is being fetched."""

@@ -4,9 +4,12 @@ import asyncio
 
 import pytest
 
+from mirror.core.digest import Digest
+from mirror.core.names import Repository
+from mirror.core.urgency import Urgency
 from tests.mirror.transfers import Transfer, raw, raw_head
 from tests.support.mirrors import MirrorUnderTest
-from tests.support.names import MIB
+from tests.support.names import APP, MIB
 
 SIZE = 3 * MIB + 4321
 
@@ -131,3 +134,22 @@ async def test_missing_blob_leaves_nothing(hub, mirror):
     assert answer.code() == "BLOB_UNKNOWN"
     await mirror.idle()
     assert mirror.partials() == []
+
+
+async def test_blob_that_is_committed_while_a_node_asks_for_it(hub, mirror, monkeypatch):
+    """Another process commits it between the look for the blob and the look for its download: it is found all the same."""
+    blob = Transfer(hub, mirror, 100_000)
+    await blob.get()
+    assert await blob.held()
+    files, looks = mirror.services.store.files, []
+    really = files.open
+
+    def open_late(digest):
+        looks.append(digest)
+        return None if len(looks) == 1 else really(digest)
+
+    monkeypatch.setattr(files, "open", open_late)
+    body = mirror.graph.cache.blobs.open_for_node(Repository.parse("docker.io", APP), Digest.parse(blob.digest), Urgency.CLIENT)
+    assert body is not None
+    assert await body.sized() == 100_000
+    await body.close()
