@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,6 +97,8 @@ class Link:
         self._address = address
         self._seconds = seconds
         self._failures = 0
+        # Set once the first probe has ended: until then it is not known whether Redis answers.
+        self._probed = asyncio.Event()
         self._down = asyncio.Event()
         self._down.set()
         self._redis = Redis(connection_pool=_pool(address))
@@ -109,6 +112,7 @@ class Link:
                 async with asyncio.timeout(_MAX_TIMEOUTS * self._address.timeout_s):
                     await self._redis.ping()
             except (RedisError, OSError, TimeoutError) as error:
+                self._probed.set()
                 if not was_up and not attempt:
                     _log_alone(error)
                 await asyncio.sleep(backoff(attempt, base=_FIRST_PAUSE_S, cap=_MAX_PAUSE_S))
@@ -116,14 +120,20 @@ class Link:
             else:
                 self.is_up, was_up, attempt, self._failures = True, True, 0, 0
                 self._down.clear()
+                self._probed.set()
                 log.info("cluster_joined")
 
     async def call(self, script: Script, keys: Sequence[str], *args: str | bytes | int) -> Any:
         """Run a script at Redis.
 
         Raises:
-            LinkDown: at the latest after three times the time limit; at once while Redis is down.
+            LinkDown: at the latest after three times the time limit, with the wait for the first connection after twice that; at
+                once while Redis is down.
         """
+        if not self._probed.is_set():
+            # A node that has just started would fetch by itself what the others have.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._probed.wait(), _MAX_TIMEOUTS * self._address.timeout_s)
         if not self.is_up:
             raise LinkDown("Redis does not answer, and is not asked for now")
         began = time.monotonic()

@@ -308,6 +308,31 @@ async def test_grants(link, keys):
     assert not await other.adopt("blob", APP, DIGEST, 5)
 
 
+async def test_first_call_waits_for_the_connection(server):
+    """A node that has just started asks, too, instead of fetching by itself."""
+    link = Link(RedisAddress(server.url, 5.0), histogram())
+    running = asyncio.create_task(link.run())
+    assert await link.call(Script("return 1"), []) == 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await link.close()
+
+
+async def test_no_call_waits_once_redis_is_known_to_be_away(tmp_path):
+    """The first probe has failed: nobody waits for the next one."""
+    link = Link(RedisAddress("redis://127.0.0.1:1/0", 5.0), histogram())
+    running = asyncio.create_task(link.run())
+    with pytest.raises(LinkDown, match="is not asked for now"):
+        await link.call(Script("return 1"), [])
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(LinkDown):
+        await link.call(Script("return 1"), [])
+    assert asyncio.get_running_loop().time() - began < 2.0
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await link.close()
+
+
 async def test_connections_that_redis_closes_cost_nothing(link, server):
     """Redis closes idle ones at times."""
     echo = Script("return ARGV[1]")
