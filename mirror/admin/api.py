@@ -24,6 +24,7 @@ from mirror.admin.nodes_api import NodesApi
 from mirror.admin.openapi import PAGES, Operation, describe, document
 from mirror.admin.operations import AdminOperations
 from mirror.admin.page.site import StatusPage
+from mirror.admin.purge_figures import figures_by_node
 from mirror.admin.push_webhook import PushWebhook
 from mirror.admin.release_api import ReleaseApi
 from mirror.admin.schemas import (
@@ -51,8 +52,10 @@ from mirror.maintenance.purge import PurgeRequest
 
 # Paths that need no token and accept any Host: load balancers and Prometheus know neither.
 OPEN = ("/healthz", "/readyz", "/metrics")
-_PURGE_KEYS = {"match": str, "older_than": str, "soft": bool, "dry_run": bool}
-_PURGE_BODY = record(match=IMAGE, maybe={"older_than": {**TEXT, "examples": ["30d"]}, "soft": FLAG, "dry_run": FLAG})
+_PURGE_KEYS = {"match": str, "older_than": str, "soft": bool, "dry_run": bool, "wait": bool}
+_PURGE_BODY = record(
+    match=IMAGE, maybe={"older_than": {**TEXT, "examples": ["30d"]}, "soft": FLAG, "dry_run": FLAG, "wait": FLAG}
+)
 _FROM_1 = {**COUNT, "minimum": 1, "maximum": 999_999_999}
 _METRICS_TYPES = ("text/plain", "application/openmetrics-text")
 
@@ -198,17 +201,21 @@ class _Api:
         with _named("match"):
             pattern = self._operations.pattern(body["match"])
         soft, dry_run, client = body.get("soft", False), body.get("dry_run", False), request.remote or ""
-        return await self._purge(request, PurgeRequest(pattern, before, soft, dry_run, client))
+        purge_request = PurgeRequest(pattern, before, soft, dry_run, client)
+        return await self._purge(request, purge_request, wait=body.get("wait", False))
 
     @describe(Operation("This description.", {200: {"type": "object"}}))
     async def openapi(self, _: web.Request) -> web.Response:
         return web.json_response(document(self._application))
 
-    async def _purge(self, request: web.Request, purge_request: PurgeRequest) -> web.Response:
-        loop = asyncio.get_running_loop()
+    async def _purge(self, request: web.Request, purge_request: PurgeRequest, *, wait: bool = False) -> web.Response:
+        """Purge this node, and have the others of a cluster do so; wait for those if that is wanted."""
+        loop, cluster = asyncio.get_running_loop(), None if purge_request.dry_run else self._operations.cluster_purge
+        order = None if cluster is None else await cluster.tell(purge_request)
         purged = await loop.run_in_executor(self._purges, self._operations.purge, purge_request)
         log_purge(purge_request, purged, request.remote)
-        return web.json_response({**purge_counts(purged), "images": purged.images})
+        nodes = {} if cluster is None else figures_by_node(await cluster.results(order, purged, wait=wait))
+        return web.json_response({**purge_counts(purged), "images": purged.images, **nodes})
 
 
 @contextlib.contextmanager

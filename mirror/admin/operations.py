@@ -36,6 +36,7 @@ from mirror.upstream.upstream import Upstream
 
 if TYPE_CHECKING:
     from mirror.cluster.node import ClusterNode
+    from mirror.maintenance.cluster_purge import ClusterPurge
     from mirror.objects.objects import Objects
 
 
@@ -65,6 +66,7 @@ class AdminOperations:
         held_back: the tags that are held back.
         node: this node's part in a cluster; None if there is none.
         objects: the bucket behind the store; None if there is none.
+        cluster_purge: purges the other nodes; None if there are none.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class AdminOperations:
         self.reload_problem: str | None = None
         self.node: ClusterNode | None = None
         self.objects: Objects | None = None
+        self.cluster_purge: ClusterPurge | None = None
         self._store = store
         self._downloads = DownloadFigures(downloads, store.index)
         self._metrics = metrics

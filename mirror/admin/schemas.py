@@ -99,7 +99,14 @@ IMPORTED: Final = record(
     bytes_held=BYTES,
 )
 
-PURGED: Final = record(tags=COUNT, manifests=COUNT, blobs=COUNT, bytes=BYTES, images=array(TEXT))
+_PURGE_COUNTS: Final = {"tags": COUNT, "manifests": COUNT, "blobs": COUNT, "bytes": BYTES}
+_NODE_PURGE: Final = record(maybe=_PURGE_COUNTS, name=TEXT, state=words("purged", "told", "failed"), cause=optional(TEXT))
+PURGED: Final = record(
+    # Of a node in a cluster.
+    maybe={"nodes": array(_NODE_PURGE), "untold": optional(TEXT)},
+    images=array(TEXT),
+    **_PURGE_COUNTS,
+)
 
 _DOWNLOAD: Final = record(
     digest=TEXT,

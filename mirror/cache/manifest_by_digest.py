@@ -214,13 +214,14 @@ class ManifestByDigest:
             delete, denied = False, True
 
         def write() -> bool:
+            is_served = context.store.index.tags.get(repository, tag) is not None
             is_latest = context.store.index.tags.note_refusal(
                 repository, tag, asked, context.clock(), delete=delete, denied=denied
             )
             is_changed = False
             if is_latest and isinstance(error, NotFound):
                 is_changed = context.store.index.holds.end(repository, tag)
-            if is_latest and (delete or is_changed):
+            if is_latest and (is_served or is_changed):
                 context.store.generation.change()
             if is_latest and isinstance(error, NotFound):
                 context.store.index.attachments.put_absent(repository, tag, asked)

@@ -104,7 +104,7 @@ class ManifestByTag:
     def decide(self, repository: Repository, tag: Tag) -> Decision:
         """Whether a pull of a tag serves its record, checks it, or has none."""
         ttl = self._context.policies.for_tag(repository, tag).ttl
-        decision = decide(self._context.store.index.tags.get(repository, tag), self._context.clock(), ttl)
+        decision = decide(self._tag_store.get(repository, tag), self._context.clock(), ttl)
         if isinstance(decision, Fresh) and self.moves.is_mature(repository, tag):
             return Due(decision.record)
         return decision

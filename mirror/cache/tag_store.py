@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mirror.cache.answers import ManifestAnswer
 from mirror.cache.context import Context
@@ -45,8 +45,12 @@ class TagStore:
         self._on_move = on_move
 
     def get(self, repository: Repository, tag: Tag) -> TagRecord | None:
-        """The record of a tag, or None."""
-        return self._context.store.index.tags.get(repository, tag)
+        """The record of a tag, or None. In a cluster checks do not count if events have been missed since."""
+        tags = self._context.store.index.tags
+        record = tags.get(repository, tag)
+        if record is None or self._context.cluster is None:
+            return record
+        return replace(record, due=max(record.due, tags.forgotten_at(repository.registry)))
 
     def now(self) -> float:
         """The present time on the clock of the records, in seconds since the epoch."""

@@ -81,16 +81,17 @@ def purge(
     older_than: Annotated[str | None, typer.Option(help="Only images without a pull for this time, for example 30d.")] = None,
     soft: Annotated[bool, typer.Option("--soft", help="Keep the images, but check them upstream at the next pull.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="In a cluster: wait for the other nodes, a minute at most.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
     config: ConfigOption = None,
     url: UrlOption = None,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove images from the mirror. Content that other images need stays; running pulls finish.
+    """Remove images from the mirror, and from the other nodes of its cluster. Content that other images need stays.
 
-    On a terminal it lists the images and asks for confirmation. The exit status is 1 if an image that is named without a glob is
-    not held.
+    Running pulls finish. On a terminal it lists the images and asks for confirmation. The exit status is 1 if an image that is
+    named without a glob is not held, or if another node was not told, has failed, or, with --wait, has not reported.
     """
     admin = AdminClient(config, url, token_file)
     order = {"soft": soft, **({"older_than": older_than} if older_than else {})}
@@ -98,12 +99,13 @@ def purge(
     if asks and not _confirmed(_purge(admin, image, {**order, "dry_run": True})):
         typer.echo("nothing was removed")
         raise typer.Exit(1)
-    results = _purge(admin, image, {**order, "dry_run": dry_run})
+    results = _purge(admin, image, {**order, "dry_run": dry_run, "wait": wait})
     if as_json:
         typer.echo(json.dumps(results, indent=2))
     else:
         _report(results, "would go" if dry_run else "to be revalidated" if soft else "purged", named=not asks)
-    missing = [result["match"] for result in results if not result["images"] and not older_than and not is_glob(result["match"])]
+    _refuse_unpurged(results, waited=wait)
+    missing = [result["match"] for result in results if not _is_held(result) and not older_than and not is_glob(result["match"])]
     if missing:
         refuse([f"{name} is not held" for name in missing], 1)
 
@@ -127,3 +129,27 @@ def _report(results: list[dict[str, Any]], done: str, *, named: bool) -> None:
             typer.echo(f"  {image}")
         counts = f"{result['tags']} tags, {result['manifests']} manifests, {result['blobs']} blobs"
         typer.echo(f"{result['match']}: {counts}, {format_bytes(result['bytes'])} {done}")
+        for node in result.get("nodes", [])[1:]:
+            typer.echo(f"  {node['name']}: {_by_node(node, done)}")
+
+
+def _is_held(result: dict[str, Any]) -> bool:
+    """Whether a node has, or had, what a pattern names."""
+    return bool(result["images"]) or any(node.get("tags") or node.get("manifests") for node in result.get("nodes", []))
+
+
+def _by_node(node: dict[str, Any], done: str) -> str:
+    """What a node has done, in words."""
+    if node["state"] == "purged":
+        return f"{node['tags']} tags, {node['manifests']} manifests, {node['blobs']} blobs, {format_bytes(node['bytes'])} {done}"
+    return "told, has not reported yet" if node["state"] == "told" else f"failed: {node['cause']}"
+
+
+def _refuse_unpurged(results: list[dict[str, Any]], *, waited: bool) -> None:
+    """Exit with the problem if not all nodes have purged, as far as they were waited for."""
+    problems = dict.fromkeys(result["untold"] for result in results if result.get("untold"))
+    for node in (node for result in results for node in result.get("nodes", [])):
+        if node["state"] == "failed" or (waited and node["state"] == "told"):
+            problems[f"{node['name']}: {_by_node(node, '')}"] = None
+    if problems:
+        refuse(list(problems), 1)

@@ -7,13 +7,11 @@ from collections.abc import Callable
 
 from mirror.cluster.keys import Keys
 from mirror.cluster.link import Link, LinkDown, Script
-from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.storage.rows import Kind
 
 _TTL_MS = 7 * 86_400_000
-_MAX_KEYS = 10_000
 
 _GET = Script("return redis.call('GET', KEYS[1])")
 _SET = Script("return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])")
@@ -34,7 +32,6 @@ class Grants:
         self._link = link
         self._keys = keys
         self._record = record
-        self._shared: BoundedCache[str, bool] = BoundedCache(_MAX_KEYS)
 
     def scope(self, repository: Repository) -> str:
         """The scope of the registry of a repository."""
@@ -42,12 +39,8 @@ class Grants:
 
     async def share(self, kind: Kind, repository: Repository, digest: Digest, size: int) -> None:
         """Write a grant of upstream, before other nodes see the bytes that came with it."""
-        key = self._keys.grant(kind, repository, digest)
-        if key in self._shared:
-            return
         with contextlib.suppress(LinkDown):
-            await self._link.call(_SET, [key], size, _TTL_MS)
-            self._shared.put(key, True)
+            await self._link.call(_SET, [self._keys.grant(kind, repository, digest)], size, _TTL_MS)
 
     async def adopt(self, kind: Kind, repository: Repository, digest: Digest, size: int) -> bool:
         """Record the grant of another node for content of `size` bytes; False if there is none."""
@@ -60,7 +53,5 @@ class Grants:
 
     async def revoke(self, kind: Kind, repository: Repository, digest: Digest) -> None:
         """Delete a grant: upstream refuses the content now."""
-        key = self._keys.grant(kind, repository, digest)
-        self._shared.pop(key)
         with contextlib.suppress(LinkDown):
-            await self._link.call(_DELETE, [key])
+            await self._link.call(_DELETE, [self._keys.grant(kind, repository, digest)])

@@ -96,6 +96,10 @@ class Keys:
         """The node that does work for the whole cluster."""
         return self._key(f"lead:{work}")
 
+    def purge(self, order: str) -> str:
+        """What each node has removed by the order of an event."""
+        return self._key(f"pg:{order}")
+
     @property
     def nodes(self) -> str:
         """The nodes by the time of their last beat."""

@@ -102,6 +102,7 @@ class Link:
         self._down = asyncio.Event()
         self._down.set()
         self._redis = Redis(connection_pool=_pool(address))
+        self._waiting: Redis | None = None
 
     async def run(self) -> None:
         """Probe Redis while it is down, with growing pauses; until cancelled."""
@@ -148,11 +149,30 @@ class Link:
         self._failures = 0
         return found
 
+    async def wait_for_entry(self, stream: str, after: str, timeout_s: float) -> None:
+        """Return when a stream has an entry after another one, or after `timeout_s` seconds; over a connection of its own.
+
+        Raises:
+            LinkDown: like `call`.
+        """
+        if not self.is_up:
+            raise LinkDown("Redis does not answer, and is not asked for now")
+        waiting = self._waiting = self._waiting or Redis(connection_pool=_pool(self._address, 1, timeout_s))
+        words = ("XREAD", "COUNT", 1, "BLOCK", round(timeout_s * 1000), "STREAMS", stream, after)
+        try:
+            async with asyncio.timeout(timeout_s + _MAX_TIMEOUTS * self._address.timeout_s):
+                await waiting.execute_command(*words)  # type: ignore[no-untyped-call]
+        except (RedisError, OSError, TimeoutError) as error:
+            self._note_failure(error)
+            raise LinkDown(_cause(error)) from error
+
     async def close(self) -> None:
         """Close the connections."""
         self.is_up = False
-        await self._redis.aclose()
-        await self._redis.connection_pool.disconnect()
+        for redis in (self._redis, self._waiting):
+            if redis is not None:
+                await redis.aclose()
+                await redis.connection_pool.disconnect()
 
     async def _evaluate(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         try:
@@ -174,7 +194,8 @@ class Link:
             _log_alone(error)
 
 
-def _pool(address: RedisAddress) -> BlockingConnectionPool:
+def _pool(address: RedisAddress, connections: int = _CONNECTIONS, wait_s: float = 0.0) -> BlockingConnectionPool:
+    """Connections, on which an answer takes up to `wait_s` seconds longer than Redis needs."""
     options: dict[str, Any] = {**parse_url(address.url)}
     username = options.pop("username", None)
     if address.password_file is not None:
@@ -186,9 +207,9 @@ def _pool(address: RedisAddress) -> BlockingConnectionPool:
         options["ssl_ca_certs"] = str(address.ca_file)
     timeout = address.timeout_s
     return BlockingConnectionPool(
-        max_connections=_CONNECTIONS,
+        max_connections=connections,
         timeout=timeout,
-        socket_timeout=timeout,
+        socket_timeout=timeout + wait_s,
         socket_connect_timeout=timeout,
         # Only for an idle connection that the server has closed: a time limit is not repeated.
         retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),

@@ -7,9 +7,12 @@ import contextlib
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 from mirror.aio import together
+from mirror.cluster.events import Events
 from mirror.cluster.grants import Grants
+from mirror.cluster.keys import Keys
 from mirror.cluster.leader import LeaderLease
 from mirror.cluster.lease import Leases
 from mirror.cluster.link import Link
@@ -28,6 +31,7 @@ from mirror.core.names import Repository
 from mirror.core.scope import scope_of
 from mirror.download.downloads import Downloads
 from mirror.storage.blobs import BlobFiles
+from mirror.storage.store import Store
 from mirror.upstream.http import Http
 
 # Redis may hang while the mirror stops.
@@ -48,6 +52,7 @@ class ClusterNode:
 
     name: str
     link: Link
+    keys: Keys
     members: Members
     secret: ClusterSecret
     leases: Leases
@@ -58,6 +63,7 @@ class ClusterNode:
     tags: SharedTags
     refusals: Refusals
     sights: SharedSights
+    events: Events
     http: Http
     scopes: dict[str, str]
     objects: SharedFacts
@@ -84,10 +90,18 @@ class ClusterNode:
         """Wait for a manifest, or for the turn to fetch it; see `SharedManifests.turn`."""
         return self.manifests.turn(repository, digest)
 
-    async def run(self, files: BlobFiles, downloads: Downloads, *, beats: bool) -> None:
-        """Keep the link, the beat and the leases until cancelled."""
+    async def run(self, store: Store, downloads: Downloads, *, beats: bool) -> None:
+        """Keep the link, the beat and the leases, and handle events, until cancelled."""
         await self.http.start()
-        await together([self.link.run(), self.members.run(beats=beats), self.leases.run(files, downloads)])
+        layout = store.layout
+        await together(
+            [
+                self.link.run(),
+                self.members.run(beats=beats),
+                self.leases.run(store.files, downloads),
+                self.events.run(layout.events_lock, Path(layout.events_position)),
+            ]
+        )
 
     async def drain(self, *, beats: bool) -> None:
         """Say that this node is stopping; its other nodes are not sent new streams any more."""

@@ -14,19 +14,19 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mirror.cluster import turns
 from mirror.cluster.failures import decode_failure, encode_failure
 from mirror.cluster.keys import Keys
 from mirror.cluster.link import Link, LinkDown, Script
 from mirror.cluster.refusals import refusal
-from mirror.cluster.turns import attempts
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.names import Repository, Tag
 from mirror.errors import UpstreamError
 
 _TTL_MS = 30 * 86_400_000
-# A check takes as long as upstream does; whoever has waited this long for another node takes the turn.
-_TURN_MS, _TIMEOUT_S = 25_000, 2.0
+# A check takes as long as upstream does; whoever has waited for another node for long enough takes the turn before.
+_TURN_MS = 25_000
 _FAILED_MS = 3_000
 _MAX_EVENTS = 10_000
 _ALWAYS_MS = 10**15
@@ -84,7 +84,6 @@ if not checked then return false end
 local time = redis.call('TIME')
 return {record, time[1] * 1000 + math.floor(time[2] / 1000) - checked}
 """)
-_DELETE = Script("return redis.call('DEL', unpack(KEYS))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,18 +178,13 @@ class SharedTags:
         with contextlib.suppress(LinkDown):
             await self._link.call(_PUT, keys, own_turn, age, digest, value, _TTL_MS, _MAX_EVENTS, *event)
 
-    async def delete(self, repository: Repository, tags: list[Tag]) -> None:
-        """Delete the records of tags of a repository."""
-        with contextlib.suppress(LinkDown):
-            await self._link.call(_DELETE, [self._keys.tag(repository, tag) for tag in tags])
-
     async def _take(self, repository: Repository, tag: Tag, ttl_s: float, since: float) -> tuple[SharedTag | None, str]:
         """Return what another node has learned, or the turn of this one; neither if it goes on without."""
         keys = [self._keys.tag(repository, tag), self._keys.tag_turn(repository, tag)]
         keys.append(self._keys.refusal("manifest", repository, tag))
         token, seen = os.urandom(8).hex(), b""
-        async for passed in attempts(_TIMEOUT_S + 1):
-            now, is_patient = time.time(), passed < _TIMEOUT_S
+        async for passed in turns.attempts(turns.CHECK_TIMEOUT_S + 1):
+            now, is_patient = time.time(), passed < turns.CHECK_TIMEOUT_S
             ages = (_milliseconds(ttl_s), _milliseconds(now - since))
             try:
                 kind, *rest = await self._link.call(_TAKE, keys, token, _TURN_MS, *ages, seen, int(not is_patient))

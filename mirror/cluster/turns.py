@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+CHECK_TIMEOUT_S = 2.0
+"""How long a node waits for the check of a tag by another one; then it checks itself."""
+
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.005, 0.1
 
 

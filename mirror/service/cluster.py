@@ -10,7 +10,9 @@ from aiohttp import web
 
 from mirror import __version__
 from mirror.cache.access_index import AccessIndex
+from mirror.cache.cluster_facts import ClusterFacts
 from mirror.cluster.address import advertised
+from mirror.cluster.events import Events
 from mirror.cluster.grants import Grants
 from mirror.cluster.identity import Identity
 from mirror.cluster.keys import Keys
@@ -37,12 +39,13 @@ from mirror.listener.admission import Handlers
 from mirror.listener.connections import Bounds
 from mirror.listener.listener import Listener
 from mirror.listener.responses import problem_response
+from mirror.maintenance.cluster_purge import ClusterPurge
 from mirror.metrics import Metrics
 from mirror.registry.peer_api import PeerApi
 from mirror.registry.routing import Router
 from mirror.service.graph import Graph
 from mirror.service.services import Services
-from mirror.storage.blobs import BlobFiles
+from mirror.storage.store import Store
 from mirror.upstream.http import Http, Limits
 from mirror.upstream.intake import Intake
 
@@ -74,9 +77,10 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
     leases, grants = Leases(link, keys, me, cluster.fan_out), Grants(link, keys, access.record_grant)
     source = ClusterSource(leases, peers, grants, downloads.is_under_way, metrics.cluster_takeovers)
     metrics.cluster_alone.set_function(lambda: not link.is_up)
-    return ClusterNode(
+    node = ClusterNode(
         name=name,
         link=link,
+        keys=keys,
         members=Members(link, keys, me, secret, metrics),
         secret=secret,
         leases=leases,
@@ -87,22 +91,30 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         tags=SharedTags(link, keys, name),
         refusals=Refusals(link, keys, name),
         sights=SharedSights(link, keys),
+        events=Events(link, keys, name),
         http=http,
         scopes=scopes,
         objects=SharedFacts(link, keys, source.follows),
         sweep_leader=LeaderLease(link, keys.leader("sweep"), name),
     )
+    ClusterFacts(services.store, access).subscribe(node)
+    return node
 
 
 class NodeServer:
     """Serves the address for other nodes, and keeps this node in the cluster.
 
     Of several processes of a node, one beats for it.
+
+    Attributes:
+        purge: purges the other nodes, too.
     """
 
-    def __init__(self, config: Config, node: ClusterNode, metrics: Metrics, counts: CountTable) -> None:
+    def __init__(self, config: Config, node: ClusterNode, store: Store, metrics: Metrics, counts: CountTable) -> None:
+        self.purge = ClusterPurge(store, metrics, node)
         self._config = config.cluster
         self._node = node
+        self._store = store
         self._beats = counts.own == 0
         self._is_stopping = False
         self._listener = Listener(Handlers("cluster", self._handle, self._handle, problem_response), metrics, counts)
@@ -131,20 +143,20 @@ class NodeServer:
         """Close idle connections now, and the others after their request."""
         self._listener.end_idle()
 
-    async def run(self, files: BlobFiles, downloads: Downloads) -> None:
+    async def run(self, downloads: Downloads) -> None:
         """Keep this node in the cluster until cancelled."""
-        await self._node.run(files, downloads, beats=self._beats)
+        await self._node.run(self._store, downloads, beats=self._beats)
 
     async def drain(self) -> None:
         """Serve no new requests: other nodes turn elsewhere. Those in progress continue."""
         self._is_stopping = True
         await self._node.drain(beats=self._beats)
 
-    async def close(self, files: BlobFiles) -> None:
+    async def close(self) -> None:
         """Close all connections, and hand the leases over; after the downloads have stopped."""
         self._listener.close()
         await self._listener.shutdown(1.0)
-        await self._node.close(files, beats=self._beats)
+        await self._node.close(self._store.files, beats=self._beats)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         api = self._api

@@ -138,7 +138,7 @@ class Mirror:
         await self._admin_listener.open(self._current.graph.config, admin_socket, self._relieve)
         if self._node_server is not None and node_socket is not None:
             self._node_server.open(node_socket, self._relieve)
-            self._spawn(self._node_server.run(services.store.files, services.downloads))
+            self._spawn(self._node_server.run(services.downloads))
         self._announce()
         self._spawn(self._log_checks())
         ready()
@@ -208,7 +208,9 @@ class Mirror:
             return None
         from mirror.service.cluster import NodeServer  # noqa: PLC0415 - see `Services`
 
-        return NodeServer(config, node, self._services.metrics, group.counts)
+        server = NodeServer(config, node, self._services.store, self._services.metrics, group.counts)
+        self._operations.cluster_purge = server.purge
+        return server
 
     async def _log_checks(self) -> None:
         if self._services.group.counts.own == 0:
@@ -292,7 +294,7 @@ class Mirror:
         if self._services.objects is not None:
             await self._services.objects.close()
         if self._node_server is not None:
-            await self._node_server.close(self._services.store.files)
+            await self._node_server.close()
         janitor.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await janitor

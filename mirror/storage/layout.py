@@ -10,6 +10,7 @@
 <store>/generation                        changes when cached facts become stale (`generation`)
 <store>/janitor.lock, eviction.lock       locked by the process that cleans up, and by the one that evicts
 <store>/manifests.lock                    locked in part by processes that fetch manifests
+<store>/events.lock                       locked by the process that reads the events of a cluster
 <store>/objects.lock                      locked by the process that uploads to the bucket
 <store>/sync.lock                         locked by the process that keeps tags in sync
 <store>/scrub                             the position of the scrub
@@ -97,6 +98,16 @@ class Layout:
     def objects_lock(self) -> str:
         """Locked by the process that uploads to the bucket, until it ends."""
         return f"{self.root}/objects.lock"
+
+    @property
+    def events_lock(self) -> str:
+        """Locked by the process that reads the events of a cluster, until it ends."""
+        return f"{self.root}/events.lock"
+
+    @property
+    def events_position(self) -> str:
+        """File that keeps how far the events of a cluster were read; without the index there is nothing that they change."""
+        return f"{self.index}/events"
 
     @property
     def manifest_turns(self) -> str:

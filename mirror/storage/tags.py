@@ -3,6 +3,7 @@
 tag|REPOSITORY|TAG       the record, labelled with its digest
 refused|REPOSITORY|TAG   when upstream, which then had no such tag or denied it, was asked
 pulled|REPOSITORY|TAG    when the last pull was, and how many there were of late
+forgotten|               by registry, `*` for all: checks that began before that time do not count
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mirror.storage.table import Table
 # The longest time that a check of a tag takes, with all its content fetched.
 _MAX_CHECK_S: Final = 86400.0
 _DAY_S: Final = 86400.0
+_FORGOTTEN: Final = "forgotten|"
 
 
 class Tags:
@@ -134,6 +136,19 @@ class Tags:
                 self.put(repository, tag, replace(known, due=max(when, math.nextafter(known.checked, math.inf))))
 
         self._table.change(work)
+
+    def forget_checks(self, registry: str, when: float) -> None:
+        """Require a check of every tag of a registry, or of all if it is `*`, at the next pull: one that begins after `when`."""
+        self._table.change(lambda: self._table.set(_FORGOTTEN, {**self._forgotten(), registry: when}))
+
+    def forgotten_at(self, registry: str) -> float:
+        """Return the time before which checks of a registry's tags do not count, in seconds since the epoch; 0 if all do."""
+        times = self._forgotten()
+        return max(times.get("*", 0.0), times.get(registry, 0.0))
+
+    def _forgotten(self) -> dict[str, float]:
+        value = self._table.get(_FORGOTTEN)
+        return value if isinstance(value, dict) and all(isinstance(when, float) for when in value.values()) else {}
 
     def refused_at(self, repository: Repository, tag: Tag) -> float:
         """Return when upstream was asked that has refused a tag lately, in seconds since the epoch; 0 if it has not."""

@@ -127,6 +127,7 @@ async def test_real_answers(hub, tmp_path):
         await check.ask("/api/v1/sync", "POST")
         hub.add_image(APP, "frozen", layers=[b"moved"])
         mirror.store.index.tags.expire(*tag_name("frozen"), time.time())
+        mirror.store.generation.change()
         await mirror.get(f"/v2/{APP}/manifests/frozen")
         for path in ("/api/v1/status", "/api/v1/explain?image=app:frozen"):
             await check.ask(path)

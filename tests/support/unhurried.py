@@ -17,6 +17,7 @@ _LIMITS = (
     ("mirror.cache.context", "_NOTE_TIMEOUT_S"),
     ("mirror.storage.write_behind", "_TIMEOUT_S"),
     ("mirror.storage.coordination", "_TURN_TIMEOUT_S"),
+    ("mirror.cluster.turns", "CHECK_TIMEOUT_S"),
 )
 
 

@@ -96,6 +96,8 @@ class ImagePages:
         now = await self._in_time(self._operations.purge, PurgeRequest(ordered.pattern, dry_run=True))
         if form.get("shown") != _fingerprint(now):
             return await self._confirmation(request, match, is_soft=is_soft, has_changed=True)
+        cluster = self._operations.cluster_purge
+        order = None if cluster is None else await cluster.tell(ordered)
         purged = await self._in_time(self._carry_out, ordered, request.remote)
         self._catalog.drop()
         return await self._frame.page(
@@ -106,6 +108,7 @@ class ImagePages:
             named=purged.images[:_MAX_NAMED],
             more=len(purged.images[_MAX_NAMED:]),
             counts=purge_counts(purged),
+            nodes=None if cluster is None else await cluster.results(order, purged, wait=False),
         )
 
     async def _in_time(self, work: Callable[P, PurgeResult], *args: P.args, **kwargs: P.kwargs) -> PurgeResult:

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -92,6 +94,12 @@ class Node(Cluster):
         for pid in (self.process.pid, *self.workers()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    async def command(self, *words: str) -> tuple[int, bytes, bytes]:
+        """Run a command against its admin address: the exit status, and what it has written."""
+        command = [sys.executable, "-m", "mirror", *words, "--url", f"http://127.0.0.1:{self.admin_port}"]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=LIMIT, check=False)
+        return done.returncode, done.stdout, done.stderr
 
     async def blob(self, image: str, digest: str) -> Pull:
         """Begin to pull a blob; the head has come."""
