@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 # The digests of a hundred thousand blobs of an earlier bundle.
 _MAX_BODY_BYTES: Final = 8 << 20
 _MAX_PLATFORMS: Final = 32
+_MAX_NAME: Final = 512
 _PLATFORMS: Final[Schema] = {**array({**TEXT, "examples": ["linux/arm64"]}), "maxItems": _MAX_PLATFORMS}
 _BODY: Final = record(
     images={
@@ -55,26 +56,6 @@ _STATUSES: Final = {
 }
 
 
-class BundleResponse(web.StreamResponse):
-    """A bundle that is being sent.
-
-    Attributes:
-        sent: bytes of it so far.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__(
-            headers={
-                "Server": "registry-mirror",
-                "Content-Type": _TAR,
-                "Content-Disposition": 'attachment; filename="bundle.tar"',
-            }
-        )
-        self.content_length = size
-        self.headers["X-Request-Id"] = request_id.get()
-        self.sent = 0
-
-
 class ExportApi:
     """The handlers."""
 
@@ -95,13 +76,13 @@ class ExportApi:
     async def export(self, request: web.Request) -> web.StreamResponse:
         """Send a bundle. Its length is known before its first byte; one that cannot be completed ends short."""
         order = _order(json_body(await read_body(request, _MAX_BODY_BYTES), _KEYS, required="images"), request)
-        response: BundleResponse | None = None
+        response: web.StreamResponse | None = None
         try:
             async with self._exporter.run(order) as export:
                 log_export(order, request.remote)
                 async with while_connected(request):
                     size = await export.prepare()
-                response = BundleResponse(size)
+                response = _response(size)
                 await response.prepare(request)
                 await self._send(request, response, export)
                 return response
@@ -129,20 +110,27 @@ class ExportApi:
             raise web.HTTPNotFound(text="there is no such export")
         return web.json_response(found[0])
 
-    async def _send(self, request: web.Request, response: BundleResponse, export: Export) -> None:
+    async def _send(self, request: web.Request, response: web.StreamResponse, export: Export) -> None:
         """Send the pieces. After a failure the connection ends, so that the client notices that the bundle is cut."""
         try:
             with contextlib.closing(export.pieces()) as pieces:
                 for piece in pieces:
                     if isinstance(piece, bytes):
                         await response.write(piece)
-                        response.sent += len(piece)
+                        export.sent += len(piece)
                     elif piece.size:
-                        await send_file(request, response, Span(piece.file, 0, piece.size), self._threads.serve)
-                    export.state.bytes = response.sent
+                        await send_file(request, export, Span(piece.file, 0, piece.size), self._threads.serve)
         except BaseException:
             response.force_close()
             raise
+
+
+def _response(size: int) -> web.StreamResponse:
+    """Return the response with a bundle of so many bytes, without its body."""
+    headers = {"Content-Type": _TAR, "Content-Disposition": 'attachment; filename="bundle.tar"'}
+    response = web.StreamResponse(headers={**headers, "Server": "registry-mirror", "X-Request-Id": request_id.get()})
+    response.content_length = size
+    return response
 
 
 _KEYS: Final = {"images": list, "platforms": list, "exclude": list}
@@ -163,10 +151,13 @@ def _order(body: dict[str, Any], request: web.Request) -> ExportOrder:
 
 def _image(value: Any, platforms: tuple[Platform, ...]) -> RequestedImage:
     if isinstance(value, str):
-        return RequestedImage(value, platforms)
+        value = {"image": value}
     if not isinstance(value, dict) or value.keys() - {"image", "platforms"} or not isinstance(value.get("image"), str):
         raise web.HTTPBadRequest(text="images: each has to be a text, or an object with `image` and `platforms`")
-    return RequestedImage(value["image"], _platforms(value.get("platforms", []), "images: platforms") or platforms)
+    text = value["image"]
+    if len(text) > _MAX_NAME or not text.isprintable():
+        raise web.HTTPBadRequest(text=f"images: {text[:_MAX_NAME]!r} is no name of an image")
+    return RequestedImage(text, _platforms(value.get("platforms", []), "images: platforms") or platforms)
 
 
 def _platforms(texts: Any, key: str) -> tuple[Platform, ...]:

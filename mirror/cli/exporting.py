@@ -75,7 +75,7 @@ def export(
     except Refused as error:
         refuse(str(error).splitlines(), 1)
     except OSError as error:
-        refuse([f"{output}: {error.strerror or error}"], 1)
+        refuse([f"{_in_words(output)}: {error.strerror or error}"], 1)
     except KeyboardInterrupt:
         typer.echo("interrupted: nothing was written" if output != STDOUT else "interrupted", err=True)
         raise typer.Exit(130) from None
@@ -152,14 +152,26 @@ def _write(request: _Request, file: BinaryIO, output: str, show: Show) -> None:
     size = int(response.headers["Content-Length"])
     _require_space(output, size)
     done = 0
-    while piece := response.read(min(_PIECE_BYTES, size - done)):
+    while piece := _read(response, size - done):
         file.write(piece)
         done += len(piece)
-        show(f"writing {output}" if output != STDOUT else "writing", done, size)
+        show(f"writing {_in_words(output)}", done, size)
     if done < size:
         state = _end(request.admin, request.state_path.removeprefix(f"{_PATH}/"))
         cause = state["cause"] or "the mirror has ended the connection"
         refuse([f"the bundle was cut after {done} of {size} bytes, and is of no use: {cause}"], 1)
+
+
+def _read(response: http.client.HTTPResponse, left: int) -> bytes:
+    """Return the next bytes of a bundle; none after its end, and where it is cut."""
+    try:
+        return response.read(min(_PIECE_BYTES, left))
+    except (OSError, http.client.HTTPException):
+        return b""
+
+
+def _in_words(output: str) -> str:
+    return "standard output" if output == STDOUT else output
 
 
 def _require_space(output: str, size: int) -> None:
@@ -194,7 +206,8 @@ def _report(state: dict[str, Any], output: str, seconds: float, *, as_json: bool
         typer.echo(f"and {more} more", err=output == STDOUT)
     images = "1 image" if state["total"] == 1 else f"{state['total']} images"
     typer.echo(
-        f"{output}: {images}, {format_bytes(state['size'])} in {format_duration(max(0, round(seconds)))}", err=output == STDOUT
+        f"{_in_words(output)}: {images}, {format_bytes(state['size'])} in {format_duration(max(0, round(seconds)))}",
+        err=output == STDOUT,
     )
 
 

@@ -78,10 +78,12 @@ class Export:
 
     Attributes:
         state: how far it is.
+        sent: bytes that were sent.
     """
 
     def __init__(self, order: ExportOrder, collector: Collector, resolver: NameResolver) -> None:
         self.state = ExportState(order.name, order.client, [image.text for image in order.images])
+        self.sent = 0
         self._order = order
         self._collector = collector
         self._resolver = resolver
@@ -89,6 +91,8 @@ class Export:
 
     def follow(self) -> dict[str, Any]:
         """Return the state, with the figures of this moment."""
+        if self.state.phase == "sending":
+            self.state.bytes = self.sent
         self.state.follow(self._progress)
         return self.state.row()
 
@@ -217,8 +221,11 @@ class Exporter:
         try:
             yield export
             state.result = "completed"
-        except (ConnectionError, asyncio.CancelledError) as error:
-            state.result, state.cause = "cut", str(error) or "the client has disconnected"
+        except ConnectionError:
+            state.result, state.cause = "cut", "the client has disconnected"
+            raise
+        except asyncio.CancelledError:
+            state.result, state.cause = "cut", "the mirror has stopped"
             raise
         except Exception as error:
             state.result, state.cause = "failed", str(error) or type(error).__name__
@@ -226,6 +233,7 @@ class Exporter:
         finally:
             publishing.cancel()
             export.close()
+            export.follow()
             state.phase = "ended"
             self._store.threads.note.submit(self._store.jobs.put_export, state.name, state.row())
             seconds = round(time.monotonic() - began, 1)

@@ -295,6 +295,8 @@ async def refusing_mirror(shared_hub, tmp_path_factory):
         ({"images": []}, 400, "images: has to name from 1 to 10000"),
         ({"images": [1]}, 400, "images: each has to be a text, or an object with `image` and `platforms`"),
         ({"images": [{"image": "app", "platform": AMD64}]}, 400, "images: each has to be a text, or an object"),
+        ({"images": ["app\ud800"]}, 400, "images: 'app\\ud800' is no name of an image"),
+        ({"images": ["a" * 513]}, 400, "is no name of an image"),
         ({"images": ["UPPER"]}, 400, "UPPER: invalid name 'UPPER'"),
         ({"images": ["app@sha256:*"]}, 400, "a digest cannot be a glob"),
         ({"images": ["ghcr.io/owner/app"]}, 400, "ghcr.io/owner/app: invalid registry 'ghcr.io': not mirrored here"),
@@ -379,7 +381,8 @@ async def test_client_leaves(hub, mirror, exports):
     async with slow_reader(hub, exports) as (*_, answer):
         answer.close()
         state = await exports.ended("slow")
-        assert (state["result"], state["phase"]) == ("cut", "ended")
+        assert (state["result"], state["phase"], state["cause"]) == ("cut", "ended", "the client has disconnected")
+        assert 0 < state["bytes"] < state["size"]
 
 
 async def test_client_leaves_while_it_waits(hub, mirror, exports):
