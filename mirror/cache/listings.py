@@ -124,7 +124,11 @@ class Listings:
 
     def _held_referrers(self, repository: Repository, digest: Digest, query: dict[str, str]) -> Listing:
         """Upstream's last list without what is not held; raises Offline or NotFound if there is none."""
-        kept = self._context.store.index.attachments.list(repository, digest, _upstream_query(query))
+        attachments, page = self._context.store.index.attachments, _upstream_query(query)
+        kept = attachments.list(repository, digest, page)
+        if kept is None and page_params(page).keys() == {"artifactType"}:
+            # Of a list that was imported there is only the whole; a registry need not filter.
+            kept = attachments.list(repository, digest, "")
         if kept is None:
             self._context.registry(repository).refuse_offline()
         if kept is None or kept.body is None:

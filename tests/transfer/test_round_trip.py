@@ -55,8 +55,11 @@ async def test_signatures_come_along(hub, mirror, tmp_path):
         sent = await sender(other)(data)
         assert [one.result for one in sent.images] == ["imported"] * len(sent.images), sent.answer
         assert (await other.head(manifest_path(sig_tag(image.digest)))).headers["Docker-Content-Digest"] == signature
-        listed = json.loads((await other.get(f"/v2/{APP}/referrers/{image.digest}")).body)["manifests"]
-        assert [entry["digest"] for entry in listed] == [referrer]
+        # A registry need not filter by type.
+        for query in ("", "?artifactType=application/spdx%2Bjson"):
+            answer = await other.get(f"/v2/{APP}/referrers/{image.digest}{query}")
+            assert [entry["digest"] for entry in json.loads(answer.body)["manifests"]] == [referrer]
+            assert "OCI-Filters-Applied" not in answer.headers
 
 
 @pytest.mark.parametrize("sign_it", [sign, sign_bundle])
