@@ -13,4 +13,20 @@ tar_writer      the tar around them
 pins            open files: what is evicted meanwhile can still be sent
 exporter        runs exports: collects everything, then sends it
 export_state    how far an export is, for all processes
+
+Reading one:
+
+imports         runs imports: receives a bundle, then makes its images visible
+decompression   what is in gzip or zstd
+tar_reader      the tar around the members, whoever has written it
+receiver        keeps the documents, and stages all other content
+documents       the images of index.json or manifest.json
+entry_names     the names of an entry, as tools write them
+image_names     the name that each image gets
+image_importer  one image after the other, with its signatures
+image_check     whether an image is whole
+docker_archive  makes a manifest where Docker's old format has none
+publisher       stores an image, grants it, and switches its tag
+layout_folder   an OCI image layout in a folder
+errors          why a bundle or an image of it is refused
 """

@@ -66,7 +66,7 @@ class Publisher:
         """Store an image that is whole, grant it to its repository, and then switch the tag.
 
         Raises:
-            ImageRefused: it is larger than the limit of its registry.
+            ImageRefused: it is larger than the limit of its registry, or some of it was removed meanwhile.
             Untrusted: a rule of `trust` requires a signature. Maintenance removes the image then, as after every failure.
             UpstreamError: nobody knows for now whether it is signed.
             StorageError: the store cannot take it.
@@ -86,6 +86,7 @@ class Publisher:
         await self._written()
         if self._cache.trust is not None:
             await self._cache.trust.require_manifest(repository, name.reference, root)
+        await self._in_thread(self._require_content, image)
         published = await self._switch(name, image)
         await self._attach(repository, image)
         await self._in_thread(self._forget_refusals, name)
@@ -141,6 +142,13 @@ class Publisher:
                 self._staging.remove(path)
             content.path = None
 
+    def _require_content(self, image: CheckedImage) -> None:
+        """Raise ImageRefused unless everything of an image is there: eviction and purges go on meanwhile."""
+        digests = [*image.blobs, *(manifest.digest for manifest in image.manifests)]
+        lost = next((digest for digest in digests if self._context.store.files.size(digest) is None), None)
+        if lost is not None:
+            raise ImageRefused(f"{lost} was removed from the store during the import")
+
     # ---- rows
 
     def _record(self, repository: Repository, image: CheckedImage, *, force: bool) -> None:
@@ -168,7 +176,7 @@ class Publisher:
     def _forget_refusals(self, name: ImageName) -> None:
         """Drop what upstream, or its absence, has refused before."""
         store = self._context.store
-        store.index.negative.delete_matching(ImagePattern.parse(str(name.repository)))
+        store.index.negative.delete_matching(ImagePattern(name.repository.registry, name.repository.path, None, None))
         if name.tag is not None:
             store.index.attachments.delete_absent(name.repository, name.tag)
         store.generation.change()
