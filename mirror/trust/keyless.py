@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -29,12 +30,13 @@ from cryptography.x509 import (
 from cryptography.x509.extensions import UnrecognizedExtension
 from sigstore._utils import read_embedded
 from sigstore.errors import VerificationError
-from sigstore.models import Bundle, ClientTrustConfig, TransparencyLogEntry, TrustedRoot
+from sigstore.models import Bundle, TransparencyLogEntry, TrustedRoot
 from sigstore.verify import Verifier
 from sigstore_models.bundle import v1 as bundle_v1
 from sigstore_models.common import v1 as common_v1
 from sigstore_models.rekor import v1 as rekor_v1
 from sigstore_models.trustroot import v1 as trustroot_v1
+from tuf.ngclient.updater import Updater
 
 from mirror.trust.judge import WrongSignature
 from mirror.trust.rules import Identity
@@ -112,7 +114,7 @@ class Keyless:
 
     def _refresh(self) -> None:
         try:
-            self._verifier = Verifier(trusted_root=ClientTrustConfig.production().trusted_root)
+            self._verifier = Verifier(trusted_root=_refreshed_root(_PRODUCTION, read_embedded("root.json", _PRODUCTION)))
         except Exception as error:  # noqa: BLE001 - of network, disk and metadata: the root at hand is used
             log.warning("trust_root_not_refreshed", cause=str(error), consequence="the one at hand is used")
 
@@ -188,6 +190,23 @@ class _PromisedBundle(Bundle):
 
 def _embedded_root() -> TrustedRoot:
     return TrustedRoot(trustroot_v1.TrustedRoot.from_json(read_embedded("trusted_root.json", _PRODUCTION)))
+
+
+def _refreshed_root(url: str, bootstrap: bytes) -> TrustedRoot:
+    """Fetch the trust root from a repository of TUF; raises what that library raises.
+
+    The library of sigstore would keep its files in a home directory, which a service does not have.
+
+    Args:
+        bootstrap: the first root of the repository's metadata, which everything else is verified by.
+    """
+    with tempfile.TemporaryDirectory(prefix="registry-mirror-") as directory:
+        updater = Updater(directory, url, directory, f"{url}/targets/", bootstrap=bootstrap)
+        updater.refresh()
+        target = updater.get_targetinfo("trusted_root.json")
+        if target is None:
+            raise InvalidTrustRoot(f"{url} has no trusted_root.json")
+        return _root_in(Path(updater.download_target(target)))
 
 
 def _root_in(path: Path) -> TrustedRoot:
