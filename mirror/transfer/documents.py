@@ -17,6 +17,7 @@ from mirror.core.names import ImageName
 from mirror.transfer.entry_names import NO_NAME, EntryName, entry_name
 from mirror.transfer.errors import InvalidBundle
 from mirror.transfer.layout import DOCKER_FILE, INDEX_FILE, LAYOUT_FILE
+from mirror.transfer.tar_reader import MAX_NAME
 
 MAX_IMAGES: Final = 10_000
 """Entries of `index.json`, or images of `manifest.json`."""
@@ -88,18 +89,14 @@ def _layout_images(document: bytes) -> list[BundledImage]:
     except InvalidInput as error:
         raise InvalidBundle(error.reason, INDEX_FILE) from error
     entries = _load(document, INDEX_FILE).get("manifests") or []
-    return [_entry(descriptor, entry.get("annotations")) for descriptor, entry in zip(descriptors, entries, strict=True)]
+    return [_layout_image(descriptor, entry.get("annotations")) for descriptor, entry in zip(descriptors, entries, strict=True)]
 
 
-def _entry(descriptor: Descriptor, annotations: object) -> BundledImage:
-    return _named(annotations if isinstance(annotations, dict) else {}, descriptor)
-
-
-def _named(annotations: Mapping[str, object], content: Descriptor | DockerImage) -> BundledImage:
+def _layout_image(descriptor: Descriptor, annotations: object) -> BundledImage:
     try:
-        return BundledImage(entry_name(annotations), content)
+        return BundledImage(entry_name(annotations if isinstance(annotations, dict) else {}), descriptor)
     except InvalidInput as error:
-        return BundledImage(NO_NAME, content, str(error))
+        return BundledImage(NO_NAME, descriptor, str(error))
 
 
 def _docker_images(document: bytes) -> list[BundledImage]:
@@ -109,7 +106,7 @@ def _docker_images(document: bytes) -> list[BundledImage]:
     found = []
     for entry in entries:
         config, layers = (entry.get("Config"), entry.get("Layers")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(config, str) or not _is_texts(layers):
+        if not isinstance(config, str) or not _is_name(config) or not _is_texts(layers):
             raise InvalidBundle("an image has no Config or no Layers", DOCKER_FILE)
         image, tags = DockerImage(config, tuple(layers or ())), entry.get("RepoTags") or []
         if not _is_texts(tags):
@@ -126,7 +123,12 @@ def _docker_image(tag: str, image: DockerImage) -> BundledImage:
 
 
 def _is_texts(value: object) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    """Whether a value is a list of names, or null, which Go writes for an empty list."""
+    return value is None or (isinstance(value, list) and all(map(_is_name, value)))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NAME and value.isprintable()
 
 
 def _load(document: bytes, name: str) -> Any:

@@ -156,3 +156,14 @@ def docker_save(*tags: str, layers: tuple[bytes, ...] = (b"one", b"two"), **chan
     entry = {"Config": name, "RepoTags": list(tags) or None, "Layers": paths}
     tar.add("manifest.json", dumped([{**entry, **changes.get("entry", {})}])).add("repositories", b"{}")
     return tar.close()
+
+
+def crane(tag: str, *layers: bytes) -> bytes:
+    """What go-containerregistry writes (`crane pull`, kaniko): compressed layers by their own digest, and no manifest."""
+    packed = [gzip.compress(layer, mtime=0) for layer in layers]
+    config = dumped({"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": [sha256(layer) for layer in layers]}})
+    names = [f"{sha256(layer)[7:]}.tar.gz" for layer in packed]
+    tar = Tar().add(sha256(config), config)
+    for name, layer in zip(names, packed, strict=True):
+        tar.add(name, layer)
+    return tar.add("manifest.json", dumped([{"Config": sha256(config), "RepoTags": [tag], "Layers": names}])).close()

@@ -152,6 +152,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "index.json that is no index": (lambda: Tar().add("index.json", b"[]").close(), "'index.json'"),
     "manifest.json that is no list": (lambda: Tar().add("manifest.json", b"{}").close(), "'manifest.json': is no list"),
     "manifest.json without layers": (lambda: Tar().add("manifest.json", b"[{}]").close(), "no Config"),
+    "manifest.json with a name of a MiB": (lambda: docker_save("app:1", entry={"Config": "x" * MIB}), "no Config"),
+    "manifest.json with a name of control characters": (lambda: docker_save("app:1", entry={"Layers": ["\x1b[2J"]}), "no Layers"),
     "layout of another version": (
         lambda: prefixed("oci-layout", dumped({"imageLayoutVersion": "9"}))[:1024] + bytes(1024),
         "'9'",

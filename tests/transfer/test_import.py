@@ -15,6 +15,7 @@ from tests.transfer.bundles import (
     Index,
     bundle,
     contents,
+    crane,
     descriptor,
     docker_save,
     layout,
@@ -172,6 +173,15 @@ async def test_layers_of_old_docker_are_compared_with_the_configuration(offline,
     assert sent.images[0].result == "refused"
     assert sha256(b"one") in sent.images[0].cause
     assert (await offline.get(manifest_path("1"))).status == 404
+
+
+async def test_archive_of_go_containerregistry(offline, send):
+    """Its layers are compressed; what they hold is compared with the configuration."""
+    sent = await send(crane("app:1", b"one", b"two"))
+    assert (sent.images[0].name, sent.images[0].result) == (f"{APP}:1", "imported")
+    manifest = json.loads((await offline.get(manifest_path("1"))).body)
+    assert [layer["mediaType"].rpartition(".")[2] for layer in manifest["layers"]] == ["gzip", "gzip"]
+    assert gzip.decompress((await offline.get(blob_path(manifest["layers"][1]["digest"]))).body) == b"two"
 
 
 async def test_signatures_and_referrers(offline, send):

@@ -1,0 +1,47 @@
+"""The command `import`: files, folders, what is refused, and what it prints."""
+
+import io
+import json
+import tarfile
+
+from tests.mirror.commands import command
+from tests.transfer.bundles import Image, Index, bundle, contents, docker_save, layout, named
+
+APP = "docker.io/library/app"
+
+
+async def test_files_and_folders(mirror, tmp_path):
+    """Whatever is whole is imported, everything else is named with its file, and the exit status says so."""
+    image, index = Image(b"one"), Index(Image(b"amd"), Image(b"arm", architecture="arm64"))
+    (tmp_path / "save.tar").write_bytes(docker_save("app:saved", "quay.io/other/app:1"))
+    (tmp_path / "cut.tar").write_bytes(bundle(f"{APP}:cut", image)[:-2000])
+    with tarfile.open(fileobj=io.BytesIO(layout([named(index, f"{APP}:folder")], contents(index)))) as tar:
+        tar.extractall(tmp_path / "folder", filter="data")
+    (tmp_path / "empty").mkdir()
+    url = f"http://127.0.0.1:{mirror.admin_port}"
+    files = ["save.tar", "cut.tar", "folder", "empty", "missing.tar"]
+
+    status, out, complaint = await command("import", "--url", url, *files, directory=tmp_path)
+
+    assert status == 1
+    assert f"{APP}:saved: imported, sha256:" in out
+    assert "the mirror has made one" in out
+    assert f"{APP}:folder: imported, {index.digest}; linux/amd64, linux/arm64" in out
+    complaints = complaint.splitlines()
+    for text in (
+        "registry-mirror: save.tar: quay.io/other/app:1: registry quay.io is not mirrored here",
+        f"registry-mirror: cut.tar: {url} refuses (400): invalid bundle: it ends before the end mark",
+        "registry-mirror: empty: invalid bundle: the folder has no index.json",
+        "registry-mirror: missing.tar: No such file or directory",
+    ):
+        assert any(line.startswith(text) for line in complaints), complaint
+    assert len(complaints) == 4
+
+
+async def test_json_and_a_name(mirror, tmp_path):
+    image = Image(b"one")
+    (tmp_path / "bundle.tar").write_bytes(layout([image.descriptor()], contents(image)))
+    url = f"http://127.0.0.1:{mirror.admin_port}"
+    status, out, _ = await command("import", "--url", url, "--json", "--as", "app:2", "bundle.tar", directory=tmp_path)
+    (result,) = json.loads(out)
+    assert (status, result["file"], result["images"][0]["name"]) == (0, "bundle.tar", f"{APP}:2")
