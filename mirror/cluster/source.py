@@ -167,10 +167,12 @@ class ClusterSource:
             stack.callback(self._closed, digest)
             if wanted.start == 0 and not self._salvage.nodes(digest):
                 self._senders.pop(digest)
-            yield _OwnedStream(stream, partial(self._leases.owns, digest))
-            if isinstance(stream, SalvagedStream):
-                for node in stream.senders:
-                    self._note_sender(digest, node)
+            try:
+                yield _OwnedStream(stream, partial(self._leases.owns, digest))
+            finally:
+                if isinstance(stream, SalvagedStream):
+                    for node in stream.senders:
+                        self._note_sender(digest, node)
 
     async def _open_owned(self, wanted: BlobRange, upstream: Upstream, stack: AsyncExitStack) -> BlobStream:
         if not self._salvage.nodes(wanted.digest):

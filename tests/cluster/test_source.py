@@ -201,8 +201,8 @@ def taken_over(world, *others):
     world.nodes["owner"] = UpstreamDisconnected("cut")
 
 
-async def read(world):
-    async with world.source.open(WANTED, lambda start, stop: world.upstream(None, start, stop)) as stream:
+async def read(world, error=None):
+    async with world.source.open(WANTED, lambda start, stop: world.upstream(error, start, stop)) as stream:
         return b"".join([bytes(block) async for block in stream.blocks()])
 
 
@@ -268,3 +268,14 @@ async def test_two_nodes_do_not_wait_for_each_other():
         assert world.source.reads_from(DIGEST, "parent")
         assert not world.source.reads_from(DIGEST, "owner")
     assert not world.source.reads_from(DIGEST, "parent")
+
+
+async def test_senders_are_known_although_the_stream_has_broken_off():
+    """What they have sent before stays in the partial file."""
+    world = World()
+    taken_over(world, "a")
+    world.has = {"a": [(0, 20)]}
+    with pytest.raises(UpstreamFailing):
+        await read(world, UpstreamFailing("503"))
+    assert world.source.penalize(DIGEST)
+    assert world.events[-1] == "poisoned a"
