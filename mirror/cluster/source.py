@@ -107,9 +107,9 @@ class ClusterSource:
             for number, node in enumerate(nodes, 1):
                 above = nodes[number] if number < len(nodes) else None
                 try:
-                    if checksums is not None:
-                        return await stack.enter_async_context(self._checked(node, wanted, checksums))
-                    return await stack.enter_async_context(self._from_node(node, above, wanted))
+                    if checksums is None:
+                        return await stack.enter_async_context(self._from_node(node, above, wanted))
+                    return await stack.enter_async_context(self._checked(node, above, wanted, checksums))
                 except UpstreamError as error:
                     broken[node] = error.reason
             suspect, reason = answer.value, broken.get(answer.nodes[-1], UpstreamUnreachable.reason)
@@ -138,12 +138,12 @@ class ClusterSource:
                     del self._parents[wanted.digest, node]
 
     @contextlib.asynccontextmanager
-    async def _checked(self, node: str, wanted: BlobRange, checksums: bytes) -> AsyncIterator[BlobStream]:
+    async def _checked(self, node: str, above: str | None, wanted: BlobRange, sums: bytes) -> AsyncIterator[BlobStream]:
         """The stream from a node that holds the whole blob, without a damaged chunk."""
         whole = replace(wanted, start=wanted.start - wanted.start % CHUNK)
         try:
-            async with self._from_node(node, None, whole) as stream:
-                yield CheckedStream(stream, wanted.start, checksums)
+            async with self._from_node(node, above, whole) as stream:
+                yield CheckedStream(stream, wanted.start, sums)
         except DamagedChunk as error:
             self._note_poisoned(node, wanted.digest, str(error))
             raise
