@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Brings the real clients and servers that the end-to-end tests and the benchmarks drive. Does nothing when all are there.
-# With the argument `full` also what builds the container image.
+# With the argument `full` also what builds the container image, and the RADOS gateway of Ceph, which is only unpacked.
 set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -11,7 +11,8 @@ if [ "${1:-}" = full ]; then
     commands+=(buildah debootstrap pipx)
     packages+=(buildah debootstrap pipx)
 fi
-readonly commands packages POLICY=/usr/sbin/policy-rc.d
+CEPH_ROOT=${CEPH_ROOT:-/opt/registry-mirror-ceph}
+readonly commands packages CEPH_ROOT POLICY=/usr/sbin/policy-rc.d
 
 missing() {
     local name
@@ -43,12 +44,30 @@ bounded() {
     return 1
 }
 
+# Unpacks the gateway, a monitor and a store with what they need: installed, they would bring services and users.
+unpack_ceph() {
+    local place
+    place=$(mktemp -d)
+    chmod 755 "$place"
+    # shellcheck disable=SC2016
+    (cd "$place" && bounded 600 sh -c 'apt-get -qq download $(apt-get -s install --no-install-recommends radosgw ceph-mon ceph-osd |
+        sed -n "s/^Inst \([^ ]*\).*/\1/p")')
+    rm -rf "$CEPH_ROOT.new"
+    mkdir -p "$CEPH_ROOT.new"
+    for package in "$place"/*.deb; do
+        dpkg -x "$package" "$CEPH_ROOT.new"
+    done
+    rm -rf "$place"
+    mv "$CEPH_ROOT.new" "$CEPH_ROOT"
+}
+
 lacking=$(missing)
-if [ -z "$lacking" ]; then
+lacks_ceph=$([ "${1:-}" = full ] && [ ! -e "$CEPH_ROOT/usr/bin/radosgw" ] && echo ceph || true)
+if [ -z "$lacking$lacks_ceph" ]; then
     exit 0
 fi
 if [ "$(id -u)" -ne 0 ]; then
-    echo "install.sh: missing: ${lacking% }. Run it as root, or: apt-get install --no-install-recommends ${packages[*]}" >&2
+    echo "install.sh: missing: $lacking$lacks_ceph. Run it as root, or: apt-get install --no-install-recommends ${packages[*]}" >&2
     exit 1
 fi
 if ! command -v apt-get >/dev/null; then
@@ -60,6 +79,9 @@ export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
 forbid_services
 bounded 180 apt-get -qq -o Acquire::Retries=2 -o DPkg::Lock::Timeout=60 update
 bounded 600 apt-get -qq -y -o Acquire::Retries=2 -o DPkg::Lock::Timeout=60 install --no-install-recommends "${packages[@]}"
+if [ -n "$lacks_ceph" ]; then
+    unpack_ceph
+fi
 
 lacking=$(missing)
 if [ -n "$lacking" ]; then
