@@ -66,6 +66,6 @@ def log_sign_in(client: str | None) -> None:
 
 
 def log_import(images: list[str], refused: list[str], client: str | None) -> None:
-    """Log the images that an import has brought, and those that it has refused."""
+    """Log the images that were imported, and those that were refused."""
     named, more = images[:_LOGGED_IMAGES], len(images[_LOGGED_IMAGES:])
     log.info("audit", action="import", client=client, images=named, more=more, refused=refused[:_LOGGED_IMAGES])

@@ -1,4 +1,4 @@
-"""Removes what interrupted imports have brought. Blocks; belongs in a thread."""
+"""Removes what interrupted imports have stored. Blocks; belongs in a thread."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class InterruptedImports:
         self._purge = Purge(store.files, store.index, store.generation)
 
     def clear(self) -> None:
-        """Remove what they have brought; images that were whole stay.
+        """Remove their files, and their images without a tag; whole images stay.
 
         Raises:
             StorageError: it is unknown what other images need. The next call tries again.
         """
         for found in left_behind(self._store.layout):
             with contextlib.closing(found):
-                blobs = sum(self._purge.withdraw(brought) for brought in found.announced())
+                blobs = sum(self._purge.withdraw(pending) for pending in found.announced())
                 files = found.remove(self._store.quota)
             log.info("interrupted_import_cleared", files=files, blobs=blobs)

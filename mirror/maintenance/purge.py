@@ -23,7 +23,7 @@ from mirror.storage.generation import Generation
 from mirror.storage.images import Reach, reach, record_parts
 from mirror.storage.index import Index, ReadCheck
 from mirror.storage.rows import Kind
-from mirror.storage.staging import Brought
+from mirror.storage.staging import PendingImage
 
 
 @dataclass(frozen=True)
@@ -126,21 +126,21 @@ class Purge:
         size, digests = sum(manifests) + sum(blobs), lost.manifests | lost.blobs
         return PurgeResult(len(deleted), len(manifests), len(blobs), size, images, digests)
 
-    def withdraw(self, brought: Brought) -> int:
-        """Remove what an interrupted import has brought, except what a tag leads to or others need; returns the removed blobs.
+    def withdraw(self, pending: PendingImage) -> int:
+        """Remove the content of an interrupted import, except what a tag leads to or others need; returns the number of blobs.
 
         Raises:
             StorageError: the index cannot be read, so it is unknown what other images need.
         """
-        reliable, repository = ReadCheck(self._index), brought.repository
-        rows = [(repository, digest) for digest in brought.manifests]
+        reliable, repository = ReadCheck(self._index), pending.repository
+        rows = [(repository, digest) for digest in pending.manifests]
         released = [row for row in rows if self._index.change(partial(self._release, *row, math.inf))]
         # A crash may have come before the rows.
-        parts = {part for row in released for part in self._parts(*row)} | {("blob", repository, one) for one in brought.content}
+        parts = {part for row in released for part in self._parts(*row)} | {("blob", repository, one) for one in pending.content}
         for part in parts:
             self._index.change(partial(self._index.release_part, *part))
         reliable.check()
-        removed = self._remove(brought.content, reliable)
+        removed = self._remove(pending.content, reliable)
         self._generation.change()
         return len(removed)
 

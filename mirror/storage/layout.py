@@ -3,7 +3,7 @@
 <store>/LAYOUT                            the version of the layout
 <store>/blobs/<algorithm>/<2 hex>/<hex>   verified content, never changed
 <store>/partial/<algorithm>/<hex>[.map]   content that is arriving, and its chunk map
-<store>/imports/                          files that imports of bundles bring (`staging`)
+<store>/imports/                          files of imports that have not ended (`staging`)
 <store>/tmp/                              small files before they are renamed into blobs/
 <store>/index/                            facts about the above; may be lost without harm
 <store>/account                           the used space (`space_quota`)
@@ -61,7 +61,7 @@ class Layout:
 
     @property
     def imports(self) -> str:
-        """Directory of the files that imports bring."""
+        """Directory of the files of imports that have not ended."""
         return f"{self.root}/imports"
 
     @property

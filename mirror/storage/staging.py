@@ -4,8 +4,8 @@
 <store>/imports/<import>.<number>   content that has arrived; its space is reserved
 <store>/imports/<import>.journal    what is about to become visible of images that are not whole yet
 
-The kernel frees the lock of a process that is killed. Then `left_behind` finds its import, and maintenance removes what that has
-brought.
+The kernel frees the lock of a process that is killed. Then `left_behind` finds its import, and maintenance removes the files and
+what the journal lists.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
-    """What an import adds to the store for one image.
+class PendingImage:
+    """What an import adds to the store for an image whose tag does not name it yet.
 
     Attributes:
         manifests: that the repository has not held before.
@@ -131,7 +131,7 @@ class Staging:
         """Remove a file, and release its space."""
         _remove(path, self._quota)
 
-    def announce(self, brought: Brought) -> int:
+    def announce(self, pending: PendingImage) -> int:
         """Record durably what is about to become visible; unless it is settled, maintenance removes it after the end.
 
         Returns:
@@ -142,7 +142,7 @@ class Staging:
         """
         number = self._announced = self._announced + 1
         self._unsettled.add(number)
-        self._record([number, str(brought.repository), list(map(str, brought.manifests)), list(map(str, brought.content))])
+        self._record([number, str(pending.repository), list(map(str, pending.manifests)), list(map(str, pending.content))])
         return number
 
     def settle(self, number: int) -> None:
@@ -170,15 +170,15 @@ class Staging:
 
 
 class LeftBehind:
-    """An import that has ended without its end. Nobody else touches it until `close`."""
+    """The files of an import whose process was killed, or that has failed. No other process touches them until `close`."""
 
     def __init__(self, base: str, lock: FileLock) -> None:
         self._base = base
         self._lock = lock
 
-    def announced(self) -> list[Brought]:
-        """Return what may have become visible of it."""
-        found: dict[int, Brought] = {}
+    def announced(self) -> list[PendingImage]:
+        """Return the images that may be visible in part."""
+        found: dict[int, PendingImage] = {}
         with contextlib.suppress(OSError), open(f"{self._base}.journal", encoding="ascii", errors="replace") as file:
             for line in file:
                 with contextlib.suppress(*MALFORMED):
@@ -186,7 +186,7 @@ class LeftBehind:
                     if not row:
                         found.pop(number, None)
                     elif (repository := parse_repository(row[0])) is not None:
-                        found[number] = Brought(repository, _digests(row[1]), _digests(row[2]))
+                        found[number] = PendingImage(repository, _digests(row[1]), _digests(row[2]))
         return list(found.values())
 
     def remove(self, quota: SpaceQuota) -> int:
@@ -215,7 +215,7 @@ def left_behind(layout: Layout) -> Iterator[LeftBehind]:
 
 
 def staged_files(layout: Layout) -> Iterator[os.stat_result]:
-    """Yield the files that imports have brought and that are not cached yet."""
+    """Yield the files that imports have staged."""
     for name in _names(layout.imports):
         if name.rpartition(".")[2].isdigit():
             with contextlib.suppress(OSError):

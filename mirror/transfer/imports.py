@@ -41,7 +41,7 @@ class Imports:
 
     @contextlib.asynccontextmanager
     async def begin(self, name: str | None) -> AsyncIterator[BundleImport]:
-        """Import a bundle inside the context; what it has brought is removed if `finish` is not reached.
+        """Import a bundle inside the context; its files are removed if `finish` is not reached.
 
         Args:
             name: the name of an image that has none in the bundle; None for none.

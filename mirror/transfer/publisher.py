@@ -21,7 +21,7 @@ from mirror.core.units import format_bytes
 from mirror.errors import StorageError
 from mirror.storage.attachments import KeptList
 from mirror.storage.manifests import ManifestRecord
-from mirror.storage.staging import Brought, Staging
+from mirror.storage.staging import PendingImage, Staging
 from mirror.transfer.errors import ImageRefused
 from mirror.transfer.image_check import CheckedImage
 from mirror.transfer.receiver import BundleContent
@@ -75,12 +75,12 @@ class Publisher:
         staged = self._staged(image)
         await self._reserve(repository, staged)
         was_held = context.store.index.manifests.get(repository, root) is not None
-        brought = await self._in_thread(self._brought, repository, image, staged)
-        number = await self._in_thread(self._staging.announce, brought)
+        pending = await self._in_thread(self._pending, repository, image, staged)
+        number = await self._in_thread(self._staging.announce, pending)
         # Before the bytes: a concurrent purge keeps what a recorded manifest needs.
         self._record(repository, image, force=False)
         await self._written()
-        await in_thread(context.store.threads.flush, self._commit, brought, staged)
+        await in_thread(context.store.threads.flush, self._commit, pending, staged)
         # And after them: maintenance deletes rows without bytes.
         self._record(repository, image, force=True)
         await self._written()
@@ -120,15 +120,15 @@ class Publisher:
             if await self._in_thread(is_short):
                 raise StorageError(f"no room for {format_bytes(size)} within registries.{registry}.max_size", "full")
 
-    def _brought(self, repository: Repository, image: CheckedImage, staged: list[BundleContent]) -> Brought:
+    def _pending(self, repository: Repository, image: CheckedImage, staged: list[BundleContent]) -> PendingImage:
         index, files = self._context.store.index, self._context.store.files
         new = (one.digest for one in image.manifests if index.manifests.get(repository, one.digest) is None)
         content = (one.digest for one in staged if files.size(one.digest) != one.size)
-        return Brought(repository, tuple(new), tuple(content))
+        return PendingImage(repository, tuple(new), tuple(content))
 
-    def _commit(self, brought: Brought, staged: list[BundleContent]) -> None:
+    def _commit(self, pending: PendingImage, staged: list[BundleContent]) -> None:
         """Store content; what another download has stored meanwhile stays."""
-        files, quota, registry = self._context.store.files, self._context.store.quota, brought.repository.registry
+        files, quota, registry = self._context.store.files, self._context.store.quota, pending.repository.registry
         for content in staged:
             path = content.path
             assert path is not None
