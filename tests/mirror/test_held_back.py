@@ -37,15 +37,15 @@ async def test_clients_keep_the_old_image_until_the_new_one_has_cooled_down(hub,
         answer = await mirror.get(TAG)
         assert (answer.sha256, answer.cache) == (old.digest, "REVALIDATED")
         assert held_back(answer)[0] == new.digest
-        assert abs(clock() + 3 * DAY - epoch(held_back(answer)[1])) < 30
+        assert abs(clock() + 3 * DAY - epoch(held_back(answer)[1])) < 600
         hit, head = await mirror.get(TAG), await mirror.head(TAG)
         assert (hit.cache, head.cache) == ("HIT", "HIT")
         assert held_back(hit) == held_back(head) == held_back(answer)
         assert hit.sha256 == old.digest == head.headers["Docker-Content-Digest"]
         assert not mirror.holds(new.digest)
-        clock.advance(3 * DAY - 30)
+        clock.advance(3 * DAY - 3600)
         assert (await mirror.get(TAG)).sha256 == old.digest
-        clock.advance(31)
+        clock.advance(3601)
         followed = await mirror.get(TAG)
         assert (followed.sha256, held_back(followed)) == (new.digest, None)
 
@@ -70,7 +70,7 @@ async def test_second_move_starts_anew_and_one_taken_back_ends(hub, start):
         answer = await mirror.get(TAG)
         assert answer.sha256 == old.digest
         assert held_back(answer)[0] == third.digest
-        assert abs(epoch(held_back(answer)[1]) - clock() - 3 * DAY) < 30
+        assert abs(epoch(held_back(answer)[1]) - clock() - 3 * DAY) < 600
         hub.add_image(APP, "1", layers=[b"old"])
         clock.advance(61)
         answer = await mirror.get(TAG)
@@ -139,11 +139,11 @@ async def test_stale_answers_say_what_is_held_back(hub, start):
         for blob in (old.config, *old.layers):
             await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
         await mirror.get(TAG)
-        clock.advance(3 * DAY - 100)
+        clock.advance(3 * DAY - 3600)
         hub.script(Rule(kind="manifest", times=None), Status(503))
         answer = await mirror.get(TAG)
         assert (answer.sha256, answer.cache, held_back(answer)[0]) == (old.digest, "STALE", new.digest)
-        clock.advance(101)
+        clock.advance(3601)
         answer = await mirror.get(TAG)
         assert (answer.sha256, answer.cache) == (old.digest, "STALE")
 
