@@ -59,7 +59,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("pulled", ago(found["pulled"])),
         ("last answer", _answer(last) if last else ""),
         ("last miss", _miss(found["miss"]) if found["miss"] else ""),
-        ("last sync", f"{sync['last']['result']}, {ago(sync['last']['time'])}" if sync["last"] else ""),
+        ("last sync", f"{sync['last']['result'].replace('_', ' ')}, {ago(sync['last']['time'])}" if sync["last"] else ""),
     ]
     return rows + [("upstream", _upstream(upstream)) for upstream in found["upstreams"]]
 
