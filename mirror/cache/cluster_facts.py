@@ -1,4 +1,4 @@
-"""What this node changes when another one reports a move of a tag, a denial, or a refused account."""
+"""What this node changes when another one reports a move of a tag, a release, a denial, or a refused account."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class ClusterFacts:
         """Handle the events of a node's cluster from now on."""
         self._scopes = node.scopes
         node.events.handlers |= {"moved": self._moved, "denied": self._denied, "account": self._account_refused}
+        node.events.handlers |= {"released": self._released}
         node.events.forget = self._forget
 
     async def _moved(self, event: Event) -> None:
@@ -48,6 +49,19 @@ class ClusterFacts:
         if known is not None and str(known.digest) != digest:
             # Any later check counts, also that of the other node.
             self._store.index.tags.expire(repository, tag, known.checked)
+            self._store.generation.change()
+
+    async def _released(self, event: Event) -> None:
+        repository, reference = self._repository(event), _reference(event.fields["reference"])
+        if repository is not None:
+            digest = Digest.parse(event.fields["digest"])
+            await in_thread(self._store.threads.note, self._release, repository, reference, digest)
+
+    def _release(self, repository: Repository, reference: Reference, digest: Digest) -> None:
+        holds = self._store.index.holds
+        if isinstance(reference, Digest):
+            holds.release_digest(repository, reference)
+        elif holds.release(repository, reference, digest):
             self._store.generation.change()
 
     async def _denied(self, event: Event) -> None:

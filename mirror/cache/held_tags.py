@@ -98,7 +98,7 @@ class HeldTags:
     async def share_release(self, image: HeldImage) -> None:
         """Release an image on the other nodes of the cluster, if there are any and Redis answers; call it on the event loop."""
         if self._context.cluster is not None:
-            await self._context.cluster.sights.release(image.repository, image.digest, image.reference)
+            await self._context.cluster.share_release(image.repository, image.digest, image.reference)
 
     def _is_refused(self, repository: Repository, digest: Digest) -> bool:
         ages = DigestAges(self._context)

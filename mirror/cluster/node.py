@@ -15,7 +15,7 @@ from mirror.cluster.grants import Grants
 from mirror.cluster.keys import Keys
 from mirror.cluster.leader import LeaderLease
 from mirror.cluster.lease import Leases
-from mirror.cluster.link import Link
+from mirror.cluster.link import Link, LinkDown
 from mirror.cluster.manifests import SharedManifests, Turn
 from mirror.cluster.members import Members
 from mirror.cluster.objects import SharedFacts
@@ -27,7 +27,7 @@ from mirror.cluster.source import ClusterSource
 from mirror.cluster.tags import SharedTags
 from mirror.config.sections import RegistryConfig
 from mirror.core.digest import Digest
-from mirror.core.names import Repository
+from mirror.core.names import Reference, Repository
 from mirror.core.scope import scope_of
 from mirror.download.downloads import Downloads
 from mirror.storage.blobs import BlobFiles
@@ -89,6 +89,14 @@ class ClusterNode:
     def manifest_turn(self, repository: Repository, digest: Digest) -> AbstractAsyncContextManager[Turn]:
         """Wait for a manifest, or for the turn to fetch it; see `SharedManifests.turn`."""
         return self.manifests.turn(repository, digest)
+
+    async def share_release(self, repository: Repository, digest: Digest, reference: Reference) -> None:
+        """Release a manifest that is held back on all nodes, for a tag or by its digest; on this node only without Redis."""
+        if await self.sights.release(repository, digest, reference):
+            scope = self.grants.scope(repository)
+            fields: dict[str, str | int] = {"scope": scope, "name": repository.path, "reference": str(reference)}
+            with contextlib.suppress(LinkDown):
+                await self.events.publish("released", {**fields, "digest": str(digest)})
 
     async def run(self, store: Store, downloads: Downloads, *, beats: bool) -> None:
         """Keep the link, the beat and the leases, and handle events, until cancelled."""

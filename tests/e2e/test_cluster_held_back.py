@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.e2e.harness.cluster import RedisServer, cluster
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -74,6 +75,21 @@ async def test_release_counts_on_all_nodes(hub, nodes):
         for node in (one, two):
             assert await named(node) == (new, "")
             assert await named(node, f"/v2/{APP}/manifests/2") == (old, new)
+
+
+async def test_release_does_not_wait_for_the_ttl(hub, redis, tmp_path):
+    """The other node follows although its last check is young, and its list is empty at once."""
+    hub.auth, hub.redirect_blobs = "none", False
+    entry = {"upstreams": [hub.url], "tags": [{"match": APP, "freeze": True, "ttl": "1h"}]}
+    async with cluster(hub, tmp_path, redis, count=2, workers=1, registries={"docker.io": entry}) as (one, two):
+        old, new = await moved(hub, (one, two))
+        for node in (one, two):
+            await node.admin("/api/v1/purge", method="POST", match="app", soft=True)
+        await eventually(lambda: named(two), "a check of both", holds=lambda found: found == (old, new))
+        assert await named(one) == (old, new)
+        await one.admin("/api/v1/release", method="POST", images=["app:1"])
+        await eventually(lambda: named(two), "the release", holds=lambda found: found == (new, ""))
+        assert await named(one) == (new, "")
 
 
 async def test_without_redis_each_node_has_its_own_clock(hub, redis, nodes):
