@@ -96,6 +96,10 @@ class Keys:
         """The node that does work for the whole cluster."""
         return self._key(f"lead:{work}")
 
+    def quota(self, registry: str, source: str) -> str:
+        """What is left of the pull limit that upstream counts for a source."""
+        return self._key(f"bu:{self.scope(registry)}|{source}")
+
     def purge(self, order: str) -> str:
         """What each node has removed by the order of an event."""
         return self._key(f"pg:{order}")

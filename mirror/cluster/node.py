@@ -20,6 +20,7 @@ from mirror.cluster.manifests import SharedManifests, Turn
 from mirror.cluster.members import Members
 from mirror.cluster.objects import SharedFacts
 from mirror.cluster.peers import Peers
+from mirror.cluster.quota import SharedQuota
 from mirror.cluster.refusals import Refusals
 from mirror.cluster.secret import ClusterSecret
 from mirror.cluster.sights import SharedSights
@@ -32,6 +33,7 @@ from mirror.core.scope import scope_of
 from mirror.download.downloads import Downloads
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.store import Store
+from mirror.upstream.health import Health
 from mirror.upstream.http import Http
 
 # Redis may hang while the mirror stops.
@@ -74,6 +76,10 @@ class ClusterNode:
         self.scopes.update(
             {name: scope_of(name, entry.upstreams, entry.username) for name, entry in registries.items()},
         )
+
+    def share_quota(self, registry: str, health: Health, account: str) -> None:
+        """Share what an upstream says about its pull limit; see `SharedQuota`."""
+        SharedQuota(self.link, self.keys, registry, health, account).attach()
 
     @property
     def is_alone(self) -> bool:

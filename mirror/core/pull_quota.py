@@ -41,8 +41,25 @@ _MAX_PAUSE_S: Final = 900.0
 _FEW_PULLS: Final = 20
 # After a 429 pulls are saved for so long.
 _NEAR_LIMIT_S: Final = 3600.0
+# Stands for the gate of counted requests among those of kinds.
+_COUNTED: Final = "pulls"
 # The number of pulls left is valid for its window; without one, for Docker Hub's.
 DEFAULT_WINDOW_S: Final = 21_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaState:
+    """What other mirrors with the same limit have to know.
+
+    Attributes:
+        remaining: pulls left; None if that is not known.
+        window: seconds for which that counts.
+        waits: by kind of request, and `pulls` for counted ones, the seconds until one may be sent.
+    """
+
+    remaining: int | None
+    window: float
+    waits: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,21 @@ class PullQuota:
     def remaining(self, now: float) -> int | None:
         """Pulls left, None if that is not known."""
         return self._remaining if now < self._forgotten else None
+
+    def state(self, now: float) -> QuotaState:
+        """What is known of the limit."""
+        gates = {**self._limited, _COUNTED: self._pulls}
+        waits = {kind: gate.wait(now) for kind, gate in gates.items()}
+        return QuotaState(self.remaining(now), self._forgotten - now, {kind: wait for kind, wait in waits.items() if wait > 0})
+
+    def learn(self, state: QuotaState, now: float) -> None:
+        """Note what another mirror with the same limit knows. A request that is refused here already stays so."""
+        for kind, wait in state.waits.items():
+            gate = self._pulls if kind == _COUNTED else self._limited.setdefault(kind, _gate())
+            self._near_until = now + _NEAR_LIMIT_S
+            gate.failed(now, Admission.NORMAL, pause=wait)
+        if state.remaining is not None and state.window > 0:
+            self.note(RateLimit(state.remaining, max(1, round(state.window))), now)
 
     def spend(self, kind: str, method: str, now: float) -> QuotaPermit | float:
         """Admit a request, or return the seconds after which to try again."""

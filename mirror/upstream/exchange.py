@@ -42,6 +42,8 @@ from mirror.upstream.tokens import Tokens
 _TARGET_REFUSALS = frozenset({400, 401, 403, 404, 410})
 
 
+_MAX_SOURCE = 100
+
 _STATUSES = frozenset(HTTPStatus)
 
 
@@ -120,6 +122,7 @@ class Exchange:
         response = await self._send(authorization)
         route.endpoint.note_address(response)
         route.health.time_of_day.note(response.headers)
+        route.health.quota_source = response.headers.get("docker-ratelimit-source", "")[:_MAX_SOURCE] or route.health.quota_source
         if response.status == 401:
             response = await self._answer_challenge(response, scope, authorization, ahead)
         elif authorization is None and response.ok:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from mirror.core.breaker import Admission, Breaker
 from mirror.core.pull_quota import DEFAULT_WINDOW_S, PullQuota, QuotaPermit, RateLimit
@@ -37,6 +37,12 @@ _MAX_DOUBLINGS = 5
 _NOT_ASKED = "not asked yet"
 # The kinds of request that background work needs.
 _BACKGROUND = ("manifest", "blob", "token")
+
+
+class QuotaChanged(Protocol):
+    """Tells other mirrors of a pull limit."""
+
+    def __call__(self, *, is_urgent: bool) -> None: ...
 
 
 class TrackedBreaker:
@@ -105,6 +111,9 @@ class Health:
         content: breaker of the hosts that it redirects to for blobs.
         opened: called when a breaker of the upstream itself opens; begins to probe.
         received: bytes of bodies that it has sent so far.
+        quota_source: whom its pull limit is counted for, as it says; empty if it has not said so.
+        before_pull: awaited before a request that counts as a pull, to learn what other mirrors know of the limit.
+        quota_changed: called when something is learned of the pull limit; urgent after a 429.
     """
 
     def __init__(self, registry: str, upstream: str, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
@@ -118,6 +127,9 @@ class Health:
         self.time_of_day = UpstreamTime(clock)
         self.opened: Callable[[TrackedBreaker], None] | None = None
         self.received = 0
+        self.quota_source = ""
+        self.before_pull: Callable[[], Awaitable[None]] | None = None
+        self.quota_changed: QuotaChanged | None = None
         self._kinds: dict[str, TrackedBreaker] = {}
         self._upstream = upstream
         self._metrics = metrics
@@ -170,6 +182,8 @@ class Health:
         elif isinstance(error, UpstreamRateLimited):
             wait = self.pull_quota.refused(permit.quota, permit.kind, error.retry_after, self.clock())
             self._note_failure(permit, error, attempt.place)
+            if self.quota_changed is not None:
+                self.quota_changed(is_urgent=True)
             return replace(attempt, error=error.delayed(wait))
         else:
             self.pull_quota.released(permit.quota)
@@ -215,6 +229,13 @@ class Health:
         self._metrics.pull_limit(self.registry, limit and limit.value, remaining and remaining.value, window)
         if remaining is not None:
             self.pull_quota.note(remaining, self.clock())
+            if self.quota_changed is not None:
+                self.quota_changed(is_urgent=remaining.value == 0)
+
+    async def look_ahead(self, kind: str, method: str) -> None:
+        """Learn what other mirrors know of the pull limit before a request that counts."""
+        if self.before_pull is not None and (kind, method) == ("manifest", "GET"):
+            await self.before_pull()
 
     def body_ended(self, error: UpstreamError | None) -> None:
         """Note how the body of a blob ended. After an error other upstreams are asked first, for a while."""

@@ -64,6 +64,7 @@ class Upstream:
         Args:
             seconds: time limit, from the moment when there is a free connection.
         """
+        await self.health.look_ahead(request.kind, request.method)
         try:
             permit = self.health.admit(request.kind, request.method)
         except UpstreamError as error:

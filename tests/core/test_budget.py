@@ -183,3 +183,29 @@ def test_no_plenty_near_a_429(kind):
     budget.note(RateLimit(1000, WINDOW), 31.0)
     assert not budget.has_plenty(20, 3599.0)
     assert budget.has_plenty(20, 3600.0)
+
+
+def test_limit_of_another_mirror():
+    """What one mirror has learned keeps the other from asking, for as long as it counts."""
+    one, other = PullQuota(), PullQuota()
+    permit = one.spend("manifest", "GET", 0.0)
+    assert isinstance(permit, QuotaPermit)
+    one.refused(permit, "manifest", 100.0, 0.0)
+    one.note(RateLimit(7, 50), 0.0)
+    other.learn(one.state(10.0), 1000.0)
+    assert other.remaining(1039.0) == 7
+    assert other.remaining(1041.0) is None
+    assert not other.admits("manifest", "HEAD", 1089.0)
+    assert other.admits("manifest", "GET", 1091.0)
+    assert other.admits("blob", "GET", 1000.0)
+
+
+def test_no_pulls_left_elsewhere():
+    one, other = PullQuota(), PullQuota()
+    one.note(RateLimit(0, 600), 0.0)
+    other.learn(one.state(1.0), 1.0)
+    assert not other.admits("manifest", "GET", 2.0)
+    assert other.admits("manifest", "HEAD", 2.0)
+    one.note(RateLimit(5, 600), 3.0)
+    other.learn(one.state(3.0), 3.0)
+    assert other.admits("manifest", "GET", 3.0)

@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from tests.e2e.harness.cluster import RedisServer, cluster
-from tests.fakehub import Rule, Status
+from tests.fakehub import RateLimited, Rule, Status
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -61,6 +62,21 @@ async def test_fresh_node_in_an_outage(anonymous, redis, tmp_path):
         _, _, body = await first.get(TAG)
         await anonymous.stop()
         assert await second.get(TAG) == (200, "STALE", body)
+
+
+async def test_pull_limit_counts_for_all(anonymous, redis, tmp_path):
+    """After a 429 to one node, or with no pulls left, no other node spends a request on it."""
+    anonymous.add_image(APP, "1")
+    anonymous.add_image(APP, "2", layers=[anonymous.add_synthetic_blob(APP, 1000)])
+    async with cluster(anonymous, tmp_path, redis, count=2, workers=1, tags={"ttl": "1h"}) as (first, second):
+        anonymous.script(Rule(kind="manifest", method="GET", times=None), RateLimited(retry_after=3600))
+        assert (await first.get(TAG))[0] == 503
+        (key,) = await eventually(lambda: redis.command("keys", "*:bu:*"), "known", holds=bool)
+        await eventually(lambda: redis.command("hkeys", key), "limited", holds=lambda kinds: "manifest" in kinds)
+        anonymous.reset_counters()
+        assert (await second.get(f"/v2/{APP}/manifests/2"))[0] == 503
+        assert anonymous.count(method="GET", kind="manifest") == 0
+        assert anonymous.count(method="HEAD", kind="manifest") == 1
 
 
 @pytest.mark.full

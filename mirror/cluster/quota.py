@@ -1,0 +1,115 @@
+"""The pull limit that all nodes share which upstream counts together: those of one account, or of one public address."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from mirror.cluster.keys import Keys
+from mirror.cluster.link import Link, LinkDown, Script
+from mirror.core.pull_quota import QuotaState
+from mirror.upstream.health import Health
+
+# What is younger needs no look into Redis, and no write.
+_INTERVAL_S = 1.0
+_MAX_WINDOW_MS = 86_400_000
+
+# KEYS: quota. Its fields are LEFT|UNTIL under `left`, and UNTIL under each kind of request that has to wait.
+_GET = Script("""
+local time = redis.call('TIME')
+return {time[1] * 1000 + math.floor(time[2] / 1000), redis.call('HGETALL', KEYS[1])}
+""")
+# ARGV: pulls left or nothing, ms for which that counts, kinds each with the ms that it has to wait. The longest wait stays.
+_SET = Script("""
+local time = redis.call('TIME')
+local now, last = time[1] * 1000 + math.floor(time[2] / 1000), 0
+local function set(kind, ms, text)
+  local until_ms = string.format('%.0f', now + ms)
+  redis.call('HSET', KEYS[1], kind, text and text .. '|' .. until_ms or until_ms)
+  last = math.max(last, ms)
+end
+if ARGV[1] ~= '' then set('left', tonumber(ARGV[2]), ARGV[1]) end
+for number = 3, #ARGV, 2 do
+  local known = tonumber(redis.call('HGET', KEYS[1], ARGV[number]) or '0') or 0
+  if known < now + ARGV[number + 1] then set(ARGV[number], tonumber(ARGV[number + 1])) end
+end
+if redis.call('PTTL', KEYS[1]) < last then redis.call('PEXPIRE', KEYS[1], string.format('%.0f', last)) end
+""")
+
+
+class SharedQuota:
+    """Shares what one upstream has said about its pull limit.
+
+    Args:
+        registry: its name.
+        account: stands for whom the limit is for where upstream does not say; empty for an anonymous mirror.
+    """
+
+    def __init__(self, link: Link, keys: Keys, registry: str, health: Health, account: str) -> None:
+        self._link = link
+        self._keys = keys
+        self._registry = registry
+        self._health = health
+        self._account = account
+        self._current_until = 0.0
+        self._is_changed = False
+        self._urgent = asyncio.Event()
+        self._writing: asyncio.Task[None] | None = None
+
+    def attach(self) -> None:
+        """Share from now on."""
+        self._health.before_pull, self._health.quota_changed = self.adopt, self.changed
+
+    async def adopt(self) -> None:
+        """Learn what other nodes know, unless this one knows it of late."""
+        loop, key = asyncio.get_running_loop(), self._key()
+        if key is None or loop.time() < self._current_until:
+            return
+        with contextlib.suppress(LinkDown):
+            now, words = await self._link.call(_GET, [key])
+            self._current_until = loop.time() + _INTERVAL_S
+            self._health.pull_quota.learn(_state(words, now), self._health.clock())
+
+    def changed(self, *, is_urgent: bool) -> None:
+        """Tell the other nodes: at most once a second, unless it is urgent."""
+        self._is_changed = True
+        if is_urgent:
+            self._urgent.set()
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.get_running_loop().create_task(self._write())
+
+    async def _write(self) -> None:
+        while self._is_changed:
+            self._is_changed = False
+            self._urgent.clear()
+            state, key = self._health.pull_quota.state(self._health.clock()), self._key()
+            words = [word for kind, wait in state.waits.items() for word in (kind, _milliseconds(wait))]
+            if key is not None and (state.remaining is not None or words):
+                left = "" if state.remaining is None else state.remaining
+                with contextlib.suppress(LinkDown):
+                    await self._link.call(_SET, [key], left, _milliseconds(state.window), *words)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_INTERVAL_S):
+                    await self._urgent.wait()
+
+    def _key(self) -> str | None:
+        source = self._health.quota_source or self._account
+        return self._keys.quota(self._registry, f"{self._health.own.name}|{source}") if source else None
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(0, min(round(seconds * 1000), _MAX_WINDOW_MS))
+
+
+def _state(words: list[bytes], now_ms: int) -> QuotaState:
+    """The state of the fields in Redis, without those of another version."""
+    remaining, window, waits = None, 0.0, {}
+    for kind, text in zip(words[::2], words[1::2], strict=True):
+        with contextlib.suppress(ValueError):
+            left, _, until_ms = text.decode().rpartition("|")
+            seconds = (int(until_ms) - now_ms) / 1000
+            if kind == b"left":
+                remaining, window = int(left), seconds
+            elif seconds > 0:
+                waits[kind.decode()] = seconds
+    return QuotaState(remaining, window, waits)
