@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from mirror.aio import SingleFlight
 from mirror.cache.pull_policy import PullPolicy
 from mirror.core.names import Repository
+from mirror.core.search import distance, search_text
 from mirror.storage.index import Index
-
-_LIBRARY = "library/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +54,8 @@ class Catalog:
         return await asyncio.to_thread(self._search, await self._by_name(), term, number, size)
 
     def _search(self, by_name: dict[str, Repository], term: str, number: int, size: int) -> tuple[list[Found], int]:
-        text = term.strip().lower().removeprefix(_LIBRARY)
-        names = sorted((name for name in by_name if text in name.lower()), key=lambda name: (_distance(name, text), name))
+        text = search_text(term)
+        names = sorted((name for name in by_name if text in name.lower()), key=lambda name: (distance(name, text), name))
         chosen = names[(number - 1) * size : number * size]
         return [Found(name, self._count_tags(by_name[name])) for name in chosen], len(names)
 
@@ -78,14 +77,3 @@ class Catalog:
     def _listed(self, repository: Repository) -> Iterator[bool]:
         """Whether each known tag may be pulled."""
         return (self._pull_policy.may_list(repository, tag) for tag in self._index.tags.names(repository))
-
-
-def _distance(name: str, text: str) -> int:
-    """How far a name is from the text that was searched for."""
-    bare = name.lower().removeprefix(_LIBRARY)
-    last = bare.rpartition("/")[2]
-    if text == bare:
-        return 0
-    if text == last:
-        return 1
-    return 2 if bare.startswith(text) or last.startswith(text) else 3

@@ -70,6 +70,17 @@ def test_images_are_found():
     assert len(catalog.page("  ", "name", 1).rows) == 3
 
 
+def test_best_match_comes_first():
+    """As in the search: the repository itself, then one that ends with the text, then those that begin with it."""
+    paths = ("a/x-app-y", "owner/app-tools", "owner/app", "library/app")
+    catalog = Catalog([image(1, "docker.io", path) for path in paths], [])
+    found = [f"docker.io/{path}:v1" for path in reversed(paths)]
+    assert names(catalog.page("APP", "name", 1)) == found
+    assert names(catalog.page("library/app", "name", 1)) == found[:1]
+    assert names(catalog.page("", "name", 1)) == sorted(found)
+    assert names(catalog.page("*app*", "name", 1)) == sorted(found)
+
+
 def test_images_are_sorted_and_paged():
     """Every image is on one page; a page that does not exist is the nearest one."""
     catalog = Catalog([image(number + 1) for number in range(2 * PAGE_SIZE + 5)], [])

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from mirror.admin.registry_storage import RegistryTotals
+from mirror.core.search import distance, search_text
 from mirror.storage.images import Image
 
 PAGE_SIZE: Final = 50
@@ -30,6 +31,13 @@ class Row:
     pulled: float
     complete: bool
 
+    @property
+    def path(self) -> str:
+        """The name without registry, tag and digest."""
+        repository = self.name.partition("@")[0].partition("/")[2]
+        head, slash, last = repository.rpartition("/")
+        return head + slash + last.partition(":")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -49,13 +57,13 @@ class Page:
     size: int
 
 
-ORDERS: Final[dict[str, tuple[str, Callable[[Row], Any]]]] = {
-    "name": ("name", lambda row: row.name),
-    "size": ("size, the largest first", lambda row: (-row.size, row.name)),
-    "pulled": ("last pull, the latest first", lambda row: (-row.pulled, row.name)),
-    "unused": ("last pull, the oldest first", lambda row: (row.pulled, row.name)),
+ORDERS: Final[dict[str, tuple[str, Callable[[Row, str], Any]]]] = {
+    "name": ("name, the best match first", lambda row, text: (distance(row.path, text), row.name)),
+    "size": ("size, the largest first", lambda row, _: (-row.size, row.name)),
+    "pulled": ("last pull, the latest first", lambda row, _: (-row.pulled, row.name)),
+    "unused": ("last pull, the oldest first", lambda row, _: (row.pulled, row.name)),
 }
-"""What the list can be sorted by: a title and a key."""
+"""What the list can be sorted by: a title and a key of a row and the text that was searched for."""
 
 
 class Catalog:
@@ -79,7 +87,9 @@ class Catalog:
             order: one of `ORDERS`.
             number: from 1; beyond the last page the last one is returned.
         """
-        rows = sorted(self._matching(query[:_MAX_QUERY].strip().lower()), key=ORDERS[order][1])
+        text, key = query[:_MAX_QUERY].strip().lower(), ORDERS[order][1]
+        searched = search_text(text)
+        rows = sorted(self._matching(text), key=lambda row: key(row, searched))
         pages = max(1, -(-len(rows) // PAGE_SIZE))
         number = min(max(1, number), pages)
         shown = tuple(rows[(number - 1) * PAGE_SIZE : number * PAGE_SIZE])
