@@ -268,8 +268,6 @@ class AdminOperations:
         purged = Purge(self._store.files, self._store.index, self._store.generation).carry_out(request)
         if not request.dry_run:
             self._metrics.purged_bytes.inc(purged.size)
-            if self.objects is not None:
-                self.objects.note_purged(purged.digests)
         return purged
 
     def pattern(self, text: str) -> ImagePattern:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
-from mirror.core.names import ImagePattern, Repository, Tag
+from mirror.core.names import ImagePattern, Repository, Tag, is_glob
 from mirror.core.signatures import signature_tags
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.generation import Generation
@@ -51,7 +51,6 @@ class PurgeResult:
     Attributes:
         size: bytes of the files.
         images: the names of the removed tags, and of the removed manifests without a tag, sorted.
-        digests: everything that the removed images needed, whether it was cached or not, and whether others need it or not.
     """
 
     tags: int
@@ -59,7 +58,6 @@ class PurgeResult:
     blobs: int
     size: int
     images: tuple[str, ...] = ()
-    digests: frozenset[Digest] = frozenset()
 
 
 _Entry: TypeAlias = tuple[Repository, Tag, TagRecord]
@@ -123,8 +121,8 @@ class Purge:
         manifests = self._remove(lost.manifests, reliable)
         blobs = self._remove(lost.blobs - lost.manifests, reliable)
         self._generation.change()
-        size, digests = sum(manifests) + sum(blobs), lost.manifests | lost.blobs
-        return PurgeResult(len(deleted), len(manifests), len(blobs), size, images, digests)
+        self._files.on_purged(lost.manifests | lost.blobs)
+        return PurgeResult(len(deleted), len(manifests), len(blobs), sum(manifests) + sum(blobs), images)
 
     def withdraw(self, pending: PendingImage) -> int:
         """Remove the content of an interrupted import, except what a tag leads to or others need; returns the number of blobs.
@@ -233,8 +231,8 @@ class Purge:
         Returns the names that have not changed meanwhile, which are deleted.
         """
         deleted = [entry for entry in tags if self._index.tags.delete_unchanged(*entry)]
-        for repository, tag, _ in deleted:
-            self._index.tags.on_news(repository, tag)
+        for name in {(repository, tag) for repository, tag, _ in deleted} | _named(request):
+            self._index.tags.on_news(*name)
         released = [row for row in rows if self._index.change(partial(self._release, *row, began))]
         for part in {part for row in released for part in self._parts(*row)}:
             self._index.change(partial(self._index.release_part, *part))
@@ -270,6 +268,14 @@ class Purge:
             return 0
         self._index.parts.delete_everywhere(digest)
         return self._files.delete(digest)
+
+
+def _named(request: PurgeRequest) -> set[tuple[Repository, Tag]]:
+    """Return the tag that a request names without a glob, whether it is cached or not."""
+    repository, tag = request.pattern.only_repository(), request.pattern.tag
+    if repository is None or tag is None or is_glob(tag) or request.pulled_before is not None:
+        return set()
+    return {(repository, Tag.parse(tag))}
 
 
 def _by_repository(entries: Iterable[_Entry]) -> dict[Repository, set[Digest]]:

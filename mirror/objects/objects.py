@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mirror.aio import together
 from mirror.config.sections import RegistryConfig
-from mirror.core.digest import Digest
 from mirror.core.scope import scope_of
 from mirror.objects.inventory import BucketInventory
 from mirror.objects.owed import OwedUploads
@@ -72,11 +71,6 @@ class Objects:
     def size(self) -> int:
         """Bytes of all blobs and manifests in the bucket; 0 in processes that do not know."""
         return 0 if self.writer is None else self.writer.sweeper.size or 0
-
-    def note_purged(self, digests: Collection[Digest]) -> None:
-        """Have content deleted from the bucket that was purged from the store. Blocks."""
-        if self.writer is not None:
-            self.writer.owed.add_purged(digests)
 
     def describe(self) -> dict[str, object]:
         """Return the state for operators: `up` or `down`, and the uploads that all processes owe. Blocks."""

@@ -86,7 +86,7 @@ def _build_writer(config: ObjectsConfig, services: Services, bucket: Bucket, fac
     def owe(digest: Digest) -> None:
         owed.add_blob(digest, TURN_S if facts.is_follower(digest) else 0.0)
 
-    store.files.before_commit, store.index.tags.on_news = owe, owed.add_tag
+    store.files.before_commit, store.files.on_purged, store.index.tags.on_news = owe, owed.add_purged, owed.add_tag
     # One process of a store uploads.
     rate = ByteRate(CountTable.private())
     rate.limit = config.max_rate

@@ -12,7 +12,7 @@ import os
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 
@@ -69,10 +69,12 @@ class BlobFiles:
 
     Attributes:
         before_commit: called in a thread with each digest whose file is about to get its name.
+        on_purged: called in a thread with all that purged images needed, cached or not, also if others need it.
     """
 
     def __init__(self, layout: Layout, quota: SpaceQuota) -> None:
         self.before_commit: Callable[[Digest], None] = lambda _: None
+        self.on_purged: Callable[[Iterable[Digest]], None] = lambda _: None
         self.quota = quota
         self._layout = layout
 

@@ -5,9 +5,11 @@ import hashlib
 import itertools
 import shutil
 import signal
+import time
 
 import pytest
 
+from mirror.objects.owed import OwedUploads
 from tests.e2e.harness.cluster import Node, RedisServer, cluster
 from tests.support.buckets import BucketServer
 from tests.support.waiting import eventually
@@ -104,6 +106,14 @@ async def test_one_upload_for_all_nodes(anonymous, redis, bucket, objects, tmp_p
         # A layer in parts, a layer, config and manifest; the mark of the bucket, and the record of the tag, by each node.
         assert await requests(nodes, "put", "ok") <= 4 + 1 + 3
         assert await requests(nodes, "put", "exists") <= 2
+
+        # A purge that one node is told has the bucket forget the tag, and every node delete what nobody needs, in an hour.
+        await nodes[1].admin("/api/v1/purge", method="POST", match=f"docker.io/{APP}:1", wait=True)
+        await eventually(bucket.objects, "no record", holds=lambda found: not any("/tags/" in name for name in found))
+        for node in nodes:
+            owed = OwedUploads(str(node.store / "index"))
+            assert image.layers[0].digest in {str(digest) for digest, _ in owed.purged(time.time() + 60, 100)}
+            owed.close()
 
 
 async def test_all_nodes_are_replaced_and_redis_is_empty(anonymous, redis, bucket, objects, tmp_path):

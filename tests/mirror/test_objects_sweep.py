@@ -128,6 +128,16 @@ async def test_purged_image_leaves_the_bucket(hub, bucket, opened, at_once):
         assert keys(good) <= bucket.objects().keys()
 
 
+async def test_purge_of_a_tag_that_the_store_does_not_know(hub, bucket, kept, opened):
+    """Its record leaves the bucket, too, so that no outage brings it back."""
+    assert any(name.endswith("/1.json") for name in bucket.objects())
+    async with opened("second") as mirror:
+        url = f"http://127.0.0.1:{mirror.admin_port}/api/v1/purge"
+        async with mirror.session.post(url, json={"match": f"docker.io/{APP}:1"}) as response:
+            assert (await response.json())["tags"] == 0
+        await eventually(lambda: not any("/tags/" in name for name in bucket.objects()), "the record is gone")
+
+
 async def test_purged_image_that_is_pulled_again_stays(hub, bucket, opened, at_once):
     """It is needed again."""
     image = hub.add_image(APP, "1", [hub.add_synthetic_blob(APP, MIB, 2)])
