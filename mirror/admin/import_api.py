@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -13,8 +13,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from mirror.admin.audit import log_import
 from mirror.admin.openapi import Operation, describe
 from mirror.admin.schemas import IMAGE, IMPORTED
-from mirror.transfer.image_importer import ImportedImage
 from mirror.transfer.imports import Imports, TooManyImports
+
+if TYPE_CHECKING:
+    # Imported with the first import.
+    from mirror.transfer.image_importer import ImportedImage
 
 TAR: Final = "application/x-tar"
 """The media type of a bundle, also of a compressed one."""

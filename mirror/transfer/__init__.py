@@ -16,7 +16,8 @@ export_state    how far an export is, for all processes
 
 Reading one:
 
-imports         runs imports: receives a bundle, then makes its images visible
+imports         runs imports
+bundle_import   receives a bundle, then makes its images visible
 decompression   what is in gzip or zstd
 tar_reader      the tar around the members, whoever has written it
 receiver        keeps the documents, and stages all other content
