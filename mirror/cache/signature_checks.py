@@ -14,7 +14,7 @@ from mirror.core.archives import HEAD_BYTES, is_archive
 from mirror.core.digest import Digest
 from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
 from mirror.core.names import Repository
-from mirror.errors import SignaturesUnavailable, UpstreamError
+from mirror.errors import SignaturesUnavailable, UpstreamError, UpstreamRateLimited
 from mirror.storage.verdicts import StoredVerdict
 from mirror.throttled_log import ThrottledLog
 from mirror.trust.judge import Judge, Subject
@@ -64,6 +64,9 @@ class SignatureChecks:
         except UpstreamError as error:
             if stored is not None:
                 return known
+            if isinstance(error, UpstreamRateLimited):
+                # Ends a run of the resync.
+                raise
             raise SignaturesUnavailable.of(f"{repository}@{digest}", error) from error
         return verdict
 

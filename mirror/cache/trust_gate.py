@@ -21,7 +21,7 @@ from mirror.core.digest import Digest
 from mirror.core.manifest import ManifestKind
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.signatures import is_attachment, subject_of
-from mirror.errors import MirrorError, SignaturesUnavailable, Untrusted, UpstreamRefusal
+from mirror.errors import MirrorError, SignaturesUnavailable, Untrusted, UpstreamError, UpstreamRefusal
 from mirror.storage.rows import Kind
 from mirror.storage.verdicts import StoredVerdict
 from mirror.throttled_log import ThrottledLog
@@ -126,12 +126,11 @@ class TrustGate:
         judge = self._judges.find(repository)
         if judge is None or not judge.rule.enforced or subject_of(tag) is not None:
             return True
-        if not await self._context.in_thread(self._is_known_signed, judge, repository, old):
-            return True
         try:
-            return (await self._verdict(judge, repository, new)).is_signed
+            is_signed = (await self._verdict(judge, repository, new)).is_signed
+            return is_signed or not (await self._verdict(judge, repository, old)).is_signed
         except UpstreamRefusal:
-            # It has moved on since, or is refused to clients as well.
+            # One of them is refused to clients as well, so there is nothing to choose.
             return True
 
     def facts(self, repository: Repository, digest: Digest | None) -> TrustFacts | None:
@@ -214,12 +213,12 @@ class TrustGate:
             if await self._is_attachment(repository, parent, parent):
                 # Docker unpacks layers whatever their media type is.
                 return await self._checks.is_text(repository, digest)
-        unknown: MirrorError | None = None
+        unknown: UpstreamError | None = None
         for parent in parents[:_MAX_CHECKS]:
             try:
                 if (await self._verdict(judge, repository, parent)).is_signed:
                     return True
-            except SignaturesUnavailable as error:
+            except UpstreamError as error:
                 unknown = error
             except UpstreamRefusal:
                 continue

@@ -241,5 +241,6 @@ def _subjects(cert: Certificate) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    # A mistake in a model is said in the lines after the first.
+    lines = [line.strip() for line in str(error).splitlines()[:3]]
+    return " ".join(filter(None, lines))[:300] or type(error).__name__

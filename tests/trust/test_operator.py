@@ -36,6 +36,16 @@ async def test_explain(hub, mirror, key):
     assert (await explain(mirror, "other/app:1"))["trust"] is None
 
 
+async def test_status_page(hub, mirror, key):
+    """The page of an image says the verdict, too."""
+    signed_by_index(hub, key)
+    url = f"http://127.0.0.1:{mirror.admin_port}/image"
+    for verdict in ("not judged yet", "signed: by key key.pub"):
+        async with mirror.session.get(url, params={"name": "app:1"}, headers={"Accept-Encoding": "identity"}) as response:
+            assert verdict in await response.text()
+        await mirror.get(TAG)
+
+
 async def test_explain_a_refusal(hub, mirror, key):
     """The forecast of a refused image is the refusal."""
     wrong_key(hub, key)

@@ -295,6 +295,27 @@ async def test_moved_while_signatures_are_unavailable(hub, mirror, key, clock):
     await eventually(lambda: mirror.get(TAG), holds=lambda answer: answer.body == new.raw)
 
 
+async def test_moved_while_the_old_image_was_not_judged(hub, trusting, key, monkeypatch):
+    """A rule that is new keeps a tag, too, if what the tag named before it is signed and what it names now is not."""
+    old = signed_by_index(hub, key)
+    async with trusting(match="other/*") as before:
+        for path in paths(old):
+            await before.get(path)
+        await before.idle()
+    hub.add_image(APP, "1", layers=[b"new"])
+    async with trusting(settings={"tags": {"ttl": "0"}}) as mirror:
+        answer = await mirror.get(TAG)
+        assert (answer.status, answer.body) == (200, old.raw)
+
+
+async def test_pull_limit(hub, mirror, key):
+    """A pull limit that keeps the mirror from fetching signatures is said as one."""
+    image = signed_alone(hub, key)
+    hub.script(Rule(reference=sig_tag(image.digest), times=None), Status(429))
+    answer = await mirror.get(TAG)
+    assert (answer.status, answer.code()) == (503, "TOOMANYREQUESTS")
+
+
 async def test_first_match_wins_and_others_are_free(hub, trusting, key):
     """Repositories without a rule cost nothing: no signature is asked for, and nothing of it is imported."""
     hub.add_image("other/app", "1")
