@@ -30,6 +30,10 @@ KEY = "connections_per_blob"
 # What one connection is expected to take for a blob, and how large it may be for that.
 SECONDS = 4.0
 MIN_BLOB_BYTES, MAX_BLOB_BYTES = 4_000_000, 40_000_000
+# Where each connection is limited, and the bar for several connections applies: a mirror measures one of them first.
+LIMITED_BLOB_BYTES = 64_000_000
+# Smaller blobs than a mirror fetches in parallel by default, or the slow lines would take hours.
+PARALLEL_FROM = "1MiB"
 SMALL_BYTES = 1000
 SEGMENT_BYTES = 1448
 LAYERS, LAYER_BYTES = 6, 4_000_000
@@ -61,7 +65,7 @@ def measure(settings: Settings) -> Report:
     report = Report("Far upstream: time to the first and the last byte", columns=columns)
     report.chart = Chart("Time to the last byte of a cold blob, by round trip to the upstream", "s", columns)
     report.notes.append(f"Delay and loss are made by {means()}; all connections together get {RATE / MEGA:.0f} MB/s.")
-    report.notes.append(f"{MIRROR} N: {KEY}: N. Blobs are smaller where one connection is slow: compare within a row.")
+    report.notes.append(f"{MIRROR} N: {KEY}: N, parallel_from: {PARALLEL_FROM}. Sizes differ: compare within a row.")
     content = Content(settings.home / "content")
     plan = _Plan(settings, content, connections, QUICK_CLIENTS if quick else CLIENTS)
     for number, line in enumerate(QUICK_LINES if quick else LINES):
@@ -71,7 +75,9 @@ def measure(settings: Settings) -> Report:
 
 
 def blob_bytes(line: Line) -> int:
-    """Size of a blob for which one connection takes some SECONDS."""
+    """Size of a blob for which one connection takes some SECONDS, or more where each is limited."""
+    if line.connection_rate and not line.loss:
+        return LIMITED_BLOB_BYTES
     rate = min(RATE, line.connection_rate or RATE)
     if line.loss:
         # Mathis et al., "The macroscopic behavior of the TCP congestion avoidance algorithm", 1997.
@@ -144,7 +150,7 @@ def _starters(plan: _Plan, origin: Origin) -> dict[str, Callable[[], AbstractCon
     url = f"http://{origin.host}:{origin.port}"
 
     def mirror(connections: int) -> Callable[[], AbstractContextManager[Server]]:
-        return lambda: servers.mirror_of(home, url, workers, downloads={KEY: connections})
+        return lambda: servers.mirror_of(home, url, workers, downloads={KEY: connections, "parallel_from": PARALLEL_FROM})
 
     return {
         **{mirror_with(count): mirror(count) for count in plan.connections},
