@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.harness.cluster import RedisServer
 from tests.e2e.harness.dockerd import Dockerd
 from tests.e2e.harness.mirror import Mirror, start_mirror
 from tests.e2e.harness.samples import Samples, build_samples
 from tests.e2e.harness.upstream import Upstream
+from tests.fakehub import FakeHub
 
 TEST_SECONDS = 150
 
@@ -86,3 +88,18 @@ def dockerd(daemon: Dockerd) -> Dockerd:
     """The daemon, holding no image."""
     daemon.remove_all()
     return daemon
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own, for nodes of a cluster."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def anonymous(hub: FakeHub) -> FakeHub:
+    """The fake Hub without tokens and redirects: each blob is one request."""
+    hub.auth, hub.redirect_blobs = "none", False
+    return hub

@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.e2e.harness.cluster import RedisServer, cluster
+from tests.e2e.harness.cluster import cluster
 from tests.e2e.harness.skopeo import Skopeo
 from tests.fakehub import Rule
 from tests.support.certificates import Authority
@@ -21,21 +21,6 @@ APP = "library/app"
 MIB = 1 << 20
 # Between what upstream has sent and what other nodes have of it lie the buffers of two connections.
 BUFFERED = 4 * MIB
-
-
-@pytest.fixture
-def redis(tmp_path):
-    """A Redis of its own."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def anonymous(hub):
-    """The hub without tokens and redirects: each blob is one request."""
-    hub.auth, hub.redirect_blobs = "none", False
-    return hub
 
 
 def right(body, digest):

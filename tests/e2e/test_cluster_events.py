@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness.cluster import RedisServer, cluster
+from tests.e2e.harness.cluster import cluster
 from tests.fakehub import Rule, Status
 from tests.support.waiting import eventually
 
@@ -16,14 +16,6 @@ pytestmark = pytest.mark.e2e
 
 APP, OTHER = "library/app", "library/other"
 TAG = f"/v2/{APP}/manifests/1"
-
-
-@pytest.fixture
-def redis(tmp_path):
-    """A Redis of its own."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from mirror.core.hmac_token import SignedRequest, sign
-from tests.e2e.harness.cluster import SECRET, Node, RedisServer, cluster
+from tests.e2e.harness.cluster import SECRET, Node, cluster
 from tests.e2e.harness.containerd import Containerd
 from tests.e2e.harness.skopeo import Skopeo
 from tests.e2e.test_cluster import gets, right
@@ -21,21 +21,6 @@ pytestmark = pytest.mark.e2e
 
 APP = "library/app"
 MIB = 1 << 20
-
-
-@pytest.fixture
-def redis(tmp_path):
-    """A Redis of its own."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def anonymous(hub):
-    """The hub without tokens and redirects: each blob is one request."""
-    hub.auth, hub.redirect_blobs = "none", False
-    return hub
 
 
 async def test_redis_loses_everything_in_mid_blob(anonymous, redis, tmp_path):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.e2e.harness.cluster import RedisServer, cluster
+from tests.e2e.harness.cluster import cluster
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.e2e
@@ -13,14 +13,6 @@ pytestmark = pytest.mark.e2e
 APP = "library/app"
 TAG = f"/v2/{APP}/manifests/1"
 DAY_MS = 86_400_000
-
-
-@pytest.fixture
-def redis(tmp_path):
-    """A Redis of its own."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import sys
 
 import pytest
 
-from tests.e2e.harness.cluster import RedisServer
 from tests.support.mirrors import MirrorUnderTest
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
@@ -15,14 +14,6 @@ APP = "library/app"
 REQUESTS, ROUNDS = 10, 8
 # A hit of the node may make so many calls more.
 MAX_SHARE = 1.02
-
-
-@pytest.fixture
-def redis(tmp_path):
-    """A Redis of its own."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.close()
 
 
 async def calls(mirror, path):

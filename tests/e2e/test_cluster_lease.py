@@ -2,9 +2,11 @@
 
 import asyncio
 import signal
+import time
 from dataclasses import replace
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry, Histogram
 
 from mirror.cluster.grants import Grants
@@ -13,9 +15,13 @@ from mirror.cluster.keys import Keys
 from mirror.cluster.lease import Alone, Follow, Leases, Own
 from mirror.cluster.link import Link, LinkDown, RedisAddress, Script
 from mirror.cluster.manifests import SharedManifests
+from mirror.cluster.members import Members
+from mirror.cluster.secret import ClusterSecret, secrets_in
 from mirror.core.digest import Digest
+from mirror.core.hmac_token import InvalidToken, SignedRequest
 from mirror.core.names import Repository
 from mirror.errors import UpstreamBusy, UpstreamFailing
+from mirror.metrics import Metrics
 from tests.e2e.harness.cluster import RedisServer
 from tests.support.waiting import eventually
 
@@ -306,6 +312,27 @@ async def test_grants(link, keys):
     assert recorded == [("blob", APP, DIGEST, 5)]
     await other.revoke("blob", APP, DIGEST)
     assert not await other.adopt("blob", APP, DIGEST, 5)
+
+
+async def test_wrong_clock_is_known(link, keys, tmp_path):
+    """A node whose clock is an hour behind signs with the time of Redis, is counted, and says so once."""
+    path = tmp_path / "secret"
+    path.write_text("a secret of forty characters, more or less")
+    metrics, request = Metrics(), SignedRequest("GET", "/x", "", "n")
+    slow, right = (ClusterSecret(path, secrets_in(path.read_text())) for _ in range(2))
+    members = Members(link, keys, Identity("slow"), slow, metrics)
+    members.clock = lambda: time.time() - 3600
+    with structlog.testing.capture_logs() as lines:
+        await members.beat()
+        await members.beat()
+    assert metrics.cluster_clock_offset._value.get() == pytest.approx(3600, abs=60)
+    assert [line["event"] for line in lines] == ["clock_differs"]
+    assert slow.offset == pytest.approx(3600, abs=60)
+    (member,) = await members.list()
+    assert member.facts["clock"] == pytest.approx(3600, abs=60)
+    # Its own clock would be the hour behind; here it is right, so the token is an hour ahead.
+    with pytest.raises(InvalidToken, match="time differs"):
+        right.check(request, slow.token(request))
 
 
 async def test_first_call_waits_for_the_connection(server):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mirror.objects.owed import OwedUploads
-from tests.e2e.harness.cluster import Node, RedisServer, cluster
+from tests.e2e.harness.cluster import Node, cluster
 from tests.support.buckets import BucketServer
 from tests.support.waiting import eventually
 
@@ -19,14 +19,6 @@ pytestmark = pytest.mark.e2e
 APP = "library/app"
 MIB = 1 << 20
 _NAMES = itertools.count()
-
-
-@pytest.fixture
-def redis(tmp_path):
-    """A Redis of its own."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +41,6 @@ def objects(buckets, bucket, tmp_path):
     file = tmp_path / "key"
     file.write_text("id\nsecret\n")
     return {"url": f"s3://{bucket.name}", "endpoint": f"http://127.0.0.1:{buckets.port}", "access_key_file": str(file)}
-
-
-@pytest.fixture
-def anonymous(hub):
-    """The hub without tokens and redirects: each blob is one request."""
-    hub.auth, hub.redirect_blobs = "none", False
-    return hub
 
 
 def names(image):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness.cluster import RedisServer, cluster
+from tests.e2e.harness.cluster import cluster
 from tests.e2e.test_cluster import right
 from tests.support.waiting import LIMIT, eventually
 
@@ -16,21 +16,6 @@ pytestmark = pytest.mark.e2e
 
 APP = "library/app"
 MIB = 1 << 20
-
-
-@pytest.fixture
-def redis(tmp_path):
-    """A Redis of its own."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def anonymous(hub):
-    """The hub without tokens and redirects: each blob is one request."""
-    hub.auth, hub.redirect_blobs = "none", False
-    return hub
 
 
 async def test_command_lists_the_nodes(anonymous, redis, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.harness.cluster import RedisServer, cluster
+from tests.e2e.harness.cluster import cluster
 from tests.e2e.test_cluster import right
 from tests.fakehub import Rule, Status
 from tests.support.waiting import eventually
@@ -10,14 +10,6 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.e2e
 
 APP, OTHER = "library/app", "library/other"
-
-
-@pytest.fixture
-def redis(tmp_path):
-    """A Redis of its own."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.close()
 
 
 @pytest.fixture

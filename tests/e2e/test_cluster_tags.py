@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.e2e.harness.cluster import RedisServer, cluster
+from tests.e2e.harness.cluster import cluster
 from tests.fakehub import RateLimited, Rule, Status
 from tests.support.waiting import eventually
 
@@ -13,14 +13,6 @@ pytestmark = pytest.mark.e2e
 
 APP = "library/app"
 TAG = f"/v2/{APP}/manifests/1"
-
-
-@pytest.fixture
-def redis(tmp_path):
-    """A Redis of its own."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.close()
 
 
 @pytest.fixture

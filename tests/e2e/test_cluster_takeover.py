@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from tests.e2e.harness.cluster import Node, RedisServer, cluster
+from tests.e2e.harness.cluster import Node, cluster
 from tests.e2e.harness.throttle import Throttle
 from tests.e2e.test_cluster import gets, right
 from tests.fakehub import Rule
@@ -15,21 +15,6 @@ pytestmark = pytest.mark.e2e
 
 APP = "library/app"
 MIB = 1 << 20
-
-
-@pytest.fixture
-def redis(tmp_path):
-    """A Redis of its own."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def anonymous(hub):
-    """The hub without tokens and redirects: each blob is one request."""
-    hub.auth, hub.redirect_blobs = "none", False
-    return hub
 
 
 async def test_new_owner_takes_what_others_have(anonymous, redis, tmp_path):
