@@ -2,14 +2,12 @@
 
 import asyncio
 import fcntl
-import io
 import json
 import os
 import pty
 import re
 import signal
 import struct
-import tarfile
 import termios
 from pathlib import Path
 
@@ -107,36 +105,12 @@ async def test_since(hub, run, tmp_path):
     assert bundle.left_out(f"{NAME}:1") == [one.digest for one in image.layers[:3]]
 
 
-def tar_of(*names):
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as tar:
-        for name in names:
-            member = tarfile.TarInfo(name)
-            member.size = 2
-            tar.addfile(member, io.BytesIO(b"[]"))
-    return made.getvalue()
-
-
-BLOB = f"blobs/sha256/{'0' * 64}"
-
-
-@pytest.mark.parametrize(
-    ("raw", "said"),
-    [
-        (b"no tar", "it is no tar, or was cut"),
-        (tar_of(BLOB, "index.json")[:600], "it is no tar, or was cut"),
-        (tar_of(BLOB), "it has neither index.json nor manifest.json: it is no bundle, or was cut"),
-        (tar_of("manifest.json", "abc/layer.tar"), "none of its members has a digest as its name"),
-        (None, "No such file or directory"),
-    ],
-)
-async def test_what_is_no_earlier_bundle(run, tmp_path, raw, said):
+async def test_what_is_no_earlier_bundle(run, tmp_path):
     """A mistake in --since is named before anything is asked of the mirror."""
-    if raw is not None:
-        (tmp_path / "old.tar").write_bytes(raw)
+    (tmp_path / "old.tar").write_bytes(b"no tar")
     status, out, complaint = await run("export", "app:1", "-o", "new.tar", "--since", "old.tar")
     assert (status, out, len(complaint.splitlines())) == (2, "", 1)
-    assert complaint.startswith(f"registry-mirror: --since old.tar: {said}")
+    assert complaint.startswith("registry-mirror: --since old.tar: it is no tar, or was cut")
 
 
 @pytest.mark.parametrize(
