@@ -36,7 +36,10 @@ class UpstreamSource:
         return cls(context.registry(repository), repository, digest, context, size)
 
     def open(self, start: int, stop: int | None) -> contextlib.AbstractAsyncContextManager[BlobStream]:
-        cluster = self.context.cluster
+        cluster, objects = self.context.cluster, self.context.objects
+        if objects is not None:
+            # Also one that another node sends, and that the store has no room for.
+            objects.note_use(self.digest)
         if cluster is None:
             return self._open_outside(start, stop)
         return cluster.source.open(self._range(start, stop), self._open_outside)

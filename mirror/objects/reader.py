@@ -82,6 +82,10 @@ class ObjectReader:
         """Whether the bucket answers, as far as is known."""
         return self.bucket.is_up
 
+    def note_use(self, digest: Digest) -> None:
+        """Note that a blob is fetched for a client, from wherever."""
+        self._uses.note(digest, time.time())
+
     @contextlib.asynccontextmanager
     async def blob(self, wanted: BlobRange, upstream: Upstream) -> AsyncIterator[BlobStream]:
         """Open a stream of a range of a blob. Raises like `mirror.download.source.Source.open`."""
@@ -118,6 +122,7 @@ class ObjectReader:
         if manifest.kind is ManifestKind.SCHEMA1:
             # The digest of schema 1 is not that of its bytes, so nothing would verify them.
             return None
+        self.note_use(digest)
         self._note_found(digest, len(found.data))
         self._note_published("manifest", repository, digest, len(found.data), found.metadata)
         return manifest
@@ -205,7 +210,6 @@ class ObjectReader:
             self._do(partial(self.bucket.delete, key))
 
     def _note_found(self, digest: Digest, size: int) -> None:
-        self._uses.note(digest, time.time())
         now = time.monotonic()
         if self._found.get(digest, now) is None:
             self._found.put(digest, True, expires=now + _FOUND_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from mirror.objects.address import BucketAddress
 from mirror.objects.bucket import Bucket
 from mirror.objects.facts import ObjectFacts
 from mirror.objects.inventory import BucketInventory
+from mirror.objects.keys import LAYOUT_KEY
 from mirror.objects.local_facts import LocalFacts
 from mirror.objects.objects import BucketWriter, Objects
 from mirror.objects.owed import OwedUploads
@@ -59,10 +61,17 @@ def build_objects(config: ObjectsConfig, services: Services, published: Publishe
 
 async def probe_bucket(config: ObjectsConfig) -> Check:
     """Ask the bucket once, and return the check."""
+    bucket = Bucket(bucket_address(config), Metrics().objects_requests)
     try:
-        await Bucket(bucket_address(config), Metrics().objects_requests).check()
+        await bucket.check()
     except UpstreamError as error:
         return Check("objects", ok=False, text=str(error))
+    try:
+        async with contextlib.aclosing(bucket.pages(LAYOUT_KEY)) as pages:
+            await anext(pages, None)
+    except UpstreamError as error:
+        if config.write == "owner":
+            return Check("objects", ok=False, text=f"it cannot be listed, so max_size is not kept: {error}")
     return Check("objects", ok=True, text=f"{config.url} answers")
 
 

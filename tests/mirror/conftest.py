@@ -132,9 +132,11 @@ async def proxy(bucket_server):
 
 
 @pytest.fixture
-def opened(hub, bucket, proxy, tmp_path):
-    """Makes a mirror with the bucket; each name is another store."""
+def opened(hub, bucket, proxy, tmp_path, monkeypatch):
+    """Makes a mirror with the bucket, which uploads soon; each name is another store."""
     hub.redirect_blobs = False
+    monkeypatch.setattr("mirror.objects.uploader._POLL_INTERVAL_S", 0.05)
+    monkeypatch.setattr("mirror.objects.owed._MIN_AGE_S", 0.5)
     key_file = tmp_path / "key"
     key_file.write_text("id\nsecret\n")
 

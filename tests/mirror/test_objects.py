@@ -208,6 +208,10 @@ async def test_probe(bucket, proxy, opened):
     found = await probe_bucket(missing)
     assert not found.ok
     assert "no-such-bucket" in found.text
+    proxy.refused = "list-type"
+    found = await probe_bucket(config.objects)
+    assert (found.ok, "max_size is not kept" in found.text) == (False, True)
+    assert (await probe_bucket(config.objects.model_copy(update={"write": "off"}))).ok
     proxy.status = 403
     assert not (await probe_bucket(config.objects)).ok
 

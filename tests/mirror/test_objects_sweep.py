@@ -14,9 +14,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def at_once(monkeypatch):
-    """The sweeper looks all the time, and uploads wait for nothing."""
-    monkeypatch.setattr("mirror.objects.uploader._POLL_INTERVAL_S", 0.05)
-    monkeypatch.setattr("mirror.objects.owed._MIN_AGE_S", 0.2)
+    """The sweeper looks all the time."""
     for name in ("_TICK_S", "_LOOK_INTERVAL_S", "_FULL_INTERVAL_S"):
         monkeypatch.setattr(f"mirror.objects.sweeper.{name}", 0.05)
 
@@ -104,6 +102,29 @@ async def test_what_is_used_between_the_two_steps_stays(hub, bucket, opened, at_
         limit(mirror, MIB, grace=0.0)
         await eventually(lambda: not sweeper._withdrawn or saved not in sweeper._withdrawn)
         assert key("blobs", str(saved)) in bucket.objects()
+
+
+async def test_bucket_that_fails_between_the_two_steps(hub, bucket, opened, proxy, at_once, monkeypatch):
+    """Nothing is deleted blindly; the sweep goes on when the bucket is back, and pulls never wait for it."""
+    monkeypatch.setattr("mirror.objects.bucket._seconds", lambda _: 0.0)
+    made = images(hub, 3)
+    async with opened("first") as mirror:
+        await pulled(mirror, bucket, made)
+        for tag, image in made.items():
+            used(mirror, image, time.time() - 100_000 - 7200 * int(tag))
+            for digest in (image.digest, image.config.digest, image.layers[0].digest):
+                mirror.blob_path(digest).unlink()
+        sweeper = mirror.services.objects.writer.sweeper
+        limit(mirror, int(1.5 * MIB), grace=3600.0)
+        await eventually(lambda: sweeper._withdrawn, "withdrawn")
+        proxy.status = 503
+        await eventually(lambda: not mirror.services.objects.reader.is_up, "down", holds=bool)
+        limit(mirror, int(1.5 * MIB), grace=0.0)
+        other = hub.add_image(APP, "9", [hub.add_synthetic_blob(APP, MIB, 9)])
+        await pull(mirror, other, "9")
+        assert all(keys(image) <= bucket.objects().keys() for image in made.values())
+        proxy.status = 0
+        await eventually(lambda: key("blobs", made["2"].layers[0].digest) not in bucket.objects(), "gone")
 
 
 async def test_purged_image_leaves_the_bucket(hub, bucket, opened, at_once):
