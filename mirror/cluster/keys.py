@@ -96,6 +96,11 @@ class Keys:
         """The node that does work for the whole cluster."""
         return self._key(f"lead:{work}")
 
+    @property
+    def sync_round(self) -> str:
+        """When the present round of the resync began."""
+        return self._key("lead:sync")
+
     def quota(self, registry: str, source: str) -> str:
         """What is left of the pull limit that upstream counts for a source."""
         return self._key(f"bu:{self.scope(registry)}|{source}")

@@ -22,6 +22,7 @@ from mirror.cluster.objects import SharedFacts
 from mirror.cluster.peers import Peers
 from mirror.cluster.quota import SharedQuota
 from mirror.cluster.refusals import Refusals
+from mirror.cluster.rounds import SharedRounds
 from mirror.cluster.secret import ClusterSecret
 from mirror.cluster.sights import SharedSights
 from mirror.cluster.source import ClusterSource
@@ -70,6 +71,7 @@ class ClusterNode:
     scopes: dict[str, str]
     objects: SharedFacts
     sweep_leader: LeaderLease
+    rounds: SharedRounds
 
     def configure(self, registries: Mapping[str, RegistryConfig]) -> None:
         """Use the registries of a configuration from now on."""

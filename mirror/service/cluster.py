@@ -25,6 +25,7 @@ from mirror.cluster.node import ClusterNode
 from mirror.cluster.objects import SharedFacts
 from mirror.cluster.peers import Peers
 from mirror.cluster.refusals import Refusals
+from mirror.cluster.rounds import SharedRounds
 from mirror.cluster.secret import ClusterSecret, secrets_in
 from mirror.cluster.sights import SharedSights
 from mirror.cluster.source import ClusterSource
@@ -96,6 +97,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         scopes=scopes,
         objects=SharedFacts(link, keys, source.follows),
         sweep_leader=LeaderLease(link, keys.leader("sweep"), name),
+        rounds=SharedRounds(link, keys.sync_round),
     )
     ClusterFacts(services.store, access).subscribe(node)
     return node

@@ -74,7 +74,8 @@ class Mirror:
         metrics, downloads = self._services.metrics, self._services.downloads
         graph = build(config, self._services)
         self._current = Current(graph)
-        self._sync_scheduler = SyncScheduler(store, metrics, graph.sync_services)
+        node = self._services.node
+        self._sync_scheduler = SyncScheduler(store, metrics, graph.sync_services, None if node is None else node.rounds)
         self._sync_operations = SyncOperations(store)
         self._webhook = PushWebhook(self._sync_operations, metrics)
         self._access_log = AccessLog(group.log.put)

@@ -56,13 +56,17 @@ class ContentSelection:
 
 
 class ImageContent:
-    """The content of one image that is being synced. Every method raises MirrorError or InvalidInput."""
+    """The content of one image that is being synced. Every method raises MirrorError or InvalidInput.
+
+    Attributes:
+        progress: of the sync.
+    """
 
     def __init__(self, cache: Cache, quota: SyncQuota, repository: Repository, progress: Progress) -> None:
         self._cache = cache
         self._quota = quota
         self._repository = repository
-        self._progress = progress
+        self.progress = progress
 
     async def named(self, tag: Tag, digest: Digest | None) -> ManifestAnswer:
         """Fetch the manifest of a tag.
@@ -83,7 +87,7 @@ class ImageContent:
             cache.pull_policy.check_content(repository, reference)
             held = await cache.by_digest.find_cached(repository, reference)
             if held is not None:
-                self._progress.have(reference, held.size, 0)
+                self.progress.have(reference, held.size, 0)
                 return held
             self._quota.check(repository)
             answer = await cache.by_digest.get(repository, reference, head=False)
@@ -92,7 +96,7 @@ class ImageContent:
             answer = await cache.by_digest.fetch(repository, reference)
             cache.pull_policy.check_content(repository, answer.digest)
         require_stored(answer)
-        self._progress.have(answer.digest, answer.size, answer.size)
+        self.progress.have(answer.digest, answer.size, answer.size)
         return answer
 
     async def fetch(self, answer: ManifestAnswer, selection: ContentSelection) -> list[Digest]:
@@ -124,14 +128,14 @@ class ImageContent:
     async def _blobs(self, manifest: Manifest, platforms: tuple[Platform, ...], without: frozenset[Digest]) -> None:
         """Fetch the config and the layers; if platforms are given and the config names another one, fail without the layers."""
         blobs = [blob for blob in manifest.blobs_without(without) if not blob.is_foreign]
-        self._progress.expect(blobs)
+        self.progress.expect(blobs)
         waiting = iter(blobs)
 
         async def work(most: int | None = None) -> None:
             for blob in islice(waiting, most):
-                with self._progress.fetch(blob.digest):
+                with self.progress.fetch(blob.digest):
                     fetched = await self._cache.blobs.ensure_cached(self._repository, blob.digest, Urgency.SYNC)
-                self._progress.have(blob.digest, blob.size, fetched)
+                self.progress.have(blob.digest, blob.size, fetched)
 
         if platforms:
             # The config is the first blob.

@@ -110,8 +110,11 @@ class ImageSyncer:
         for digest in progress.fetching:
             self._cache.blobs.stop_background(digest)
 
-    async def sync(self, target: Target, progress: Progress) -> SyncResult:
+    async def sync(self, target: Target, progress: Progress, since: float) -> SyncResult:
         """Bring one image in sync; a failure is a result.
+
+        Args:
+            since: checks of other nodes that began later count, in seconds since the epoch.
 
         Raises:
             UpstreamRateLimited: upstream limits requests, or what is left of its pull limit is the clients' part.
@@ -121,7 +124,7 @@ class ImageSyncer:
             await self._cache.pull_policy.check(target.repository, target.reference)
             if isinstance(target.reference, Digest):
                 return await self._sync_digest(target, target.reference, content, progress)
-            return await self._sync_tag(target, target.reference, content, progress)
+            return await self._sync_tag(target, target.reference, content, since)
         except UpstreamRateLimited:
             raise
         except TooYoung as error:
@@ -145,13 +148,13 @@ class ImageSyncer:
             await AttachmentSyncer(self._cache, self._quota, progress).sync(repository, manifests)
         return SyncResult(status, None, digest)
 
-    async def _sync_tag(self, target: Target, tag: Tag, content: ImageContent, progress: Progress) -> SyncResult:
-        repository, asked = target.repository, self._context.clock()
+    async def _sync_tag(self, target: Target, tag: Tag, content: ImageContent, since: float) -> SyncResult:
+        repository, progress = target.repository, content.progress
         self._quota.check(repository)
         record = self._cache.tag_store.get(repository, tag)
         old = record.digest if record is not None else None
         try:
-            check = await self._cache.tag_checks.check(repository, tag, math.inf, asked)
+            check = await self._cache.tag_checks.check(repository, tag, math.inf, since)
         except UpstreamRefusal as error:
             # Docker Hub denies access to what does not exist.
             return SyncResult("gone", old, cause=str(error))

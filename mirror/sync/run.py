@@ -76,11 +76,13 @@ class Run:
     Attributes:
         summary: its state.
         syncer: syncs the images that are left; a reload replaces it.
+        since: checks of other nodes that began later count, in seconds since the epoch.
     """
 
     def __init__(self, job: SyncJob, syncer: ImageSyncer, jobs: JobStore, metrics: Metrics) -> None:
         self.summary = Summary(job.name, job.kind, job.by, job.created, time.time())
         self.syncer = syncer
+        self.since = job.asked
         self._jobs = jobs
         self._metrics = metrics
         # Its own: no other run holds it up.
@@ -202,7 +204,7 @@ class Run:
             return SyncResult("skipped", cause=self._skipped[registry])
         try:
             async with asyncio.timeout(_IMAGE_TIMEOUT_S):
-                synced = await syncer.sync(target, progress)
+                synced = await syncer.sync(target, progress, self.since)
         except UpstreamRateLimited as error:
             self._skip(registry, str(error))
             return SyncResult("skipped", cause=str(error))

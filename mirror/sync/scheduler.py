@@ -7,8 +7,8 @@ import contextlib
 import random
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -21,6 +21,9 @@ from mirror.sync.job import Kind, SyncJob
 from mirror.sync.plan import Plan, Planner
 from mirror.sync.run import Run, Summary, is_settled
 from mirror.sync.schedule import Schedule, after, round_to_run
+
+if TYPE_CHECKING:
+    from mirror.cluster.rounds import SharedRounds
 
 log = structlog.get_logger(__name__)
 
@@ -47,9 +50,14 @@ class SyncServices:
 
 
 class SyncScheduler:
-    """Keeps one store in sync. Outlives reloads."""
+    """Keeps one store in sync. Outlives reloads.
 
-    def __init__(self, store: Store, metrics: Metrics, services: SyncServices) -> None:
+    Args:
+        rounds: of the cluster; None if this mirror is no node of one.
+    """
+
+    def __init__(self, store: Store, metrics: Metrics, services: SyncServices, rounds: SharedRounds | None = None) -> None:
+        self._rounds = rounds
         self._lock_file = store.layout.sync_lock
         self._index = store.index
         self._jobs = store.jobs
@@ -150,6 +158,10 @@ class SyncScheduler:
     ) -> Summary | None:
         """Return the summary of a scheduled run; None if other images were configured meanwhile."""
         began, fingerprint = time.time(), services.planner.fingerprint
+        if self._rounds is not None and services.interval > 0:
+            # What another node has checked since the round began is not checked again.
+            run.since = min(job.asked, began - await self._rounds.join(services.interval))
+            job = replace(job, asked=run.since)
         await self._write_schedule(Schedule(job.asked, began, began, True, fingerprint))
         carried_out = run.carry_out(self._plan(job, services, planning), max(_MAX_SCHEDULED_S, services.interval))
         summary = await self._while_wanted(run, carried_out, job, fingerprint)

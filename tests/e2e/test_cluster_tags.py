@@ -71,6 +71,22 @@ async def test_pull_limit_counts_for_all(anonymous, redis, tmp_path):
         assert anonymous.count(method="HEAD", kind="manifest") == 1
 
 
+async def test_resync_asks_once(anonymous, redis, tmp_path):
+    """Each node brings its own store in sync, and upstream is asked once in a round of all."""
+    blob = anonymous.add_synthetic_blob(APP, 1000)
+    anonymous.add_image(APP, "1", layers=[blob])
+    sync = {"images": [f"docker.io/{APP}:1"], "interval": "1h"}
+    async with cluster(anonymous, tmp_path, redis, workers=1, tags={"ttl": "1h"}, sync=sync) as nodes:
+        for node in nodes:
+            await eventually(
+                node.metrics, "synced", holds=lambda seen: seen["registry_mirror_sync_last_success_timestamp_seconds"]
+            )
+        checks = [seen for seen in anonymous.find(method="HEAD", kind="manifest") if seen.path.endswith("/1")]
+        assert len(checks) == 1, [(seen.method, seen.path) for seen in anonymous.find()]
+        assert {status for status, *_ in await answers(nodes)} == {200}
+        assert anonymous.bytes_sent(blob.digest) == blob.size
+
+
 @pytest.mark.full
 async def test_redis_hangs_while_a_tag_is_checked(anonymous, redis, tmp_path):
     """Each node checks for itself."""
