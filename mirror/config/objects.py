@@ -13,6 +13,8 @@ from mirror.config.types import CertificatesFile, Duration, NetworkText, SecretF
 
 # Slower uploads would not keep up with one client.
 MIN_RATE = 1 << 20
+# A number without its unit would empty the bucket.
+MIN_SIZE = 1 << 30
 # As S3 has them: 3 to 63 characters.
 _MIN_BUCKET, _MAX_BUCKET = 3, 63
 _KEY_LINES = 2
@@ -81,6 +83,13 @@ class ObjectsConfig(Section):
         if path is not None and len(path.read_text().split()) != _KEY_LINES:
             raise ValueError(f"must have two lines, the id of the key and its secret: {path}")
         return path
+
+    @field_validator("max_size")
+    @classmethod
+    def _large_enough(cls, size: int) -> int:
+        if 0 < size < MIN_SIZE:
+            raise ValueError(f"is less than {MIN_SIZE >> 30}GiB, which would empty the bucket; 0 is no limit")
+        return size
 
     @field_validator("max_rate")
     @classmethod

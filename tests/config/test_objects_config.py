@@ -17,6 +17,7 @@ def test_defaults(tmp_path):
     objects = loaded(tmp_path, "objects: {url: 's3://bucket'}")
     assert objects.is_enabled
     assert (objects.region, objects.write, objects.min_size, objects.max_rate) == ("auto", "owner", 0, 200 << 20)
+    assert (objects.max_size, objects.redirect.networks, objects.redirect.url_ttl) == (20 << 40, (), 600)
 
 
 def test_off_without_quotes(tmp_path):
@@ -39,6 +40,12 @@ def test_off_without_quotes(tmp_path):
         ("{url: 's3://bucket', endpoint: 'https://s3.example:99999'}", "objects.endpoint"),
         ("{url: 's3://bucket', write: all}", "objects.write"),
         ("{url: 's3://bucket', max_rate: 1KiB}", "objects.max_rate: is less than"),
+        ("{url: 's3://bucket', max_size: 20}", "objects.max_size: is less than 1GiB"),
+        ("{url: 's3://bucket', max_size: -1}", "objects.max_size"),
+        ("{url: 's3://bucket', redirect: {networks: [10.0.0.0/33]}}", "objects.redirect.networks"),
+        ("{url: 's3://bucket', redirect: {url_ttl: 5s}}", "objects.redirect.url_ttl"),
+        ("{url: 's3://bucket', redirect: {url_ttl: 1d}}", "objects.redirect.url_ttl"),
+        ("{url: 's3://bucket', redirect: {min_size: big}}", "objects.redirect.min_size"),
         ("{url: 's3://bucket', access_key_file: /nowhere}", "objects.access_key_file"),
         ("{url: 's3://bucket', ca_file: /dev/null}", "objects.ca_file"),
         ("{url: 's3://bucket', zone: eu}", "objects.zone"),
