@@ -103,7 +103,7 @@ async def test_withdrawn_objects_are_promised_no_more(facts):
 async def test_without_redis(keys):
     """Each node uploads what it owes; nothing is promised or deleted."""
     link = Link(RedisAddress("redis://127.0.0.1:1/0", 1.0), Histogram("calls", "", registry=CollectorRegistry()))
-    facts = SharedFacts(link, keys, lambda _: False)
+    facts, probing = SharedFacts(link, keys, lambda _: False), asyncio.create_task(link.run())
     assert await facts.claim(DIGEST, 1) is Claim.MINE
     assert not await facts.condemn(DIGEST, time.time())
     assert await facts.promise(DIGEST) is None
@@ -112,6 +112,8 @@ async def test_without_redis(keys):
         await work
     with pytest.raises(MirrorError):
         await facts.uses([DIGEST])
+    probing.cancel()
+    await asyncio.gather(probing, return_exceptions=True)
     await link.close()
 
 
