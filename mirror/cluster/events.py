@@ -17,6 +17,7 @@ import structlog
 
 from mirror.cluster.keys import Keys
 from mirror.cluster.link import Link, LinkDown, Script
+from mirror.errors import StorageError
 from mirror.small_files import read_text
 from mirror.storage.coordination import LeaderLock
 
@@ -29,6 +30,8 @@ MAX_EVENTS = 10_000
 _MAX_KEYS = 500
 # How long one wait for an event lasts, and the pause after Redis did not answer.
 _WAIT_S, _PAUSE_S = 5.0, 0.25
+# A disk that cannot be written for now.
+_LOCK_PAUSE_S = 10.0
 
 # KEYS: events. ARGV: maximum of events, fields.
 _PUBLISH = Script("return redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', unpack(ARGV, 2))")
@@ -104,16 +107,29 @@ class Events:
             lock: the file that the process locks.
             position: the file that keeps how far the events were read.
         """
-        with contextlib.closing(LeaderLock(lock)) as leader:
-            await leader.elected()
-            while True:
-                with contextlib.suppress(LinkDown):
-                    await self._follow(position)
-                await asyncio.sleep(_PAUSE_S)
+        while True:
+            try:
+                with contextlib.closing(LeaderLock(lock)) as leader:
+                    await leader.elected()
+                    await self._read(position)
+            except StorageError as error:
+                log.warning("events_not_read", cause=str(error), consequence="other nodes are not heard of for now")
+                await asyncio.sleep(_LOCK_PAUSE_S)
+
+    async def _read(self, position: Path) -> None:
+        while True:
+            try:
+                await self._follow(position)
+            except LinkDown:
+                pass
+            except Exception:
+                # Leases and beats must not end with it.
+                log.exception("events_bug")
+            await asyncio.sleep(_PAUSE_S)
 
     async def _follow(self, position: Path) -> None:
         """Handle events until Redis does not answer."""
-        read = await _read(position)
+        read = await _position(position)
         while True:
             kind, now, *rest = await self._link.call(_NEXT, [self._keys.events], read)
             if kind != b"read":
@@ -153,7 +169,7 @@ def _parsed(entry: Any, now_ms: int) -> Event:
     return Event(name, age, fields.get("kind", ""), fields.get("node", ""), fields)
 
 
-async def _read(position: Path) -> str:
+async def _position(position: Path) -> str:
     """The entry that was read last; nothing in a new store, or if the file is damaged: then there is nothing to be forgotten."""
     try:
         text = (await read_text(position)).strip()

@@ -89,6 +89,7 @@ async def test_one_node_tells_the_others(hub, nodes):
     assert hub.count(kind="manifest") == 1
 
 
+@pytest.mark.full
 async def test_events_that_are_missed(hub, nodes, redis):
     """A node that has missed events checks all tags again; one that was away for a moment only does what it was told."""
     late, purged = nodes[1], {"method": "POST", "match": f"docker.io/{APP}"}
