@@ -86,10 +86,11 @@ class _Scan:
 
 
 class _First:
-    """The smallest of the offered records, `most` of them, in memory for twice as many."""
+    """The smallest of the offered records, `most` of them, in memory for a quarter more."""
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._room = most + most // 4 + 1
         self._records: list[bytes] = []
         self._limit: bytes | None = None
 
@@ -98,13 +99,14 @@ class _First:
         if not self._most or (self._limit is not None and record > self._limit):
             return
         self._records.append(record)
-        if len(self._records) >= 2 * self._most:
-            self._records = self.found()
-            self._limit = self._records[-1]
+        if len(self._records) >= self._room:
+            self._limit = self.found()[-1]
 
     def found(self) -> list[bytes]:
         """Return the smallest records so far, in order."""
-        return sorted(self._records)[: self._most]
+        self._records.sort()
+        del self._records[self._most :]
+        return self._records
 
 
 def scan(root: str, most: int, pins: frozenset[str], registry: str = "", *, only_pinned: bool) -> Iterator[bytes]:
