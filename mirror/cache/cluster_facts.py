@@ -1,4 +1,4 @@
-"""What this node changes when another one reports a move of a tag, a release, a denial, or a refused account."""
+"""What this node changes when another one reports a move of a tag, a release, or a denial."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ class ClusterFacts:
     def subscribe(self, node: ClusterNode) -> None:
         """Handle the events of a node's cluster from now on."""
         self._scopes = node.scopes
-        node.events.handlers |= {"moved": self._moved, "denied": self._denied, "account": self._account_refused}
-        node.events.handlers |= {"released": self._released}
+        node.events.handlers |= {"moved": self._moved, "released": self._released, "denied": self._denied}
         node.events.forget = self._forget
 
     async def _moved(self, event: Event) -> None:
@@ -79,17 +78,12 @@ class ClusterFacts:
             self._store.index.tags.note_refusal(repository, tag, asked, self.clock(), delete=False, denied=True)
             self._store.generation.change()
 
-    async def _account_refused(self, event: Event) -> None:
-        registry = event.fields["scope"].partition("~")[0]
-        if self._scopes.get(registry) == event.fields["scope"]:
-            await in_thread(self._store.threads.note, self._forget_checks, registry)
-
     async def _forget(self) -> None:
-        await in_thread(self._store.threads.note, self._forget_checks, "*")
+        await in_thread(self._store.threads.note, self._forget_checks)
         await in_thread(self._store.threads.note, self._store.index.negative.delete_matching, _EVERYTHING)
 
-    def _forget_checks(self, registry: str) -> None:
-        self._store.index.tags.forget_checks(registry, self.clock())
+    def _forget_checks(self) -> None:
+        self._store.index.tags.forget_checks(self.clock())
         self._store.generation.change()
 
     def _repository(self, event: Event) -> Repository | None:

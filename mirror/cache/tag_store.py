@@ -50,7 +50,7 @@ class TagStore:
         record = tags.get(repository, tag)
         if record is None or self._context.cluster is None:
             return record
-        return replace(record, due=max(record.due, tags.forgotten_at(repository.registry)))
+        return replace(record, due=max(record.due, tags.forgotten_at()))
 
     def now(self) -> float:
         """The present time on the clock of the records, in seconds since the epoch."""

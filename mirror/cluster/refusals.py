@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from mirror.cluster.events import MAX_EVENTS
 from mirror.cluster.keys import Keys
 from mirror.cluster.link import Link, LinkDown, Script
 from mirror.core.names import Reference, Repository, Tag
@@ -11,7 +12,6 @@ from mirror.errors import AccessDenied, NotFound, UpstreamRefusal
 from mirror.storage.rows import Kind
 
 _ABSENT, _DENIED = b"1", b"2"
-_MAX_EVENTS = 10_000
 
 # KEYS: refusal, tag or nothing, events. ARGV: value, TTL in ms, fields of the event.
 _PUT = Script("""
@@ -52,7 +52,7 @@ class Refusals:
         scope = self._keys.scope(repository.registry)
         event = ("node", self._me, "scope", scope, "name", repository.path, "reference", str(reference), "of", kind)
         with contextlib.suppress(LinkDown):
-            await self._link.call(_PUT, keys, value, max(1, round(ttl_s * 1000)), _MAX_EVENTS, *event)
+            await self._link.call(_PUT, keys, value, max(1, round(ttl_s * 1000)), MAX_EVENTS, *event)
 
     async def raise_if_refused(self, kind: Kind, repository: Repository, reference: Reference) -> None:
         """Raise NotFound or AccessDenied if upstream has lately refused a reference to another node."""

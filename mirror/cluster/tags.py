@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirror.cluster import turns
+from mirror.cluster.events import MAX_EVENTS
 from mirror.cluster.failures import decode_failure, encode_failure
 from mirror.cluster.keys import Keys
 from mirror.cluster.link import Link, LinkDown, Script
@@ -28,7 +29,6 @@ _TTL_MS = 30 * 86_400_000
 # A check takes as long as upstream does; whoever has waited for another node for long enough takes the turn before.
 _TURN_MS = 25_000
 _FAILED_MS = 3_000
-_MAX_EVENTS = 10_000
 _ALWAYS_MS = 10**15
 
 # KEYS: tag, turn, refusal. ARGV: token, TTL of the turn, ms that a check counts, age at which none counts, the turn that this
@@ -176,7 +176,7 @@ class SharedTags:
         event = ("node", self._me, "scope", scope, "name", repository.path, "reference", str(tag), "digest", digest)
         age = _milliseconds(max(0.0, time.time() - learned.checked))
         with contextlib.suppress(LinkDown):
-            await self._link.call(_PUT, keys, own_turn, age, digest, value, _TTL_MS, _MAX_EVENTS, *event)
+            await self._link.call(_PUT, keys, own_turn, age, digest, value, _TTL_MS, MAX_EVENTS, *event)
 
     async def _take(self, repository: Repository, tag: Tag, ttl_s: float, since: float) -> tuple[SharedTag | None, str]:
         """Return what another node has learned, or the turn of this one; neither if it goes on without."""

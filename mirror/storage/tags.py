@@ -3,7 +3,7 @@
 tag|REPOSITORY|TAG       the record, labelled with its digest
 refused|REPOSITORY|TAG   when upstream, which then had no such tag or denied it, was asked
 pulled|REPOSITORY|TAG    when the last pull was, and how many there were of late
-forgotten|               by registry, `*` for all: checks that began before that time do not count
+forgotten|               the time before which checks do not count
 """
 
 from __future__ import annotations
@@ -137,18 +137,14 @@ class Tags:
 
         self._table.change(work)
 
-    def forget_checks(self, registry: str, when: float) -> None:
-        """Require a check of every tag of a registry, or of all if it is `*`, at the next pull: one that begins after `when`."""
-        self._table.change(lambda: self._table.set(_FORGOTTEN, {**self._forgotten(), registry: when}))
+    def forget_checks(self, when: float) -> None:
+        """Require a check of every tag at its next pull: one that begins after `when`, in seconds since the epoch."""
+        self._table.set(_FORGOTTEN, when)
 
-    def forgotten_at(self, registry: str) -> float:
-        """Return the time before which checks of a registry's tags do not count, in seconds since the epoch; 0 if all do."""
-        times = self._forgotten()
-        return max(times.get("*", 0.0), times.get(registry, 0.0))
-
-    def _forgotten(self) -> dict[str, float]:
-        value = self._table.get(_FORGOTTEN)
-        return value if isinstance(value, dict) and all(isinstance(when, float) for when in value.values()) else {}
+    def forgotten_at(self) -> float:
+        """Return the time before which checks do not count, in seconds since the epoch; 0 if all do."""
+        when = self._table.get(_FORGOTTEN)
+        return when if isinstance(when, float) else 0.0
 
     def refused_at(self, repository: Repository, tag: Tag) -> float:
         """Return when upstream was asked that has refused a tag lately, in seconds since the epoch; 0 if it has not."""
