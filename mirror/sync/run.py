@@ -94,8 +94,9 @@ class Run:
         self._skipped: dict[str, str] = {}
 
     def snapshot(self) -> dict[str, Any]:
-        """Return its state and the progress of its images."""
-        return {**self.summary.row(), "images": [progress.snapshot() for progress in self._running.values()]}
+        """Return its state and the progress of its images. It is running until its end is written."""
+        images = [progress.snapshot() for progress in self._running.values()]
+        return {**self.summary.row(), "result": "running", "images": images}
 
     async def carry_out(self, planned: Awaitable[Plan], timeout: float) -> Summary:
         """Sync the images of a plan within `timeout` seconds. A failure is a part of the summary."""
