@@ -14,14 +14,14 @@ MEDIA_TYPE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
 """How the media types of bundles of all versions begin."""
 
 
-class InvalidBundle(InvalidInput):
+class InvalidSigstoreBundle(InvalidInput):
     """Not a sigstore bundle."""
 
-    what = "bundle"
+    what = "sigstore bundle"
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
+class SigstoreBundle:
     """What a bundle holds: an envelope, or the signature of the manifest's bytes themselves.
 
     Attributes:
@@ -42,12 +42,12 @@ class Bundle:
         return bool(self.payload_type)
 
     @classmethod
-    def parse(cls, raw: bytes) -> Bundle:
-        """Read a bundle. Raises InvalidBundle."""
+    def parse(cls, raw: bytes) -> SigstoreBundle:
+        """Read a bundle. Raises InvalidSigstoreBundle."""
         try:
             body = json.loads(raw.decode())
         except (ValueError, RecursionError) as error:
-            raise InvalidBundle(raw, "not JSON") from error
+            raise InvalidSigstoreBundle(raw, "not JSON") from error
         material = _object(body, "verificationMaterial")
         has_certificate = "certificate" in material or "x509CertificateChain" in material
         if "messageSignature" in body:
@@ -55,25 +55,25 @@ class Bundle:
         envelope = _object(body, "dsseEnvelope")
         signatures = envelope.get("signatures")
         if not isinstance(signatures, list) or len(signatures) != 1 or not isinstance(signatures[0], dict):
-            raise InvalidBundle(signatures, "its envelope does not have exactly one signature")
+            raise InvalidSigstoreBundle(signatures, "its envelope does not have exactly one signature")
         payload_type = envelope.get("payloadType")
         if not isinstance(payload_type, str) or not payload_type:
-            raise InvalidBundle(payload_type, "its envelope has no type")
+            raise InvalidSigstoreBundle(payload_type, "its envelope has no type")
         return cls(decoded(signatures[0].get("sig")), payload_type, decoded(envelope.get("payload")), has_certificate)
 
 
 def decoded(text: object) -> bytes:
-    """Decode base64. Raises InvalidBundle."""
+    """Decode base64. Raises InvalidSigstoreBundle."""
     if not isinstance(text, str):
-        raise InvalidBundle(text, "no text in base64")
+        raise InvalidSigstoreBundle(text, "no text in base64")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidBundle(text, "not base64") from error
+        raise InvalidSigstoreBundle(text, "not base64") from error
 
 
 def _object(body: object, key: str) -> dict[str, Any]:
     value = body.get(key) if isinstance(body, dict) else None
     if not isinstance(value, dict):
-        raise InvalidBundle(value, f"no object {key}")
+        raise InvalidSigstoreBundle(value, f"no object {key}")
     return value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.names import Repository
-from mirror.trust.bundle import Bundle, decoded
+from mirror.trust.bundle import SigstoreBundle, decoded
 from mirror.trust.claims import Claim, IsAttestation, parse_simple, parse_statement, pre_authentication_encoding
 from mirror.trust.rules import TrustRule
 from mirror.trust.verdict import BundleSignature, Result, SimpleSignature, Verdict
@@ -94,7 +94,7 @@ class Judge:
 
     def _bundle_signer(self, subject: Subject, signature: BundleSignature) -> tuple[str, Claim | None]:
         """Who signed, and what; the claim is None if the signature is over the manifest's own bytes."""
-        bundle = Bundle.parse(signature.raw)
+        bundle = SigstoreBundle.parse(signature.raw)
         # Before the signature: an attestation is none, whoever made it.
         claim = parse_statement(bundle.payload_type, bundle.payload) if bundle.is_envelope else None
         message = pre_authentication_encoding(bundle.payload_type, bundle.payload) if bundle.is_envelope else subject.raw
