@@ -247,4 +247,4 @@ async def test_webhook_of_a_push_does_not_follow(hub, start, tmp_path):
         assert mirror.store.jobs.result(IMAGE)["result"] == "held_back"
         assert (await mirror.get(TAG)).sha256 == old.digest
         assert not mirror.holds(new.digest)
-        assert (await orders.state())["running"] == []
+        await eventually(orders.state, "the end of the check", holds=lambda state: state["running"] == [])
