@@ -89,9 +89,9 @@ def test_skopeo(name: str, bundle: Path, samples: Samples, tmp_path: Path) -> No
         assert {image.manifest.digest, image.config.digest, *(layer.digest for layer in image.layers)} <= files
 
 
-def test_podman_load(bundle: Path, samples: Samples, tmp_path: Path) -> None:
+def test_podman_load(bundle: Path, samples: Samples, directory: Path) -> None:
     """podman loads all images of a bundle."""
-    podman = Podman(tmp_path / "podman")
+    podman = Podman(directory / "podman")
     podman.ask("load", "--input", str(bundle))
     held = {name: one["Id"] for one in json.loads(podman.ask("images", "--format", "json")) for name in one.get("Names") or []}
     assert held == {f"docker.io/library/{name}:1": of_host(samples, name).config.digest.removeprefix("sha256:") for name in NAMES}

@@ -6,7 +6,11 @@ from tests.e2e.harness.process import client_environment, succeed
 
 
 class Podman:
-    """podman without a daemon; plain copies stand for layers, so any file system will do."""
+    """podman without a daemon; plain copies stand for layers, so any file system will do.
+
+    Args:
+        directory: its path is short: podman takes at most 50 characters for that of its state.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Write its configuration; nothing is verified but digests."""
