@@ -10,7 +10,7 @@ from mirror.aio import SingleFlight, on_bytes
 from mirror.cache.context import Context
 from mirror.cache.manifest_by_digest import ManifestByDigest
 from mirror.cache.signature_reader import SignatureReader
-from mirror.core.archives import HEAD_BYTES, is_archive
+from mirror.core.archives import HEAD_BYTES, is_document
 from mirror.core.digest import Digest
 from mirror.core.manifest import Manifest, ManifestKind, parse_manifest
 from mirror.core.names import Repository
@@ -76,9 +76,9 @@ class SignatureChecks:
         raw = answer.raw or b""
         return await on_bytes(len(raw), self._context.store.threads.serve, parse_manifest, raw, answer.media_type, digest)
 
-    async def is_text(self, repository: Repository, digest: Digest) -> bool:
+    async def is_document(self, repository: Repository, digest: Digest) -> bool:
         """Whether a blob cannot be unpacked, whatever media type a manifest gives it. Raises like `SignatureReader.head`."""
-        return not is_archive(await self._reader.head(repository, digest, HEAD_BYTES))
+        return is_document(await self._reader.head(repository, digest, HEAD_BYTES))
 
     async def close(self) -> None:
         """Cancel the requests to upstream."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -35,7 +34,7 @@ _MAX_ENTRIES: Final = 50_000
 _ENTRY_BYTES: Final = 300
 # Indexes nest two deep in practice.
 _MAX_DEPTH: Final = 4
-# Manifests that name a digest: of so many the verdict is looked up, and of so many it is reached.
+# Manifests that lead to a digest: of so many the verdict is looked up, and of so many it is reached.
 _MAX_LOOKUPS: Final = 1000
 _MAX_CHECKS: Final = 20
 # Rows that say what a manifest names. They are usually written within a millisecond.
@@ -152,45 +151,60 @@ class TrustGate:
 
     # ---- manifests
 
-    async def _verdict(self, judge: Judge, repository: Repository, digest: Digest, depth: int = 0) -> Verdict:
-        """The verdict about a manifest, by itself or by an index that names it; known ones first."""
+    async def _verdict(self, judge: Judge, repository: Repository, digest: Digest) -> Verdict:
+        """The verdict about a manifest, by itself or by an index that leads to it; known ones first."""
         if await self._context.in_thread(self._is_known_signed, judge, repository, digest):
             return Verdict(Result.SIGNED, "known")
         own = await self._checks.check(judge, repository, digest)
-        if own.is_signed or depth >= _MAX_DEPTH:
+        if own.is_signed:
             return own
-        for parent in (await self._parents("manifest", repository, digest))[:_MAX_CHECKS]:
-            verdict = await self._verdict(judge, repository, parent, depth + 1)
-            if verdict.is_signed:
-                return verdict
-        return own
+        return await self._first_signed(judge, repository, await self._leading_to("manifest", repository, digest)) or own
 
-    def _is_known_signed(self, judge: Judge, repository: Repository, digest: Digest, depth: int = 0) -> bool:
+    async def _first_signed(self, judge: Judge, repository: Repository, manifests: list[Digest]) -> Verdict | None:
+        """The verdict about the first manifest that is signed by itself, of `_MAX_CHECKS`; None if none is."""
+        unknown: UpstreamError | None = None
+        for manifest in manifests[:_MAX_CHECKS]:
+            try:
+                verdict = await self._checks.check(judge, repository, manifest)
+            except UpstreamError as error:
+                unknown = error
+            except UpstreamRefusal:
+                continue
+            else:
+                if verdict.is_signed:
+                    return verdict
+        if unknown is not None:
+            raise unknown
+        return None
+
+    def _is_known_signed(self, judge: Judge, repository: Repository, digest: Digest) -> bool:
         """Whether a manifest, or an index that leads to it, is known to be signed. Reads the index."""
-        if self._checks.is_signed(judge, repository, digest):
-            return True
-        if depth >= _MAX_DEPTH:
-            return False
-        parents = self._context.store.index.parts.naming("manifest", repository, digest)[:_MAX_LOOKUPS]
-        return any(self._is_known_signed(judge, repository, parent, depth + 1) for parent in parents)
+        return self._checks.is_signed(judge, repository, digest) or self._leads_from_signed(judge, "manifest", repository, digest)
+
+    def _leads_from_signed(self, judge: Judge, kind: Kind, repository: Repository, digest: Digest) -> bool:
+        """Whether a manifest that leads to content is known to be signed. Reads the index."""
+        return any(self._checks.is_signed(judge, repository, manifest) for manifest in self._recorded(kind, repository, digest))
 
     def _inherited(self, judge: Judge, repository: Repository, digest: Digest) -> StoredVerdict | None:
-        """The verdict about an index that is signed and names a manifest, or None."""
-        for parent in self._context.store.index.parts.naming("manifest", repository, digest)[:_MAX_LOOKUPS]:
+        """The verdict about an index that is signed and leads to a manifest, or None."""
+        for parent in self._recorded("manifest", repository, digest):
             found = self._checks.stored(judge, repository, parent)
             if found is not None and found.result == Result.SIGNED:
                 return StoredVerdict(found.result, f"the index {parent} names it, which is signed {found.why}", found.reached)
         return None
 
-    async def _parents(self, kind: Kind, repository: Repository, digest: Digest) -> list[Digest]:
-        """The manifests of a repository that name a digest."""
-        naming = self._context.store.index.parts.naming
-        found = await self._context.in_thread(naming, kind, repository, digest)
+    def _recorded(self, kind: Kind, repository: Repository, digest: Digest) -> list[Digest]:
+        """The manifests of a repository that lead to a digest, the nearest ones first. Reads the index."""
+        leading_to = self._context.store.index.parts.leading_to
+        return leading_to(kind, repository, digest, _MAX_LOOKUPS, _MAX_DEPTH if kind == "blob" else _MAX_DEPTH - 1)
+
+    async def _leading_to(self, kind: Kind, repository: Repository, digest: Digest) -> list[Digest]:
+        """The same, once what this process may have fetched a moment ago is recorded."""
+        found = await self._context.in_thread(self._recorded, kind, repository, digest)
         if not found:
-            # This process may have fetched one a moment ago.
             await self._wait_written(repository)
-            found = await self._context.in_thread(naming, kind, repository, digest)
-        return found[:_MAX_LOOKUPS]
+            found = await self._context.in_thread(self._recorded, kind, repository, digest)
+        return found
 
     async def _is_attachment(self, repository: Repository, reference: Reference, digest: Digest) -> bool:
         """Whether a manifest holds only signatures and the like, or lists them under the tag for that."""
@@ -206,28 +220,16 @@ class TrustGate:
 
     async def _is_named(self, judge: Judge, repository: Repository, digest: Digest) -> bool:
         """Whether a manifest that may be served names a blob; known ones first."""
-        parents = await self._parents("blob", repository, digest)
-        if await self._context.in_thread(self._any_known, judge, repository, parents):
+        leading = await self._leading_to("blob", repository, digest)
+        if await self._context.in_thread(self._leads_from_signed, judge, "blob", repository, digest):
             return True
-        for parent in parents[:_MAX_CHECKS]:
+        # Not those farther away: a list of referrers may name an image.
+        direct = await self._context.in_thread(self._context.store.index.parts.naming, "blob", repository, digest)
+        for parent in direct[:_MAX_CHECKS]:
             if await self._is_attachment(repository, parent, parent):
                 # Docker unpacks layers whatever their media type is.
-                return await self._checks.is_text(repository, digest)
-        unknown: UpstreamError | None = None
-        for parent in parents[:_MAX_CHECKS]:
-            try:
-                if (await self._verdict(judge, repository, parent)).is_signed:
-                    return True
-            except UpstreamError as error:
-                unknown = error
-            except UpstreamRefusal:
-                continue
-        if unknown is not None:
-            raise unknown
-        return False
-
-    def _any_known(self, judge: Judge, repository: Repository, manifests: Iterable[Digest]) -> bool:
-        return any(self._is_known_signed(judge, repository, manifest) for manifest in manifests)
+                return await self._checks.is_document(repository, digest)
+        return await self._first_signed(judge, repository, leading) is not None
 
     # ---- what has passed
 

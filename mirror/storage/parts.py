@@ -110,6 +110,26 @@ class Parts:
         keys = self._table.keys_from(f"named|{kind}|{part}|{repository}|")
         return [digest for key in keys if (digest := parse_digest(key.rpartition("|")[2])) is not None]
 
+    def leading_to(self, kind: Kind, repository: Repository, part: Digest, limit: int, depth: int) -> list[Digest]:
+        """Return the manifests of a repository that name a part, and the indexes that lead to those, the nearest ones first.
+
+        Args:
+            limit: the most manifests; the others are left out.
+            depth: how many steps an index may be away from the manifests that name the part.
+        """
+        found: dict[Digest, None] = {}
+        level = [part]
+        for _ in range(depth + 1):
+            nearer, level = level, []
+            for manifest in (manifest for digest in nearer for manifest in self.naming(kind, repository, digest)):
+                if len(found) >= limit:
+                    return list(found)
+                if manifest not in found:
+                    found[manifest] = None
+                    level.append(manifest)
+            kind = "manifest"
+        return list(found)
+
     def naming_anywhere(self, kind: Kind, part: Digest) -> Iterator[tuple[Repository, Digest]]:
         """Yield the manifests that name a part, each with its repository; a page at a time, for there may be very many."""
         return self._manifests(f"named|{kind}|{part}|")

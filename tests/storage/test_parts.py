@@ -53,6 +53,26 @@ def test_nothing_is_named_elsewhere(index):
     assert index.parts.of(ONE, IMAGE) is None
 
 
+def test_what_leads_to_a_part(index):
+    """Each manifest on the way is found once, the nearest ones first, however many ways there are, within limits."""
+    levels = [[Digest.of(f"{level} {n}".encode()) for n in range(6)] for level in range(6)]
+    index.parts.put(ONE, IMAGE, (Part("blob", LAYER, 5),))
+    for below, level in zip([[IMAGE], *levels], levels, strict=False):
+        for manifest in level:
+            index.parts.put(ONE, manifest, tuple(Part("manifest", digest, 1) for digest in below))
+    # In a circle.
+    index.parts.put(ONE, IMAGE, (Part("manifest", levels[0][0], 1),))
+    asked = []
+    naming, index.parts.naming = index.parts.naming, lambda *args: asked.append(args) or naming(*args)
+    found = index.parts.leading_to("blob", ONE, LAYER, limit=1000, depth=3)
+    assert found[0] == IMAGE
+    assert [set(found[n : n + 6]) for n in (1, 7)] == [set(levels[0]), set(levels[1])]
+    assert len(found) == len(set(found)) == 1 + 3 * 6
+    assert len(asked) == 1 + 1 + 2 * 6
+    assert index.parts.leading_to("blob", ONE, LAYER, limit=9, depth=3) == found[:9]
+    assert index.parts.leading_to("blob", OTHER, LAYER, limit=9, depth=3) == []
+
+
 def test_gone_with_the_manifest(index):
     """What a manifest names is forgotten with it, and what another one names stays."""
     for manifest in (IMAGE, INDEX):

@@ -173,6 +173,33 @@ async def test_refused(hub, mirror, key, made):
     assert await mirror.metric("trust_verdicts_total", result=REFUSED[made]) >= 1
 
 
+async def test_many_indexes_lead_to_a_manifest(hub, mirror, key, clock):
+    """However many indexes lead to an unsigned manifest, few signatures are asked for; one that is signed lets it pass."""
+    image, top = hub.add_image(APP, "1"), []
+    level = [image.digest]
+    for step in range(4):
+        level = [add_index(hub, level, f"{step} {n}") for n in range(8)]
+        top += level
+    for digest in top:
+        assert (await mirror.get(manifest_path(digest))).status == 403
+    clock.advance(61)
+    hub.reset_counters()
+    assert (await mirror.get(manifest_path(image.digest))).status == 403
+    assert 20 <= hub.count(kind="referrers") <= 21
+    sign(hub, APP, top[-1], key)
+    clock.advance(61)
+    assert (await mirror.get(manifest_path(top[-1]))).status == 200
+    assert (await mirror.get(manifest_path(image.digest))).status == 200
+
+
+def add_index(hub, digests, name):
+    """Put an index that names manifests."""
+    entries = [{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": str(one), "size": 1} for one in digests]
+    kind = "application/vnd.oci.image.index.v1+json"
+    index = {"schemaVersion": 2, "mediaType": kind, "manifests": entries, "annotations": {"name": name}}
+    return hub.add_manifest(APP, json.dumps(index).encode(), kind, name.replace(" ", "-"))
+
+
 @pytest.mark.parametrize("made", REFUSED)
 async def test_refused_after_a_restart_in_an_outage(hub, trusting, key, made):
     """A verdict outlives a restart, and an outage does not change it, however long it lasts."""
