@@ -51,13 +51,15 @@ class ImportApi:
             async with self._imports.begin(request.query.get("as")) as running:
                 async for block in _blocks(request):
                     await running.feed(block)
-                images = await running.finish()
+                try:
+                    await running.finish()
+                finally:
+                    # A failure, or the stop of the mirror, leaves what is tagged by then.
+                    _log(running.images, request.remote)
                 sizes = {"bytes": running.bytes_stored, "bytes_held": running.bytes_held}
         except TooManyImports as error:
             raise web.HTTPTooManyRequests(text=str(error)) from error
-        refused = [image.name for image in images if image.result == "refused"]
-        log_import([image.name for image in images if image.result != "refused"], refused, request.remote)
-        return web.json_response({"images": [_described(image) for image in images], **sizes})
+        return web.json_response({"images": [_described(image) for image in running.images], **sizes})
 
 
 async def _blocks(request: web.Request) -> AsyncIterator[bytes]:
@@ -79,6 +81,11 @@ async def _piece(request: web.Request) -> bytes:
         raise web.HTTPRequestTimeout(text=f"nothing of the bundle has arrived for {_STALL_S:g} seconds") from error
     except (web.RequestPayloadError, HttpProcessingError) as error:
         raise web.HTTPBadRequest(text="the bundle cannot be read: the connection broke off") from error
+
+
+def _log(images: list[ImportedImage], client: str | None) -> None:
+    refused = [image.name for image in images if image.result == "refused"]
+    log_import([image.name for image in images if image.result != "refused"], refused, client)
 
 
 def _described(image: ImportedImage) -> dict[str, Any]:

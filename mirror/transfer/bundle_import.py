@@ -51,12 +51,17 @@ class BundleImport:
         """The bytes of the bundle that the store had already."""
         return self._receiver.held
 
+    @property
+    def images(self) -> list[ImportedImage]:
+        """What has become of the images so far, in the order of the bundle."""
+        return self._importer.results
+
     async def feed(self, data: bytes) -> None:
         """Receive the next bytes; raises like `BundleReceiver.feed`."""
         await in_thread(self._executor, self._receiver.feed, data)
 
-    async def finish(self) -> list[ImportedImage]:
-        """Make the images visible that are whole; returns what has become of each, in the order of the bundle.
+    async def finish(self) -> None:
+        """Make the images visible that are whole; `images` says what has become of each.
 
         Raises:
             InvalidBundle: the bundle is cut, or names no image.
@@ -64,7 +69,7 @@ class BundleImport:
         await in_thread(self._executor, self._receiver.close)
         images = await in_thread(self._executor, read_images, self._receiver.documents)
         names = image_names(images, self._name)
-        return await self._importer.run([Entry(image, name) for image, name in zip(images, names, strict=True)])
+        await self._importer.run([Entry(image, name) for image, name in zip(images, names, strict=True)])
 
     async def close(self) -> None:
         """Remove what has not become visible."""

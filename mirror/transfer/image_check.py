@@ -12,6 +12,7 @@ from mirror.core.errors import InvalidInput
 from mirror.core.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest, ManifestKind, parse_manifest
 from mirror.core.names import Repository
 from mirror.storage.blobs import BlobFiles
+from mirror.storage.errors import storage_errors
 from mirror.storage.images import is_complete
 from mirror.storage.index import Index
 from mirror.storage.parts import Part, parts_of
@@ -83,6 +84,7 @@ class ImageCheck:
 
         Raises:
             ImageRefused: it is not whole, or its content is wrong.
+            StorageError: it cannot be read.
         """
         return _Walk(self, repository).image(root)
 
@@ -91,9 +93,11 @@ class ImageCheck:
 
         Raises:
             ImageRefused: the store has evicted it since.
+            StorageError: it cannot be opened.
         """
         if content.path is not None:
-            return FileIO(content.path)
+            with storage_errors(f"reading {content.member}"):
+                return FileIO(content.path)
         held = self._files.open(content.digest)
         if held is None:
             raise ImageRefused(f"{content.digest} was evicted during the import")
@@ -106,9 +110,10 @@ class ImageCheck:
     def size_in_store(self, kind: Kind, repository: Repository, digest: Digest) -> int | None:
         """Return the size of content that the bundle leaves out; None if it is not here for this repository.
 
-        Content that only another registry with an account has given is not: a bundle may name a digest that nobody may read.
+        Content that a registry with an account has given to other repositories only is not: a bundle may name a digest that
+        nobody may read there.
         """
-        grants, scopes = self._index.grants, (str(repository), repository.registry, *self._public)
+        grants, scopes = self._index.grants, (str(repository), *self._public)
         if all(grants.get(kind, scope, digest) is None for scope in scopes):
             return None
         return self._files.size(digest)
@@ -194,7 +199,7 @@ class _Walk:
             raise ImageRefused(f"{content.member} is damaged: {content.damage}")
         if content.size != descriptor.size or content.size > MAX_MANIFEST_BYTES:
             raise ImageRefused(f"{content.member} has {content.size} bytes, and its descriptor says {descriptor.size}")
-        with self._check.open(content) as file:
+        with self._check.open(content) as file, storage_errors(f"reading {content.member}"):
             return file.readall()
 
     def _parsed(self, raw: bytes, descriptor: Descriptor) -> Manifest:

@@ -17,6 +17,7 @@ from mirror.core.media import DOCKER_MANIFEST
 from mirror.core.names import ImageName, Repository
 from mirror.core.signatures import subject_of
 from mirror.errors import MirrorError
+from mirror.storage.errors import storage_errors
 from mirror.storage.staging import Staging
 from mirror.transfer.docker_archive import NOTE, ManifestMaker
 from mirror.transfer.documents import BundledImage, DockerImage
@@ -88,6 +89,7 @@ class ImageImporter:
         self._executor = executor
         self._check = ImageCheck(context.store.files, context.store.index, receiver.by_digest, public)
         self._publisher = Publisher(cache, staging, receiver.by_digest)
+        self._entries: list[Entry] = []
         self._attached: dict[tuple[Repository, Digest], list[Entry]] = {}
 
     @property
@@ -95,12 +97,18 @@ class ImageImporter:
         """The bytes that were added to the store."""
         return self._publisher.stored
 
-    async def run(self, entries: list[Entry]) -> list[ImportedImage]:
+    @property
+    def results(self) -> list[ImportedImage]:
+        """What has become of the images so far, in the order of `run`."""
+        return [entry.result for entry in self._entries if entry.result is not None]
+
+    async def run(self, entries: list[Entry]) -> None:
         """Import images; a failure is a result.
 
         A signature comes just before the image that it is about, which may have to be signed; that of an image that is not in
         the bundle comes at the end.
         """
+        self._entries = entries
         for entry in entries:
             subject = await self._subject(entry)
             if subject is not None:
@@ -108,7 +116,6 @@ class ImageImporter:
         for entry in sorted(entries, key=lambda entry: entry.image.name.is_attached):
             if entry.result is None:
                 await self._import(entry)
-        return [entry.result for entry in entries if entry.result is not None]
 
     async def _subject(self, entry: Entry) -> tuple[Repository, Digest] | None:
         """Return what a signature or another referrer is about; None for other images, and if it cannot be told."""
@@ -174,7 +181,8 @@ class ImageImporter:
 
     def _make_manifest(self, image: DockerImage) -> Descriptor:
         """Make the manifest of an image, and stage it like the content of the bundle."""
-        raw = ManifestMaker(self._receiver.find, self._check.open).make(image)
+        with storage_errors("reading what is imported"):
+            raw = ManifestMaker(self._receiver.find, self._check.open).make(image)
         digest = Digest.of(raw)
         if self._check.find(digest) is None:
             file = self._staging.create(len(raw), str(digest))

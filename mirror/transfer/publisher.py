@@ -20,6 +20,7 @@ from mirror.core.outcome import Outcome
 from mirror.core.units import format_bytes
 from mirror.errors import StorageError
 from mirror.storage.attachments import KeptList
+from mirror.storage.errors import storage_errors
 from mirror.storage.manifests import ManifestRecord
 from mirror.storage.staging import PendingImage, Staging
 from mirror.transfer.errors import ImageRefused
@@ -133,7 +134,7 @@ class Publisher:
             path = content.path
             assert path is not None
             if files.size(content.digest) != content.size:
-                with closing(FileIO(path)) as file:
+                with closing(_open(content.member, path)) as file:
                     if quota.keeps_owners:
                         quota.assign(path, content.size, registry)
                     files.commit(path, file.fileno(), content.digest)
@@ -227,6 +228,11 @@ def _entries(kept: KeptList | None) -> list[dict[str, Any]]:
         return list(json.loads(kept.body)["manifests"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
+
+
+def _open(member: str, path: str) -> FileIO:
+    with storage_errors(f"storing {member}"):
+        return FileIO(path)
 
 
 def _nothing() -> None:

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import pytest_asyncio
 
-from tests.mirror.conftest import blobs_only, scans, shared_hub, shared_mirror
+from tests.mirror.conftest import blobs_only, log, scans, shared_hub, shared_mirror
 
-__all__ = ["blobs_only", "scans", "shared_hub", "shared_mirror"]
+__all__ = ["blobs_only", "log", "scans", "shared_hub", "shared_mirror"]
 
 TAR = {"Content-Type": "application/x-tar"}
 

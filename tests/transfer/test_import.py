@@ -133,6 +133,21 @@ async def test_a_bundle_since_another_one(offline, send):
     await pulled(offline, new, "2", "library/other")
 
 
+async def test_content_of_another_private_repository_is_not_held(mirror, send, tmp_path):
+    """With an account, a bundle that names a digest opens nothing: only what its own repository holds may be left out."""
+    password = tmp_path / "password"
+    password.write_text("secret")
+    account = {"upstreams": [mirror.hub.url], "username": "robot", "password_file": str(password)}
+    await mirror.reload(offline=True, registries={"docker.io": account})
+    old, new = Image(b"base", b"old"), Image(b"base", b"new")
+    rest = [blob for blob in contents(new) if blob not in contents(old)]
+    await send(bundle("docker.io/library/private:1", old))
+    (refused,) = (await send(layout([named(new, f"{APP}:2")], rest))).images
+    assert (refused.result, sha256(new.layers[0]) in refused.cause) == ("refused", True)
+    assert (await mirror.get(blob_path(sha256(new.layers[0])))).status == 404
+    assert (await send(layout([named(new, "docker.io/library/private:2")], rest))).images[0].result == "imported"
+
+
 async def test_one_damaged_image_of_two(offline, send):
     """The whole one is tagged, the other one is named with what is wrong."""
     good, bad = Image(b"good"), Image(b"bad")

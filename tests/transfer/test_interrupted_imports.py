@@ -2,18 +2,22 @@
 
 import asyncio
 import contextlib
+import errno
+import io
 import os
 import signal
 
+import aiohttp
 import pytest
 
+from mirror.core.digest import Digest
 from mirror.errors import StorageError
 from mirror.maintenance.interrupted_imports import InterruptedImports
 from mirror.storage.blobs import BlobFiles
 from mirror.transfer.publisher import Publisher
 from tests.support.names import MIB, blob_path, content, manifest_path, sha256
 from tests.support.waiting import eventually
-from tests.transfer.bundles import Image, bundle
+from tests.transfer.bundles import Image, bundle, contents, layout, named
 from tests.workers.cluster import Cluster
 
 NAME = "docker.io/library/app:1"
@@ -107,6 +111,43 @@ async def test_whole_image_stays(mirror, send):
     assert (await mirror.get(manifest_path("1"))).body == image.raw
     for blob in image.blobs:
         assert (await mirror.get(blob_path(sha256(blob)))).body == blob
+
+
+@pytest.mark.parametrize("place", ["image_check", "publisher"])
+async def test_no_descriptor_is_left(mirror, send, monkeypatch, log, place):
+    """Of two images one is refused with the cause, the other one is tagged, and the audit line names both."""
+    good, bad, calls = Image(b"good"), Image(b"bad"), []
+
+    def opened(path):
+        calls.append(path)
+        # An image has three files; its check opens its manifest alone.
+        if len(calls) > (1 if place == "image_check" else 3):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return io.FileIO(path)
+
+    monkeypatch.setattr(f"mirror.transfer.{place}.FileIO", opened)
+    sent = await send(layout([named(good, NAME), named(bad, f"{NAME}-bad")], contents(good, bad)))
+    assert [(one.name, one.result) for one in sent.images] == [(NAME, "imported"), (f"{NAME}-bad", "refused")], sent.answer
+    assert os.strerror(errno.EMFILE) in sent.images[1].cause
+    (line,) = (event for event in log if event["event"] == "audit")
+    assert (line["images"], line["refused"]) == ([NAME], [f"{NAME}-bad"])
+
+
+async def test_audit_line_of_an_import_that_ends_early(mirror, send, monkeypatch, log):
+    """The mirror stops between two images: the line names the one that is tagged."""
+    first, second, real = Image(b"first"), Image(b"second"), Publisher.publish
+
+    async def publish(self, name, image):
+        if image.root.digest == Digest.parse(second.digest):
+            raise asyncio.CancelledError
+        return await real(self, name, image)
+
+    monkeypatch.setattr(Publisher, "publish", publish)
+    with contextlib.suppress(aiohttp.ClientError):
+        await send(layout([named(first, NAME), named(second, f"{NAME}-2")], contents(first, second)))
+    await eventually(lambda: [event for event in log if event["event"] == "audit"])
+    (line,) = (event for event in log if event["event"] == "audit")
+    assert (line["images"], line["refused"]) == ([NAME], [])
 
 
 async def test_killed_workers(hub, tmp_path):
