@@ -79,6 +79,15 @@ class StagedFile:
             start_write_back(self._descriptor, self._written_back, self.written - self._written_back)
             self._written_back = self.written
 
+    def flush(self) -> None:
+        """Make what is written durable. The kernel may have forgotten a failed write by the time a closed file is opened again.
+
+        Raises:
+            StorageError: it cannot be made durable.
+        """
+        with storage_errors("flushing what is imported"):
+            os.fsync(self._descriptor)
+
     def close(self) -> None:
         """Close the file; it stays."""
         if self._descriptor >= 0:

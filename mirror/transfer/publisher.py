@@ -101,8 +101,7 @@ class Publisher:
 
     def _staged(self, image: CheckedImage) -> list[BundleContent]:
         """Return the content that has to be stored, manifests last."""
-        digests = [*image.blobs, *(manifest.digest for manifest in image.manifests)]
-        found = (self._content.get(digest) for digest in digests)
+        found = (self._content.get(digest) for digest in _digests(image))
         return [content for content in found if content is not None and content.path is not None]
 
     async def _reserve(self, repository: Repository, staged: Iterable[BundleContent]) -> None:
@@ -129,24 +128,33 @@ class Publisher:
 
     def _commit(self, pending: PendingImage, staged: list[BundleContent]) -> None:
         """Store content; what another download has stored meanwhile stays."""
-        files, quota, registry = self._context.store.files, self._context.store.quota, pending.repository.registry
+        files, registry = self._context.store.files, pending.repository.registry
         for content in staged:
             path = content.path
             assert path is not None
             if files.size(content.digest) != content.size:
-                with closing(_open(content.member, path)) as file:
-                    if quota.keeps_owners:
-                        quota.assign(path, content.size, registry)
-                    files.commit(path, file.fileno(), content.digest)
+                self._commit_one(path, content, registry)
                 self.stored += content.size
             else:
                 self._staging.remove(path)
             content.path = None
 
+    def _commit_one(self, path: str, content: BundleContent, registry: str) -> None:
+        quota = self._context.store.quota
+        try:
+            with closing(_open(content.member, path)) as file:
+                if quota.keeps_owners:
+                    quota.assign(path, content.size, registry)
+                self._context.store.files.commit(path, file.fileno(), content.digest)
+        except StorageError:
+            # Another attempt with the same file would seem to succeed: the kernel reports a failed write only once.
+            self._staging.remove(path)
+            content.path, content.damage = None, "it could not be written to the disk"
+            raise
+
     def _require_content(self, image: CheckedImage) -> None:
         """Raise ImageRefused unless everything of an image is there: eviction and purges go on meanwhile."""
-        digests = [*image.blobs, *(manifest.digest for manifest in image.manifests)]
-        lost = next((digest for digest in digests if self._context.store.files.size(digest) is None), None)
+        lost = next((digest for digest in _digests(image) if self._context.store.files.size(digest) is None), None)
         if lost is not None:
             raise ImageRefused(f"{lost} was removed from the store during the import")
 
@@ -219,6 +227,11 @@ class Publisher:
         if annotations:
             entry["annotations"] = annotations
         return entry
+
+
+def _digests(image: CheckedImage) -> list[Digest]:
+    """Return the content of an image, manifests last."""
+    return list(dict.fromkeys([*image.blobs, *(manifest.digest for manifest in image.manifests)]))
 
 
 def _entries(kept: KeptList | None) -> list[dict[str, Any]]:

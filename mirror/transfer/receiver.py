@@ -41,7 +41,7 @@ class BundleContent:
         size: bytes.
         member: its name in the bundle.
         path: the staged file; None if the store has the same content.
-        damage: what is wrong with the bytes; None if they have the digest.
+        damage: what is wrong with the bytes, or with their file; None if they have the digest.
     """
 
     digest: Digest
@@ -242,9 +242,11 @@ class _Content:
             self._file.close()
 
     def end(self) -> None:
-        self.abort()
         found = self._hasher.hexdigest()
         digest = self._digest or Digest.parse(f"sha256:{found}")
+        if self._file is not None and found == digest.encoded:
+            self._file.flush()
+        self.abort()
         damage = None if found == digest.encoded else f"its bytes have the digest {digest.algorithm}:{found}"
         path = None if self._file is None else self._file.path
         content = BundleContent(digest, self._member.size, self._member.name, path, damage)

@@ -6,11 +6,12 @@ import os
 
 import pytest
 
+from mirror.storage.blobs import BlobFiles
 from mirror.transfer.imports import MAX_IMPORTS
 from tests.support.mirrors import MirrorUnderTest
 from tests.support.names import MIB, TAG, content, manifest_path
 from tests.support.waiting import eventually
-from tests.transfer.bundles import Image, bundle
+from tests.transfer.bundles import Image, bundle, contents, layout, named
 from tests.transfer.conftest import sender
 from tests.transfer.test_interrupted_imports import Upload, stored
 
@@ -65,6 +66,46 @@ async def test_full_disk(mirror, send, monkeypatch):
     assert (sent.status, "No space left" in sent.error) == (503, True)
     assert not stored(mirror.store_path)
     assert mirror.store.quota.used() == 0
+
+
+async def test_failed_flush(mirror, send, monkeypatch):
+    """The next image with the same content does not take it for written: fsync reports that once."""
+    real, real_commit, failing = os.fsync, BlobFiles.commit, [True]
+
+    def commit(self, path, descriptor, digest):
+        def fsync(flushed):
+            if flushed == descriptor and failing:
+                failing.clear()
+                raise OSError(errno.EIO, "Input/output error")
+            real(flushed)
+
+        monkeypatch.setattr("mirror.storage.blobs.os.fsync", fsync)
+        real_commit(self, path, descriptor, digest)
+
+    monkeypatch.setattr(BlobFiles, "commit", commit)
+    # Layers are stored after the config, which both have, too.
+    one, two = Image(b"one"), Image(b"one", annotations={"is": "other"})
+    data = layout([named(one, NAME), named(two, "docker.io/library/app:2")], contents(one, two))
+    sent = await send(data)
+    assert [image.result for image in sent.images] == ["refused", "refused"]
+    assert "could not be written to the disk" in sent.images[1].cause
+    assert (await mirror.get(manifest_path("2"))).status == 404
+    assert [image.result for image in (await send(data)).images] == ["imported", "imported"]
+
+
+async def test_failed_flush_of_what_arrives(mirror, send, monkeypatch):
+    """It is seen before the file is closed: later it may be forgotten."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if "/imports/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr("mirror.storage.staging.os.fsync", fsync)
+    sent = await send(bundle(NAME, Image(b"one")))
+    assert (sent.status, "Input/output error" in sent.error) == (503, True)
+    assert not stored(mirror.store_path)
 
 
 async def test_imports_at_a_time(mirror, send):
