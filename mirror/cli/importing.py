@@ -126,7 +126,7 @@ def _report(result: dict[str, Any]) -> None:
     for image in result["images"]:
         if image["result"] == "refused":
             typer.echo(f"registry-mirror: {file}: {image['name']}: {image['cause']}", err=True)
-        elif not image["attached"]:
+        elif image["result"] == "moved" or not image["attached"]:
             typer.echo(_line(image))
     attached = sum(image["attached"] and image["result"] != "refused" for image in result["images"])
     signatures = f"{attached} signatures and other referrers, " if attached else ""

@@ -175,8 +175,11 @@ class ImageImporter:
         return await self._in_thread(self._check.check, descriptor, name.repository), note
 
     def _require_subject(self, name: ImageName, checked: CheckedImage) -> None:
+        """Raise ImageRefused for a signature of nothing, which could move any tag, and for one of what is not held."""
         subject = checked.subject if name.tag is None else subject_of(name.tag)
-        if subject is not None and not self._cache.context.store.index.has_manifest(name.repository, subject):
+        if subject is None:
+            raise ImageRefused("the bundle calls it a signature, and it is not about any other manifest")
+        if not self._cache.context.store.index.has_manifest(name.repository, subject):
             raise ImageRefused(f"what it is about, {subject}, is not held")
 
     def _make_manifest(self, image: DockerImage) -> Descriptor:
@@ -188,6 +191,7 @@ class ImageImporter:
             file = self._staging.create(len(raw), str(digest))
             with contextlib.closing(file):
                 file.write(raw)
+                file.flush()
             self._receiver.by_digest[digest] = BundleContent(digest, len(raw), "its manifest", file.path)
         return Descriptor(digest, DOCKER_MANIFEST, len(raw))
 

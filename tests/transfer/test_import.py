@@ -227,6 +227,23 @@ async def test_signature_of_an_image_that_is_refused(offline, send):
     assert (await offline.get(manifest_path(tag))).status == 404
 
 
+@pytest.mark.parametrize("given", [None, "acme/prod"])
+@pytest.mark.parametrize("by_tag", [True, False])
+async def test_what_calls_itself_a_signature_and_is_none(offline, send, by_tag, given):
+    """It would come without a line for the operator, and could move any tag."""
+    image, other = Image(b"one"), Image(b"other")
+    await send(bundle(f"{APP}:latest", image))
+    entries = [
+        named(image, f"{APP}:1"),
+        other.descriptor(annotations={ATTACHED: f"{APP}:latest" if by_tag else f"{APP}@{other.digest}"}),
+    ]
+    sent = await send(layout(entries, contents(image, other)), given)
+    assert [one.result for one in sent.images] == ["imported", "refused"]
+    assert "not about any other manifest" in sent.images[1].cause
+    await pulled(offline, image, "latest")
+    assert (await offline.get(manifest_path("latest", "acme/prod"))).status == 404
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

@@ -5,7 +5,7 @@ import json
 import tarfile
 
 from tests.mirror.commands import command
-from tests.transfer.bundles import Image, Index, bundle, contents, docker_save, layout, named
+from tests.transfer.bundles import ATTACHED, Image, Index, bundle, contents, docker_save, layout, named
 
 APP = "docker.io/library/app"
 
@@ -45,3 +45,16 @@ async def test_json_and_a_name(mirror, tmp_path):
     status, out, _ = await command("import", "--url", url, "--json", "--as", "app:2", "bundle.tar", directory=tmp_path)
     (result,) = json.loads(out)
     assert (status, result["file"], result["images"][0]["name"]) == (0, "bundle.tar", f"{APP}:2")
+
+
+async def test_a_signature_that_moves_is_said(mirror, tmp_path):
+    image, url = Image(b"one"), f"http://127.0.0.1:{mirror.admin_port}"
+    name = f"{APP}:sha256-{image.digest[7:]}.sig"
+    signatures = [Image(b"old"), Image(b"new")]
+    for signature in signatures:
+        entries = [named(image, f"{APP}:1"), signature.descriptor(annotations={ATTACHED: name})]
+        (tmp_path / "bundle.tar").write_bytes(layout(entries, contents(image, signature)))
+        status, out, _ = await command("import", "--url", url, "bundle.tar", directory=tmp_path)
+        assert status == 0
+    assert f"{name}: moved from {signatures[0].digest} to {signatures[1].digest}" in out
+    assert "1 signatures and other referrers" in out
