@@ -181,7 +181,9 @@ class Janitor:
             return False
         counted = Account(held.taken, held.blobs)
         counted = replace(counted, registries={name: Account(*row) for name, row in held.registries.items() if name})
-        for file in (*partials, *staged):
+        for partial in partials:
+            counted = counted.take(on_disk(partial.size), partial.owner)
+        for file in staged:
             counted = counted.take(on_disk(file.size), file.owner)
         log.info("store_counted", blobs=held.blobs, bytes=counted.used, seconds=round(time.monotonic() - began, 3))
         # A blob that was committed meanwhile may be counted twice: for a while, too much is better than too little.
