@@ -79,11 +79,13 @@ class TagPolicies:
         )
 
     def for_tag(self, repository: Repository, tag: Tag) -> TagPolicy:
-        """The policy for a tag."""
+        """The policy for a tag. The ttl of a rule is that of images; their signatures may come at any time."""
         if repository.registry in self.offline:
             return replace(self.general, ttl=math.inf)
         rule = self.rule_for(repository, tag)
-        return self.general if rule is None or rule.ttl is None else replace(self.general, ttl=rule.ttl)
+        if rule is None or rule.ttl is None or subject_of(tag) is not None:
+            return self.general
+        return replace(self.general, ttl=rule.ttl)
 
     def is_pinned(self, repository: Repository, tag: Tag) -> bool:
         """Whether content that a tag needs is evicted last."""
