@@ -177,10 +177,13 @@ class Collector:
         if self._quota.allows(repository.registry):
             await AttachmentSyncer(self._cache, self._quota, progress).sync(repository, self._unknown(repository, subjects))
         added = 0
-        for reference, digest in await self._context.in_thread(self._attached, repository, subjects):
+        for reference in await self._context.in_thread(self._attached, repository, subjects):
             try:
                 await self._cache.pull_policy.check(repository, reference)
-                await self._add_one_attached(repository, reference, digest, progress)
+                # It may be held back from clients by other rules, too.
+                answer, _ = await self._cache.manifests.find(repository, reference, head=False)
+                require_stored(answer)
+                await self._add_one_attached(repository, reference, answer.digest, progress)
                 added += 1
             except (MirrorError, InvalidInput) as error:
                 log.info("attachment_not_exported", repository=str(repository), reference=str(reference), cause=str(error))
@@ -192,16 +195,13 @@ class Collector:
         kept = ((subject, attachments.list(repository, subject, "")) for subject in subjects)
         return [subject for subject, known in kept if known is None or known.asked < since]
 
-    def _attached(self, repository: Repository, subjects: Iterable[Digest]) -> list[tuple[Reference, Digest]]:
+    def _attached(self, repository: Repository, subjects: Iterable[Digest]) -> list[Reference]:
         index = self._context.store.index
-        found: dict[Reference, Digest] = {}
+        found: dict[Reference, None] = {}
         for subject in subjects:
-            for tag in signature_tags(subject):
-                record = index.tags.get(repository, tag)
-                if record is not None:
-                    found[tag] = record.digest
-            found.update({digest: digest for digest in sorted(index.attachments.referrers(repository, subject), key=str)})
-        return list(found.items())
+            found.update({tag: None for tag in signature_tags(subject) if index.tags.get(repository, tag) is not None})
+            found.update(dict.fromkeys(sorted(index.attachments.referrers(repository, subject), key=str)))
+        return list(found)
 
     async def _add_one_attached(self, repository: Repository, reference: Reference, digest: Digest, progress: Progress) -> None:
         content = ImageContent(self._cache, self._quota, repository, progress)
