@@ -1,7 +1,8 @@
 """First sights of manifests that all nodes share, so that a cool-down has one clock, and releases of what is held back.
 
-A value is FIRST|REFERENCES: when the first node saw the manifest, by Redis's clock, and the tags for which an operator has
-released it, or the digest itself. A node states and learns ages, so no difference between clocks matters.
+A value is FIRST|RELEASES: when the first node saw the manifest, by Redis's clock, and REFERENCE@TIME for each tag for which an
+operator has released it, and for the digest itself. The release of a tag lets one move through, so it counts for a day; that of a
+digest stays. A node states and learns ages, so no difference between clocks matters.
 """
 
 from __future__ import annotations
@@ -16,27 +17,34 @@ from mirror.core.digest import Digest
 from mirror.core.names import Reference, Repository
 
 _TTL_MS: Final = 90 * 86_400_000
+# Nodes that have not checked the tag by then hold the move back, as they do with one that comes later.
+_RELEASED_MS: Final = 86_400_000
 # Of one manifest, in bytes; a release beyond it counts on its own node only.
 _MAX_VALUE: Final = 16 << 10
 
-# KEYS: sight. ARGV: age of this node's own sight, TTL, reference to release or nothing, maximum length.
+# KEYS: sight. ARGV: age of this node's own sight, TTL, reference to release or nothing, maximum length, how long the release of
+# a tag counts. A digest has a colon, a tag has none.
 _SEE: Final = Script("""
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local value, own, released = redis.call('GET', KEYS[1]), now - tonumber(ARGV[1]), ','
-local first = own
+local value, first = redis.call('GET', KEYS[1]), now - tonumber(ARGV[1])
+local kept, released = ',', {}
+local function keep(reference, time)
+  kept = kept .. reference .. '@' .. time .. ','
+  released[#released + 1] = reference
+end
 if value then
-  local known, references = string.match(value, '^(%d+)|(.*)$')
+  local known, releases = string.match(value, '^(%d+)|(.*)$')
   if known then
-    released = references
-    if tonumber(known) < own then first = tonumber(known) end
+    first = math.min(first, tonumber(known))
+    for reference, time in string.gmatch(releases, '([^,@]+)@(%d+)') do
+      local counts = string.find(reference, ':', 1, true) or now - tonumber(time) < tonumber(ARGV[5])
+      if counts and reference ~= ARGV[3] then keep(reference, time) end
+    end
   end
 end
-if ARGV[3] ~= '' and not string.find(released, ',' .. ARGV[3] .. ',', 1, true) and #released < tonumber(ARGV[4]) then
-  released = released .. ARGV[3] .. ','
-end
-local kept = string.format('%.0f', first) .. '|' .. released
-redis.call('SET', KEYS[1], kept, 'PX', ARGV[2])
+if ARGV[3] ~= '' and #kept < tonumber(ARGV[4]) then keep(ARGV[3], string.format('%.0f', now)) end
+redis.call('SET', KEYS[1], string.format('%.0f', first) .. '|' .. kept, 'PX', ARGV[2])
 return {now - first, released}
 """)
 
@@ -47,7 +55,7 @@ class SharedSight:
 
     Attributes:
         age: seconds since the first node saw it.
-        released: the tags for which it was released, and the digest itself if that was, as text.
+        released: the tags for which it was released of late, and the digest itself if that was, as text.
     """
 
     age: float
@@ -72,10 +80,10 @@ class SharedSights:
     async def _call(self, repository: Repository, digest: Digest, age_s: float, reference: str) -> SharedSight | None:
         key, age_ms = self._keys.sight(repository, digest), max(0, round(age_s * 1000))
         with contextlib.suppress(LinkDown):
-            return _parsed(await self._link.call(_SEE, [key], age_ms, _TTL_MS, reference, _MAX_VALUE))
+            return _parsed(await self._link.call(_SEE, [key], age_ms, _TTL_MS, reference, _MAX_VALUE, _RELEASED_MS))
         return None
 
 
 def _parsed(found: Any) -> SharedSight:
     age, released = found
-    return SharedSight(max(0.0, int(age) / 1000), frozenset(filter(None, released.decode().split(","))))
+    return SharedSight(max(0.0, int(age) / 1000), frozenset(reference.decode() for reference in released))
