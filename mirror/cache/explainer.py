@@ -182,7 +182,8 @@ class Explainer:
         self, repository: Repository, reference: Reference, facts: TagFacts | None, manifests: list[StoredManifest]
     ) -> Forecast:
         if isinstance(reference, Digest):
-            return self._forecast_new_digest(repository, reference) or await self._forecast_digest(repository, reference)
+            refused = await self._context.in_thread(self._forecast_new_digest, repository, reference)
+            return refused or await self._forecast_digest(repository, reference)
         if facts is not None and facts.record is None and facts.held_back is not None:
             return _refused_held_back(facts.held_back)
         decision = self._by_tag.decide(repository, reference)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 from mirror.cache.content import CachedContent
@@ -13,22 +14,28 @@ from mirror.core.names import Repository
 from mirror.core.signatures import subject_of
 from mirror.core.units import about
 from mirror.errors import TooYoung
+from mirror.storage.index import ReadCheck
 
-# Indexes nest two deep in practice; a manifest that more indexes name is looked for in these.
+# Indexes nest two deep in practice.
 _MAX_DEPTH: Final = 4
-_MAX_PARENTS: Final = 20
+# Bounds the search for one known manifest that leads to a digest.
+_MAX_LOOKUPS: Final = 1000
 
 
 class DigestAges:
-    """Looks up which manifests may be pulled by their digest. Sends no requests."""
+    """Looks up which manifests may be pulled by their digest. Sends no requests. `admits` belongs in a thread."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
     def admits(self, repository: Repository, digest: Digest) -> bool:
-        """Whether a manifest may be pulled: it has cooled down, is led to by what may be, or was held before there was a rule."""
+        """Whether a manifest may be pulled: it has cooled down, is led to by what may be, or was held before there was a rule.
+
+        Raises:
+            StorageError: nobody knows for now since when it has been held.
+        """
         cooldown = self._context.policies.cooldown_of_new_digests(repository)
-        return not cooldown or self._is_known(repository, digest, cooldown)
+        return not cooldown or self._leads_from_known(repository, digest, cooldown)
 
     def refusal(self, repository: Repository, digest: Digest) -> TooYoung | None:
         """The error for a manifest that may not be pulled yet; None if it was never seen."""
@@ -38,7 +45,19 @@ class DigestAges:
         until = sight.first + context.policies.cooldown_of_new_digests(repository)
         return too_young(f"{repository}@{digest}", until, context.clock())
 
-    def _is_known(self, repository: Repository, digest: Digest, cooldown: float, depth: int = 0) -> bool:
+    def _leads_from_known(self, repository: Repository, digest: Digest, cooldown: float) -> bool:
+        """Whether a manifest, or one that leads to it, is known; those that are nearest are looked at first."""
+        reliable, parts = ReadCheck(self._context.store.index), self._context.store.index.parts
+        seen, level = {digest}, [digest]
+        for _ in range(_MAX_DEPTH + 1):
+            if any(self._is_known(repository, one, cooldown, reliable) for one in level):
+                return True
+            parents = itertools.chain.from_iterable(parts.naming("manifest", repository, one) for one in level)
+            level = list(itertools.islice(dict.fromkeys(one for one in parents if one not in seen), _MAX_LOOKUPS - len(seen)))
+            seen.update(level)
+        return False
+
+    def _is_known(self, repository: Repository, digest: Digest, cooldown: float, reliable: ReadCheck) -> bool:
         index = self._context.store.index
         sight = index.holds.sight(repository, digest)
         if sight is not None and (sight.is_released or self._context.clock() - sight.first >= cooldown):
@@ -47,9 +66,9 @@ class DigestAges:
         if any(subject_of(tag) is None for tag in index.tags.naming(repository, digest)):
             return True
         if sight is None and index.manifests.get(repository, digest) is not None:
+            reliable.check(f"since when {repository} has {digest}")
             return True
-        parents = index.parts.naming("manifest", repository, digest)[:_MAX_PARENTS] if depth < _MAX_DEPTH else []
-        return any(self._is_known(repository, parent, cooldown, depth + 1) for parent in parents)
+        return False
 
 
 class NewDigests:
@@ -68,12 +87,15 @@ class NewDigests:
         Raises:
             TooYoung: it has not been known here for long enough.
             UpstreamRefusal, UpstreamError: it was never seen, and upstream does not have it or cannot be asked.
+            StorageError: nobody knows for now since when it has been known.
         """
-        if self._ages.admits(repository, digest):
+        if not self._context.policies.cooldown_of_new_digests(repository):
+            return
+        if await self._context.in_thread(self._ages.admits, repository, digest):
             return
         # The manifest that leads to it may have been stored a moment ago.
         await self._context.access.wait_written()
-        if self._ages.admits(repository, digest):
+        if await self._context.in_thread(self._ages.admits, repository, digest):
             return
         sight = self._context.store.index.holds.sight(repository, digest)
         if sight is None:
@@ -81,7 +103,7 @@ class NewDigests:
             await self._by_digest.head_upstream(repository, digest)
         elif self._context.cluster is not None:
             await self._sights.shared(repository, digest, sight)
-        if self._ages.admits(repository, digest):
+        if await self._context.in_thread(self._ages.admits, repository, digest):
             return
         cooldown, now = self._context.policies.cooldown_of_new_digests(repository), self._context.clock()
         raise self._ages.refusal(repository, digest) or too_young(f"{repository}@{digest}", now + cooldown, now)

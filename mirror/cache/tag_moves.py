@@ -19,6 +19,7 @@ from mirror.core.names import Repository, Tag
 from mirror.core.tag_moves import FOLLOW, Decision, Follow, HoldRule, Keep, Reason, Refuse, UpstreamMove, decide_move, until
 from mirror.errors import TooYoung
 from mirror.storage.holds import Hold
+from mirror.storage.index import ReadCheck
 
 if TYPE_CHECKING:
     # Imported only where there is a rule of `trust`.
@@ -73,6 +74,7 @@ class TagMoves:
 
         Raises:
             UpstreamError: nobody knows for now whether the manifest is signed.
+            StorageError: the tag has a rule, and nobody knows for now whether it is new.
         """
         decision = await self._decide_hold(repository, tag, record, digest)
         if self.trust is None or record is None or record.digest == digest or not isinstance(decision, Follow):
@@ -90,7 +92,13 @@ class TagMoves:
         rule = self._context.policies.hold_rule(repository, tag)
         if rule is None:
             return FOLLOW
-        hold = self._context.store.index.holds.get(repository, tag)
+        index = self._context.store.index
+        reliable = ReadCheck(index)
+        hold = index.holds.get(repository, tag)
+        if record is None:
+            # The caller may not have been able to read it.
+            record = index.tags.get(repository, tag)
+            reliable.check(f"whether {repository} {tag} is new")
         if record is not None and record.digest == digest:
             if hold is not None:
                 await self._context.note(partial(self._end, repository, tag), late=None)

@@ -141,13 +141,13 @@ class Index:
 
 
 class ReadCheck:
-    """Tells a row that is not there from a row that could not be read, for deletions of what no row needs."""
+    """Tells a row that is not there from a row that could not be read, for decisions that follow from an absent row."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._failures = index.failures
 
-    def check(self) -> None:
-        """Raise StorageError if a read has failed since this was made."""
+    def check(self, unknown: str = "what is needed") -> None:
+        """Raise StorageError, which says what is unknown, if a read has failed since this was made."""
         if self._index.failures != self._failures:
-            raise StorageError("the index cannot be read: nobody knows what is needed", "io")
+            raise StorageError(f"the index cannot be read: nobody knows {unknown}", "io")
