@@ -175,6 +175,8 @@ class ManifestByTag:
         """
         if request.record is None and not request.head and self._spares_head(request):
             return await self._fetch_unknown(request)
+        if request.record is None:
+            request = replace(request, record=await self._tag_store.recall(request.repository, request.tag))
         ttl = self._context.policies.for_tag(request.repository, request.tag).ttl
         check = await self.upstream.check(request.repository, request.tag, ttl, self._valid_since(request))
         return await self._record(request, await self._answer_check(request, check.head), check.asked)
@@ -214,7 +216,8 @@ class ManifestByTag:
         repository, tag = request.repository, request.tag
         if answer.outcome is Outcome.BYPASS:
             return answer, 0.0
-        record = await self._tag_store.update(repository, tag, answer, asked=asked)
+        expected = None if request.record is None else request.record.digest
+        record = await self._tag_store.update(repository, tag, answer, expected=expected, asked=asked)
         is_latest = record is not None and record.digest == answer.digest
         return answer, asked + self._context.policies.for_tag(repository, tag).ttl if is_latest else 0.0
 

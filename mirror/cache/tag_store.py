@@ -56,14 +56,34 @@ class TagStore:
         """The present time on the clock of the records, in seconds since the epoch."""
         return self._context.clock()
 
+    async def recall(self, repository: Repository, tag: Tag) -> TagRecord | None:
+        """Return what other nodes of the cluster keep a tag at that this one does not know; None for a tag that may follow.
+
+        The record needs a check, and is not written yet.
+        """
+        context = self._context
+        if context.cluster is None or context.policies.hold_rule(repository, tag) is None:
+            return None
+        kept = await context.cluster.kept_tags.find(repository, tag)
+        return None if kept is None else TagRecord(kept.digest, kept.media_type, kept.size, 0.0, context.clock(), 0.0)
+
     async def update(
-        self, repository: Repository, tag: Tag, answer: ManifestAnswer, *, asked: float, pulled: bool = True
+        self,
+        repository: Repository,
+        tag: Tag,
+        answer: ManifestAnswer,
+        *,
+        expected: Digest | None,
+        asked: float,
+        pulled: bool = True,
     ) -> TagRecord | None:
         """Record what a check has found a tag to name, and return the record that stands now.
 
-        Checks of one tag are ordered by their begin: the record of a later one stays.
+        Checks of one tag are ordered by their begin: the record of a later one stays. So does that of a tag whose moves may be
+        held back if it is not the one from which the move was decided.
 
         Args:
+            expected: what the tag named here when its move was decided; None if that was not known.
             asked: when the check began, in seconds since the epoch.
             pulled: whether a client asked; otherwise the time of the last pull stays.
         """
@@ -72,11 +92,16 @@ class TagStore:
         last = now if pulled or self.get(repository, tag) is None else 0.0
         found = TagRecord(answer.digest, answer.media_type, answer.size, checked=asked, changed=now, pulled=last)
         loop = asyncio.get_running_loop()
+        is_held = context.policies.hold_rule(repository, tag) is not None
+
+        def replaces(known: TagRecord | None) -> bool:
+            return not is_held or known is None or known.digest in (expected, answer.digest)
 
         def write() -> TagRecord | None:
-            before, after = context.store.index.tags.note_check(repository, tag, found, now)
+            before, after = context.store.index.tags.note_check(repository, tag, found, now, replaces)
             context.store.index.attachments.delete_absent(repository, tag)
-            if after is not None and (before is None or before.digest != after.digest):
+            # A tag that other nodes keep, too, is recorded here while it is held back.
+            if after is not None and (before is None or before.digest != after.digest) and after.digest != expected:
                 context.store.index.holds.end(repository, tag)
             if before is not None and after is not None and before.digest != after.digest:
                 # After the write: a cache that is emptied earlier would read the old record again.
@@ -85,4 +110,8 @@ class TagStore:
                 loop.call_soon_threadsafe(self._on_move, Move(repository, tag, before.digest, after.digest, now))
             return after
 
-        return await context.note(write, late=found)
+        after: TagRecord | None = await context.note(write, late=found)
+        if is_held and after is not None and context.cluster is not None:
+            has_moved = expected is not None and expected != after.digest
+            await context.cluster.kept_tags.put(repository, tag, after, replace=has_moved)
+        return after

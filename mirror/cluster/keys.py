@@ -64,6 +64,10 @@ class Keys:
         """When a manifest was first seen in a repository, and for which references it was released."""
         return self._key(f"seen:{self.scope(repository.registry)}|{repository.path}|{digest}")
 
+    def kept_tag(self, repository: Repository, tag: Tag) -> str:
+        """What a tag names on the nodes whose moves may be held back."""
+        return self._key(f"kept:{self.scope(repository.registry)}|{repository.path}|{tag}")
+
     def refusal(self, kind: str, repository: Repository, reference: Reference) -> str:
         """Whether upstream lacks or denies content: 1 or 2."""
         return self._key(f"no:{self.scope(repository.registry)}|{kind}|{repository.path}|{reference}")

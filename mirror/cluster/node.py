@@ -12,6 +12,7 @@ from pathlib import Path
 from mirror.aio import together
 from mirror.cluster.events import Events
 from mirror.cluster.grants import Grants
+from mirror.cluster.kept_tags import KeptTags
 from mirror.cluster.keys import Keys
 from mirror.cluster.leader import LeaderLease
 from mirror.cluster.lease import Leases
@@ -64,6 +65,7 @@ class ClusterNode:
     grants: Grants
     manifests: SharedManifests
     tags: SharedTags
+    kept_tags: KeptTags
     refusals: Refusals
     sights: SharedSights
     events: Events

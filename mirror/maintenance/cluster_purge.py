@@ -136,7 +136,7 @@ class ClusterPurge:
         if repository is not None and pattern.tag is not None and not is_glob(pattern.tag):
             names.add((repository, Tag.parse(pattern.tag)))
         known = [(repository, tag) for repository, tag in names if repository.registry in self._node.scopes]
-        return [key for name in known for key in (keys.tag(*name), keys.refusal("manifest", *name))]
+        return [key for name in known for key in (keys.tag(*name), keys.kept_tag(*name), keys.refusal("manifest", *name))]
 
 
 def _fields(request: PurgeRequest) -> dict[str, str | int]:

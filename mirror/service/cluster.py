@@ -15,6 +15,7 @@ from mirror.cluster.address import advertised
 from mirror.cluster.events import Events
 from mirror.cluster.grants import Grants
 from mirror.cluster.identity import Identity
+from mirror.cluster.kept_tags import KeptTags
 from mirror.cluster.keys import Keys
 from mirror.cluster.leader import LeaderLease
 from mirror.cluster.lease import Leases
@@ -90,6 +91,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         grants=grants,
         manifests=SharedManifests(link, keys, me, peers.manifest),
         tags=SharedTags(link, keys, name),
+        kept_tags=KeptTags(link, keys),
         refusals=Refusals(link, keys, name),
         sights=SharedSights(link, keys),
         events=Events(link, keys, name),

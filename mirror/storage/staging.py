@@ -47,20 +47,6 @@ class PendingImage:
     content: tuple[Digest, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ListedFile:
-    """A staged file of any import.
-
-    Attributes:
-        size: bytes that it will have.
-        owner: the registry that it counts for; None until its image becomes visible.
-    """
-
-    path: str
-    size: int
-    owner: str | None
-
-
 class StagedFile:
     """A file that arrives.
 
@@ -237,13 +223,12 @@ def left_behind(layout: Layout) -> Iterator[LeftBehind]:
                 lock.close()
 
 
-def staged_files(layout: Layout) -> Iterator[ListedFile]:
+def staged_files(layout: Layout) -> Iterator[os.stat_result]:
     """Yield the files that imports have staged."""
     for name in _names(layout.imports):
         if name.rpartition(".")[2].isdigit():
-            path = f"{layout.imports}/{name}"
             with contextlib.suppress(OSError):
-                yield ListedFile(path, os.lstat(path).st_size, owner_of(path))
+                yield os.lstat(f"{layout.imports}/{name}")
 
 
 def _begin(layout: Layout) -> tuple[str, FileLock]:

@@ -75,19 +75,28 @@ class Tags:
     # ---- checks
 
     def note_check(
-        self, repository: Repository, tag: Tag, found: TagRecord, now: float
+        self,
+        repository: Repository,
+        tag: Tag,
+        found: TagRecord,
+        now: float,
+        replaces: Callable[[TagRecord | None], bool] = lambda _: True,
     ) -> tuple[TagRecord | None, TagRecord | None]:
         """Record the result of a check, unless a check that began later, in any process, has recorded its own.
 
         Args:
             found: its `checked` is when the check began.
+            replaces: whether it replaces the record that stands; if not, or if that cannot be read, nothing is written.
 
         Returns:
             The record before, and the record that counts now: `found`, too, if it could not be written.
         """
 
         def work() -> tuple[TagRecord | None, TagRecord | None]:
+            failures = self._table.failures
             known = self.get(repository, tag)
+            if self._table.failures != failures or not replaces(known):
+                return known, known
             if is_superseded(found.checked, self.refused_at(repository, tag), now):
                 return known, known
             kept = after_check(known, found, now)

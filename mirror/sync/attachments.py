@@ -74,7 +74,7 @@ class AttachmentSyncer:
             return
         answer = await self._content(repository, head.digest or tag)
         if answer.outcome is not Outcome.BYPASS:
-            await tag_store.update(repository, tag, answer, asked=asked, pulled=False)
+            await tag_store.update(repository, tag, answer, expected=None, asked=asked, pulled=False)
 
     async def _content(self, repository: Repository, reference: Reference, depth: int = 0) -> ManifestAnswer:
         """Fetch a manifest and its blobs; of the fallback tag's index its manifests, too."""

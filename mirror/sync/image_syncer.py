@@ -151,7 +151,7 @@ class ImageSyncer:
     async def _sync_tag(self, target: Target, tag: Tag, content: ImageContent, since: float) -> SyncResult:
         repository, progress = target.repository, content.progress
         self._quota.check(repository)
-        record = self._cache.tag_store.get(repository, tag)
+        record = self._cache.tag_store.get(repository, tag) or await self._cache.tag_store.recall(repository, tag)
         old = record.digest if record is not None else None
         try:
             check = await self._cache.tag_checks.check(repository, tag, math.inf, since)
@@ -213,7 +213,7 @@ class ImageSyncer:
         if known not in (old, answer.digest):
             gone = "was purged, or deleted upstream, meanwhile"
             return SyncResult("moved", old, known) if known is not None else SyncResult("gone", old, cause=gone)
-        now = await tag_store.update(target.repository, tag, answer, asked=asked, pulled=False)
+        now = await tag_store.update(target.repository, tag, answer, expected=old, asked=asked, pulled=False)
         new = answer.digest if now is None else now.digest
         return SyncResult("unchanged" if new == old else "moved", old, new)
 

@@ -72,7 +72,6 @@ class BundleImport:
         await self._importer.run([Entry(image, name) for image, name in zip(images, names, strict=True)])
 
     async def close(self) -> None:
-        """End what the thread is doing, and remove what has not become visible."""
-        self._receiver.stop()
+        """Remove what has not become visible."""
         await in_thread(self._executor, self._receiver.abort)
         await in_thread(self._executor, self._staging.close)

@@ -144,7 +144,7 @@ class Publisher:
         try:
             with closing(_open(content.member, path)) as file:
                 if quota.keeps_owners:
-                    quota.assign(path, content.size, 0, registry)
+                    quota.assign(path, content.size, registry)
                 self._context.store.files.commit(path, file.fileno(), content.digest)
         except StorageError:
             # Another attempt with the same file would seem to succeed: the kernel reports a failed write only once.
@@ -177,7 +177,8 @@ class Publisher:
             return Published("imported")
         before, asked = store.get(name.repository, tag), store.now()
         answer = ManifestAnswer(root.digest, root.media_type, root.size, None, Outcome.MISS)
-        await store.update(name.repository, tag, answer, asked=asked, pulled=False)
+        expected = None if before is None else before.digest
+        await store.update(name.repository, tag, answer, expected=expected, asked=asked, pulled=False)
         if before is None:
             return Published("imported")
         return Published("unchanged" if before.digest == root.digest else "moved", before.digest)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.e2e.harness.cluster import cluster
+from tests.e2e.harness.cluster import Node, cluster
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.e2e
@@ -67,6 +67,49 @@ async def test_release_counts_on_all_nodes(hub, nodes):
         for node in (one, two):
             assert await named(node) == (new, "")
             assert await named(node, f"/v2/{APP}/manifests/2") == (old, new)
+
+
+async def test_release_lets_a_tag_move_once(hub, redis, nodes):
+    """Some days later the tag does not go back to what was released."""
+    async with nodes(freeze=True) as (one, two):
+        old, new = await moved(hub, (one, two))
+        for node in (one, two):
+            assert await named(node) == (old, new)
+        await one.admin("/api/v1/release", method="POST", images=["app:1"])
+        assert await named(one) == await named(two) == (new, "")
+        (key,) = await redis.command("keys", f"*:seen:*|{APP}|{new}")
+        first, _, released = (await redis.command("get", key))[0].partition("|")
+        when = int(released.strip(",").removeprefix("1@"))
+        await redis.command("set", key, f"{first}|,1@{when - DAY_MS},")
+        third = hub.add_image(APP, "1", layers=[b"third"]).digest
+        assert await named(one) == (new, third)
+        await one.admin("/api/v1/release", method="POST", images=["app:1"])
+        assert await named(one) == await named(two) == (third, "")
+        hub.move_tag(APP, "1", new)
+        assert await named(one) == await named(two) == (third, new)
+
+
+@pytest.mark.parametrize("rule", [{"freeze": True}, {"cooldown": "3d"}])
+async def test_node_without_a_store_keeps_what_the_others_keep(hub, redis, tmp_path, rule):
+    """By a pull and by `warm`; a tag that was purged on all nodes is a new one."""
+    hub.auth, hub.redirect_blobs = "none", False
+    settings = {"workers": 1, "registries": {"docker.io": {"upstreams": [hub.url], "tags": [{"match": APP, **rule}]}}}
+    async with cluster(hub, tmp_path, redis, count=1, **settings) as (one,):
+        old = hub.add_image(APP, "1", layers=[b"old"]).digest
+        for tag in ("1", "2", "3"):
+            hub.move_tag(APP, tag, old)
+            assert await named(one, f"/v2/{APP}/manifests/{tag}") == (old, "")
+        new = hub.add_image(APP, "1", layers=[b"new"]).digest
+        for tag in ("2", "3"):
+            hub.move_tag(APP, tag, new)
+        await one.admin("/api/v1/purge", method="POST", match="app:3")
+        async with Node(hub, tmp_path / "later", redis, **settings) as later:
+            await later.joined()
+            assert await named(later) == (old, new)
+            status, out, _ = await later.command("warm", "app:2")
+            assert (status, b"held_back" in out or b"held back" in out) == (0, True), out
+            assert await named(later, f"/v2/{APP}/manifests/2") == (old, new)
+            assert await named(later, f"/v2/{APP}/manifests/3") == (new, "")
 
 
 async def test_release_does_not_wait_for_the_ttl(hub, redis, tmp_path):
