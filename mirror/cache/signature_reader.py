@@ -20,8 +20,9 @@ from mirror.core.errors import InvalidInput
 from mirror.core.links import next_query, parse_link_next
 from mirror.core.names import Repository, Tag
 from mirror.core.signatures import signature_tags
+from mirror.core.staleness import DELETED
 from mirror.download.reader import Body, Span
-from mirror.errors import MirrorError, NotFound, Offline, StorageError, UpstreamError, UpstreamRefusal, UpstreamTimeout
+from mirror.errors import MirrorError, Offline, StorageError, UpstreamError, UpstreamRefusal, UpstreamTimeout
 from mirror.storage.rows import parse_digest
 from mirror.trust.bundle import MEDIA_TYPE_PREFIX
 from mirror.trust.claims import SIGNATURE_PREDICATE
@@ -39,6 +40,8 @@ _MAX_PAGES: Final = 10
 _MAX_AT_ONCE: Final = 4
 # All signatures of a manifest together. One has some kilobytes.
 _MAX_BYTES: Final = 16 << 20
+# Reasons of stale answers for which upstream need not be asked again.
+_ANSWERED: Final = frozenset({Offline.reason, DELETED, "not_found", "denied"})
 # sigstore/cosign, specs/BUNDLE_SPEC.md.
 _PREDICATE_ANNOTATION: Final = "dev.sigstore.bundle.predicateType"
 
@@ -95,12 +98,12 @@ class SignatureReader:
     async def _read_bundles(self, found: _Found, digest: Digest, fallback: Tag | None) -> None:
         """Read the bundles that refer to a manifest, which the referrers API lists, or else the fallback tag."""
         try:
-            entries = await self._referrers(found.repository, digest)
-        except NotFound:
+            entries = await self._referrers(found, digest)
+        except (UpstreamRefusal, Offline) as error:
+            # A registry without this API, or behind a proxy that refuses its path.
+            found.note_recorded(error)
             raw = None if fallback is None else await self._manifest_under(found, fallback)
             entries = [] if raw is None else await self._parsed(_entries, raw)
-        except (UpstreamRefusal, Offline):
-            return
         except UpstreamError as error:
             found.error = error
             return
@@ -127,19 +130,22 @@ class SignatureReader:
         """The manifest that a tag about another manifest names, or None."""
         try:
             answer, _ = await self._by_tag.get(found.repository, tag, head=False)
-        except (UpstreamRefusal, Offline):
+        except (UpstreamRefusal, Offline) as error:
+            found.note_recorded(error)
             return None
         except UpstreamError as error:
             found.error = error
             return None
+        found.note_stale(answer.reason)
         return answer.raw
 
-    async def _referrers(self, repository: Repository, digest: Digest) -> list[Any]:
+    async def _referrers(self, found: _Found, digest: Digest) -> list[Any]:
         """The descriptors of the manifests that refer to a manifest, from several pages. Raises like `Listings.referrers`."""
         entries: list[Any] = []
         query: dict[str, str] = {}
         for _ in range(_MAX_PAGES):
-            answer = await self._listings.referrers(repository, digest, "", query)
+            answer = await self._listings.referrers(found.repository, digest, "", query)
+            found.note_stale(answer.reason)
             entries += await self._parsed(_entries, answer.body)
             target = parse_link_next([answer.headers.get("Link", "")])
             if target is None:
@@ -154,19 +160,25 @@ class SignatureReader:
         except InvalidInput:
             return
         layers = [layer for layer in found_layers if layer.is_bundle == bundles]
-        waiting = iter({layer.digest: None for layer in layers})
+        if bundles:
+            # A manifest has one bundle (sigstore/cosign, specs/BUNDLE_SPEC.md).
+            layers = layers[-1:]
+        waiting = iter({layer.digest: layer.size for layer in layers}.items())
         contents: dict[Digest, bytes] = {}
 
         async def work() -> None:
-            for digest in waiting:
-                contents[digest] = await self._content(found, digest)
+            for digest, size in waiting:
+                contents[digest] = await self._content(found, digest, size)
 
         await together(work() for _ in range(_MAX_AT_ONCE))
         found.signatures += [_signature(layer, contents[layer.digest]) for layer in layers]
 
-    async def _content(self, found: _Found, digest: Digest) -> bytes:
-        """The bytes of a small blob; empty if there is none."""
+    async def _content(self, found: _Found, digest: Digest, size: int) -> bytes:
+        """The bytes of a small blob; empty if there is none, or if it has another size than its manifest states."""
         try:
+            if (await self._blobs.head(found.repository, digest))[0] != size:
+                # Not fetched: it may be large.
+                return b""
             answer = await self._blobs.get(found.repository, digest)
             try:
                 if answer.size > min(MAX_PAYLOAD_BYTES, found.bytes_left):
@@ -209,6 +221,17 @@ class _Found:
     signatures: list[Signature] = field(default_factory=list)
     error: UpstreamError | None = None
     bytes_left: int = _MAX_BYTES
+
+    def note_recorded(self, error: MirrorError) -> None:
+        """Note an answer that upstream does not have something; in an outage it is only what upstream said last."""
+        if isinstance(error.__cause__, UpstreamError) and not isinstance(error.__cause__, Offline):
+            self.error = error.__cause__
+
+    def note_stale(self, reason: str | None) -> None:
+        """Note an answer; if upstream has failed for a reason it is only what upstream said last."""
+        if reason is not None and reason not in _ANSWERED:
+            self.error = UpstreamError(f"only what upstream said last of the signatures of {self.repository} is known ({reason})")
+            self.error.reason = reason
 
 
 async def _read(body: Body, size: int) -> bytes:

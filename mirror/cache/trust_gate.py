@@ -20,7 +20,10 @@ from mirror.core.digest import Digest
 from mirror.core.manifest import ManifestKind
 from mirror.core.names import Reference, Repository, Tag
 from mirror.core.signatures import is_attachment, subject_of
-from mirror.errors import MirrorError, SignaturesUnavailable, Untrusted, UpstreamError, UpstreamRefusal
+from mirror.errors import MirrorError, SignaturesUnavailable, StorageError, Untrusted, UpstreamError, UpstreamRefusal
+from mirror.storage.index import ReadCheck
+from mirror.storage.manifests import ManifestRecord
+from mirror.storage.parts import MAX_PARTS, parts_of
 from mirror.storage.rows import Kind
 from mirror.storage.verdicts import StoredVerdict
 from mirror.throttled_log import ThrottledLog
@@ -93,7 +96,7 @@ class TrustGate:
         """
         if self.has_passed("manifest", repository, digest):
             return
-        generation, judge = self._passed.generation(), self._judges.find(repository)
+        generation, judge, reads = self._passed.generation(), self._judges.find(repository), ReadCheck(self._context.store.index)
         if judge is None:
             self._pass("manifest", repository, digest, generation)
         elif not judge.rule.enforced:
@@ -101,19 +104,19 @@ class TrustGate:
         elif not await self._is_attachment(repository, reference, digest):
             verdict = await self._verdict(judge, repository, digest)
             if not verdict.is_signed:
-                _refuse(judge, f"{repository}@{digest}", str(verdict))
-            await self._wait_written(repository)
+                _refuse(judge, f"{repository}@{digest}", str(verdict), reads)
+            await self._require_parts(repository, digest)
             self._pass("manifest", repository, digest, generation)
         else:
-            await self._wait_written(repository)
+            await self._require_parts(repository, digest)
 
     async def require_blob(self, repository: Repository, digest: Digest) -> None:
         """Return if a blob may be served. Raises like `require_manifest`."""
         if self.has_passed("blob", repository, digest):
             return
-        generation, judge = self._passed.generation(), self._judges.find(repository)
+        generation, judge, reads = self._passed.generation(), self._judges.find(repository), ReadCheck(self._context.store.index)
         if judge is not None and judge.rule.enforced and not await self._is_named(judge, repository, digest):
-            _refuse(judge, f"{repository}@{digest}", "no manifest that may be served names this blob")
+            _refuse(judge, f"{repository}@{digest}", "no manifest that may be served names this blob", reads)
         self._pass("blob", repository, digest, generation)
 
     async def follows(self, repository: Repository, tag: Tag, old: Digest, new: Digest) -> bool:
@@ -236,8 +239,24 @@ class TrustGate:
     def _pass(self, kind: Kind, repository: Repository, digest: Digest, generation: bytes, expires: float = math.inf) -> None:
         self._passed.put((kind, repository, digest), True, _ENTRY_BYTES, expires, generation)
 
+    async def _require_parts(self, repository: Repository, digest: Digest) -> None:
+        """Return once every process can look up what a manifest names, or the blobs of it would be refused from then on."""
+        access, has = self._context.access, self._context.store.index.parts.has
+        await self._wait_written(repository)
+        if await self._context.in_thread(has, repository, digest):
+            return
+        # It could not be written when the manifest was fetched.
+        manifest = await self._checks.manifest(repository, digest)
+        held, parts = ManifestRecord(manifest.media_type, len(manifest.raw)), parts_of(manifest)
+        if len(parts) > MAX_PARTS:
+            return
+        access.record_manifest(repository, digest, held, parts, force=True)
+        await self._wait_written(repository)
+        if not await self._context.in_thread(has, repository, digest):
+            raise SignaturesUnavailable(f"what {repository}@{digest} names cannot be written down for now")
+
     async def _wait_written(self, repository: Repository) -> None:
-        """Wait until every process can look up what a manifest names."""
+        """Wait until what this process has recorded is written, or has failed to be."""
         if not await self._context.access.wait_written(_WRITE_TIMEOUT_S):
             raise SignaturesUnavailable(f"what the manifests of {repository} name cannot be written down for now")
 
@@ -266,5 +285,9 @@ class TrustGate:
             self._log.log("warning", "untrusted_served", str(repository), **fields, rule=str(judge.rule), verdict=str(verdict))
 
 
-def _refuse(judge: Judge, what: str, why: str) -> NoReturn:
+def _refuse(judge: Judge, what: str, why: str, reads: ReadCheck) -> NoReturn:
+    try:
+        reads.check()
+    except StorageError as error:
+        raise SignaturesUnavailable(f"nobody knows whether {what} is signed: {error}") from error
     raise Untrusted(f"{what} may not be pulled through this mirror", f"{judge.rule}: {why}")

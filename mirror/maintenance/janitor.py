@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -173,7 +174,8 @@ class Janitor:
         began = time.monotonic()
         quota = self._files.quota
         mark = quota.mark()
-        partials = list(self.leftovers.partials())
+        # Before the scan: what is committed after its shard was scanned would otherwise be in neither.
+        partials, staged = list(self.leftovers.partials()), list(staged_files(self._layout))
         held = store_scan.take(self._layout, self._stopping.is_set, registry="*")
         if held is None:
             return False
@@ -181,11 +183,12 @@ class Janitor:
         counted = replace(counted, registries={name: Account(*row) for name, row in held.registries.items() if name})
         for partial in partials:
             counted = counted.take(on_disk(partial.size), partial.owner)
-        for staged in staged_files(self._layout):
-            counted = counted.take(on_disk(staged.st_size), None)
+        for file in staged:
+            counted = counted.take(on_disk(file.size), file.owner)
         log.info("store_counted", blobs=held.blobs, bytes=counted.used, seconds=round(time.monotonic() - began, 3))
         # A blob that was committed meanwhile may be counted twice: for a while, too much is better than too little.
         twice = any(self._files.size(partial.digest) is not None for partial in partials)
+        twice = twice or any(not os.path.exists(file.path) for file in staged)
         certain = quota.correct(mark, counted) and not twice
         self._unowned = held.registries.get("", (0, 0))[1]
         return certain

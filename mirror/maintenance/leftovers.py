@@ -152,7 +152,7 @@ class Leftovers:
             else:
                 busy += on_disk(partial.size)
         # An import needs its files until its end; they count for no registry before that.
-        busy += 0 if registry is not None else sum(on_disk(staged.st_size) for staged in staged_files(self._layout))
+        busy += 0 if registry is not None else sum(on_disk(staged.size) for staged in staged_files(self._layout))
         return Partials(idle, busy)
 
     def _discard(self, digest: Digest) -> bool:

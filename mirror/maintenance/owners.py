@@ -37,7 +37,7 @@ def assign_owners(layout: Layout, files: BlobFiles, index: Index, pause: Callabl
             continue
         # It may be gone by now.
         with contextlib.suppress(StorageError):
-            files.quota.assign(path, file.size, owner)
+            files.quota.assign(path, file.size, 1, owner)
             assigned += 1
     if assigned:
         log.info("blobs_assigned", blobs=assigned)

@@ -74,10 +74,10 @@ class Account:
         """Count one more cached blob."""
         return self._change(owner, lambda one: replace(one, blobs=one.blobs + 1))
 
-    def hand_over(self, size: int, owner: str) -> Account:
-        """Count a cached blob that counted for no registry for one."""
+    def hand_over(self, size: int, blobs: int, owner: str) -> Account:
+        """Count `size` bytes of so many cached blobs that counted for no registry for one."""
         one = self.of(owner)
-        changed = replace(one, used=one.used + size, reserved=one.reserved + size, blobs=one.blobs + 1)
+        changed = replace(one, used=one.used + size, reserved=one.reserved + size, blobs=one.blobs + blobs)
         return replace(self, registries={**self.registries, owner: changed})
 
     def corrected(self, mark: Account, counted: Account) -> tuple[Account, bool]:

@@ -177,12 +177,16 @@ class SpaceQuota:
             account = change.account.add_blob(self._kept(owner))
             change.write(account if replaced is None else account.give(on_disk(replaced[0]), 1, replaced[1]))
 
-    def assign(self, path: str, size: int, owner: str) -> None:
-        """Count the file of a cached blob that counted for no registry for one; not if another process has done so."""
+    def assign(self, path: str, size: int, blobs: int, owner: str) -> None:
+        """Count a file that counted for no registry for one; not if another process has done so.
+
+        Args:
+            blobs: 1 for the file of a cached blob, 0 for one that is not cached yet.
+        """
         with self._file.change() as change, storage_errors(f"assigning {path}"):
             if owner_of(path) is None:
                 set_owner(path, owner)
-                change.write(change.account.hand_over(on_disk(size), owner))
+                change.write(change.account.hand_over(on_disk(size), blobs, owner))
 
     def correct(self, mark: Account, counted: Account) -> bool:
         """Correct the account after a count; False if it was wrong and changed meanwhile, which requires another count.

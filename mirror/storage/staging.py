@@ -47,6 +47,20 @@ class PendingImage:
     content: tuple[Digest, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A staged file of any import.
+
+    Attributes:
+        size: bytes that it will have.
+        owner: the registry that it counts for; None until its image becomes visible.
+    """
+
+    path: str
+    size: int
+    owner: str | None
+
+
 class StagedFile:
     """A file that arrives.
 
@@ -223,12 +237,13 @@ def left_behind(layout: Layout) -> Iterator[LeftBehind]:
                 lock.close()
 
 
-def staged_files(layout: Layout) -> Iterator[os.stat_result]:
+def staged_files(layout: Layout) -> Iterator[ListedFile]:
     """Yield the files that imports have staged."""
     for name in _names(layout.imports):
         if name.rpartition(".")[2].isdigit():
+            path = f"{layout.imports}/{name}"
             with contextlib.suppress(OSError):
-                yield os.lstat(f"{layout.imports}/{name}")
+                yield ListedFile(path, os.lstat(path).st_size, owner_of(path))
 
 
 def _begin(layout: Layout) -> tuple[str, FileLock]:

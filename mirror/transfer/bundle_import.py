@@ -72,6 +72,7 @@ class BundleImport:
         await self._importer.run([Entry(image, name) for image, name in zip(images, names, strict=True)])
 
     async def close(self) -> None:
-        """Remove what has not become visible."""
+        """End what the thread is doing, and remove what has not become visible."""
+        self._receiver.stop()
         await in_thread(self._executor, self._receiver.abort)
         await in_thread(self._executor, self._staging.close)

@@ -19,6 +19,8 @@ FREE_BYTES: Final = 256 << 20
 """Bytes that may come out of any number of compressed ones."""
 
 _PIECE_BYTES: Final = 1 << 20
+# A decompressor copies what follows the end of a member or frame. Smaller slices keep many of them linear.
+_SLICE_BYTES: Final = 16 << 10
 # The window that every decoder of zstd has to support (RFC 8878, section 3.1.1.1.2). It is held in memory.
 _WINDOW_LOG: Final = 23
 _OTHERS: Final = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x04\x22\x4d\x18": "lz4"}
@@ -49,13 +51,14 @@ class Decompressor:
         if self._codec is None:
             yield data
             return
-        for piece in self._codec.decode(data):
-            self._given += len(piece)
-            if self._given > max(FREE_BYTES, MAX_RATIO * self._taken):
-                raise InvalidBundle(
-                    f"it grows to more than {MAX_RATIO} times its compressed size; if that is right, decompress it"
-                )
-            yield piece
+        for start in range(0, len(data), _SLICE_BYTES):
+            for piece in self._codec.decode(data[start : start + _SLICE_BYTES]):
+                self._given += len(piece)
+                if self._given > max(FREE_BYTES, MAX_RATIO * self._taken):
+                    raise InvalidBundle(
+                        f"it grows to more than {MAX_RATIO} times its compressed size; if that is right, decompress it"
+                    )
+                yield piece
 
     def close(self) -> None:
         """Check that the file has ended.
@@ -81,7 +84,7 @@ class _Gzip:
 
     def decode(self, data: bytes) -> Iterator[bytes]:
         piece = b""
-        while data or len(piece) == _PIECE_BYTES:
+        while data or (len(piece) == _PIECE_BYTES and not self._stream.eof):
             if self._stream.eof:
                 self._stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
             try:

@@ -22,5 +22,9 @@ class InvalidBundle(InvalidInput):
         self.args = (f"invalid bundle: {named}{reason}",)
 
 
+class ImportStopped(MirrorError):
+    """The import has ended while a thread worked for it."""
+
+
 class ImageRefused(MirrorError):
     """An image of a bundle that is not imported; the others may be. The message is the cause."""

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Literal, ParamSpec, TypeVar
+from typing import Final, Literal, ParamSpec, TypeVar
 
 from mirror.aio import in_thread
 from mirror.cache.cache import Cache
@@ -25,6 +25,9 @@ from mirror.transfer.errors import ImageRefused
 from mirror.transfer.image_check import CheckedImage, ImageCheck
 from mirror.transfer.publisher import Publisher
 from mirror.transfer.receiver import BundleContent, BundleReceiver
+
+# A signature is 1 deep, and what is attached to a signature 2.
+_MAX_DEPTH: Final = 4
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -88,6 +91,7 @@ class ImageImporter:
         self._receiver = receiver
         self._executor = executor
         self._check = ImageCheck(context.store.files, context.store.index, receiver.by_digest, public)
+        self._maker = ManifestMaker(receiver, self._check.open)
         self._publisher = Publisher(cache, staging, receiver.by_digest)
         self._entries: list[Entry] = []
         self._attached: dict[tuple[Repository, Digest], list[Entry]] = {}
@@ -130,19 +134,21 @@ class ImageImporter:
                 subject = (await self._in_thread(self._check.check, content, name.repository)).subject
         return None if subject is None else (name.repository, subject)
 
-    async def _import(self, entry: Entry) -> None:
+    async def _import(self, entry: Entry, depth: int = 0) -> None:
         image, name = entry.image, entry.name
         try:
             if not isinstance(name, ImageName):
                 raise ImageRefused(name)
-            entry.result = await self._imported(entry, name)
+            entry.result = await self._imported(entry, name, depth)
         except (MirrorError, InvalidInput) as error:
             digest = image.content.digest if isinstance(image.content, Descriptor) else None
             shown = str(name) if isinstance(name, ImageName) else _shown(image)
             entry.result = ImportedImage(shown, digest, "refused", cause=str(error), attached=image.name.is_attached)
 
-    async def _imported(self, entry: Entry, name: ImageName) -> ImportedImage:
+    async def _imported(self, entry: Entry, name: ImageName, depth: int) -> ImportedImage:
         repository, image = name.repository, entry.image
+        if depth > _MAX_DEPTH:
+            raise ImageRefused(f"it is attached to what is attached to an image, more than {_MAX_DEPTH} deep")
         self._cache.context.registry(repository)
         await self._cache.pull_policy.check(repository, name.tag or name.reference)
         checked, note = await self._checked(image, name)
@@ -151,7 +157,7 @@ class ImageImporter:
         for manifest in checked.manifests:
             for attached in self._attached.pop((repository, manifest.digest), ()):
                 attached.is_attached = True
-                await self._import(attached)
+                await self._import(attached, depth + 1)
         published = await self._publisher.publish(name, checked)
         return ImportedImage(
             str(name),
@@ -185,7 +191,7 @@ class ImageImporter:
     def _make_manifest(self, image: DockerImage) -> Descriptor:
         """Make the manifest of an image, and stage it like the content of the bundle."""
         with storage_errors("reading what is imported"):
-            raw = ManifestMaker(self._receiver.find, self._check.open).make(image)
+            raw = self._maker.make(image)
         digest = Digest.of(raw)
         if self._check.find(digest) is None:
             file = self._staging.create(len(raw), str(digest))

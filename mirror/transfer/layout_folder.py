@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from mirror.transfer import tar_writer
 from mirror.transfer.errors import InvalidBundle
-from mirror.transfer.layout import BLOCK_BYTES, INDEX_FILE, LAYOUT_FILE, blob_digest
+from mirror.transfer.layout import INDEX_FILE, LAYOUT_FILE, blob_digest
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -43,7 +43,7 @@ class LayoutFolder:
     @property
     def size(self) -> int:
         """Bytes of the tar."""
-        return sum(BLOCK_BYTES + size + -size % BLOCK_BYTES for _, size in self.files) + 2 * BLOCK_BYTES
+        return sum(tar_writer.member_bytes(name, size) for name, size in self.files) + len(tar_writer.END)
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the tar.
@@ -53,9 +53,7 @@ class LayoutFolder:
             OSError: it cannot be read.
         """
         for name, size in self.files:
-            info = tarfile.TarInfo(name)
-            info.size = size
-            yield info.tobuf(tarfile.USTAR_FORMAT)
+            yield tar_writer.header(name, size)
             with open(f"{self.path}/{name}", "rb") as file:
                 left = size
                 while left and (piece := file.read(min(left, _PIECE_BYTES))):
@@ -63,8 +61,8 @@ class LayoutFolder:
                     yield piece
             if left:
                 raise InvalidBundle("it has become shorter while it was read", name)
-            yield bytes(-size % BLOCK_BYTES)
-        yield bytes(2 * BLOCK_BYTES)
+            yield tar_writer.padding(size)
+        yield tar_writer.END
 
 
 def _names(path: str) -> Iterator[str]:

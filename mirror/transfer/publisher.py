@@ -144,7 +144,7 @@ class Publisher:
         try:
             with closing(_open(content.member, path)) as file:
                 if quota.keeps_owners:
-                    quota.assign(path, content.size, registry)
+                    quota.assign(path, content.size, 0, registry)
                 self._context.store.files.commit(path, file.fileno(), content.digest)
         except StorageError:
             # Another attempt with the same file would seem to succeed: the kernel reports a failed write only once.

@@ -16,7 +16,7 @@ from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.staging import StagedFile, Staging
 from mirror.transfer.decompression import Decompressor
-from mirror.transfer.errors import InvalidBundle
+from mirror.transfer.errors import ImportStopped, InvalidBundle
 from mirror.transfer.layout import DOCKER_FILE, INDEX_FILE, LAYOUT_FILE, blob_digest
 from mirror.transfer.tar_reader import Kind, Member, TarReader
 
@@ -85,6 +85,7 @@ class BundleReceiver:
         self._sink: _Sink | None = None
         self._left = self._skipped = self._staged = 0
         self.held = 0
+        self._is_stopped = False
 
     def feed(self, data: bytes) -> None:
         """Receive the next bytes.
@@ -92,8 +93,10 @@ class BundleReceiver:
         Raises:
             InvalidBundle: the bundle is refused.
             StorageError: the store cannot take it.
+            ImportStopped: see that.
         """
         for piece in self._decompressor.feed(data):
+            self.require_running()
             for event in self._tar.feed(piece):
                 if isinstance(event, Member):
                     self._begin(event)
@@ -106,6 +109,15 @@ class BundleReceiver:
         """Check that the bundle has ended; raises InvalidBundle if it has not."""
         self._decompressor.close()
         self._tar.close()
+
+    def stop(self) -> None:
+        """End the work that a thread is doing for the import; called in any thread."""
+        self._is_stopped = True
+
+    def require_running(self) -> None:
+        """Raise ImportStopped after `stop`. Work that may take long calls it for each MiB."""
+        if self._is_stopped:
+            raise ImportStopped("the import was stopped")
 
     def abort(self) -> None:
         """Close the file of content that has not arrived whole."""

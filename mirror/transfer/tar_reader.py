@@ -23,6 +23,7 @@ MAX_NAME: Final = 255
 """Characters of a name, and of a link's target. The longest name in a bundle has 141."""
 
 _MAX_RECORDS_BYTES: Final = 64 << 10
+_LENGTH_DIGITS: Final = len(str(_MAX_RECORDS_BYTES))
 _MAX_SIZE: Final = 1 << 60
 # Programs fill the last record of an archive with zeros: 10 KiB by default, as many blocks as `tar --blocking-factor` says.
 _MAX_PADDING_BYTES: Final = 1 << 20
@@ -250,14 +251,15 @@ def _text(field: bytes) -> str:
 
 def _pax_records(content: bytes) -> Iterator[tuple[str, str]]:
     """Yield the records `LENGTH KEY=VALUE\\n` (pax(1), Extended Header)."""
-    while content:
-        length = content.partition(b" ")[0]
-        end = int(length) if length.isdigit() and len(length) <= 6 else 0
-        record = content[len(length) + 1 : end]
+    start = 0
+    while start < len(content):
+        length = content[start : start + _LENGTH_DIGITS + 1].partition(b" ")[0]
+        end = start + int(length) if length.isdigit() else start
+        record = content[start + len(length) + 1 : end]
         key, equals, value = record[:-1].partition(b"=")
-        if not equals or not record.endswith(b"\n"):
+        if not equals or not record.endswith(b"\n") or end > len(content):
             raise InvalidBundle("an extended header is malformed")
-        content = content[end:]
+        start = end
         try:
             yield key.decode(), value.decode()
         except UnicodeDecodeError as error:

@@ -50,6 +50,7 @@ _ISSUER: Final = ObjectIdentifier("1.3.6.1.4.1.57264.1.1")
 _ISSUER_DER: Final = ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
 # sigstore renews its trust root a few times a year.
 _REFRESH_INTERVAL_S: Final = 86400.0
+_RETRY_INTERVAL_S: Final = 300.0
 # The longest wait for a refresh; the root at hand is used then, and the new one when it has come.
 _REFRESH_TIMEOUT_S: Final = 5.0
 
@@ -63,7 +64,7 @@ class Keyless:
 
     Args:
         root: a file; None for the library's own root.
-        refresh: renew the library's own root from sigstore's servers, once a day.
+        refresh: renew the library's own root from sigstore's servers, once a day; after a failure again in five minutes.
 
     Raises:
         InvalidTrustRoot: the file is none.
@@ -72,7 +73,8 @@ class Keyless:
     def __init__(self, root: Path | None, *, refresh: bool) -> None:
         self._verifier = Verifier(trusted_root=_embedded_root() if root is None else _root_in(root))
         self._may_refresh = refresh and root is None
-        self._refreshed = -_REFRESH_INTERVAL_S
+        # On the monotonic clock.
+        self._refresh_at = 0.0
         self._lock = threading.Lock()
 
     def simple_signer(self, signature: SimpleSignature, identities: Iterable[Identity]) -> str:
@@ -103,9 +105,10 @@ class Keyless:
 
     def _current(self) -> Verifier:
         with self._lock:
-            is_due = self._may_refresh and time.monotonic() - self._refreshed >= _REFRESH_INTERVAL_S
+            now = time.monotonic()
+            is_due = self._may_refresh and now >= self._refresh_at
             if is_due:
-                self._refreshed = time.monotonic()
+                self._refresh_at = now + _REFRESH_INTERVAL_S
         if is_due:
             refreshing = threading.Thread(target=self._refresh, name="refresh-trust-root", daemon=True)
             refreshing.start()
@@ -116,6 +119,7 @@ class Keyless:
         try:
             self._verifier = Verifier(trusted_root=_refreshed_root(_PRODUCTION, read_embedded("root.json", _PRODUCTION)))
         except Exception as error:  # noqa: BLE001 - of network, disk and metadata: the root at hand is used
+            self._refresh_at = time.monotonic() + _RETRY_INTERVAL_S
             log.warning("trust_root_not_refreshed", cause=str(error), consequence="the one at hand is used")
 
 

@@ -29,6 +29,7 @@ class SignatureLayer:
     """A layer that holds a signature.
 
     Attributes:
+        size: bytes, as the manifest states.
         is_bundle: it is a bundle; otherwise a payload of simple signing with annotations.
         signature: in base64.
         certificate: in PEM; empty without one.
@@ -36,6 +37,7 @@ class SignatureLayer:
     """
 
     digest: Digest
+    size: int
     is_bundle: bool
     signature: str = ""
     certificate: str = ""
@@ -66,9 +68,9 @@ def _layer(entry: Any) -> SignatureLayer | None:
     if not 0 <= size <= MAX_PAYLOAD_BYTES:
         return None
     if media_type.startswith(MEDIA_TYPE_PREFIX):
-        return SignatureLayer(digest, is_bundle=True)
+        return SignatureLayer(digest, size, is_bundle=True)
     annotations = entry.get("annotations")
     if media_type != SIMPLE_SIGNING or not isinstance(annotations, dict) or _SIGNATURE not in annotations:
         return None
     texts = (annotations.get(key) or "" for key in (_SIGNATURE, _CERTIFICATE, _LOG_ENTRY))
-    return SignatureLayer(digest, False, *map(str, texts))
+    return SignatureLayer(digest, size, False, *map(str, texts))

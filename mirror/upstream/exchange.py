@@ -42,6 +42,9 @@ from mirror.upstream.tokens import Tokens
 _TARGET_REFUSALS = frozenset({400, 401, 403, 404, 410})
 
 
+# Registries without the referrers API, which answer its path other than with the 404 of OCI distribution-spec, Listing Referrers.
+_NO_REFERRERS = frozenset({400, 405, 406, 501})
+
 _MAX_SOURCE = 100
 
 _STATUSES = frozenset(HTTPStatus)
@@ -270,7 +273,7 @@ class Exchange:
             raise UpstreamSizeChanged(f"upstream {name} answers 416, it has no bytes there: {what}")
         if status == 404 and not request.repository:
             raise UpstreamProtocolError(f"upstream {name} answers 404 to /v2/: it is no registry")
-        if status == 404:
+        if status == 404 or (request.kind == "referrers" and status in _NO_REFERRERS):
             raise NotFound(f"upstream {name} does not have it: {what}")
         if status in (401, 403):
             raise AccessDenied(f"upstream {name} does not grant it ({status}): {what}")

@@ -20,8 +20,9 @@ from mirror.maintenance.scrub import Scrub
 from mirror.metrics import Metrics
 from mirror.storage.layout import Layout
 from mirror.storage.space_quota import Fit
+from mirror.storage.staging import Staging
 from mirror.storage.store import Store
-from tests.support.names import MIB
+from tests.support.names import KIB, MIB
 from tests.support.waiting import LIMIT, SOON
 
 
@@ -132,3 +133,31 @@ async def test_the_end_waits_for_no_count_and_loses_no_usage(janitor, files, usa
     usage.note_blob(Digest.of(content(0)), 5000.0)
     await stop(running)
     assert files.used(Digest.of(content(0))) == 5000.0
+
+
+def test_an_import_during_a_count(janitor, store, files, monkeypatch):
+    """What becomes cached after its shard was scanned is not lost, and the next count is certain again."""
+    size, quota = 64 * KIB, store.quota
+    quota.max_size = 0
+    before, data, take = quota.mark(), bytes(size), store_scan.take
+    staging = Staging(store.layout, quota)
+    staged = staging.create(size, "a layer")
+    staged.write(data)
+
+    def scan(*args, **kwargs):
+        found = take(*args, **kwargs)
+        quota.assign(staged.path, size, 0, "docker.io")
+        with open(staged.path, "rb") as file:
+            files.commit(staged.path, file.fileno(), Digest.of(data))
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store_scan, "take", scan)
+        is_certain = janitor.count()
+    staged.close()
+    staging.close()
+    account = quota.mark()
+    assert (account.used, account.blobs, is_certain) == (before.used + size, before.blobs + 1, False)
+    assert (account.of("docker.io").used, account.of("docker.io").blobs) == (size, 1)
+    assert janitor.count() is True
+    assert quota.mark() == account

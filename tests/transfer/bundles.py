@@ -164,6 +164,6 @@ def crane(tag: str, *layers: bytes) -> bytes:
     config = dumped({"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": [sha256(layer) for layer in layers]}})
     names = [f"{sha256(layer)[7:]}.tar.gz" for layer in packed]
     tar = Tar().add(sha256(config), config)
-    for name, layer in zip(names, packed, strict=True):
+    for name, layer in dict(zip(names, packed, strict=True)).items():
         tar.add(name, layer)
     return tar.add("manifest.json", dumped([{"Config": sha256(config), "RepoTags": [tag], "Layers": names}])).close()

@@ -99,6 +99,14 @@ def deep() -> bytes:
     return layout([named(roots[-1], NAME)], blobs)
 
 
+def cut_layer() -> bytes:
+    """A compressed layer without its end."""
+    packed, config = gzip.compress(b"layer")[:-9], dumped({"rootfs": {"diff_ids": [sha256(b"layer")]}})
+    tar = Tar().add("0.tar.gz", packed).add(sha256(config), config)
+    entry = {"Config": sha256(config), "RepoTags": ["app:1"], "Layers": ["0.tar.gz"]}
+    return tar.add("manifest.json", dumped([entry])).close()
+
+
 # What is refused as a whole: the bundle, and what the answer says.
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "path that leads out": (lambda: prefixed("../../etc/passwd", b"x"), "'../../etc/passwd': its name leads out"),
@@ -194,6 +202,11 @@ DAMAGED: dict[str, tuple[Callable[[], bytes], str]] = {
         "states no digest",
     ),
     "wrong configuration of Docker": (lambda: docker_save("app:1", config=b"{}"), "has the digest"),
+    "layers beyond number": (
+        lambda: docker_save("app:1", entry={"Layers": ["a/layer.tar"] * 1001}),
+        "it has 1001 layers; at most 1000 are read",
+    ),
+    "layer of Docker that is cut": (cut_layer, "is refused: it was cut: the gzip data ends too early"),
     "more layers than in the configuration": (lambda: docker_save("app:1", diff_ids=[sha256(b"one")]), "names 1 layers"),
 }
 

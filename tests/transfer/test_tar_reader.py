@@ -2,13 +2,16 @@
 
 import gzip
 import tarfile
+import time
 
 import pytest
 from backports import zstd
 
 from mirror.transfer.decompression import Decompressor
+from mirror.transfer.errors import InvalidBundle
 from mirror.transfer.tar_reader import Kind, Member, TarReader
-from tests.transfer.bundles import Tar
+from tests.support.names import MIB
+from tests.transfer.bundles import Tar, header
 
 LONG = "n" * 200
 
@@ -60,3 +63,34 @@ def test_size_in_binary():
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     assert list(reader.feed(bytes(block))) == [Member("large.tar", Kind.FILE, 9 << 30)]
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress, in_two(gzip.compress), in_two(zstd.compress)])
+@pytest.mark.parametrize("size", [MIB - 1, MIB, MIB + 1, 2 * MIB])
+@pytest.mark.parametrize("step", [1000, 16 << 10, 1 << 20])
+def test_size_of_whole_pieces(compress, size, step):
+    """The last piece is as long as a piece may be: nothing is expected after it."""
+    data, decompressor = bytes(size), Decompressor()
+    packed = compress(data)
+    found = [piece for at in range(0, len(packed), step) for piece in decompressor.feed(packed[at : at + step])]
+    decompressor.close()
+    assert b"".join(found) == data
+
+
+def test_many_empty_members():
+    """Each costs the same, however many there are in a block."""
+    decompressor, empty = Decompressor(), gzip.compress(b"")
+    began = time.process_time()
+    assert b"".join(decompressor.feed(empty * (4 * MIB // len(empty)))) == b""
+    assert time.process_time() - began < 10
+    decompressor.close()
+
+
+MALFORMED = [b"9 a=1234", b"9 a=123\n", b"8 a=123\n8", b" a=1\n", b"0 a=1\n", b"-5 a=\n", b"6 abc\n", b"x"]
+
+
+@pytest.mark.parametrize("records", MALFORMED)
+def test_malformed_records(records):
+    reader = TarReader()
+    with pytest.raises(InvalidBundle, match="an extended header is malformed"):
+        list(reader.feed(header("pax", b"%011o" % len(records), b"x") + records + bytes(512 - len(records))))

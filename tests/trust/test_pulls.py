@@ -246,6 +246,57 @@ async def test_lost_referrers_do_not_hide_a_signature(hub, mirror, key):
     assert (await mirror.get(TAG)).status == 200
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 405, 406, 501])
+async def test_registry_that_refuses_the_referrers_api(hub, mirror, key, status):
+    """Bundles are found under the fallback tag also where the path of the referrers API is not answered with 404."""
+    image = signed_without_api(hub, key)
+    hub.referrers = True
+    hub.script(Rule(kind="referrers", times=None), Status(status))
+    assert [(await mirror.get(path)).status for path in paths(image)] == [200] * 5
+
+
+async def test_what_upstream_said_last_is_no_verdict(hub, trusting, key):
+    """That upstream had no signatures before an outage does not say that there are none now."""
+    image = hub.add_image(APP, "1")
+    hub.referrers = False
+    settings = {"tags": {"not_found_ttl": "0"}}
+    async with trusting(match="other/*", settings=settings) as before:
+        for path in paths(image):
+            await before.get(path)
+        for path in (f"/v2/{APP}/referrers/{image.digest}", *(manifest_path(sig_tag(image.digest, end)) for end in (".sig", ""))):
+            assert (await before.get(path)).status == 404
+        await before.idle()
+    await hub.stop()
+    async with trusting(settings=settings) as mirror:
+        answer = await mirror.get(manifest_path(image.digest))
+        assert (answer.status, answer.code()) == (503, "UNAVAILABLE")
+
+
+@pytest.mark.parametrize("failures", [2, 1000])
+async def test_parts_that_cannot_be_written(hub, mirror, key, monkeypatch, failures):
+    """A manifest passes once what it names is written down, so that its blobs pass, too."""
+    image, parts, left = signed_alone(hub, key), mirror.store.index.parts, [failures]
+    put = parts.put
+
+    def busy(repository, manifest, named):
+        """Write nothing, as while another process keeps the table."""
+        if str(manifest) == str(image.digest) and left[0]:
+            left[0] -= 1
+        else:
+            put(repository, manifest, named)
+
+    monkeypatch.setattr(parts, "put", busy)
+    answer = await mirror.get(TAG)
+    if failures > 2:
+        assert (answer.status, answer.code()) == (503, "UNAVAILABLE")
+        left[0] = 0
+        assert (await mirror.get(TAG)).status == 200
+    else:
+        assert answer.status == 200
+    mirror.store.generation.change()
+    assert (await mirror.get(blob_path(image.layers[0]))).status == 200
+
+
 async def test_signed_later(hub, mirror, key, clock):
     """An image that is signed after its push is served once its refusal is older than not_found_ttl."""
     image = unsigned(hub, key)
@@ -464,7 +515,7 @@ async def test_garbage_among_signatures(hub, mirror, key):
         hub.add_referrer(APP, image.digest, BUNDLE, body)
     assert (await mirror.get(TAG)).status == 403
     # Each of the nine payloads and three bundles is fetched once, perhaps over a redirect.
-    assert hub.count(kind="blob") <= 2 * (9 + 3)
+    assert hub.count(kind="blob", method="GET") <= 2 * (9 + 3)
 
 
 @pytest.mark.parametrize(
@@ -483,6 +534,34 @@ async def test_wrong_layers(hub, mirror, key, entry):
     put_layers(hub, APP, sig_tag(image.digest), [{"mediaType": SIMPLE, "digest": digest, **entry}])
     assert (await mirror.get(TAG)).status == 403
     assert hub.count(kind="blob") == 0
+
+
+async def test_many_layers_as_a_bundle(hub, mirror, key):
+    """A manifest has one bundle; what else it names is not fetched."""
+    image = hub.add_image(APP, "1")
+    blobs = [b'{"n": %d}' % n for n in range(9)]
+    entries = [{"mediaType": BUNDLE, "digest": hub.add_blob(APP, blob), "size": len(blob)} for blob in blobs]
+    subject = {"mediaType": image.media_type, "digest": image.digest, "size": len(image.raw)}
+    put_layers(hub, APP, "bundle", entries, subject=subject, artifactType=BUNDLE)
+    assert (await mirror.get(TAG)).status == 403
+    assert len({seen.reference for seen in hub.find(kind="blob")}) == 1
+
+
+@pytest.mark.parametrize("is_bundle", [False, True])
+async def test_large_blobs_as_signatures(hub, mirror, key, is_bundle):
+    """A blob that is larger than its manifest states is no signature, and is not fetched."""
+    image, large = hub.add_image(APP, "1"), hub.add_blob(APP, content(3 << 20))
+    if is_bundle:
+        entries = [{"mediaType": BUNDLE, "digest": large, "size": 10}]
+        subject = {"mediaType": image.media_type, "digest": image.digest, "size": len(image.raw)}
+        put_layers(hub, APP, "bundle", entries, subject=subject, artifactType=BUNDLE)
+    else:
+        annotations = {"dev.cosignproject.cosign/signature": "AAAA"}
+        put_layers(
+            hub, APP, sig_tag(image.digest), [{"mediaType": SIMPLE, "digest": large, "size": 10, "annotations": annotations}]
+        )
+    assert (await mirror.get(TAG)).status == 403
+    assert hub.count(kind="blob", method="GET", reference=str(large)) == 0
 
 
 async def test_malformed_manifest_of_signatures(hub, mirror, key):

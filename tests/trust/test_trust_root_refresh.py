@@ -73,3 +73,14 @@ def test_broken_repository(repository, broken):
     """If the repository is down or damaged the root at hand is used, and the signature is judged by that."""
     (repository / broken).write_text("{}")
     assert judge(Keyless(None, refresh=True), bundle()).result is Result.WRONG
+
+
+def test_repeated_soon_after_a_failure(repository, monkeypatch):
+    """A repository that is down at the first verdict is asked again before the next day."""
+    monkeypatch.setattr(keyless, "_RETRY_INTERVAL_S", 0.0)
+    path, trusts = repository / "timestamp.json", Keyless(None, refresh=True)
+    good = path.read_bytes()
+    path.write_text("{}")
+    assert judge(trusts, bundle()).result is Result.WRONG
+    path.write_bytes(good)
+    assert judge(trusts, bundle()).result is Result.SIGNED
