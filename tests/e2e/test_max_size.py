@@ -35,7 +35,7 @@ def hub(directory: Path, numbers: Iterator[int]) -> Iterator[Hub]:
         yield started
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.full), 2])
 def mirror(request: pytest.FixtureRequest, directory: Path, numbers: Iterator[int], hub: Hub) -> Iterator[Mirror]:
     """A mirror with a store of 1 GiB."""
     storage = {"max_size": "1GiB", "min_free": "0"}

@@ -173,8 +173,13 @@ class Tab:
         await self.send("Input.insertText", text=text)
 
     async def html(self, selector: str = "body") -> str:
-        """The HTML of an element."""
-        return (await self.send("DOM.getOuterHTML", nodeId=await self._node(selector)))["outerHTML"]
+        """The HTML of an element; looked for again if the page replaces it meanwhile."""
+        while True:
+            try:
+                return (await self.send("DOM.getOuterHTML", nodeId=await self._node(selector)))["outerHTML"]
+            except AssertionError as error:
+                if "Could not find node" not in str(error):
+                    raise
 
     async def has(self, selector: str) -> bool:
         """Whether there is such an element."""
