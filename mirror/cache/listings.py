@@ -21,7 +21,7 @@ from mirror.core.outcome import Outcome
 from mirror.core.paging import page
 from mirror.core.staleness import may_serve
 from mirror.errors import AccessDenied, NotFound, UpstreamError, UpstreamProtocolError, UpstreamRefusal
-from mirror.storage.attachments import KeptList
+from mirror.storage.attachments import KeptList, joined
 from mirror.upstream.flights import GuardedSingleFlight
 from mirror.upstream.registry import Listing
 
@@ -92,7 +92,7 @@ class Listings:
 
     def _stored_list(self, repository: Repository, digest: Digest, page: str, error: UpstreamError) -> Listing:
         """The list in the store; raises `error` if there is none, and NotFound if upstream last had none."""
-        context, kept = self._context, self._context.store.index.attachments.list(repository, digest, page)
+        context, kept = self._context, self._recorded(repository, digest, page)
         max_age = context.policies.general.stale_if_error
         if kept is None or not may_serve(error.reason, context.clock() - kept.asked, max_age):
             raise error
@@ -100,6 +100,14 @@ class Listings:
             raise NotFound(f"upstream said last that it has no list of referrers of {repository} {digest}") from error
         context.metrics.stale_served.labels(repository.registry, error.reason).inc()
         return Listing(kept.body, kept.links, kept.filters)
+
+    def _recorded(self, repository: Repository, digest: Digest, page: str) -> KeptList | None:
+        """Upstream's last list and what was imported. A registry need not filter, so the whole list will do."""
+        attachments = self._context.store.index.attachments
+        kept = attachments.list(repository, digest, page)
+        if page and page_params(page).keys() != {"artifactType"}:
+            return kept
+        return joined(kept or attachments.list(repository, digest, ""), attachments.imported(repository, digest))
 
     # ---- offline
 
@@ -124,11 +132,7 @@ class Listings:
 
     def _held_referrers(self, repository: Repository, digest: Digest, query: dict[str, str]) -> Listing:
         """Upstream's last list without what is not held; raises Offline or NotFound if there is none."""
-        attachments, page = self._context.store.index.attachments, _upstream_query(query)
-        kept = attachments.list(repository, digest, page)
-        if kept is None and page_params(page).keys() == {"artifactType"}:
-            # Of a list that was imported there is only the whole; a registry need not filter.
-            kept = attachments.list(repository, digest, "")
+        kept = self._recorded(repository, digest, _upstream_query(query))
         if kept is None:
             self._context.registry(repository).refuse_offline()
         if kept is None or kept.body is None:

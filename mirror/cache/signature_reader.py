@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from mirror.core.signatures import signature_tags
 from mirror.core.staleness import DELETED
 from mirror.download.reader import Body, Span
 from mirror.errors import MirrorError, Offline, StorageError, UpstreamError, UpstreamRefusal, UpstreamTimeout
+from mirror.storage.attachments import entries_in
 from mirror.storage.rows import parse_digest
 from mirror.trust.bundle import MEDIA_TYPE_PREFIX
 from mirror.trust.claims import SIGNATURE_PREDICATE
@@ -96,25 +96,32 @@ class SignatureReader:
             await self._read_layers(found, raw, bundles=False)
 
     async def _read_bundles(self, found: _Found, digest: Digest, fallback: Tag | None) -> None:
-        """Read the bundles that refer to a manifest, which the referrers API lists, or else the fallback tag."""
-        try:
-            entries = await self._referrers(found, digest)
-        except (UpstreamRefusal, Offline) as error:
-            # A registry without this API, or behind a proxy that refuses its path.
-            found.note_recorded(error)
-            raw = None if fallback is None else await self._manifest_under(found, fallback)
-            entries = [] if raw is None else await self._parsed(_entries, raw)
-        except UpstreamError as error:
-            found.error = error
-            return
-        bundles = [bundle for entry in entries if (bundle := _bundle_in(entry)) is not None][-_MAX_BUNDLES:]
-        waiting = iter(reversed(bundles))
+        """Read the bundles that refer to a manifest, those first that were imported: upstream need not have them."""
+        imported = self._context.store.index.attachments.imported(found.repository, digest)
+        entries = await self._listed(found, digest, fallback)
+        if imported is not None:
+            entries += await self._parsed(entries_in, imported.body or b"")
+        bundles = [bundle for entry in reversed(entries) if (bundle := _bundle_in(entry)) is not None]
+        waiting = iter(list(dict.fromkeys(bundles))[:_MAX_BUNDLES])
 
         async def work() -> None:
             for bundle in waiting:
                 await self._read_bundle(found, bundle)
 
         await together(work() for _ in range(_MAX_AT_ONCE))
+
+    async def _listed(self, found: _Found, digest: Digest, fallback: Tag | None) -> list[dict[str, Any]]:
+        """The descriptors that the referrers API lists, or else the fallback tag."""
+        try:
+            return await self._referrers(found, digest)
+        except (UpstreamRefusal, Offline) as error:
+            # A registry without this API, or behind a proxy that refuses its path.
+            found.note_recorded(error)
+            raw = None if fallback is None else await self._manifest_under(found, fallback)
+            return [] if raw is None else await self._parsed(entries_in, raw)
+        except UpstreamError as error:
+            found.error = error
+            return []
 
     async def _read_bundle(self, found: _Found, digest: Digest) -> None:
         try:
@@ -139,14 +146,14 @@ class SignatureReader:
         found.note_stale(answer.reason)
         return answer.raw
 
-    async def _referrers(self, found: _Found, digest: Digest) -> list[Any]:
+    async def _referrers(self, found: _Found, digest: Digest) -> list[dict[str, Any]]:
         """The descriptors of the manifests that refer to a manifest, from several pages. Raises like `Listings.referrers`."""
-        entries: list[Any] = []
+        entries: list[dict[str, Any]] = []
         query: dict[str, str] = {}
         for _ in range(_MAX_PAGES):
             answer = await self._listings.referrers(found.repository, digest, "", query)
             found.note_stale(answer.reason)
-            entries += await self._parsed(_entries, answer.body)
+            entries += await self._parsed(entries_in, answer.body)
             target = parse_link_next([answer.headers.get("Link", "")])
             if target is None:
                 break
@@ -250,19 +257,8 @@ def _signature(layer: SignatureLayer, content: bytes) -> Signature:
     return SimpleSignature(content, layer.signature, layer.certificate, layer.log_entry)
 
 
-def _entries(raw: bytes) -> list[Any]:
-    """The descriptors in an index; none if it is malformed."""
-    try:
-        entries = json.loads(raw)["manifests"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return []
-    return entries if isinstance(entries, list) else []
-
-
-def _bundle_in(entry: Any) -> Digest | None:
+def _bundle_in(entry: dict[str, Any]) -> Digest | None:
     """The manifest that a descriptor names, unless it says that there is no signature in it."""
-    if not isinstance(entry, dict):
-        return None
     kind, annotations = entry.get("artifactType"), entry.get("annotations")
     if kind and not str(kind).startswith(MEDIA_TYPE_PREFIX):
         return None

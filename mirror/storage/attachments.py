@@ -1,18 +1,21 @@
 """Attachments: upstream's answers about signatures and other referrers of manifests, for times when upstream is unavailable.
 
 list|REPOSITORY|SUBJECT|PAGE     a list of referrers as upstream gave it, or null if it has none
+imported|REPOSITORY|SUBJECT|     a list of the referrers that were imported; upstream's answers do not change it
 absent|REPOSITORY|SUBJECT|TAG    when upstream was asked for a signature tag that it did not have
 verdict|REPOSITORY|SUBJECT|RULE  see `mirror.storage.verdicts`
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.core.digest import Digest
+from mirror.core.media import OCI_INDEX
 from mirror.core.names import Repository, Tag
 from mirror.core.signatures import subject_of
 from mirror.storage.rows import MALFORMED, parse_digest, parse_repository, paused
@@ -52,8 +55,7 @@ class Attachments:
             return
         if self._table.get(key) is None and len(self._table.keys_from(prefix, _MAX_LISTS)) == _MAX_LISTS:
             return
-        body = None if kept.body is None else kept.body.decode(errors="replace")
-        self._table.set(key, {"body": body, "links": list(kept.links), "filters": kept.filters, "asked": kept.asked})
+        self._table.set(key, _row(kept))
 
     def list(self, repository: Repository, subject: Digest, page: str) -> KeptList | None:
         """Return a recorded list, or None."""
@@ -63,6 +65,18 @@ class Attachments:
         """Delete a list."""
         if self.list(repository, subject, page) is not None:
             self._table.delete(f"list|{repository}|{subject}|{page}")
+
+    def imported(self, repository: Repository, subject: Digest) -> KeptList | None:
+        """Return the list of the referrers that were imported, or None."""
+        return _kept_list(self._table.get(f"imported|{repository}|{subject}|"))
+
+    def add_imported(self, repository: Repository, subject: Digest, entry: dict[str, Any], now: float) -> None:
+        """Add the descriptor of a referrer to the list of those that were imported, unless that is very long already."""
+        known = self.imported(repository, subject)
+        entries = [] if known is None or known.body is None else entries_in(known.body)
+        body = _list_of([one for one in entries if one.get("digest") != entry["digest"]] + [entry])
+        if len(body) <= _MAX_BODY_BYTES:
+            self._table.set(f"imported|{repository}|{subject}|", _row(KeptList(body, (), None, now)))
 
     def put_absent(self, repository: Repository, tag: Tag, asked: float) -> None:
         """Record that upstream, asked at `asked`, has no such tag; only of signature tags."""
@@ -85,7 +99,8 @@ class Attachments:
     def referrers(self, repository: Repository, subject: Digest) -> set[Digest]:
         """Return the manifests that the recorded lists name."""
         found: set[Digest] = set()
-        for _, value in self._table.items_from(f"list|{repository}|{subject}|"):
+        rows = (self._table.items_from(f"{kind}|{repository}|{subject}|") for kind in ("list", "imported"))
+        for _, value in itertools.chain.from_iterable(rows):
             kept = _kept_list(value)
             if kept is not None and kept.body is not None:
                 found.update(referrers_in(kept.body))
@@ -93,7 +108,7 @@ class Attachments:
 
     def delete(self, repository: Repository, subject: Digest) -> None:
         """Delete all rows about a manifest."""
-        prefixes = (f"{kind}|{repository}|{subject}|" for kind in ("list", "absent", "verdict"))
+        prefixes = (f"{kind}|{repository}|{subject}|" for kind in ("list", "imported", "absent", "verdict"))
         self._table.delete_many([key for prefix in prefixes for key in self._table.keys_from(prefix)])
 
     def drop(
@@ -118,6 +133,27 @@ class Attachments:
         return float(value) if isinstance(value, int | float) else getattr(_kept_list(value), "asked", 0.0)
 
 
+def entries_in(body: bytes) -> list[dict[str, Any]]:
+    """Return the descriptors in a list of referrers, without malformed ones."""
+    try:
+        entries = json.loads(body)["manifests"]
+    except (*MALFORMED, RecursionError):
+        return []
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def joined(kept: KeptList | None, imported: KeptList | None) -> KeptList | None:
+    """Return upstream's last list with the entries of an imported one, which no filter was applied to."""
+    if imported is None or imported.body is None:
+        return kept
+    if kept is None or kept.body is None:
+        return imported
+    entries = entries_in(kept.body)
+    known = {str(entry.get("digest")) for entry in entries}
+    entries += [entry for entry in entries_in(imported.body) if str(entry.get("digest")) not in known]
+    return KeptList(_list_of(entries), kept.links, None, kept.asked)
+
+
 def referrers_in(body: bytes) -> list[Digest]:
     """Return the manifests that a list of referrers names, in its order, without malformed ones."""
     try:
@@ -126,6 +162,16 @@ def referrers_in(body: bytes) -> list[Digest]:
     except (*MALFORMED, RecursionError):
         return []
     return [digest for digest in map(parse_digest, texts) if digest is not None]
+
+
+def _list_of(entries: list[dict[str, Any]]) -> bytes:
+    """Return a list of referrers (OCI distribution-spec, Listing Referrers)."""
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+
+
+def _row(kept: KeptList) -> dict[str, Any]:
+    body = None if kept.body is None else kept.body.decode(errors="replace")
+    return {"body": body, "links": list(kept.links), "filters": kept.filters, "asked": kept.asked}
 
 
 def _kept_list(value: Any) -> KeptList | None:

@@ -51,3 +51,8 @@ class Verdicts:
     def put(self, repository: Repository, digest: Digest, rule: str, verdict: StoredVerdict) -> None:
         """Record the verdict of a rule."""
         self._table.set(f"verdict|{repository}|{digest}|{rule}", asdict(verdict))
+
+    def delete_refusals(self, repository: Repository, digest: Digest, good: str) -> None:
+        """Delete the verdicts about a manifest of a repository whose result is not `good`."""
+        rows = self._table.items_from(f"verdict|{repository}|{digest}|")
+        self._table.delete_many([key for key, value in rows if not isinstance(value, dict) or value.get("result") != good])

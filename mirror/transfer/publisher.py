@@ -8,24 +8,24 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from mirror.aio import in_thread
 from mirror.cache.answers import ManifestAnswer
 from mirror.cache.cache import Cache
-from mirror.core import media
 from mirror.core.digest import Digest
 from mirror.core.names import ImageName, ImagePattern, Repository
 from mirror.core.outcome import Outcome
+from mirror.core.signatures import subject_of
 from mirror.core.units import format_bytes
 from mirror.errors import StorageError
-from mirror.storage.attachments import KeptList
 from mirror.storage.errors import storage_errors
 from mirror.storage.manifests import ManifestRecord
 from mirror.storage.staging import PendingImage, Staging
 from mirror.transfer.errors import ImageRefused
 from mirror.transfer.image_check import CheckedImage
 from mirror.transfer.receiver import BundleContent
+from mirror.trust import verdict
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -90,7 +90,7 @@ class Publisher:
         await self._in_thread(self._require_content, image)
         published = await self._switch(name, image)
         await self._attach(repository, image)
-        await self._in_thread(self._forget_refusals, name)
+        await self._in_thread(self._forget_refusals, name, image)
         await self._written()
         await self._in_thread(self._staging.settle, number)
         if name.tag is None:
@@ -183,12 +183,15 @@ class Publisher:
             return Published("imported")
         return Published("unchanged" if before.digest == root.digest else "moved", before.digest)
 
-    def _forget_refusals(self, name: ImageName) -> None:
-        """Drop what upstream, or its absence, has refused before."""
+    def _forget_refusals(self, name: ImageName, image: CheckedImage) -> None:
+        """Drop what upstream, its absence, or the lack of this signature has refused before."""
         store = self._context.store
         store.index.negative.delete_matching(ImagePattern(name.repository.registry, name.repository.path, None, None))
         if name.tag is not None:
             store.index.attachments.delete_absent(name.repository, name.tag)
+        for subject in (image.subject, None if name.tag is None else subject_of(name.tag)):
+            if subject is not None:
+                store.index.verdicts.delete_refusals(name.repository, subject, verdict.Result.SIGNED)
         store.generation.change()
 
     async def _written(self) -> None:
@@ -201,21 +204,15 @@ class Publisher:
     # ---- referrers
 
     async def _attach(self, repository: Repository, image: CheckedImage) -> None:
-        """Add a referrer to the recorded list of its subject, as upstream lists it."""
+        """Add a referrer to the list of those of its subject that were imported, as upstream would list it."""
         subject = image.subject
         if subject is not None:
             await self._context.note(partial(self._add_referrer, repository, subject, image), None)
 
     def _add_referrer(self, repository: Repository, subject: Digest, image: CheckedImage) -> None:
-        attachments, root = self._context.store.index.attachments, image.root
-        kept = attachments.list(repository, subject, "")
-        entries = _entries(kept)
-        if all(entry.get("digest") != str(root.digest) for entry in entries):
-            entries.append(self._entry(image))
-        body = {"schemaVersion": 2, "mediaType": media.OCI_INDEX, "manifests": entries}
-        now = self._context.clock()
-        attachments.put_list(repository, subject, "", KeptList(json.dumps(body).encode(), (), None, now))
-        self._context.store.generation.change()
+        context = self._context
+        context.store.index.attachments.add_imported(repository, subject, self._entry(image), context.clock())
+        context.store.generation.change()
 
     def _entry(self, image: CheckedImage) -> dict[str, object]:
         """Return the descriptor of a referrer (OCI distribution-spec, Listing Referrers)."""
@@ -233,15 +230,6 @@ class Publisher:
 def _digests(image: CheckedImage) -> list[Digest]:
     """Return the content of an image, manifests last."""
     return list(dict.fromkeys([*image.blobs, *(manifest.digest for manifest in image.manifests)]))
-
-
-def _entries(kept: KeptList | None) -> list[dict[str, Any]]:
-    if kept is None or kept.body is None:
-        return []
-    try:
-        return list(json.loads(kept.body)["manifests"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return []
 
 
 def _open(member: str, path: str) -> FileIO:

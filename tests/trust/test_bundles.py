@@ -1,12 +1,19 @@
 """Bundles: signatures travel with their images, and an import lets a tag appear only if they count."""
 
+import json
+
 import pytest
 
+from tests.fakehub import Rule, Status
 from tests.support.names import APP, TAG, manifest_path
 from tests.transfer.conftest import sender
-from tests.trust.signing import Key
+from tests.trust.signing import Key, sign, sign_bundle
 from tests.trust.test_pulls import paths, signed_alone, signed_by_bundle, signed_by_index, unsigned, wrong_key
 
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+NO_REFERRERS = Status(
+    200, body=json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}).encode(), content_type=OCI_INDEX
+)
 OFFLINE = {"settings": {"offline": True}, "store": "elsewhere"}
 
 
@@ -27,6 +34,35 @@ async def test_a_signed_image_travels(hub, trusting, key):
             sent = await sender(there)(bundle)
             assert {one.result for one in sent.images} == {"imported"}
             assert [(await there.get(path)).status for path in paths(image)] == [200] * len(paths(image))
+
+
+@pytest.mark.parametrize("sign_it", [sign, sign_bundle])
+async def test_a_bundle_with_the_signature_after_one_without(hub, trusting, key, sign_it):
+    """The refusal of the first bundle is forgotten when the signature comes."""
+    image, sent = unsigned(hub, key), []
+    async with trusting(**OFFLINE) as there:
+        for store in ("before", "after"):
+            async with trusting(match="other/*", store=store) as here:
+                sent.append(await sender(there)(await exported(here, "app:1")))
+            sign_it(hub, APP, image.digest, key)
+        refused, imported = ({one.result for one in answer.images} for answer in sent)
+        assert ("refused" in refused, imported) == (True, {"imported"}), sent[1].answer
+        assert (await there.get(TAG)).status == 200
+
+
+@pytest.mark.parametrize("answer", [Status(404), NO_REFERRERS])
+async def test_a_signature_that_only_the_bundle_has(hub, trusting, key, answer):
+    """Upstream has the image, and has never had this signature: its answers do not hide what was imported."""
+    image = signed_by_bundle(hub, key)
+    async with trusting(match="other/*") as here:
+        bundle = await exported(here, "app:1")
+    hub.script(Rule(kind="referrers", times=None), answer)
+    async with trusting(store="elsewhere") as there:
+        # Upstream's answer is cached before the import, and comes again after it.
+        await there.get(f"/v2/{APP}/referrers/{image.digest}")
+        sent = await sender(there)(bundle)
+        assert {one.result for one in sent.images} == {"imported"}, sent.answer
+        assert [(await there.get(path)).status for path in paths(image)] == [200] * len(paths(image))
 
 
 @pytest.mark.parametrize("made", [unsigned, wrong_key])
