@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import select
+import socket
 import ssl
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -20,6 +21,8 @@ from mirror.errors import ConfigurationError
 
 # Long enough to list all images of a large store, and for the first purge of a store of an earlier version.
 _TIMEOUT_S = 600.0
+# The kernel probes nine times.
+_KEEPALIVE_S = 60
 
 
 def configuration(named: Path | None) -> Config:
@@ -54,6 +57,10 @@ _Send: TypeAlias = Callable[[http.client.HTTPConnection, str], None]
 
 class Refused(Exception):
     """The mirror refuses a request, or does not answer; the message says why."""
+
+
+class InterruptedAfterUpload(KeyboardInterrupt):
+    """Ctrl-C while the mirror works on a body that it has whole."""
 
 
 class AdminClient:
@@ -107,21 +114,31 @@ class AdminClient:
         Args:
             size: bytes of the body; None if that is not known.
 
+        The answer may take as long as the mirror needs.
+
         Raises:
             Refused: the mirror refuses it, perhaps before it has all of it.
+            InterruptedAfterUpload: Ctrl-C, when the mirror had all of it.
         """
+        is_sent = False
         headers = self._headers(media_type)
         headers |= {"Transfer-Encoding": "chunked"} if size is None else {"Content-Length": str(size)}
 
         def send(connection: http.client.HTTPConnection, target: str) -> None:
+            nonlocal is_sent
             connection.putrequest("POST", target)
             for name, value in headers.items():
                 connection.putheader(name, value)
             connection.endheaders()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                _send_pieces(connection, pieces, chunked=size is None)
+                is_sent = _send_pieces(connection, pieces, chunked=size is None)
 
-        return self._answer(self._open(path, send))
+        try:
+            return self._answer(self._open(path, send, head_timeout=None))
+        except KeyboardInterrupt as error:
+            if is_sent:
+                raise InterruptedAfterUpload from error
+            raise
 
     def _json_sender(self, method: str, body: dict[str, Any] | None, more: dict[str, str] | None = None) -> _Send:
         data, headers = json.dumps(body) if body is not None else None, self._headers("application/json") | (more or {})
@@ -140,6 +157,8 @@ class AdminClient:
         try:
             send(connection, parts.path.rstrip("/") + path)
             sock = connection.sock
+            if head_timeout is None:
+                _watch(sock)
             sock.settimeout(head_timeout)
             response = connection.getresponse()
             sock.settimeout(_TIMEOUT_S)
@@ -191,12 +210,20 @@ class AdminClient:
         return parts, port
 
 
-def _send_pieces(connection: http.client.HTTPConnection, pieces: Iterable[bytes], *, chunked: bool) -> None:
-    """Send a body until its end, or until an answer comes, which then is a refusal."""
+def _watch(sock: socket.socket) -> None:
+    """Have the kernel end a connection whose other host is gone (tcp(7)); a mirror that only takes long stays."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_S)
+
+
+def _send_pieces(connection: http.client.HTTPConnection, pieces: Iterable[bytes], *, chunked: bool) -> bool:
+    """Send a body until its end, or until an answer comes, which then is a refusal; returns whether all of it is sent."""
     for piece in pieces:
         if select.select([connection.sock], [], [], 0)[0]:
-            return
+            return False
         if piece:
             connection.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
     if chunked:
         connection.send(b"0\r\n\r\n")
+    return True

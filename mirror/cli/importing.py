@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import typer
 
 from mirror.cli.byte_progress import Show, byte_progress
-from mirror.cli.client import AdminClient, Refused
+from mirror.cli.client import AdminClient, InterruptedAfterUpload, Refused
 from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
 from mirror.core.units import format_bytes
 from mirror.transfer.errors import InvalidBundle
@@ -67,6 +67,9 @@ def import_(
         except (Refused, InvalidBundle, OSError) as error:
             cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             results.append({"file": one, "error": cause})
+        except InterruptedAfterUpload:
+            typer.echo(f"interrupted: the mirror has all of {one}, and goes on with the import; its log says the end", err=True)
+            raise typer.Exit(130) from None
         except KeyboardInterrupt:
             typer.echo("interrupted: what has not been imported whole is removed", err=True)
             raise typer.Exit(130) from None

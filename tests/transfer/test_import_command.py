@@ -1,10 +1,19 @@
 """The command `import`: files, folders, what is refused, and what it prints."""
 
+import asyncio
+import http.client
 import io
 import json
+import signal
+import socket
 import tarfile
 
-from tests.mirror.commands import command
+import pytest
+
+from mirror.cli.client import AdminClient, Refused
+from mirror.transfer.bundle_import import BundleImport
+from tests.mirror.commands import begun, command
+from tests.support.waiting import LIMIT, eventually
 from tests.transfer.bundles import ATTACHED, Image, Index, bundle, contents, docker_save, layout, named
 
 APP = "docker.io/library/app"
@@ -58,3 +67,40 @@ async def test_a_signature_that_moves_is_said(mirror, tmp_path):
         assert status == 0
     assert f"{name}: moved from {signatures[0].digest} to {signatures[1].digest}" in out
     assert "1 signatures and other referrers" in out
+
+
+async def test_interrupted_when_the_mirror_has_it_all(mirror, tmp_path, monkeypatch):
+    """Ctrl-C ends the command, not the import, and the command says so."""
+    image, reached, go_on, real = Image(b"one"), asyncio.Event(), asyncio.Event(), BundleImport.finish
+
+    async def finish(self):
+        reached.set()
+        await go_on.wait()
+        return await real(self)
+
+    monkeypatch.setattr(BundleImport, "finish", finish)
+    (tmp_path / "bundle.tar").write_bytes(bundle(f"{APP}:1", image))
+    async with asyncio.timeout(LIMIT), begun(mirror, tmp_path, "import", "bundle.tar") as process:
+        await reached.wait()
+        process.send_signal(signal.SIGINT)
+        _, complaint = await process.communicate()
+    assert process.returncode == 130
+    assert "the mirror has all of bundle.tar, and goes on with the import" in complaint.decode()
+    go_on.set()
+    await eventually(lambda: mirror.holds(image.digest))
+
+
+def test_long_work_after_the_last_byte(monkeypatch, tmp_path):
+    """The command waits as long as the mirror answers late; only a host that is gone ends the wait."""
+    seen = []
+
+    class Connection(http.client.HTTPConnection):
+        def getresponse(self):
+            seen.append((self.sock.gettimeout(), self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)))
+            raise http.client.RemoteDisconnected
+
+    (tmp_path / "token").write_text("t0ken")
+    monkeypatch.setattr(http.client, "HTTPConnection", Connection)
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(Refused):
+        AdminClient(None, f"http://127.0.0.1:{server.getsockname()[1]}", tmp_path / "token").upload("/", "x/y", [b"1"], 1)
+    assert seen == [(None, 1)]
