@@ -151,8 +151,10 @@ class ImageSyncer:
     async def _sync_tag(self, target: Target, tag: Tag, content: ImageContent, since: float) -> SyncResult:
         repository, progress = target.repository, content.progress
         self._quota.check(repository)
-        record = self._cache.tag_store.get(repository, tag) or await self._cache.tag_store.recall(repository, tag)
+        record = self._cache.tag_store.get(repository, tag)
         old = record.digest if record is not None else None
+        # What other nodes keep counts for the decision alone: nothing of the image is known to be here.
+        record = record or await self._cache.tag_store.recall(repository, tag)
         try:
             check = await self._cache.tag_checks.check(repository, tag, math.inf, since)
         except UpstreamRefusal as error:

@@ -4,11 +4,12 @@ import re
 
 from mirror.cluster.keys import Keys
 from mirror.core.digest import Digest
-from mirror.core.names import Repository
+from mirror.core.names import Repository, Tag
 from mirror.core.scope import scope_of
 
 DIGEST = Digest.of(b"")
 APP = Repository.parse("docker.io", "library/app")
+LATEST = Tag.parse("latest")
 
 
 def keys(account):
@@ -19,6 +20,7 @@ def test_all_keys_have_one_hash_slot():
     one = keys(None)
     names = [one.lease(DIGEST), one.askers(DIGEST), one.manifest(DIGEST), one.manifest_turn(DIGEST), one.nodes, one.node("n")]
     names += [one.grant("blob", APP, DIGEST), one.sight(APP, DIGEST)]
+    names += [one.tag(APP, LATEST), one.tag_turn(APP, LATEST), one.kept_tag(APP, LATEST), one.refusal("manifest", APP, LATEST)]
     assert len(set(names)) == len(names)
     assert {re.search(r"\{(.+?)\}", name)[1] for name in names} == {"prod"}
 

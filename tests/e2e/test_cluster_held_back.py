@@ -96,7 +96,7 @@ async def test_node_without_a_store_keeps_what_the_others_keep(hub, redis, tmp_p
     settings = {"workers": 1, "registries": {"docker.io": {"upstreams": [hub.url], "tags": [{"match": APP, **rule}]}}}
     async with cluster(hub, tmp_path, redis, count=1, **settings) as (one,):
         old = hub.add_image(APP, "1", layers=[b"old"]).digest
-        for tag in ("1", "2", "3"):
+        for tag in ("1", "2", "3", "4"):
             hub.move_tag(APP, tag, old)
             assert await named(one, f"/v2/{APP}/manifests/{tag}") == (old, "")
         new = hub.add_image(APP, "1", layers=[b"new"]).digest
@@ -108,6 +108,9 @@ async def test_node_without_a_store_keeps_what_the_others_keep(hub, redis, tmp_p
             assert await named(later) == (old, new)
             status, out, _ = await later.command("warm", "app:2")
             assert (status, b"held_back" in out or b"held back" in out) == (0, True), out
+            status, out, _ = await later.command("warm", "app:4")
+            assert (status, b"moved" in out) == (0, True), out
+            assert await named(later, f"/v2/{APP}/manifests/4") == (old, "")
             assert await named(later, f"/v2/{APP}/manifests/2") == (old, new)
             assert await named(later, f"/v2/{APP}/manifests/3") == (new, "")
 
