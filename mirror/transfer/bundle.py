@@ -11,14 +11,19 @@ from mirror.core.digest import Digest
 from mirror.core.media import OCI_INDEX
 from mirror.core.names import Reference, Repository, Tag
 from mirror.transfer import tar_writer
+from mirror.transfer.errors import InvalidBundle
 from mirror.transfer.layout import (
     ATTACHED_NAME,
+    BLOCK_BYTES,
     CONTAINERD_NAME,
     DOCKER_FILE,
     INDEX_FILE,
     LAYOUT,
     LAYOUT_FILE,
     LEFT_OUT,
+    MAX_DOCUMENT_BYTES,
+    MAX_IMAGES,
+    MAX_MEMBERS,
     REF_NAME,
     blob_path,
 )
@@ -93,10 +98,13 @@ class Bundle:
     Attributes:
         blobs: each manifest, config and layer, in the order in which they are written.
         content_bytes: of all blobs.
+        documents: the files that follow the blobs, once it is finished: a bundle that was cut has none of them, and names no
+            image.
     """
 
     blobs: dict[Digest, BundledBlob] = field(default_factory=dict)
     content_bytes: int = 0
+    documents: tuple[tuple[str, bytes], ...] = ()
     _entries: dict[str, Entry] = field(default_factory=dict)
 
     def add(self, entry: Entry, blobs: Iterable[tuple[Digest, int]]) -> None:
@@ -107,17 +115,39 @@ class Bundle:
                 self.blobs[digest] = BundledBlob(size, entry.name)
                 self.content_bytes += size
 
-    def files(self) -> list[tuple[str, bytes]]:
-        """Return the files that follow the blobs: a bundle that was cut has none of them, and names no image."""
+    def finish(self) -> int:
+        """Make the documents, and return the bytes of the whole tar. Nothing may be added afterwards.
+
+        It takes a second for the largest bundle, and belongs in a thread.
+
+        Raises:
+            InvalidBundle: no mirror would read it.
+        """
+        _require(len(self._entries), MAX_IMAGES, "images, signatures included")
+        self.documents = tuple(self._made_documents())
+        for name, data in self.documents:
+            _require(len(data), MAX_DOCUMENT_BYTES, f"bytes in {name}")
+        sizes = [(blob_path(digest), blob.size) for digest, blob in self.blobs.items()]
+        sizes += [(name, len(data)) for name, data in self.documents]
+        members = size = 0
+        for name, length in sizes:
+            header = len(tar_writer.header(name, length))
+            members += 1 if header == BLOCK_BYTES else 2
+            size += header + length + len(tar_writer.padding(length))
+        _require(members, MAX_MEMBERS, "members")
+        return size + len(tar_writer.END)
+
+    def _made_documents(self) -> Iterator[tuple[str, bytes]]:
         entries = [self._entries[name] for name in sorted(self._entries)]
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry.row() for entry in entries]}
-        return [(LAYOUT_FILE, LAYOUT), (INDEX_FILE, _json(index)), (DOCKER_FILE, _json(list(_docker_rows(entries))))]
+        yield LAYOUT_FILE, LAYOUT
+        yield INDEX_FILE, _json(index)
+        yield DOCKER_FILE, _json(list(_docker_rows(entries)))
 
-    def size(self) -> int:
-        """Return the bytes of the whole tar."""
-        blobs = sum(tar_writer.member_bytes(blob_path(digest), blob.size) for digest, blob in self.blobs.items())
-        files = sum(tar_writer.member_bytes(name, len(data)) for name, data in self.files())
-        return blobs + files + len(tar_writer.END)
+
+def _require(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise InvalidBundle(f"it would have {count} {what}, and at most {most} are read: export fewer images at a time")
 
 
 def _docker_rows(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:

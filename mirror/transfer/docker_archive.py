@@ -19,7 +19,8 @@ from mirror.core.media import DOCKER_MANIFEST
 from mirror.transfer.decompression import Decompressor
 from mirror.transfer.documents import DockerImage
 from mirror.transfer.errors import ImageRefused, InvalidBundle
-from mirror.transfer.receiver import MAX_DOCUMENT_BYTES, BundleContent, BundleReceiver
+from mirror.transfer.layout import MAX_DOCUMENT_BYTES
+from mirror.transfer.receiver import BundleContent, BundleReceiver
 
 _CONFIG_TYPE: Final = "application/vnd.docker.container.image.v1+json"
 _LAYER_TYPE: Final = "application/vnd.docker.image.rootfs.diff.tar"

@@ -16,11 +16,8 @@ from mirror.core.manifest import Descriptor, parse_manifest
 from mirror.core.names import ImageName
 from mirror.transfer.entry_names import NO_NAME, EntryName, entry_name
 from mirror.transfer.errors import InvalidBundle
-from mirror.transfer.layout import DOCKER_FILE, INDEX_FILE, LAYOUT_FILE
+from mirror.transfer.layout import DOCKER_FILE, INDEX_FILE, LAYOUT_FILE, MAX_IMAGES
 from mirror.transfer.tar_reader import MAX_NAME
-
-MAX_IMAGES: Final = 10_000
-"""Entries of `index.json`, or images of `manifest.json`."""
 
 _VERSION: Final = "1.0.0"
 

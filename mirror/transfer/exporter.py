@@ -15,8 +15,7 @@ from mirror.cache.cache import Cache
 from mirror.config.model import Config
 from mirror.core.counts import Count
 from mirror.core.digest import Digest
-from mirror.core.errors import InvalidInput, InvalidManifest
-from mirror.core.manifest import MAX_MANIFEST_BYTES
+from mirror.core.errors import InvalidInput
 from mirror.errors import MirrorError, Offline, PolicyDenied, StorageError, UpstreamRefusal
 from mirror.storage.blobs import CachedBlob
 from mirror.storage.store import Store
@@ -24,6 +23,7 @@ from mirror.sync.progress import Progress
 from mirror.sync.quota import SyncQuota
 from mirror.transfer import tar_writer
 from mirror.transfer.collector import Collector, FoundImage
+from mirror.transfer.errors import InvalidBundle
 from mirror.transfer.export_state import ExportState, read_states
 from mirror.transfer.layout import blob_path
 from mirror.transfer.names import ExportTarget, NameResolver, RequestedImage
@@ -106,8 +106,7 @@ class Export:
         _refuse(problems)
         found = await self._find(targets)
         await self._add(found)
-        self._require_readable_index()
-        size = await asyncio.to_thread(self._collector.bundle.size)
+        size = await self._finish()
         self.state.begin("sending", len(targets))
         self.state.image, self.state.done, self.state.size = None, len(targets), size
         return size
@@ -135,12 +134,11 @@ class Export:
         self._progress = None
         _refuse(problems)
 
-    def _require_readable_index(self) -> None:
-        """Refuse what no reader of bundles would take."""
-        largest = max(len(data) for _, data in self._collector.bundle.files())
-        if largest > MAX_MANIFEST_BYTES:
-            cause = f"index.json or manifest.json would have {largest} bytes: export fewer images at a time"
-            _refuse({f"{self.state.total} images": InvalidManifest("the bundle", cause)})
+    async def _finish(self) -> int:
+        try:
+            return await asyncio.to_thread(self._collector.bundle.finish)
+        except InvalidBundle as error:
+            raise ExportRefused({f"{self.state.total} images": error}) from error
 
     def pieces(self) -> Generator[bytes | CachedBlob]:
         """Yield the bundle, as bytes and as whole files. A file is closed when the next piece is asked for.
@@ -160,7 +158,7 @@ class Export:
                 yield held
             head = tar_writer.padding(blob.size)
         self.state.image = None
-        for name, data in self._collector.bundle.files():
+        for name, data in self._collector.bundle.documents:
             head += tar_writer.header(name, len(data)) + data + tar_writer.padding(len(data))
         yield head + tar_writer.END
 

@@ -1,7 +1,7 @@
 """The names inside a bundle: an OCI image layout, and beside it what `docker load` reads.
 
 A bundle of this mirror has its blobs first, then `oci-layout`, `index.json` and `manifest.json`, so that one that was cut names
-no image. Others write their members in any order.
+no image. Others write their members in any order. The limits hold for a bundle that is read, and for one that is written.
 
 OCI image-spec, image-layout.md and annotations.md; containerd, core/images/annotations.go; moby, image/tarexport.
 """
@@ -20,6 +20,15 @@ LAYOUT: Final = json.dumps({"imageLayoutVersion": "1.0.0"}).encode()
 
 INDEX_FILE: Final = "index.json"
 DOCKER_FILE: Final = "manifest.json"
+
+MAX_MEMBERS: Final = 50_000
+"""Headers in one bundle, those of long names and pax records included. Three thousand images have fewer."""
+
+MAX_IMAGES: Final = 10_000
+"""Entries of `index.json`, those of signatures included, or images of `manifest.json`."""
+
+MAX_DOCUMENT_BYTES: Final = 4 << 20
+"""Bytes of `index.json`, of `manifest.json`, and of other documents that are read whole; as of a manifest."""
 
 BLOCK_BYTES: Final = 512
 """The size of a block of a tar (POSIX.1-1988, ustar)."""

@@ -17,11 +17,8 @@ from mirror.storage.blobs import BlobFiles
 from mirror.storage.staging import StagedFile, Staging
 from mirror.transfer.decompression import Decompressor
 from mirror.transfer.errors import ImportStopped, InvalidBundle
-from mirror.transfer.layout import DOCKER_FILE, INDEX_FILE, LAYOUT_FILE, blob_digest
+from mirror.transfer.layout import DOCKER_FILE, INDEX_FILE, LAYOUT_FILE, MAX_DOCUMENT_BYTES, blob_digest
 from mirror.transfer.tar_reader import Kind, Member, TarReader
-
-MAX_DOCUMENT_BYTES: Final = 4 << 20
-"""Bytes of `index.json`, of `manifest.json`, and of other documents that are read whole; as of a manifest."""
 
 MAX_SKIPPED_BYTES: Final = 16 << 20
 """Bytes of all members that belong to no image, such as the `VERSION` files of Docker's old format."""

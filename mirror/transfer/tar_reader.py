@@ -14,10 +14,7 @@ from enum import Enum
 from typing import Final
 
 from mirror.transfer.errors import InvalidBundle
-from mirror.transfer.layout import BLOCK_BYTES
-
-MAX_MEMBERS: Final = 50_000
-"""Headers in one archive, those of long names and pax records included. Three thousand images have fewer."""
+from mirror.transfer.layout import BLOCK_BYTES, MAX_MEMBERS
 
 MAX_NAME: Final = 255
 """Characters of a name, and of a link's target. The longest name in a bundle has 141."""

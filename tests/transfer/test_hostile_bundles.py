@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from backports import zstd
 
-from mirror.transfer.tar_reader import MAX_MEMBERS
+from mirror.transfer.layout import MAX_MEMBERS
 from tests.support.mirrors import SHARED
 from tests.support.names import MIB, manifest_path, sha256
 from tests.transfer.bundles import OCI_INDEX, Image, Index, Tar, bundle, contents, docker_save, dumped, header, layout, named
