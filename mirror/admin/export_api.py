@@ -13,6 +13,7 @@ from mirror.admin.audit import log_export
 from mirror.admin.json_body import json_body, read_body
 from mirror.admin.openapi import Operation, describe
 from mirror.admin.schemas import EXPORT, EXPORTS, IMAGE, TEXT, Schema, array, record
+from mirror.aio import on_bytes
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.platform import Platform
@@ -75,7 +76,8 @@ class ExportApi:
     )
     async def export(self, request: web.Request) -> web.StreamResponse:
         """Send a bundle. Its length is known before its first byte; one that cannot be completed ends short."""
-        order = _order(json_body(await read_body(request, _MAX_BODY_BYTES), _KEYS, required="images"), request)
+        body = await read_body(request, _MAX_BODY_BYTES)
+        order = await on_bytes(len(body), None, _order, body, request_id.get(), request.remote or "")
         response: web.StreamResponse | None = None
         try:
             async with self._exporter.run(order) as export:
@@ -136,8 +138,9 @@ def _response(size: int) -> web.StreamResponse:
 _KEYS: Final = {"images": list, "platforms": list, "exclude": list}
 
 
-def _order(body: dict[str, Any], request: web.Request) -> ExportOrder:
+def _order(raw: bytes, name: str, client: str) -> ExportOrder:
     """Read what is to be exported."""
+    body = json_body(raw, _KEYS, required="images")
     platforms = _platforms(body.get("platforms", []), "platforms")
     images = [_image(value, platforms) for value in body["images"]]
     if not 0 < len(images) <= MAX_IMAGES:
@@ -146,7 +149,7 @@ def _order(body: dict[str, Any], request: web.Request) -> ExportOrder:
         exclude = frozenset(Digest.parse(str(text)) for text in body.get("exclude", []))
     except InvalidInput as error:
         raise web.HTTPBadRequest(text=f"exclude: {error}") from error
-    return ExportOrder(request_id.get(), tuple(images), exclude, request.remote or "")
+    return ExportOrder(name, tuple(images), exclude, client)
 
 
 def _image(value: Any, platforms: tuple[Platform, ...]) -> RequestedImage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Literal
 
 from mirror.storage.job_store import JobStore
@@ -71,7 +71,9 @@ class ExportState:
         """Return its row in the job store."""
         more = max(0, len(self.images) - _MAX_NAMES)
         contents = self.contents if self.phase == "ended" else []
-        return {**asdict(self), "images": self.images[:_MAX_NAMES], "more": more, "contents": contents, "updated": time.time()}
+        # Not by asdict, which copies all names and contents.
+        row = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**row, "images": self.images[:_MAX_NAMES], "more": more, "contents": contents, "updated": time.time()}
 
 
 def read_states(jobs: JobStore) -> Iterator[dict[str, Any]]:
