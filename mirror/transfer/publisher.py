@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
-from typing import Literal, ParamSpec, TypeVar
+from typing import Final, Literal, ParamSpec, TypeVar
 
 from mirror.aio import in_thread
 from mirror.cache.answers import ManifestAnswer
@@ -31,6 +32,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 Result = Literal["imported", "moved", "unchanged"]
+
+_ROWS_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +82,11 @@ class Publisher:
         pending = await self._in_thread(self._pending, repository, image, staged)
         number = await self._in_thread(self._staging.announce, pending)
         # Before the bytes: a concurrent purge keeps what a recorded manifest needs.
-        self._record(repository, image, force=False)
+        await self._record(repository, image, force=False)
         await self._written()
         await in_thread(context.store.threads.flush, self._commit, pending, staged)
         # And after them: maintenance deletes rows without bytes.
-        self._record(repository, image, force=True)
+        await self._record(repository, image, force=True)
         await self._written()
         if self._cache.trust is not None:
             await self._cache.trust.require_manifest(repository, name.reference, root)
@@ -160,10 +163,13 @@ class Publisher:
 
     # ---- rows
 
-    def _record(self, repository: Repository, image: CheckedImage, *, force: bool) -> None:
+    async def _record(self, repository: Repository, image: CheckedImage, *, force: bool) -> None:
         """Grant the content of an image to its repository, as if upstream had given it."""
         access = self._context.access
-        for digest, size in image.blobs.items():
+        for number, (digest, size) in enumerate(image.blobs.items(), 1):
+            # Each reads the index, and an image may have 50,000.
+            if number % _ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             access.record_grant("blob", repository, digest, size, force=force)
         for one in image.manifests:
             access.record_grant("manifest", repository, one.digest, one.size, force=force)
