@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -44,6 +44,7 @@ class CacheServices:
     Attributes:
         access: which repository may be served which digest.
         make_room: makes room in the store.
+        make_registry_room: makes room in a registry with a limit, for bytes that are reserved in the store.
         cluster: this node's part in a cluster; None if none is configured.
         objects: reads the bucket behind the store; None if none is configured.
     """
@@ -53,6 +54,7 @@ class CacheServices:
     usage: Usage
     metrics: Metrics
     make_room: MakeRoom
+    make_registry_room: Callable[[int, str], Awaitable[None]]
     last_answers: LastAnswers = field(default_factory=LastAnswers)
     cluster: ClusterNode | None = None
     objects: ObjectReader | None = None
@@ -68,6 +70,7 @@ class Context:
 
     Attributes:
         clock: returns seconds since the epoch.
+        make_registry_room: tries to make room in a registry with a limit, for bytes that are reserved in the store.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Context:
         self._lazy = lazy
         self.clock: Callable[[], float] = time.time
         self._make_room = services.make_room
+        self.make_registry_room = services.make_registry_room
 
     def registry(self, repository: Repository) -> Registry:
         """The registry of a repository; raises NotFound if it is not configured."""

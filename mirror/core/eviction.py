@@ -40,6 +40,11 @@ class Shortage:
     def __bool__(self) -> bool:
         return self.size.wanted > 0 or self.free.wanted > 0
 
+    @property
+    def bytes(self) -> int:
+        """The bytes that both bounds miss together, for comparisons."""
+        return self.size.needed + self.free.needed
+
 
 @dataclass(frozen=True, slots=True)
 class Evictable:

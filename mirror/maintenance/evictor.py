@@ -92,6 +92,10 @@ class Evictor:
             self._make_room(size, owner, owner, deadline)
         self._make_room(size, owner, None, deadline)
 
+    def make_registry_room(self, size: int, registry: str, deadline: float) -> None:
+        """Make room in a registry with a limit only, for `size` bytes that are reserved in the store."""
+        self._make_room(size, registry, registry, deadline)
+
     def _make_room(self, size: int, owner: str | None, registry: str | None, deadline: float) -> None:
         quota = self._quota
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -89,10 +90,25 @@ class Janitor:
         Raises:
             StorageError: the file system failed.
         """
+        await self._make_room(partial(self._evictor.make_room, size, owner))
+
+    async def make_registry_room(self, size: int, registry: str) -> None:
+        """Try to make room in a registry with a limit, for `size` bytes that are reserved in the store.
+
+        Raises:
+            StorageError: the file system failed.
+        """
+        await self._make_room(partial(self._evictor.make_registry_room, size, registry))
+
+    async def _make_room(self, make: Callable[[float], None]) -> None:
+        def work() -> None:
+            with storage_errors("making room"):
+                make(deadline)
+
         # The time in the queue counts, because a client waits meanwhile.
         deadline = time.monotonic() + _ROOM_TIMEOUT_S
         async with self._making_room:
-            await in_thread(self._threads, self._make_room, size, owner, deadline)
+            await in_thread(self._threads, work)
 
     async def run(self) -> None:
         """Work until cancelled. One of several processes cleans up; the others wait until it ends."""
@@ -181,13 +197,13 @@ class Janitor:
             return False
         counted = Account(held.taken, held.blobs)
         counted = replace(counted, registries={name: Account(*row) for name, row in held.registries.items() if name})
-        for partial in partials:
-            counted = counted.take(on_disk(partial.size), partial.owner)
+        for one in partials:
+            counted = counted.take(on_disk(one.size), one.owner)
         for file in staged:
             counted = counted.take(on_disk(file.size), file.owner)
         log.info("store_counted", blobs=held.blobs, bytes=counted.used, seconds=round(time.monotonic() - began, 3))
         # A blob that was committed meanwhile may be counted twice: for a while, too much is better than too little.
-        twice = any(self._files.size(partial.digest) is not None for partial in partials)
+        twice = any(self._files.size(one.digest) is not None for one in partials)
         twice = twice or any(not os.path.exists(file.path) for file in staged)
         certain = quota.correct(mark, counted) and not twice
         self._unowned = held.registries.get("", (0, 0))[1]
@@ -201,10 +217,6 @@ class Janitor:
     def evict(self) -> bool:
         """Evict for a while if the store is too large; returns whether there is more to do."""
         return self._evictor.evict()
-
-    def _make_room(self, size: int, owner: str | None, deadline: float) -> None:
-        with storage_errors("making room"):
-            self._evictor.make_room(size, owner, deadline)
 
     def pinned(self) -> frozenset[Digest]:
         """Return the blobs and manifests of pinned tags and kept images."""

@@ -88,7 +88,8 @@ class Services:
         reader = None if self.objects is None else self.objects.reader
         if self.objects is not None:
             usage.on_use = self.objects.uses.note
-        self.cache = CacheServices(store, access, usage, metrics, self.janitor.make_room, cluster=self.node, objects=reader)
+        room = self.janitor.make_room, self.janitor.make_registry_room
+        self.cache = CacheServices(store, access, usage, metrics, *room, cluster=self.node, objects=reader)
         metrics.downloads_in_progress.set_function(lambda: len(downloads))
         metrics.download_readers.set_function(lambda: downloads.readers)
         self.notifier = Notifier(store.files, store.threads.write, _increment(metrics.notifications))

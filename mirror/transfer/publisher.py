@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,10 @@ from mirror.core.outcome import Outcome
 from mirror.core.signatures import subject_of
 from mirror.core.units import format_bytes
 from mirror.errors import StorageError
+from mirror.storage.account import on_disk
 from mirror.storage.errors import storage_errors
 from mirror.storage.manifests import ManifestRecord
+from mirror.storage.owner import owner_of
 from mirror.storage.staging import PendingImage, Staging
 from mirror.transfer.errors import ImageRefused
 from mirror.transfer.image_check import CheckedImage
@@ -65,19 +67,22 @@ class Publisher:
         self._staging = staging
         self._content = content
         self.stored = 0
+        # The content of the images that are visible, with its bytes on disk, for each registry with a limit.
+        self._published: dict[str, dict[Digest, int]] = {}
 
     async def publish(self, name: ImageName, image: CheckedImage) -> Published:
         """Store an image that is whole, grant it to its repository, and then switch the tag.
 
         Raises:
-            ImageRefused: it is larger than the limit of its registry, or some of it was removed meanwhile.
+            ImageRefused: with the images before it, it is larger than the limit of its registry; or some of it was removed
+                meanwhile.
             Untrusted: a rule of `trust` requires a signature. Maintenance removes the image then, as after every failure.
             UpstreamError: nobody knows for now whether it is signed.
             StorageError: the store cannot take it.
         """
         context, repository, root = self._context, name.repository, image.root.digest
         staged = self._staged(image)
-        await self._reserve(repository, staged)
+        await self._reserve(repository, image, staged)
         was_held = context.store.index.manifests.get(repository, root) is not None
         pending = await self._in_thread(self._pending, repository, image, staged)
         number = await self._in_thread(self._staging.announce, pending)
@@ -96,6 +101,7 @@ class Publisher:
         await self._in_thread(self._forget_refusals, name, image)
         await self._written()
         await self._in_thread(self._staging.settle, number)
+        await self._in_thread(self._note_published, repository.registry, image)
         if name.tag is None:
             return Published("unchanged" if was_held else "imported")
         return published
@@ -107,21 +113,36 @@ class Publisher:
         found = (self._content.get(digest) for digest in _digests(image))
         return [content for content in found if content is not None and content.path is not None]
 
-    async def _reserve(self, repository: Repository, staged: Iterable[BundleContent]) -> None:
+    async def _reserve(self, repository: Repository, image: CheckedImage, staged: list[BundleContent]) -> None:
         """Have room for content within the limit of its registry; in the whole store it has room already."""
         registry, quota = repository.registry, self._context.store.quota
-        size, limit = sum(content.size for content in staged), quota.limit_of(registry)
-        if limit and size > limit:
-            key = f"registries.{registry}.max_size"
-            raise ImageRefused(f"it needs {format_bytes(size)}, and {key} is {format_bytes(limit)}")
+        new = {content.digest: on_disk(content.size) for content in staged}
+        size, limit = sum(new.values()), quota.limit_of(registry)
+        if not limit or not new:
+            return
+        held = await self._in_thread(self._counted, registry, image)
+        needed = sum({**self._published.get(registry, {}), **held, **new}.values())
+        if needed > limit:
+            who = "it and the images before it need" if self._published.get(registry) else "it needs"
+            raise ImageRefused(f"{who} {format_bytes(needed)}, and registries.{registry}.max_size is {format_bytes(limit)}")
 
         def is_short() -> bool:
             return bool(quota.shortage_for(size, registry))
 
-        if limit and await self._in_thread(is_short):
-            await self._context.make_room(size, registry)
+        if await self._in_thread(is_short):
+            await self._context.make_registry_room(size, registry)
             if await self._in_thread(is_short):
                 raise StorageError(f"no room for {format_bytes(size)} within registries.{registry}.max_size", "full")
+
+    def _note_published(self, registry: str, image: CheckedImage) -> None:
+        if self._context.store.quota.limit_of(registry):
+            self._published.setdefault(registry, {}).update(self._counted(registry, image))
+
+    def _counted(self, registry: str, image: CheckedImage) -> dict[Digest, int]:
+        """Return the cached content of an image that counts for a registry, with its bytes on disk."""
+        layout = self._context.store.layout
+        sizes = {**image.blobs, **{manifest.digest: manifest.size for manifest in image.manifests}}
+        return {digest: on_disk(size) for digest, size in sizes.items() if owner_of(layout.blob(digest)) == registry}
 
     def _pending(self, repository: Repository, image: CheckedImage, staged: list[BundleContent]) -> PendingImage:
         index, files = self._context.store.index, self._context.store.files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from mirror.transfer.tar_reader import Kind, Member, TarReader
 
 MAX_SKIPPED_BYTES: Final = 16 << 20
 """Bytes of all members that belong to no image, such as the `VERSION` files of Docker's old format."""
+
+_ROOM_TIMEOUT_S: Final = 30.0
 
 _DOCUMENTS: Final = (LAYOUT_FILE, INDEX_FILE, DOCKER_FILE)
 # Docker before 25: `<id>/layer.tar` and `<hex>.json`; containers/image: `<hex>.tar`; go-containerregistry: `sha256:<hex>` and
@@ -174,13 +177,16 @@ class BundleReceiver:
         if limit and self._staged > limit:
             needed = f"the bundle needs at least {format_bytes(self._staged)}"
             raise InvalidBundle(f"{needed}, and storage.max_size is {format_bytes(limit)}", member.name)
-        try:
-            return self._staging.create(member.size, member.name)
-        except StorageError as error:
-            if error.reason != "full":
-                raise
+        deadline, missing = time.monotonic() + _ROOM_TIMEOUT_S, math.inf
+        while True:
+            try:
+                return self._staging.create(member.size, member.name)
+            except StorageError as error:
+                before, missing = missing, self._files.quota.shortage_for(member.size).bytes
+                # An eviction of many files takes several attempts; one that removes nothing is the last.
+                if error.reason != "full" or missing >= before or time.monotonic() >= deadline:
+                    raise
             self._make_room(member.size)
-            return self._staging.create(member.size, member.name)
 
     def keep(self, content: BundleContent, *, by_name: bool) -> None:
         """Keep content that has arrived; the same content under another name is kept once."""

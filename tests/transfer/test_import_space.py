@@ -1,21 +1,35 @@
 """Room for imports: limits with both figures, eviction, a full disk, and how many imports run at a time."""
 
 import asyncio
+import contextlib
 import errno
 import os
 
 import pytest
 
+from mirror.core.digest import Digest
+from mirror.errors import StorageError
 from mirror.storage.blobs import BlobFiles
+from mirror.storage.layout import Layout
+from mirror.storage.space_quota import SpaceQuota
+from mirror.storage.staging import Staging
 from mirror.transfer.imports import MAX_IMPORTS
+from mirror.transfer.receiver import BundleReceiver
 from tests.support.mirrors import MirrorUnderTest
-from tests.support.names import MIB, TAG, content, manifest_path
+from tests.support.names import MIB, TAG, content, manifest_path, sha256
 from tests.support.waiting import eventually
-from tests.transfer.bundles import Image, bundle, contents, layout, named
+from tests.transfer.bundles import Image, Tar, bundle, contents, layout, named
 from tests.transfer.conftest import sender
 from tests.transfer.test_interrupted_imports import Upload, stored
 
 NAME = "docker.io/library/app:1"
+
+
+@pytest.fixture
+def store_layout(tmp_path):
+    layout = Layout(str(tmp_path / "store"))
+    layout.prepare()
+    return layout
 
 
 async def test_larger_than_the_store(hub, tmp_path):
@@ -37,6 +51,66 @@ async def test_larger_than_its_registry(hub, mirror):
     # What fits counts for the registry.
     assert (await sender(mirror)(bundle(NAME, Image(content(MIB))))).images[0].result == "imported"
     assert mirror.store.quota.mark().of("docker.io").used >= MIB
+
+
+async def test_two_images_are_larger_than_their_registry(hub, mirror):
+    """The second does not evict the first, which was reported as imported."""
+    await mirror.reload(registries={"docker.io": {"upstreams": [hub.url], "offline": True, "max_size": "2MiB"}})
+    base = content(MIB)
+    one, two, three = Image(base, content(MIB // 2, 2)), Image(base, content(3 * MIB // 4, 3)), Image(base, content(MIB // 4, 4))
+    names = [named(image, f"docker.io/library/app:{tag}") for tag, image in enumerate((one, two, three))]
+    sent = await sender(mirror)(layout(names, contents(one, two, three)))
+    assert [image.result for image in sent.images] == ["imported", "refused", "imported"]
+    assert "the images before it need 2.3MiB, and registries.docker.io.max_size is 2MiB" in sent.images[1].cause
+    for tag, image in ((0, one), (2, three)):
+        assert (await mirror.get(manifest_path(str(tag)))).body == image.raw
+        for blob in image.blobs:
+            assert mirror.holds(sha256(blob))
+    # The next import makes room as a pull does.
+    assert (await sender(mirror)(bundle("docker.io/library/app:3", two))).images[0].result == "imported"
+
+
+async def test_room_within_a_registry(hub, tmp_path, blobs_only):
+    """A registry at its limit evicts its own content only: what arrives has its room in the store already."""
+    other = "other.example"
+    registries = {name: {"upstreams": [hub.url], "max_size": size} for name, size in (("docker.io", "4MiB"), (other, "0"))}
+    async with MirrorUnderTest(hub, tmp_path / "store", storage={"max_size": "10MiB"}, registries=registries) as mirror:
+        send, kept, old, new = (
+            sender(mirror),
+            Image(content(4 * MIB, 1)),
+            Image(content(3 * MIB // 2, 2)),
+            Image(content(3 * MIB)),
+        )
+        for name, image in ((f"{other}/library/app:1", kept), ("docker.io/library/app:1", old)):
+            assert (await send(bundle(name, image))).images[0].result == "imported"
+        assert (await send(bundle("docker.io/library/app:2", new))).images[0].result == "imported"
+        assert [mirror.holds(sha256(image.layers[0])) for image in (kept, old, new)] == [True, False, True]
+
+
+@pytest.mark.parametrize("evicts", [True, False])
+def test_room_is_made_in_several_attempts(store_layout, evicts):
+    """An attempt that has removed something is followed by another; one that has removed nothing is the last."""
+    quota = SpaceQuota(store_layout, 4 * MIB, 0)
+    files, attempts = BlobFiles(store_layout, quota), []
+    held = [content(MIB, number) for number in range(3)]
+    for blob in held:
+        files.put(Digest.of(blob), blob)
+
+    def make_room(size):
+        attempts.append(size)
+        if evicts:
+            files.delete(Digest.of(held.pop()))
+
+    staging = Staging(store_layout, quota)
+    receiver, data = BundleReceiver(files, staging, make_room), content(5 * MIB // 2, 9)
+    with contextlib.closing(staging):
+        if evicts:
+            receiver.feed(Tar().add(f"blobs/sha256/{Digest.of(data).encoded}", data).close())
+            assert not receiver.by_digest[Digest.of(data)].damage
+        else:
+            with pytest.raises(StorageError, match="no room"):
+                receiver.feed(Tar().add(f"blobs/sha256/{Digest.of(data).encoded}", data).close())
+    assert len(attempts) == (2 if evicts else 1)
 
 
 async def test_room_is_made(hub, tmp_path, blobs_only):
