@@ -64,8 +64,10 @@ class Decompressor:
         """Check that the file has ended.
 
         Raises:
-            InvalidBundle: it is cut.
+            InvalidBundle: it is cut, or too short to be anything.
         """
+        if self._head:
+            raise InvalidBundle(f"it has only {len(self._head)} bytes")
         if self._codec is not None and not self._codec.is_whole:
             raise InvalidBundle(f"it was cut: the {self._codec.name} data ends too early")
 

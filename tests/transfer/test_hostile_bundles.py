@@ -169,6 +169,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no image": (lambda: layout([], []), "it has no image"),
     "no bundle": (lambda: Tar().add("a.json", b"{}").close(), "it is no bundle"),
     "nothing": (lambda: b"", "it is empty"),
+    "three bytes": (lambda: b"abc", "it has only 3 bytes"),
     "text": (lambda: b"hello, world\n" * 100, "no tar"),
     "bzip2": (lambda: b"BZh91AY&SY" + bytes(1000), "bzip2"),
 }
