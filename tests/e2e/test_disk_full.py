@@ -143,8 +143,11 @@ def test_disk_read_only_in_the_middle_of_a_pull(
     stack.enter_context(closing(mirror))
     held = samples.single.layers[0]
     dockerd.pull("single", "1")
+    # All of the small image, and the config of the large one: only its layer is under way.
+    others = 1 + len(samples.single.layers) + 1
     with dockerd.pulling("large", "1", timeout=90) as progress:
         follow_to_quarter(progress)
+        wait_until(lambda: mirror.metric(COMMITTED) == others, "the commit of everything else")
         break_disk(disk)
         list(progress)
     assert dockerd.inspect("large:1").image_id == samples.large.config.digest
