@@ -29,7 +29,7 @@ class Keys:
         return self._key(f"b:{digest}")
 
     def askers(self, digest: Digest) -> str:
-        """The list of the nodes that have asked for a blob, in order. Later nodes stream from earlier ones."""
+        """The nodes that have asked for a blob, first one first. Each streams from one that asked earlier."""
         return self._key(f"at:{digest}")
 
     def askers_of_zone(self, digest: Digest, zone: str) -> str:

@@ -26,7 +26,7 @@ from mirror.core.names import Repository, Tag
 from mirror.errors import UpstreamError
 
 _TTL_MS = 30 * 86_400_000
-# A check takes as long as upstream does; whoever has waited for another node for long enough takes the turn before.
+# A node that has waited CHECK_TIMEOUT_S takes the turn over, so a turn lasts longer only if no node waits.
 _TURN_MS = 25_000
 _FAILED_MS = 3_000
 _ALWAYS_MS = 10**15

@@ -70,7 +70,7 @@ class ClusterPurge:
     async def tell(self, request: PurgeRequest) -> str | None:
         """Tell the other nodes to purge, and delete what is known of the tags in Redis.
 
-        Returns the name of the order; None (logged) if Redis does not answer, so that nobody was told.
+        Returns the name of the order; None (logged) if Redis does not answer: then no node was told.
         """
         keys = await asyncio.to_thread(self._shared_keys, request)
         try:

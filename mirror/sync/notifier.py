@@ -1,4 +1,4 @@
-"""Notifies a webhook of tags that have moved, and of moves that are held back: in order, with retries, delaying nothing else."""
+"""Sends moves of tags, and moves that are held back, to a webhook: one after the other, with retries, in a task of its own."""
 
 from __future__ import annotations
 

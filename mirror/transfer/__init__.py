@@ -19,7 +19,7 @@ Reading one:
 imports         runs imports
 bundle_import   receives a bundle, then makes its images visible
 decompression   what is in gzip or zstd
-tar_reader      the tar around the members, whoever has written it
+tar_reader      the members of a tar, in every dialect of tar
 receiver        keeps the documents, and stages all other content
 documents       the images of index.json or manifest.json
 entry_names     the names of an entry, as tools write them

@@ -28,7 +28,7 @@ class DockerImage:
 
     Attributes:
         config: the name of the member with its configuration.
-        layers: the names of the members with its layers, in order.
+        layers: the names of the members with its layers, lowest layer first.
     """
 
     config: str
