@@ -68,6 +68,17 @@ def means() -> str:
     return RELAY if os.access("/dev/net/tun", os.R_OK | os.W_OK) else WAITING
 
 
+def own_network() -> tuple[str, ...]:
+    """A command that runs another one in a network namespace of its own, where there can be one; see `open_loopback`."""
+    return () if means() == WAITING else ("unshare", "--net", "--")
+
+
+def open_loopback() -> None:
+    """Let processes of a new network namespace reach each other. Raises NotTakenError if that fails."""
+    if means() != WAITING:
+        _run("ip", "link", "set", "lo", "up")
+
+
 @contextmanager
 def far_origin(home: Path, content: Path, line: Line) -> Iterator[Origin]:
     """Serve `content` at the other end of `line`. Raises NotTakenError if there can be no such line."""

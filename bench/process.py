@@ -53,6 +53,10 @@ class Child:
         """Its process id."""
         return self._popen.pid
 
+    def has_ended(self) -> bool:
+        """The process has ended; descendants may be left."""
+        return self._popen.poll() is not None
+
     def check_alive(self) -> None:
         """Raises NotTakenError with the last line of its output if the process has ended."""
         code = self._popen.poll()
@@ -134,9 +138,9 @@ class ResidentPeak:
             self.bytes = max(self.bytes, self._child.resident_bytes())
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends, however that happens (prctl(2))."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the one that started it ends, however that happens (prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def _stat_fields(pid: int) -> list[str] | None:

@@ -1,5 +1,6 @@
 """A long line to an upstream: what it makes of packets, and that nothing of it is left behind."""
 
+import hashlib
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import pytest
 
 from bench.clients import get
 from bench.content import Content
-from bench.line import WAITING, Line, far_origin, means
+from bench.line import WAITING, Line, far_origin, means, own_network
 from bench.relay import Direction
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 with far_origin(Path(sys.argv[1]), Path(sys.argv[1]), Line(0.01)) as origin:
     print(origin.host, origin.child.pid, flush=True)
     time.sleep(600)
+"""
+
+APART = """
+import socket, sys
+from bench.line import open_loopback
+open_loopback()
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as server:
+    socket.create_connection(server.getsockname(), 10).close()
+    print("connected")
 """
 
 needs_namespaces = pytest.mark.skipif(means() == WAITING, reason="takes root, and netem or /dev/net/tun")
@@ -79,6 +89,26 @@ def test_packets_are_lost(ends, loss, arrived):
         direction.send(time.monotonic())
         count += len(_received(receiver))
     assert abs(count - arrived) <= 25 * (loss == 0.5)
+
+
+@needs_namespaces
+@pytest.mark.parametrize("loss", [0.0, 0.01], ids=["several segments a packet", "one segment a packet"])
+def test_a_body_comes_whole(tmp_path, loss):
+    """Also when packets are lost, and when the devices take several segments at once."""
+    content = Content(tmp_path / "content")
+    blob = content.blob(1_000_000)
+    with far_origin(tmp_path, content.root, Line(0.002, loss)) as origin:
+        status, body = get(origin.port, blob, host=origin.host)
+    assert (status, f"sha256:{hashlib.sha256(body).hexdigest()}") == (200, blob.rpartition("/")[2])
+
+
+@needs_namespaces
+def test_networks_are_apart():
+    """A process in a network of its own reaches itself at an address that is taken elsewhere."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        argv = [*own_network(), sys.executable, "-c", APART, str(taken.getsockname()[1])]
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert (done.stdout, done.stderr) == ("connected\n", "")
 
 
 @needs_namespaces
