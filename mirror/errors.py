@@ -96,6 +96,10 @@ class UpstreamTimeout(UpstreamError):
     reason = "timeout"
 
 
+class UpstreamTooSlow(UpstreamTimeout):
+    """Upstream sent so few bytes in a minute that the body would hold a connection, and its clients, without end."""
+
+
 class UpstreamFailing(UpstreamError):
     """Upstream answered 5xx."""
 

@@ -21,10 +21,10 @@ from mirror.core.digest import Digest
 from mirror.core.hmac_token import SignedRequest
 from mirror.core.manifest import MAX_MANIFEST_BYTES
 from mirror.download.source import BlobRange
-from mirror.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamUnreachable
+from mirror.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamTooSlow, UpstreamUnreachable
 from mirror.throttled_log import ThrottledLog
 from mirror.tracing import request_id
-from mirror.upstream.blob import UpstreamBlob
+from mirror.upstream.blob import Pace, UpstreamBlob
 from mirror.upstream.http import Http
 from mirror.upstream.intake import Intake
 from mirror.upstream.receiver import open_body
@@ -102,11 +102,15 @@ class Peers:
         return None if by is None or self.clock() - by[1] > _REFUSED_S else by[0]
 
     @contextlib.asynccontextmanager
-    async def stream(self, node: str, wanted: BlobRange) -> AsyncIterator[NodeStream]:
-        """Open the stream of a range of a blob, and wait as long as the node expects bytes. Raises like `blob`."""
+    async def stream(self, node: str, wanted: BlobRange, wait_s: float) -> AsyncIterator[NodeStream]:
+        """Open the stream of a range of a blob. Raises like `blob`.
+
+        Args:
+            wait_s: how long to wait for a first byte that the node expects, in seconds.
+        """
         async with contextlib.AsyncExitStack() as stack:
             found = NodeStream(self, node, wanted, stack)
-            await found.open(wanted.start)
+            await found.open(wanted.start, wait_s)
             yield found
 
     @contextlib.asynccontextmanager
@@ -213,9 +217,9 @@ class NodeStream:
     def is_partial(self) -> bool:
         return self._blob.is_partial
 
-    async def open(self, position: int) -> None:
+    async def open(self, position: int, wait_s: float = _WAITING_S) -> None:
         """Request the rest from a position on, in place of the present request."""
-        deadline = asyncio.get_running_loop().time() + _WAITING_S
+        deadline = asyncio.get_running_loop().time() + wait_s
         while True:
             await self._stack.aclose()
             try:
@@ -229,16 +233,22 @@ class NodeStream:
                 return
 
     async def blocks(self) -> AsyncIterator[memoryview]:
-        """The bytes as they arrive; see `BlobStream`."""
-        position, size = self.start, self.size
+        """The bytes as they arrive; see `BlobStream`. Raises UpstreamTimeout if a node answers, but sends next to nothing."""
+        position, size, pace = self.start, self.size, Pace(self._node)
         while True:
+            begin = position
             try:
                 async for block in self._blob.blocks():
+                    pace.check(len(block))
                     position += len(block)
                     yield block
                     # Not kept while the next one is awaited.
                     del block
+            except UpstreamTooSlow:
+                raise
             except UpstreamTimeout:
+                if position == begin:
+                    raise
                 await self.open(position)
                 if self.size != size:
                     raise UpstreamProtocolError(f"node {self._node} says another size than before") from None

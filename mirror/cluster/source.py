@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import prometheus_client
@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 # The search for a node that sends bytes ends, and upstream is asked, before clients give up.
 _TIMEOUT_S = 12.0
+# So is the wait for a node that expects bytes from a slow upstream: its own request has failed by then, and it says so.
+_WAIT_S = 16.0
 _MAX_BLOBS = 10_000
 
 
@@ -94,9 +96,9 @@ class ClusterSource:
     async def _found(self, wanted: BlobRange, stack: AsyncExitStack) -> Own | Alone | BlobStream:
         """Ask for the lease until this node has it, or a node sends the blob."""
         digest, loop = wanted.digest, asyncio.get_running_loop()
-        scope, deadline = self._grants.scope(wanted.repository), loop.time() + _TIMEOUT_S
+        scope, began = self._grants.scope(wanted.repository), loop.time()
         broken, suspect, reason = self._broken.pop(digest) or {}, "", ""
-        while loop.time() < deadline:
+        while loop.time() < began + _TIMEOUT_S:
             answer = await self._leases.ask(digest, suspect, scope, may_own=self._is_stored_here(digest))
             if not isinstance(answer, Follow):
                 if suspect and isinstance(answer, Own):
@@ -105,24 +107,23 @@ class ClusterSource:
             checksums = await self._leases.checksums(digest) if answer.is_held else None
             nodes = [node for node in answer.nodes if node not in broken and not self._peers.avoids(node)]
             for number, node in enumerate(nodes, 1):
-                above = nodes[number] if number < len(nodes) else None
+                if loop.time() >= began + _TIMEOUT_S:
+                    return Alone()
+                sender = _Sender(node, nodes[number] if number < len(nodes) else None, began + _WAIT_S - loop.time())
                 try:
                     if checksums is None:
-                        return await stack.enter_async_context(self._from_node(node, above, wanted))
-                    return await stack.enter_async_context(self._checked(node, above, wanted, checksums))
+                        return await stack.enter_async_context(self._from_node(sender, wanted))
+                    return await stack.enter_async_context(self._checked(sender, wanted, checksums))
                 except UpstreamError as error:
                     broken[node] = error.reason
             suspect, reason = answer.value, broken.get(answer.nodes[-1], UpstreamUnreachable.reason)
         return Alone()
 
     @contextlib.asynccontextmanager
-    async def _from_node(self, node: str, above: str | None, wanted: BlobRange) -> AsyncIterator[BlobStream]:
-        """The stream from a node. If it breaks off, the next stream of the blob comes from elsewhere.
-
-        Args:
-            above: the next node that would be asked.
-        """
-        async with self._peers.stream(node, wanted) as stream:
+    async def _from_node(self, sender: _Sender, wanted: BlobRange) -> AsyncIterator[BlobStream]:
+        """The stream from a node. If it breaks off, the next stream of the blob comes from elsewhere."""
+        node, above = sender.node, sender.above
+        async with self._peers.stream(node, wanted, sender.wait_s) as stream:
             await self._grants.adopt("blob", wanted.repository, wanted.digest, stream.size)
             self._note_sender(wanted.digest, node)
             self._parents[wanted.digest, node] += 1
@@ -138,14 +139,14 @@ class ClusterSource:
                     del self._parents[wanted.digest, node]
 
     @contextlib.asynccontextmanager
-    async def _checked(self, node: str, above: str | None, wanted: BlobRange, sums: bytes) -> AsyncIterator[BlobStream]:
+    async def _checked(self, sender: _Sender, wanted: BlobRange, sums: bytes) -> AsyncIterator[BlobStream]:
         """The stream from a node that holds the whole blob, without a damaged chunk."""
         whole = replace(wanted, start=wanted.start - wanted.start % CHUNK)
         try:
-            async with self._from_node(node, above, whole) as stream:
+            async with self._from_node(sender, whole) as stream:
                 yield CheckedStream(stream, wanted.start, sums)
         except DamagedChunk as error:
-            self._note_poisoned(node, wanted.digest, str(error))
+            self._note_poisoned(sender.node, wanted.digest, str(error))
             raise
 
     def _note_poisoned(self, node: str, digest: Digest, cause: str) -> None:
@@ -203,6 +204,20 @@ class ClusterSource:
         else:
             # Upstream has refused it to this repository only: the other nodes ask for theirs.
             await self._leases.release(wanted.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sender:
+    """A node that is asked for a blob.
+
+    Attributes:
+        above: the next node that would be asked.
+        wait_s: how long to wait for bytes that the node expects, in seconds.
+    """
+
+    node: str
+    above: str | None
+    wait_s: float
 
 
 class _OwnedStream:

@@ -10,27 +10,31 @@ import aiohttp
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput
 from mirror.core.ranges import parse_content_range
-from mirror.errors import UpstreamDisconnected, UpstreamProtocolError, UpstreamTimeout
+from mirror.errors import UpstreamDisconnected, UpstreamProtocolError, UpstreamTooSlow
 from mirror.upstream.receiver import Body, BodyEnded
 
 # A body with fewer bytes in a window fails: it would hold a connection, and its clients, without end.
 _MIN_WINDOW_BYTES, _WINDOW_S = 16 << 10, 60.0
 
 
-class _Pace:
-    """Detects a stream that is too slow to be of use."""
+class Pace:
+    """Detects a stream that is too slow to be of use.
+
+    Args:
+        host: who sends it.
+    """
 
     def __init__(self, host: str) -> None:
         self._host = host
         self._begun, self._count = time.monotonic(), 0
 
     def check(self, count: int) -> None:
-        """Note bytes; raises UpstreamTimeout if they come too slowly."""
+        """Note bytes; raises UpstreamTooSlow if they come too slowly."""
         self._count += count
         elapsed = time.monotonic() - self._begun
         if elapsed > _WINDOW_S:
             if self._count < _MIN_WINDOW_BYTES:
-                raise UpstreamTimeout(f"{self._host} sent {self._count} bytes in {elapsed:.0f} s")
+                raise UpstreamTooSlow(f"{self._host} sent {self._count} bytes in {elapsed:.0f} s")
             self._begun, self._count = time.monotonic(), 0
 
 
@@ -100,7 +104,7 @@ class UpstreamBlob:
             UpstreamError: the body ends early, stalls, or has more bytes than announced.
         """
         position, skip = self.start - self._skip, self._skip
-        pace = _Pace(self._host)
+        pace = Pace(self._host)
         while block := await self._next(position):
             self._received(len(block))
             pace.check(len(block))

@@ -5,11 +5,13 @@ import contextlib
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from mirror.cluster import source as module
 from mirror.cluster.lease import Alone, Follow, Own
 from mirror.cluster.peer_protocol import PeerAbsent
 from mirror.cluster.source import ClusterSource
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
+from mirror.download.services import DownloadLimits
 from mirror.download.source import BlobRange
 from mirror.errors import ConnectionWithdrawn, NotFound, UpstreamDisconnected, UpstreamFailing
 
@@ -35,7 +37,7 @@ class World:
     def __init__(self, *answers, **nodes):
         self.answers = list(answers)
         self.nodes = nodes
-        self.events = []
+        self.events, self.waits = [], []
         self.is_owner = True
         self.has = {}
         self.takeovers = Counter("takeovers", "", ["reason"], registry=CollectorRegistry())
@@ -67,8 +69,9 @@ class World:
         self.events.append(f"poisoned {node}")
 
     @contextlib.asynccontextmanager
-    async def stream(self, node, wanted):
+    async def stream(self, node, wanted, wait_s):
         self.events.append(node)
+        self.waits.append(wait_s)
         if self.nodes.get(node) is not None:
             raise self.nodes[node]
         yield Stream()
@@ -279,3 +282,26 @@ async def test_senders_are_known_although_the_stream_has_broken_off():
         await read(world, UpstreamFailing("503"))
     assert world.source.penalize(DIGEST)
     assert world.events[-1] == "poisoned a"
+
+
+async def test_nodes_share_one_time_limit(monkeypatch):
+    """Once a node has used it up the next one is not asked, but upstream."""
+
+    class Slow(World):
+        @contextlib.asynccontextmanager
+        async def stream(self, node, wanted, wait_s):
+            monkeypatch.setattr(module, "_TIMEOUT_S", 0.0)
+            self.events.append(node)
+            raise UpstreamDisconnected("cut")
+            yield
+
+    world = Slow(Follow("v", ("parent", "owner")))
+    await world.opened()
+    assert world.events == ["ask", "parent", "upstream"]
+
+
+async def test_wait_for_a_node_ends_before_clients_give_up():
+    """Whatever the node says: a client waits for its first byte for a time that leaves some for upstream."""
+    world = World(Follow("v", ("owner",)))
+    await world.opened()
+    assert 0 < world.waits[0] < DownloadLimits().first_byte_s
