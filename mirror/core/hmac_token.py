@@ -41,9 +41,9 @@ class SignedRequest:
     _separator: ClassVar[str] = "\n"
 
     def text(self, seconds: int, nonce: str) -> bytes:
-        """The signed bytes. No field can contain the separator."""
+        """The signed bytes. No field can contain the separator; one may have bytes that are no text, as surrogates."""
         fields = (self.method, self.target, self.range, self.receiver, str(seconds), nonce)
-        return self._separator.join(fields).encode()
+        return self._separator.join(fields).encode("utf-8", "surrogateescape")
 
 
 def sign(secret: bytes, request: SignedRequest, now: float, nonce: str) -> str:

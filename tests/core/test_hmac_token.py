@@ -1,6 +1,6 @@
 """Tokens of nodes: they sign one request to one node, for a minute."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -28,7 +28,7 @@ def test_every_secret_of_a_rotation_counts():
 def test_another_request_is_refused(field):
     token = sign(SECRET, REQUEST, NOW, NONCE)
     with pytest.raises(InvalidToken):
-        verify([SECRET], dataclasses.replace(REQUEST, **{field: "other"}), token, NOW)
+        verify([SECRET], replace(REQUEST, **{field: "other"}), token, NOW)
 
 
 def test_another_secret_is_refused():
@@ -57,3 +57,10 @@ def test_anything_else_is_refused(text):
 def test_different_requests_have_different_texts(one, two):
     """No field can take over a part of its neighbour."""
     assert (SignedRequest(*one).text(0, NONCE) == SignedRequest(*two).text(0, NONCE)) == (one == two)
+
+
+@pytest.mark.parametrize("field", ["target", "range"])
+def test_bytes_that_are_no_text_are_refused(field):
+    """The server hands out such bytes of a header as lone surrogates; anybody can send them."""
+    with pytest.raises(InvalidToken):
+        verify([SECRET], replace(REQUEST, **{field: "bytes=\udcff"}), sign(SECRET, REQUEST, NOW, NONCE), NOW)
