@@ -8,20 +8,15 @@ from pathlib import Path
 
 import structlog
 
+from mirror.config.cluster import secrets_in
 from mirror.core.hmac_token import MAX_AGE_S, InvalidToken, SignedRequest, sign, verify
 from mirror.small_files import read_text
 from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
-MIN_CHARACTERS = 32
 # Nonces that are remembered: more requests within their lifetime are refused rather than accepted twice.
 _MAX_NONCES = 200_000
-
-
-def secrets_in(text: str) -> tuple[bytes, ...]:
-    """Return the secrets of a file, one a line: the first one signs, all of them are accepted, so that they can be rotated."""
-    return tuple(line.strip().encode() for line in text.splitlines() if line.strip())
 
 
 class ClusterSecret:
@@ -47,11 +42,10 @@ class ClusterSecret:
         """Read the file again; an unusable one changes nothing."""
         try:
             found = secrets_in(await read_text(self._path))
-        except (OSError, UnicodeDecodeError) as error:
-            self._log.log("error", "cluster_secret_unreadable", file=str(self._path), cause=str(error))
+        except (OSError, ValueError) as error:
+            self._log.log("error", "cluster_secret_unusable", file=str(self._path), cause=str(error))
             return
-        if found:
-            self._secrets = found
+        self._secrets = found
 
     def token(self, request: SignedRequest) -> str:
         """Return the token for a request to another node."""

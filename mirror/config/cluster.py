@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -11,8 +12,22 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from mirror.config.tls import client_context, server_context
 from mirror.config.types import Address, CertificatesFile, Duration, Listen, ReadableFile, SecretFile, Section
 
-MIN_SECRET = 32
+_MIN_SECRET = 32
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+
+
+def secrets_in(text: str) -> tuple[bytes, ...]:
+    """Return the secrets of a file, one a line: the first one signs, all of them are accepted, so that they can be rotated.
+
+    Raises:
+        ValueError: there is none, or one is so short that it could be guessed; it may be half written.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError("is empty")
+    if any(len(line) < _MIN_SECRET for line in lines):
+        raise ValueError(f"has a line of fewer than {_MIN_SECRET} characters, which could be guessed")
+    return tuple(line.encode() for line in lines)
 
 
 def _redis_url(value: str) -> str:
@@ -23,6 +38,8 @@ def _redis_url(value: str) -> str:
         raise ValueError("is no URL that can be read: look at its host and port") from None
     if parts.password is not None:
         raise ValueError("must not contain a password; password_file is for that")
+    if parts.query and not (parts.scheme == "unix" and re.fullmatch("db=[0-9]{1,4}", parts.query)):
+        raise ValueError("must not have a query, but for the database of a socket: unix:///run/redis.sock?db=1")
     is_host = parts.scheme in ("redis", "rediss") and parts.hostname and (parts.path.strip("/") or "0").isdigit()
     if not (is_host or (parts.scheme == "unix" and parts.path)) or parts.fragment:
         raise ValueError("must be a URL like redis://host:6379/0, rediss://host:6379/0 or unix:///run/redis.sock")
@@ -35,7 +52,8 @@ def _node_url(value: str) -> str:
         port = parts.port
     except ValueError:
         raise ValueError("is no URL that can be read: look at its host and port") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port or parts.path.strip("/") or "@" in value:
+    is_address = parts.scheme in ("http", "https") and parts.hostname and port and "@" not in value
+    if not is_address or parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError("must be a URL with a port, like http://10.0.3.7:5002")
     return f"{parts.scheme}://{parts.netloc}"
 
@@ -88,13 +106,17 @@ class ClusterConfig(Section):
     @field_validator("secret_file")
     @classmethod
     def _long_enough(cls, path: Path | None) -> Path | None:
-        lines = [] if path is None else [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        if any(len(line) < MIN_SECRET for line in lines):
-            raise ValueError(f"has a line of fewer than {MIN_SECRET} characters, which could be guessed: {path}")
+        if path is not None:
+            try:
+                secrets_in(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{error}: {path}") from None
         return path
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.is_enabled and self.secret_file is None:
             raise ValueError("secret_file is required with redis.url: the nodes recognize each other by it")
+        if self.tls.certificate is not None and self.advertise is not None and not self.advertise.startswith("https:"):
+            raise ValueError("advertise must begin with https:// if tls is set: other nodes would speak plain HTTP")
         return self

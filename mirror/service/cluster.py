@@ -27,11 +27,11 @@ from mirror.cluster.objects import SharedFacts
 from mirror.cluster.peers import Peers
 from mirror.cluster.refusals import Refusals
 from mirror.cluster.rounds import SharedRounds
-from mirror.cluster.secret import ClusterSecret, secrets_in
+from mirror.cluster.secret import ClusterSecret
 from mirror.cluster.sights import SharedSights
 from mirror.cluster.source import ClusterSource
 from mirror.cluster.tags import SharedTags
-from mirror.config.cluster import ClusterTls
+from mirror.config.cluster import ClusterTls, secrets_in
 from mirror.config.model import Config
 from mirror.config.tls import client_context, server_context
 from mirror.core.byte_rate import ByteRate

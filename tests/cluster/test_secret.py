@@ -4,9 +4,11 @@ import itertools
 import time
 
 import pytest
+import structlog
 
 from mirror.cluster import secret as module
-from mirror.cluster.secret import ClusterSecret, secrets_in
+from mirror.cluster.secret import ClusterSecret
+from mirror.config.cluster import secrets_in
 from mirror.core.hmac_token import InvalidToken, SignedRequest
 
 OLD, NEW = "old" * 12, "new" * 12
@@ -69,3 +71,15 @@ def test_time_is_that_of_redis(path):
     one.offset = 0.0
     with pytest.raises(InvalidToken, match="time differs"):
         other.check(REQUEST, one.token(REQUEST))
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "short", f"{OLD}\nshort"])
+async def test_file_that_is_being_written_changes_nothing(content, path):
+    """A line that is not whole would be a secret that can be guessed, and that no other node has."""
+    one, other = of(path, OLD), of(path, OLD)
+    path.write_text(content)
+    with structlog.testing.capture_logs() as lines:
+        await one.refresh()
+    other.check(REQUEST, one.token(REQUEST))
+    (line,) = lines
+    assert (line["event"], line["file"]) == ("cluster_secret_unusable", str(path))

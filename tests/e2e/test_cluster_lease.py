@@ -16,7 +16,8 @@ from mirror.cluster.lease import Alone, Follow, Leases, Own
 from mirror.cluster.link import Link, LinkDown, RedisAddress, Script
 from mirror.cluster.manifests import SharedManifests
 from mirror.cluster.members import Members
-from mirror.cluster.secret import ClusterSecret, secrets_in
+from mirror.cluster.secret import ClusterSecret
+from mirror.config.cluster import secrets_in
 from mirror.core.digest import Digest
 from mirror.core.hmac_token import InvalidToken, SignedRequest
 from mirror.core.names import Repository
