@@ -8,7 +8,7 @@ from byte 0: the bytes in hand while they arrive without a gap, else what it rea
 committed, or the file is discarded.
 
 A step is what upstream's connection has received since the last one, up to 2 MiB. It costs one turn of a thread, which writes,
-marks and hashes it, and one wake-up of each reader who waits for these bytes.
+marks and hashes it, and one wake-up of each reader who waits for these bytes. The turn of the first step starts the file, too.
 
 Locks of the kernel on the partial file decide who writes, between the processes that share a store as well as inside one:
 

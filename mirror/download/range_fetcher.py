@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import ParamSpec
 
@@ -20,6 +22,10 @@ P = ParamSpec("P")
 
 # Writing back begins whenever so much more has been written.
 _WRITE_BACK_BYTES = 8 << 20
+# So long the start of a new file waits for the first block: one turn of a thread does both, and a client waits for them.
+_FIRST_BLOCK_TIMEOUT_S = 0.01
+
+Block = bytes | memoryview
 
 
 class RangeFetcher:
@@ -87,39 +93,75 @@ class RangeFetcher:
                 raise RangeIgnored(f"upstream ignores the request for a range of {self._partial.digest}")
             if self._partial.map.size is None:
                 # Claimed before another process can see that there is a chunk: its reader would have it fetched as well.
-                is_claimed = self._lock.try_acquire(0, CHUNK)
-                await self.begin(stream.size)
-                if not is_claimed:
+                if not self._lock.try_acquire(0, CHUNK):
+                    await self.begin(stream.size)
                     return
                 self._next = 1
-            if stream.size != self._partial.map.size:
+            elif stream.size != self._partial.map.size:
                 message = f"upstream now says that {self._partial.digest} has {stream.size} bytes, not {self._partial.map.size}"
                 raise UpstreamSizeChanged(message, size=stream.size)
             await self._copy(stream)
 
     async def _copy(self, stream: BlobStream) -> None:
-        lane = self.lane
-        if lane.position >= stream.size:
-            return
-        async for block in stream.blocks():
-            # Other connections may have been given the end of the piece meanwhile.
-            stop = min(lane.stop, stream.size)
-            start, end = lane.position, min(lane.position + len(block), stop)
-            if start >= stop:
-                return
-            # Before other processes can see that a chunk is full: a follower would claim the next one otherwise.
-            claimed = self._claim_up_to(end, stop)
-            await self._stored(stop - start, self._write, start, memoryview(block)[: claimed - start])
+        size, blocks = stream.size, stream.blocks()
+        if self._partial.map.size is None:
+            is_done = await self._store(await self._first_block(blocks, size), size)
+        else:
+            is_done = self.lane.position >= size
+        while not is_done:
+            block = await anext(blocks, None)
+            if block is None:
+                # Even if the response has announced no more: counted as done, the rest would be requested without end.
+                what = f"{self._partial.digest} at byte {self.lane.position}"
+                raise UpstreamDisconnected(f"upstream ended {what}, where more was asked for")
+            is_done = await self._store(block, size)
             # Not kept until the next one comes, which may take long.
             del block
-            lane.position = claimed
-            self._release_full(stop)
-            self._write_back()
+
+    async def _first_block(self, blocks: AsyncIterator[Block], size: int) -> Block:
+        """The first block, empty if there is none; the file is started before if that takes its time."""
+        loop, begun = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+        timer = loop.call_later(_FIRST_BLOCK_TIMEOUT_S, lambda: begun.append(loop.create_task(self.begin(size))))
+        try:
+            return await anext(blocks, b"")
+        except asyncio.CancelledError:
+            for task in begun:
+                task.cancel()
+            raise
+        finally:
+            timer.cancel()
+            # Also after an error of upstream: another attempt must not start the file at the same time.
+            for task in begun:
+                await task
+
+    async def _store(self, block: Block, size: int) -> bool:
+        """Write a block behind what the lane has, and start the file if there is none; whether nothing more is to be written."""
+        is_new = self._partial.map.size is None
+        if is_new and not 0 < len(block) < CHUNK:
+            is_new = False
+            await self.begin(size)
+        # Other connections may have been given the end of the piece meanwhile.
+        lane, stop = self.lane, min(self.lane.stop, size)
+        start, end = lane.position, min(lane.position + len(block), stop)
+        if start >= stop:
+            return True
+        # Before other processes can see that a chunk is full: a follower would claim the next one otherwise.
+        claimed = self._claim_up_to(end, stop)
+        write = functools.partial(self._write_first, size) if is_new else self._write
+        await self._stored(stop - start, write, start, memoryview(block)[: claimed - start])
+        lane.position = claimed
+        self._release_full(stop)
+        self._write_back()
+        if is_new:
+            self._partial.announce()
+        else:
             self._partial.announce_bytes(start, claimed)
-            if claimed >= stop or claimed < end or self._next * CHUNK <= claimed:
-                return
-        # Even if the response has announced no more: counted as done, the rest would be requested without end.
-        raise UpstreamDisconnected(f"upstream ended {self._partial.digest} at byte {lane.position}, where more was asked for")
+        return claimed >= stop or claimed < end or self._next * CHUNK <= claimed
+
+    def _write_first(self, size: int, start: int, block: memoryview) -> None:
+        if self._partial.map.size is None:
+            self._partial.begin(size, self._source.owner)
+        self._write(start, block)
 
     def _claim_up_to(self, end: int, stop: int) -> int:
         """Claim the chunks that a step up to `end` reaches, and the next one if it fills its last; returns how far it may go."""

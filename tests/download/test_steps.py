@@ -12,10 +12,10 @@ from mirror.download import verifier
 from mirror.download.chunk_map import ChunkMap
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.verifier import Verifier
-from mirror.errors import StorageError, UpstreamDisconnected
+from mirror.errors import DownloadAbandoned, StorageError, UpstreamDisconnected
 from mirror.storage.account import AccountFile
 from tests.download.source import ScriptedSource
-from tests.download.world import open_partial
+from tests.download.world import ingest_of, open_partial
 from tests.support.names import content
 from tests.support.waiting import LIMIT, eventually
 
@@ -53,6 +53,49 @@ async def test_each_block_is_one_write(world, writes, block):
     assert await world.pull(world.worker(), source).whole() == source.data
     assert await world.ended() == ["committed"]
     assert writes == source.sent
+
+
+async def test_first_bytes_take_two_turns_of_a_thread(world):
+    """One opens the partial file, one starts it and writes what has come; a client waits for each."""
+    turns, submit = [], world.executor.submit
+
+    def counted(work, /, *args):
+        turns.append(work)
+        return submit(work, *args)
+
+    world.executor.submit = counted
+    source = ScriptedSource(DATA)
+    gate = source.gate(64 << 10)
+    reader = world.pull(world.worker(), source)
+    await reader.has(64 << 10)
+    assert len(turns) == 2
+    gate.release()
+    assert await reader.whole() == DATA
+
+
+async def test_size_is_known_before_a_late_first_block(world):
+    """A file is started without its first block if that takes its time."""
+    source = ScriptedSource(DATA)
+    gate = source.gate(0)
+    reader = world.pull(world.worker(), source)
+    async with asyncio.timeout(LIMIT):
+        assert await reader.body.sized() == len(DATA)
+    assert not source.sent
+    gate.release()
+    assert await reader.whole() == DATA
+
+
+async def test_download_that_is_stopped_before_its_first_block_ends_the_stream(world):
+    """Nothing reads on from a stream that is closed."""
+    source = ScriptedSource(DATA)
+    gate = source.gate(0)
+    reader = world.pull(world.worker(), source)
+    await gate.reached.wait()
+    ingest_of(reader).stop()
+    assert isinstance(await reader.ended_short(), DownloadAbandoned)
+    gate.release()
+    await world.quiet()
+    assert (source.under_way, source.sent) == (0, [])
 
 
 @pytest.mark.parametrize("block", [64 << 10, CHUNK, 3 * CHUNK + 7])
