@@ -21,6 +21,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from mirror.aio import Signal
 from mirror.core.retry import backoff
 from mirror.errors import MirrorError
 from mirror.small_files import read_secret
@@ -38,6 +39,10 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 30.0
 
 class LinkDown(MirrorError):
     """Redis was not asked, or has not answered in time, or has refused the call."""
+
+
+class LinkRefused(LinkDown):
+    """Redis has answered, and refused the call: for example because it is full."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ class Link:
         self._probed = asyncio.Event()
         self._down = asyncio.Event()
         self._down.set()
+        self._wanted = asyncio.Event()
+        self._tried = Signal()
         self._redis = Redis(connection_pool=_pool(address))
         self._waiting: Redis | None = None
 
@@ -116,13 +123,28 @@ class Link:
                 self._probed.set()
                 if not was_up and not attempt:
                     _log_alone(error)
-                await asyncio.sleep(backoff(attempt, base=_FIRST_PAUSE_S, cap=_MAX_PAUSE_S))
+                self._tried.pulse()
+                await self._pause(backoff(attempt, base=_FIRST_PAUSE_S, cap=_MAX_PAUSE_S))
                 attempt += 1
             else:
                 self.is_up, was_up, attempt, self._failures = True, True, 0, 0
                 self._down.clear()
                 self._probed.set()
                 log.info("cluster_joined")
+                self._tried.pulse()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before the next probe, unless somebody wants it now."""
+        self._wanted.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wanted.wait()
+
+    async def probe(self) -> None:
+        """Find out whether Redis is back, if it is down; at most three times the time limit."""
+        if not self.is_up:
+            self._wanted.set()
+            await self._tried.wait(_MAX_TIMEOUTS * self._address.timeout_s)
 
     async def call(self, script: Script, keys: Sequence[str], *args: str | bytes | int) -> Any:
         """Run a script at Redis.
@@ -143,7 +165,7 @@ class Link:
                 found = await self._evaluate(script, keys, args)
         except (RedisError, OSError, TimeoutError) as error:
             self._note_failure(error)
-            raise LinkDown(_cause(error)) from error
+            raise (LinkRefused if isinstance(error, ResponseError) else LinkDown)(_cause(error)) from error
         finally:
             self._seconds.observe(time.monotonic() - began)
         self._failures = 0

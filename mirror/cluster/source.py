@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +32,10 @@ _TIMEOUT_S = 12.0
 # So is the wait for a node that expects bytes from a slow upstream: its own request has failed by then, and it says so.
 _WAIT_S = 16.0
 _MAX_BLOBS = 10_000
+# How long a lease that was lost is not taken back.
+_LOST_S = 60.0
+# After such a silence of upstream, or of this process, another node may have taken a lease over.
+_SILENCE_S = 1.0
 
 
 class ClusterSource:
@@ -60,6 +64,8 @@ class ClusterSource:
         # The nodes that have sent bytes of a blob which is not verified yet.
         self._senders: BoundedCache[Digest, frozenset[str]] = BoundedCache(_MAX_BLOBS)
         self._salvage = Salvage(peers)
+        # Blobs whose lease another node has just taken from this one, until a node sends them.
+        self._lost: BoundedCache[Digest, bool] = BoundedCache(_MAX_BLOBS)
         # Streams from nodes that are open.
         self._parents: Counter[tuple[Digest, str]] = Counter()
         # Streams from upstream that are open, by blob.
@@ -101,6 +107,7 @@ class ClusterSource:
         while loop.time() < began + _TIMEOUT_S:
             answer = await self._leases.ask(digest, suspect, scope, may_own=self._is_stored_here(digest))
             if not isinstance(answer, Follow):
+                self._lost.pop(digest)
                 if suspect and isinstance(answer, Own):
                     self._note_takeover(wanted, answer, reason)
                 return answer
@@ -116,6 +123,9 @@ class ClusterSource:
                     return await stack.enter_async_context(self._checked(sender, wanted, checksums))
                 except UpstreamError as error:
                     broken[node] = error.reason
+            if self._lost.get(digest, loop.time()):
+                # The new owner may live, and not be reached from here only. It would be stopped by losing the lease again.
+                return Alone()
             suspect, reason = answer.value, broken.get(answer.nodes[-1], UpstreamUnreachable.reason)
         return Alone()
 
@@ -126,6 +136,7 @@ class ClusterSource:
         async with self._peers.stream(node, wanted, sender.wait_s) as stream:
             await self._grants.adopt("blob", wanted.repository, wanted.digest, stream.size)
             self._note_sender(wanted.digest, node)
+            self._lost.pop(wanted.digest)
             self._parents[wanted.digest, node] += 1
             try:
                 yield stream if above is None else ParentStream(stream, partial(self._peers.has_more, above, wanted))
@@ -169,7 +180,7 @@ class ClusterSource:
             if wanted.start == 0 and not self._salvage.nodes(digest):
                 self._senders.pop(digest)
             try:
-                yield _OwnedStream(stream, partial(self._leases.owns, digest))
+                yield _OwnedStream(stream, partial(self._is_owned, digest), partial(self._leases.confirm, digest))
             finally:
                 if isinstance(stream, SalvagedStream):
                     for node in stream.senders:
@@ -191,6 +202,12 @@ class ClusterSource:
 
     def _note_sender(self, digest: Digest, node: str) -> None:
         self._senders.put(digest, (self._senders.get(digest) or frozenset()) | {node})
+
+    def _is_owned(self, digest: Digest) -> bool:
+        if self._leases.owns(digest):
+            return True
+        self._lost.put(digest, True, expires=asyncio.get_running_loop().time() + _LOST_S)
+        return False
 
     def _closed(self, digest: Digest) -> None:
         self._open[digest] -= 1
@@ -223,14 +240,20 @@ class _Sender:
 class _OwnedStream:
     """A stream from upstream that ends when another node has taken the lease: this node then follows that one."""
 
-    def __init__(self, stream: BlobStream, is_owned: Callable[[], bool]) -> None:
+    def __init__(self, stream: BlobStream, is_owned: Callable[[], bool], confirm: Callable[[], Awaitable[None]]) -> None:
         self.start, self.size, self.is_partial = stream.start, stream.size, stream.is_partial
         self._stream = stream
         self._is_owned = is_owned
+        self._confirm = confirm
 
     async def blocks(self) -> AsyncIterator[bytes | memoryview]:
         """See `BlobStream`. Raises ConnectionWithdrawn when the lease is lost."""
+        clock = asyncio.get_running_loop().time
+        came = clock()
         async for block in self._stream.blocks():
+            last, came = came, clock()
+            if came - last > _SILENCE_S:
+                await self._confirm()
             yield block
             # Not kept while the next one is awaited.
             del block

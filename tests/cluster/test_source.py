@@ -1,5 +1,6 @@
 """From where a stream of a blob is opened: decisions about leases, nodes and upstream."""
 
+import asyncio
 import contextlib
 
 import pytest
@@ -13,7 +14,7 @@ from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.download.services import DownloadLimits
 from mirror.download.source import BlobRange
-from mirror.errors import ConnectionWithdrawn, NotFound, UpstreamDisconnected, UpstreamFailing
+from mirror.errors import ConnectionWithdrawn, NotFound, UpstreamDisconnected, UpstreamFailing, UpstreamUnreachable
 
 DIGEST = Digest.of(b"x")
 WANTED = BlobRange(Repository.parse("docker.io", "library/app"), DIGEST, 0, None)
@@ -55,6 +56,9 @@ class World:
 
     async def checksums(self, digest):
         return None
+
+    async def confirm(self, digest):
+        self.events.append("confirm")
 
     def owns(self, digest):
         return self.is_owner
@@ -262,6 +266,52 @@ async def test_stream_of_a_lost_lease_ends():
         world.is_owner = False
         with pytest.raises(ConnectionWithdrawn):
             await anext(blocks)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5])
+async def test_lease_is_confirmed_after_a_silence(seconds, monkeypatch):
+    """Other nodes may have taken it over meanwhile; upstream goes on where it has stopped."""
+    loop = asyncio.get_running_loop()
+    world, times = World(Own("v")), [0.0, seconds]
+    async with world.source.open(WANTED, lambda start, stop: world.upstream()) as stream:
+        blocks = stream.blocks()
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "time", lambda: times.pop(0) if times else seconds)
+            await anext(blocks)
+    assert ("confirm" in world.events) == (seconds > 1.0)
+
+
+async def lost(world):
+    """Have another node take the lease of this one, which has a byte."""
+    world.answers.append(Own("v"))
+    world.is_owner = False
+    async with world.source.open(WANTED, lambda start, stop: world.upstream()) as stream:
+        with pytest.raises(ConnectionWithdrawn):
+            async for _ in stream.blocks():
+                pass
+    world.is_owner = True
+    world.events.clear()
+
+
+async def test_lease_is_not_taken_back():
+    """Two nodes that do not reach each other would take it from each other again and again."""
+    world = World(other=UpstreamUnreachable("cut off"))
+    await lost(world)
+    world.answers.append(Follow("w", ("other",)))
+    await world.opened()
+    assert world.events == ["ask", "other", "upstream"]
+
+
+async def test_lease_is_taken_from_a_node_that_has_sent_bytes_since():
+    """It has been reached, and has failed then."""
+    world = World()
+    await lost(world)
+    follow = Follow("w", ("other",))
+    world.answers += [follow, follow, Own("x")]
+    with pytest.raises(UpstreamDisconnected):
+        await world.opened(during=UpstreamDisconnected("cut"))
+    await world.opened()
+    assert world.events == ["ask", "other", "ask", "ask w", "upstream"]
 
 
 async def test_two_nodes_do_not_wait_for_each_other():

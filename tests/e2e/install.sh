@@ -5,8 +5,8 @@ set -euo pipefail
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 # runc is a dependency of containerd: dockerd does not start without it.
-commands=(dockerd docker htpasswd openssl containerd ctr runc skopeo docker-registry nginx wrk promtool redis-server pgrep systemd-analyze mandoc groff jq chromium podman)
-packages=(docker.io apache2-utils openssl containerd skopeo docker-registry nginx-light wrk prometheus redis-server procps systemd mandoc groff-base jq chromium fonts-dejavu-core podman)
+commands=(dockerd docker htpasswd openssl containerd ctr runc skopeo docker-registry nginx wrk promtool redis-server pgrep systemd-analyze mandoc groff jq chromium podman ip iptables)
+packages=(docker.io apache2-utils openssl containerd skopeo docker-registry nginx-light wrk prometheus redis-server procps systemd mandoc groff-base jq chromium fonts-dejavu-core podman iproute2 iptables)
 if [ "${1:-}" = full ]; then
     commands+=(buildah debootstrap pipx)
     packages+=(buildah debootstrap pipx)

@@ -361,6 +361,33 @@ async def test_no_call_waits_once_redis_is_known_to_be_away(tmp_path):
     await link.close()
 
 
+async def test_probe_does_not_wait_for_its_turn(tmp_path):
+    """After a long failure the next probe is half a minute away; who has to know is told at once."""
+    redis = RedisServer(tmp_path)
+    link = Link(RedisAddress(redis.url, 5.0), histogram())
+    running = asyncio.create_task(link.run())
+    try:
+        await eventually(lambda: link.is_up)
+        redis.signal(signal.SIGKILL)
+        for _ in range(3):
+            with pytest.raises(LinkDown):
+                await link.call(Script("return 1"), [])
+        for _ in range(4):
+            await link.probe()
+            assert not link.is_up
+        redis.start()
+        # By itself it would be probed in eight seconds or more.
+        began = asyncio.get_running_loop().time()
+        await link.probe()
+        assert link.is_up
+        assert asyncio.get_running_loop().time() - began < 5.0
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await link.close()
+        redis.close()
+
+
 async def test_connections_that_redis_closes_cost_nothing(link, server):
     """Redis closes idle ones at times."""
     echo = Script("return ARGV[1]")

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from types import TracebackType
 from typing import Self
@@ -30,11 +30,12 @@ class FakeHub(Catalog, JobStore, Settings):
     Leaving it raises what went wrong inside, so that a defect of the fake is not taken for one of the tested.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, addresses: Mapping[Host, str] = ADDRESSES) -> None:
         Settings.__init__(self)
         Catalog.__init__(self)
         JobStore.__init__(self)
         self.errors: list[str] = []
+        self._addresses = addresses
         self.accepted: dict[Host, int] = dict.fromkeys(ADDRESSES, 0)
         self._script = Script()
         self._shared = Bucket()
@@ -81,7 +82,7 @@ class FakeHub(Catalog, JobStore, Settings):
         self._script.clear()
 
     def _address(self, host: Host) -> str:
-        return f"{ADDRESSES[host]}:{self._ports[host]}"
+        return f"{self._addresses[host]}:{self._ports[host]}"
 
     async def __aenter__(self) -> Self:
         for host in ADDRESSES:
@@ -131,7 +132,7 @@ class FakeHub(Catalog, JobStore, Settings):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # The next one is bound before this one is closed. Nobody else's is: a port that is given out is not shared yet.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, host in self._sockets)
-        sock.bind((ADDRESSES[host], self._ports[host]))
+        sock.bind((self._addresses[host], self._ports[host]))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._ports[host] = sock.getsockname()[1]
         self._sockets[host] = sock

@@ -19,6 +19,7 @@ import sys
 from typing import Any
 
 import mirror.cli  # noqa: F401 - what is forked has it already
+from tests.support.namespaces import enter
 from tests.support.unhurried import move_limits
 
 _STREAMS = 3
@@ -88,6 +89,8 @@ class ForkServer:
 
 
 def _run(order: dict[str, Any]) -> None:
+    if order["network"]:
+        enter(order["network"])
     os.chdir(order["directory"])
     os.environ.clear()
     os.environ.update(order["environment"])

@@ -100,6 +100,7 @@ async def start_mirror(
     terminal: int | None = None,
     silent: bool = False,
     unhurried: bool = True,
+    network: str | None = None,
 ) -> MirrorProcess:
     """Start `python -m mirror` with these arguments.
 
@@ -109,10 +110,12 @@ async def start_mirror(
         terminal: a descriptor for all three standard streams; without it, standard input is empty and the others can be read.
         silent: have standard output go nowhere.
         unhurried: move its short time limits far away (tests.support.unhurried).
+        network: the path of the network namespace to run in; None for that of the tests.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MIRROR")}
     environment = {**inherited, "PYTHONPATH": str(ROOT), **(environment or {})}
-    order = {"arguments": arguments, "directory": str(directory), "environment": environment, "unhurried": unhurried}
+    order: dict[str, object] = {"arguments": arguments, "directory": str(directory), "environment": environment}
+    order |= {"unhurried": unhurried, "network": network}
     with contextlib.ExitStack() as stack:
         news, theirs = stack.enter_context(_pipe())
         if terminal is not None:

@@ -18,9 +18,11 @@ class Process:
     Attributes:
         log: what it has written to standard error, complete once it has ended.
         unhurried: whether its short time limits are moved far away.
+        network: the network namespace that it runs in, if it is not that of the tests.
     """
 
     unhurried = True
+    network = None
 
     def __init__(self, *arguments, directory, environment=None):
         self._arguments = arguments
@@ -36,6 +38,7 @@ class Process:
             environment=self._environment,
             silent=True,
             unhurried=self.unhurried,
+            network=self.network,
         )
         self._reading = asyncio.create_task(self._read())
         return self
@@ -72,15 +75,21 @@ class Process:
 
 
 class Served(Process):
-    """`serve` with a configuration of its own over a fake Hub."""
+    """`serve` with a configuration of its own over a fake Hub.
+
+    Attributes:
+        host: the address that it listens on.
+    """
+
+    host = "127.0.0.1"
 
     def __init__(self, hub, directory, **settings):
         self.port, self.admin_port = free_port(), free_port()
         self.file = directory / "mirror.yaml"
         self.store = directory / "store"
         self.settings = {
-            "listen": f"127.0.0.1:{self.port}",
-            "admin": {"listen": f"127.0.0.1:{self.admin_port}"},
+            "listen": f"{self.host}:{self.port}",
+            "admin": {"listen": f"{self.host}:{self.admin_port}"},
             "storage": {"path": str(self.store)},
             "registries": {"docker.io": {"upstreams": [hub.url], "token_hosts": [hub.token_host]}},
             "log": {"format": "json"},
@@ -105,7 +114,7 @@ class Served(Process):
         await super().__aexit__()
 
     def url(self, path):
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"http://{self.host}:{self.port}{path}"
 
     async def get(self, path):
         """Status, X-Cache and body."""
@@ -114,7 +123,7 @@ class Served(Process):
 
     async def ready(self):
         """Status and body of /readyz."""
-        async with self.session.get(f"http://127.0.0.1:{self.admin_port}/readyz") as response:
+        async with self.session.get(f"http://{self.host}:{self.admin_port}/readyz") as response:
             return response.status, await response.json()
 
     def events(self):

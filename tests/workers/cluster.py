@@ -42,18 +42,18 @@ class Cluster(Served):
     async def pull(self, path, worker=None, *headers):
         """Begin to read over a connection of its own, to a certain worker if that is said; `headers` are whole lines."""
         async with self._stopped(worker):
-            return await Pull(self.port, headers).begin(path, self if worker is not None else None)
+            return await Pull(self.port, headers, self.host).begin(path, self if worker is not None else None)
 
     async def admin(self, path, worker=None, method="GET", **body):
         """The body of an answer at the admin address."""
         async with self._stopped(worker):
-            pull = await Pull(self.admin_port).begin(path, self if worker is not None else None, method, **body)
+            pull = await Pull(self.admin_port, host=self.host).begin(path, self if worker is not None else None, method, **body)
         return await pull.rest()
 
     async def page(self, path, worker, *headers):
         """A page of a certain worker: the request, and the text of the answer."""
         async with self._stopped(worker):
-            pull = await Pull(self.admin_port, headers).begin(path, self)
+            pull = await Pull(self.admin_port, headers, self.host).begin(path, self)
             text = (await pull.rest()).decode()
         return pull, text
 
@@ -87,14 +87,15 @@ class Cluster(Served):
 class Pull:
     """One request over a connection of its own."""
 
-    def __init__(self, port, headers=()):
+    def __init__(self, port, headers=(), host="127.0.0.1"):
+        self._host = host
         self._port = port
         self._headers = headers
         self.writer = None
 
     async def begin(self, path, accepted_by=None, method="GET", **body):
         """Connect, with `accepted_by` wait until one of that mirror's workers has the connection, and send the request."""
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
+        self.reader, self.writer = await asyncio.open_connection(self._host, self._port, limit=1 << 20)
         data = json.dumps(body).encode() if body else b""
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
         head += "\r\n".join(["Content-Type: application/json", *self._headers, "", ""])

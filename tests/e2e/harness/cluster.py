@@ -20,9 +20,10 @@ SECRET = "a secret of forty characters, more or less"
 class RedisServer:
     """A `redis-server` without persistence, which can be killed, stopped and started empty."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
         """Start it."""
         self.port = free_port()
+        self._host = host
         self._directory = directory
         self._program: Program | None = None
         self.start()
@@ -30,13 +31,13 @@ class RedisServer:
     @property
     def url(self) -> str:
         """For `cluster.redis.url`."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self._host}:{self.port}/0"
 
     def start(self) -> None:
         """Start it, empty."""
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]
+        options = ["--port", str(self.port), "--bind", self._host, "--save", "", "--appendonly", "no", "--protected-mode", "no"]
         self._program = Program(["redis-server", *options], self._directory / "redis.log")
-        self._program.wait_ready(lambda: listening(self.port), "accepts connections", LIMIT)
+        self._program.wait_ready(lambda: listening(self.port, self._host), "accepts connections", LIMIT)
 
     def signal(self, number: int) -> None:
         """Send it a signal; SIGKILL ends it."""
@@ -47,7 +48,7 @@ class RedisServer:
 
     async def command(self, *words: str) -> list[str]:
         """The words of the answer to a command."""
-        command = [find_command("redis-cli"), "-p", str(self.port), "--raw", *words]
+        command = [find_command("redis-cli"), "-h", self._host, "-p", str(self.port), "--raw", *words]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         out, _ = await asyncio.wait_for(process.communicate(), LIMIT)
         return out.decode().split()
@@ -76,7 +77,7 @@ class Node(Cluster):
         own = {
             # A busy machine is neither a slow Redis nor a node that hangs.
             "redis": {"url": server.url, "timeout": "5s"},
-            "listen": f"127.0.0.1:{self.node_port}",
+            "listen": f"{self.host}:{self.node_port}",
             "secret_file": str(secret),
             "stall_timeout": "15s",
         }

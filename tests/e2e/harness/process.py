@@ -44,10 +44,10 @@ def client_environment(home: Path) -> dict[str, str]:
     }
 
 
-def listening(port: int) -> bool:
-    """Whether something accepts connections on this loopback port."""
+def listening(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts connections on a port of this machine."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
+        with socket.create_connection((host, port), timeout=1):
             return True
     except OSError:
         return False
