@@ -12,7 +12,6 @@ import contextlib
 import os
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -21,7 +20,7 @@ from mirror.cluster.failures import decode_failure, encode_failure
 from mirror.cluster.identity import Identity
 from mirror.cluster.keys import Keys
 from mirror.cluster.lease_scripts import ASK, END, RENEW
-from mirror.cluster.link import Link, LinkDown, LinkRefused, Script
+from mirror.cluster.link import Link, LinkDown, Script
 from mirror.core.digest import Digest
 from mirror.download.downloads import Downloads
 from mirror.errors import UpstreamError
@@ -35,8 +34,6 @@ _HELD_MS = 6 * 3_600_000
 # How long other nodes repeat the failure of an owner instead of asking upstream.
 _FAILED_MS = 5_000
 _POLL_INTERVAL_S = 1.0
-# The link ends when so many calls in a row have failed.
-_TRIES = 3
 
 _GET = Script("return redis.call('GET', KEYS[1])")
 _PUT = Script("redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])")
@@ -115,7 +112,8 @@ class Leases:
         me, zone, token = self._me.name, self._me.zone, os.urandom(8).hex()
         args = (me, suspect, token, int(may_own), self._fan_out, scope, _TTL_MS, _HELD_MS, zone)
         try:
-            found = await self._asked(digest, args)
+            # For one lost answer this node would fetch the whole blob by itself.
+            found = await self._link.insist(ASK, self._names(digest), *args)
         except LinkDown:
             return Alone()
         kind, *rest = (text.decode(errors="replace") for text in found)
@@ -127,18 +125,6 @@ class Leases:
         if kind == "failed" and (failure := decode_failure(rest[0].partition("|")[2])) is not None:
             raise failure
         return Alone()
-
-    async def _asked(self, digest: Digest, args: tuple[str | int, ...]) -> Any:
-        """Ask until the link has ended; for one lost answer this node would fetch the whole blob by itself. Raises LinkDown."""
-        for _ in range(_TRIES - 1):
-            try:
-                return await self._link.call(ASK, self._names(digest), *args)
-            except LinkRefused:
-                raise
-            except LinkDown:
-                if not self._link.is_up:
-                    raise
-        return await self._link.call(ASK, self._names(digest), *args)
 
     def owns(self, digest: Digest) -> bool:
         """Whether this process has the lease of a blob, as far as it knows."""

@@ -100,6 +100,7 @@ class Link:
     def __init__(self, address: RedisAddress, seconds: Histogram) -> None:
         self.is_up = False
         self._address = address
+        self._longest_s = _MAX_TIMEOUTS * address.timeout_s
         self._seconds = seconds
         self._failures = 0
         # Set once the first probe has ended: until then it is not known whether Redis answers.
@@ -117,7 +118,7 @@ class Link:
         while True:
             await self._down.wait()
             try:
-                async with asyncio.timeout(_MAX_TIMEOUTS * self._address.timeout_s):
+                async with asyncio.timeout(self._longest_s):
                     await self._redis.ping()
             except (RedisError, OSError, TimeoutError) as error:
                 self._probed.set()
@@ -144,7 +145,7 @@ class Link:
         """Find out whether Redis is back, if it is down; at most three times the time limit."""
         if not self.is_up:
             self._wanted.set()
-            await self._tried.wait(_MAX_TIMEOUTS * self._address.timeout_s)
+            await self._tried.wait(self._longest_s)
 
     async def call(self, script: Script, keys: Sequence[str], *args: str | bytes | int) -> Any:
         """Run a script at Redis.
@@ -153,15 +154,35 @@ class Link:
             LinkDown: at the latest after three times the time limit, with the wait for the first connection after twice that; at
                 once while Redis is down.
         """
+        await self._first_probe()
+        return await self._called(script, keys, args, self._longest_s)
+
+    async def insist(self, script: Script, keys: Sequence[str], *args: str | bytes | int) -> Any:
+        """Run a script at Redis like `call`, and again if no answer comes, until the link has ended; in the time of one call."""
+        await self._first_probe()
+        end = time.monotonic() + self._longest_s
+        for _ in range(_MAX_FAILURES - 1):
+            try:
+                return await self._called(script, keys, args, end - time.monotonic())
+            except LinkRefused:
+                raise
+            except LinkDown:
+                if not self.is_up or time.monotonic() >= end:
+                    raise
+        return await self._called(script, keys, args, end - time.monotonic())
+
+    async def _first_probe(self) -> None:
+        """Wait until it is known whether Redis answers: a node that has just started would fetch what the others have."""
         if not self._probed.is_set():
-            # A node that has just started would fetch by itself what the others have.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._probed.wait(), _MAX_TIMEOUTS * self._address.timeout_s)
+                await asyncio.wait_for(self._probed.wait(), self._longest_s)
+
+    async def _called(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int], limit_s: float) -> Any:
         if not self.is_up:
             raise LinkDown("Redis does not answer, and is not asked for now")
         began = time.monotonic()
         try:
-            async with asyncio.timeout(_MAX_TIMEOUTS * self._address.timeout_s):
+            async with asyncio.timeout(limit_s):
                 found = await self._evaluate(script, keys, args)
         except (RedisError, OSError, TimeoutError) as error:
             self._note_failure(error)
@@ -182,7 +203,7 @@ class Link:
         waiting = self._waiting = self._waiting or Redis(connection_pool=_pool(self._address, 1, timeout_s))
         words = ("XREAD", "COUNT", 1, "BLOCK", round(timeout_s * 1000), "STREAMS", stream, after)
         try:
-            async with asyncio.timeout(timeout_s + _MAX_TIMEOUTS * self._address.timeout_s):
+            async with asyncio.timeout(timeout_s + self._longest_s):
                 await waiting.execute_command(*words)  # type: ignore[no-untyped-call]
         except (RedisError, OSError, TimeoutError) as error:
             self._note_failure(error)

@@ -254,6 +254,8 @@ class _OwnedStream:
             last, came = came, clock()
             if came - last > _SILENCE_S:
                 await self._confirm()
+                # What Redis took is no silence: each block would wait for it.
+                came = clock()
             yield block
             # Not kept while the next one is awaited.
             del block

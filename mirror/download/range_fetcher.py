@@ -137,6 +137,7 @@ class RangeFetcher:
     async def _store(self, block: Block, size: int) -> bool:
         """Write a block behind what the lane has, and start the file if there is none; whether nothing more is to be written."""
         is_new = self._partial.map.size is None
+        # One turn does both for a part of the first chunk. After a full one the next is claimed, which takes a map.
         if is_new and not 0 < len(block) < CHUNK:
             is_new = False
             await self.begin(size)
@@ -159,6 +160,7 @@ class RangeFetcher:
         return claimed >= stop or claimed < end or self._next * CHUNK <= claimed
 
     def _write_first(self, size: int, start: int, block: memoryview) -> None:
+        # It is there if this is the second attempt, after room was made.
         if self._partial.map.size is None:
             self._partial.begin(size, self._source.owner)
         self._write(start, block)

@@ -281,6 +281,29 @@ async def test_lease_is_confirmed_after_a_silence(seconds, monkeypatch):
     assert ("confirm" in world.events) == (seconds > 1.0)
 
 
+async def test_time_that_redis_takes_is_no_silence(monkeypatch):
+    """Otherwise each block would wait for a Redis that hangs."""
+    loop, now = asyncio.get_running_loop(), [0.0]
+
+    class Parts(Stream):
+        async def blocks(self):
+            now[0] += 1.5
+            yield bytes(50)
+            yield bytes(50)
+
+    class Slow(World):
+        async def confirm(self, digest):
+            await super().confirm(digest)
+            now[0] += 1.5
+
+    world = Slow(Own("v"))
+    async with world.source.open(WANTED, lambda start, stop: contextlib.nullcontext(Parts())) as stream:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "time", lambda: now[0])
+            assert len([block async for block in stream.blocks()]) == 2
+    assert world.events.count("confirm") == 1
+
+
 async def lost(world):
     """Have another node take the lease of this one, which has a byte."""
     world.answers.append(Own("v"))

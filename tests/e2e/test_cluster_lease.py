@@ -1,6 +1,7 @@
 """Leases, turns and grants at a real Redis, as several nodes see them."""
 
 import asyncio
+import contextlib
 import signal
 import time
 from dataclasses import replace
@@ -46,16 +47,25 @@ def histogram():
     return Histogram("calls", "", registry=CollectorRegistry())
 
 
+@contextlib.asynccontextmanager
+async def running_link(url, timeout_s):
+    """A link that is up when the test begins, and closed at its end."""
+    found = Link(RedisAddress(url, timeout_s), histogram())
+    running = asyncio.create_task(found.run())
+    try:
+        await eventually(lambda: found.is_up)
+        yield found
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await found.close()
+
+
 @pytest.fixture
 async def link(server):
     """A link that is up."""
-    found = Link(RedisAddress(server.url, 5.0), histogram())
-    running = asyncio.create_task(found.run())
-    await eventually(lambda: found.is_up)
-    yield found
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    await found.close()
+    async with running_link(server.url, 5.0) as found:
+        yield found
 
 
 @pytest.fixture
@@ -364,10 +374,9 @@ async def test_no_call_waits_once_redis_is_known_to_be_away(tmp_path):
 async def test_probe_does_not_wait_for_its_turn(tmp_path):
     """After a long failure the next probe is half a minute away; who has to know is told at once."""
     redis = RedisServer(tmp_path)
-    link = Link(RedisAddress(redis.url, 5.0), histogram())
-    running = asyncio.create_task(link.run())
-    try:
-        await eventually(lambda: link.is_up)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(redis.close)
+        link = await stack.enter_async_context(running_link(redis.url, 5.0))
         redis.signal(signal.SIGKILL)
         for _ in range(3):
             with pytest.raises(LinkDown):
@@ -381,11 +390,6 @@ async def test_probe_does_not_wait_for_its_turn(tmp_path):
         await link.probe()
         assert link.is_up
         assert asyncio.get_running_loop().time() - began < 5.0
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await link.close()
-        redis.close()
 
 
 async def test_connections_that_redis_closes_cost_nothing(link, server):
@@ -413,10 +417,9 @@ async def test_full_redis_is_no_dead_one(link, server):
 async def test_call_to_a_stopped_redis_is_bounded(tmp_path):
     """Three calls wait for their limit; then none does, until Redis answers again."""
     redis = RedisServer(tmp_path)
-    link = Link(RedisAddress(redis.url, 0.25), histogram())
-    running = asyncio.create_task(link.run())
-    try:
-        await eventually(lambda: link.is_up)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(redis.close)
+        link = await stack.enter_async_context(running_link(redis.url, 0.25))
         redis.signal(signal.SIGSTOP)
         for _ in range(3):
             with pytest.raises(LinkDown):
@@ -427,8 +430,3 @@ async def test_call_to_a_stopped_redis_is_bounded(tmp_path):
         redis.signal(signal.SIGCONT)
         await eventually(lambda: link.is_up)
         assert await link.call(Script("return 1"), []) == 1
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await link.close()
-        redis.close()
