@@ -50,7 +50,7 @@ Measures the mirror beside nginx and docker-registry on this machine, all in one
   cold-speed    1 GB nobody holds, upstream unlimited, plain and TLS: throughput, CPU, first byte   4 min
   parallel      one 160 MB blob, upstream at 10 MB/s per connection, 4 connections and 1     1 min
   far           cold blobs from 5, 100 and 250 ms away, each connection limited or not, packets lost or not,
-                over 1, 2, 4 and 8 connections, 1 and 16 clients; pulls by dockerd             10 min
+                over 1, 2, 4 and 8 connections, 1 and 16 clients; pulls by dockerd              6 min
   lazy          40 small ranges of a 1 GB blob nobody holds, 100 ms away, fill: ranges       1 min
   prefetch      a cold image of 12 layers, pulled by dockerd with and without prefetch       3 min
   memory        resident size with 500 downloads of distinct cold blobs under way            2 min
@@ -70,7 +70,7 @@ how to read it
   files need up to 10 GB and a million files below $TMPDIR and are removed at the end.
 
 examples
-  python -m bench                                   everything, about an hour
+  python -m bench                                   everything, about half an hour
   python -m bench --quick                           the order of magnitude in about 10 minutes
   python -m bench --only hot-blob --json hot.json   one measurement, with the value of every round
   python -m bench --only far --svg far.svg --markdown far.md
