@@ -20,6 +20,8 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 _LONGEST_PAUSE_S = 60.0
+# Other calls do not tell: a key that may not write or list may still read, and so it is with a bucket that is full.
+_READS = ("get", "head")
 
 
 class ObjectsUnavailable(UpstreamError):
@@ -87,14 +89,17 @@ class GuardedCalls:
         return self._breaker.is_closed
 
     async def run(self, trial: Callable[[], Awaitable[None]]) -> None:
-        """Make a trial call from time to time while the bucket fails, until cancelled."""
+        """Make a trial call after a call that has failed, and from time to time while the bucket fails, until cancelled."""
         while True:
             await self._failed.wait()
+            self._failed.clear()
+            was_up = self.is_up
             await asyncio.sleep(self._breaker.wait(time.monotonic()))
             with contextlib.suppress(UpstreamError):
                 await trial()
-            if self._breaker.is_closed:
-                self._failed.clear()
+            if not self.is_up:
+                self._failed.set()
+            elif not was_up:
                 log.info("objects_up", bucket=self._bucket)
 
     async def make(self, call: Call, work: Callable[[], Awaitable[T | None]]) -> T:
@@ -139,11 +144,11 @@ class GuardedCalls:
         else:
             status, cause = "timeout", "no answer within the time limit"
         self._requests.labels(op, status).inc()
-        if op == "list" and status == "denied":
-            # A key that may not list may still read and write.
-            self._breaker.released(admission)
+        is_unreachable = "error sending request" in cause
+        if op in _READS or is_unreachable:
+            self._note_failure(cause, admission, grave=status != "error" or is_unreachable)
         else:
-            self._note_failure(cause, admission, grave=status != "error" or "error sending request" in cause)
+            self._failed.set()
         return ObjectsUnavailable(f"the bucket {self._bucket}: {cause}")
 
     def _note_failure(self, cause: str, admission: Admission, *, grave: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 from mirror.core.digest import Digest
 from mirror.core.names import Repository, Tag
@@ -13,6 +14,8 @@ from mirror.storage.table import Table
 
 # The row of a blob is older than its file, and that of a manifest than the facts about it.
 _MIN_AGE_S = 1.0
+
+OwedKind = Literal["blob", "tag"]
 
 
 class OwedUploads:
@@ -38,10 +41,10 @@ class OwedUploads:
         """Owe the record of a tag."""
         self._table.set(f"tag|{repository}|{tag}", time.time())
 
-    def due(self, most: int, is_skipped: Callable[[str], bool]) -> list[str]:
-        """Return at most so many rows that are to be uploaded now."""
+    def due(self, kind: OwedKind, most: int, is_skipped: Callable[[str], bool]) -> list[str]:
+        """Return at most so many rows of a kind that are to be uploaded now."""
         latest = time.time() - _MIN_AGE_S
-        rows: Iterable[str] = (key for key in self._uploads() if not is_skipped(key))
+        rows: Iterable[str] = (key for key in self._table.keys(f"{kind}|") if not is_skipped(key))
         return list(itertools.islice((key for key in rows if self._is_before(key, latest, is_due=True)), most))
 
     def is_older(self, key: str, seconds: float) -> bool:
@@ -54,7 +57,7 @@ class OwedUploads:
 
     def count(self) -> int:
         """Return how many uploads there are."""
-        return sum(1 for _ in self._uploads())
+        return sum(1 for _ in itertools.chain(self._table.keys("blob|"), self._table.keys("tag|")))
 
     def add_purged(self, digests: Iterable[Digest]) -> None:
         """Owe the deletion of what was purged now."""
@@ -73,9 +76,6 @@ class OwedUploads:
     def close(self) -> None:
         """Close the database."""
         self._table.close()
-
-    def _uploads(self) -> Iterator[str]:
-        return itertools.chain(self._table.keys("blob|"), self._table.keys("tag|"))
 
     def _is_before(self, key: str, when: float, *, is_due: bool = False) -> bool:
         written = self._table.get(key)

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 
 import structlog
 
-from mirror.aio import in_thread
+from mirror.aio import in_thread, together
 from mirror.core.byte_rate import ByteRate
 from mirror.core.digest import Digest
 from mirror.core.names import Repository, Tag
 from mirror.core.retry import backoff
 from mirror.errors import MirrorError, StorageError, UpstreamError
 from mirror.objects.bucket import PART_BYTES, Bucket
+from mirror.objects.calls import ObjectsUnavailable
 from mirror.objects.facts import Claim, ObjectFacts
 from mirror.objects.keys import LAYOUT, LAYOUT_KEY, SCOPES, blob_key, manifest_key, tag_key
-from mirror.objects.owed import OwedUploads, blob_of, tag_of
+from mirror.objects.owed import OwedKind, OwedUploads, blob_of, tag_of
 from mirror.storage.blobs import CachedBlob
 from mirror.storage.rows import Kind
 from mirror.storage.store import Store
@@ -30,7 +31,7 @@ from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
-_POLL_INTERVAL_S = 1.0
+_POLL_INTERVAL_S, _MAX_PAUSE_S = 1.0, 60.0
 _COUNT_INTERVAL_S = 5.0
 # Small objects at once; a large one has as many parts at once.
 _AT_ONCE = 4
@@ -84,18 +85,23 @@ class Uploader:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="objects")
         # By row: how often it has failed, and when it is tried again.
         self._failed: dict[str, tuple[int, float]] = {}
-        self._is_stopping = self._is_marked = False
+        self._is_marked = False
+        # Large ones are uploaded one after the other, each in parts: that bounds the memory.
+        self._large = asyncio.Lock()
+        self._stopping = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._log = ThrottledLog(log)
 
     async def run(self) -> None:
         """Upload until cancelled. Of several processes of a store only one may."""
-        self._running = asyncio.get_running_loop().create_task(self._upload_all())
+        # Records of tags do not wait for blobs: a purged tag must not come back in an outage of upstream.
+        works = [self._count_all(), self._upload_all("tag"), self._upload_all("blob")]
+        self._running = asyncio.get_running_loop().create_task(together(works))
         await self._running
 
     async def close(self) -> None:
         """End the running upload; what is owed is uploaded after the next start."""
-        self._is_stopping = True
+        self._stopping.set()
         if self._running is not None:
             # The library leaves parts of an upload behind that is cancelled.
             await asyncio.wait([self._running], timeout=_STOP_TIMEOUT_S)
@@ -104,38 +110,53 @@ class Uploader:
         await asyncio.to_thread(self._threads.shutdown)
         self._owed.close()
 
-    async def _upload_all(self) -> None:
-        counted_at = float("-inf")
-        while not self._is_stopping:
-            if time.monotonic() - counted_at > _COUNT_INTERVAL_S:
-                counted_at, self.count = time.monotonic(), await in_thread(self._threads, self._owed.count)
-            if not (self._bucket.is_up and await self._upload_some()):
-                await asyncio.sleep(_POLL_INTERVAL_S)
+    async def _count_all(self) -> None:
+        while not self._stopping.is_set():
+            self.count = await in_thread(self._threads, self._owed.count)
+            await self._pause(_COUNT_INTERVAL_S)
 
-    async def _upload_some(self) -> bool:
-        """Upload a few of what is owed; False if there is nothing now."""
-        rows = await in_thread(self._threads, self._owed.due, _AT_ONCE, self._is_skipped)
+    async def _upload_all(self, kind: OwedKind) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            uploads = await self._upload_some(kind) if self._bucket.is_up else []
+            failures = failures + 1 if uploads and not any(uploads) else 0
+            if failures or not uploads:
+                await self._pause(backoff(failures, base=_POLL_INTERVAL_S, cap=_MAX_PAUSE_S))
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def _upload_some(self, kind: OwedKind) -> list[bool]:
+        """Upload a few of what is owed; returns for each whether the bucket has not failed."""
+        rows = await in_thread(self._threads, self._owed.due, kind, _AT_ONCE, self._is_skipped)
         if rows and not self._is_marked:
-            with contextlib.suppress(UpstreamError):
-                await self._bucket.put(LAYOUT_KEY, LAYOUT, {"Content-Type": "text/plain"})
-                self._is_marked = True
-        # Large ones one after the other, each in parts: that bounds the memory.
-        large = asyncio.Lock()
-        await asyncio.gather(*(self._upload_guarded(row, large) for row in rows))
-        return bool(rows)
+            await self._mark()
+        return await asyncio.gather(*(self._upload_guarded(row) for row in rows))
 
-    async def _upload_guarded(self, row: str, large: asyncio.Lock) -> None:
+    async def _mark(self) -> None:
+        """Write which layout the bucket has."""
+        self._is_marked = True
+        try:
+            await self._bucket.put(LAYOUT_KEY, LAYOUT, {"Content-Type": "text/plain"})
+        except UpstreamError:
+            self._is_marked = False
+
+    async def _upload_guarded(self, row: str) -> bool:
+        """Upload; False if the bucket fails."""
         try:
             tag = tag_of(row)
-            await (self._upload_blob(row, large) if tag is None else self._upload_tag(row, *tag))
+            await (self._upload_blob(row) if tag is None else self._upload_tag(row, *tag))
         except _Stopping:
             pass
         except (UpstreamError, StorageError, OSError) as error:
             self._skip(row, str(error))
+            return not isinstance(error, UpstreamError)
         except Exception as error:
             # One that the library does not know how to upload must not be in the way of the others.
             log.exception("upload_failed", row=row)
             self._skip(row, str(error))
+        return True
 
     async def _upload_tag(self, row: str, repository: Repository, tag: Tag) -> None:
         record = await in_thread(self._threads, self._store.index.tags.get, repository, tag)
@@ -148,7 +169,7 @@ class Uploader:
             await self._bucket.put(tag_key(scope, repository, tag), data, {"Content-Type": "application/json"}, replace=True)
         await self._done(row)
 
-    async def _upload_blob(self, row: str, large: asyncio.Lock) -> None:
+    async def _upload_blob(self, row: str) -> None:
         digest = blob_of(row)
         held = None if digest is None else await in_thread(self._threads, self._store.files.open, digest)
         if digest is None or held is None:
@@ -158,16 +179,16 @@ class Uploader:
                 self._failed[row] = (0, time.monotonic() + _MISSING_S)
             return
         with contextlib.closing(held):
-            is_done = await self._upload_held(row, digest, held, large)
+            is_done = await self._upload_held(row, digest, held)
         if is_done:
             await self._done(row)
 
-    async def _upload_held(self, row: str, digest: Digest, held: CachedBlob, large: asyncio.Lock) -> bool:
+    async def _upload_held(self, row: str, digest: Digest, held: CachedBlob) -> bool:
         """Upload a file, if this process is the one to do so; False if another node may still do it."""
         upload = await in_thread(self._threads, self._prepare, digest, held.size)
         if upload is None:
             return True
-        async with large if held.size > PART_BYTES else contextlib.nullcontext():
+        async with self._large if held.size > PART_BYTES else contextlib.nullcontext():
             return await self._claim_and_put(row, upload, held)
 
     async def _claim_and_put(self, row: str, upload: _Upload, held: CachedBlob) -> bool:
@@ -202,23 +223,35 @@ class Uploader:
 
     async def _put(self, upload: _Upload, held: CachedBlob) -> None:
         if held.size > PART_BYTES:
-            if await self._bucket.size(upload.name) == held.size:
-                return
-            async with contextlib.aclosing(self._pieces(held)) as pieces:
-                await self._bucket.put_parts(upload.name, pieces, held.size, upload.attributes)
+            is_new = await self._bucket.size(upload.name) != held.size
+            if is_new:
+                async with contextlib.aclosing(self._pieces(held)) as pieces:
+                    await self._bucket.put_parts(upload.name, pieces, held.size, upload.attributes)
         else:
-            data = b"".join([piece async for piece in self._pieces(held)])
-            if not await self._bucket.put(upload.name, data, upload.attributes):
-                return
-        self.written(held.size)
-        log.info("object_uploaded", digest=str(upload.digest), kind=upload.kind, size=held.size)
+            is_new = await self._put_small(upload, b"".join([piece async for piece in self._pieces(held)]))
+        if is_new:
+            self.written(held.size)
+            log.info("object_uploaded", digest=str(upload.digest), kind=upload.kind, size=held.size)
+
+    async def _put_small(self, upload: _Upload, data: bytes) -> bool:
+        """Write a small object; False if it exists."""
+        if await self._bucket.put(upload.name, data, upload.attributes):
+            return True
+        # The bucket answers the same if another upload is under way, which may fail. What exists may be cut off.
+        if await self._bucket.size(upload.name) == len(data):
+            return False
+        if not await self._bucket.put(upload.name, data, upload.attributes, replace=True):
+            raise ObjectsUnavailable(f"another upload of {upload.name} is under way")
+        return True
 
     async def _pieces(self, held: CachedBlob) -> AsyncGenerator[bytes, None]:
         """The content of a file, no faster than the rate allows."""
         for offset in range(0, held.size, PART_BYTES):
-            if self._is_stopping:
+            if self._stopping.is_set():
                 raise _Stopping("the mirror stops")
             piece = await in_thread(self._threads, os.pread, held.file.fileno(), PART_BYTES, offset)
+            if len(piece) != min(PART_BYTES, held.size - offset):
+                raise StorageError("the file has become shorter", "io")
             await asyncio.sleep(self._rate.spend(len(piece), time.monotonic()))
             yield piece
 

@@ -17,13 +17,13 @@ def test_rows_survive(tmp_path, monkeypatch):
     now = time.time()
     for number in range(10):
         first.add_blob(digest(number))
-    assert first.due(100, lambda _: False) == []
+    assert first.due("blob", 100, lambda _: False) == []
     monkeypatch.setattr("mirror.objects.owed.time.time", lambda: now + 10)
-    rows = second.due(100, lambda _: False)
+    rows = second.due("blob", 100, lambda _: False)
     assert {blob_of(row) for row in rows} == {digest(number) for number in range(10)}
     assert second.count() == 10
     second.delete(rows[0])
-    assert first.due(3, lambda row: row == rows[1]) == rows[2:5]
+    assert first.due("blob", 3, lambda row: row == rows[1]) == rows[2:5]
     assert first.count() == 9
 
 
@@ -33,7 +33,7 @@ def test_clock_that_was_set_back(tmp_path, monkeypatch):
     owed.add_blob(digest(1))
     now = time.time()
     monkeypatch.setattr("mirror.objects.owed.time.time", lambda: now - 3600)
-    assert len(owed.due(1, lambda _: False)) == 1
+    assert len(owed.due("blob", 1, lambda _: False)) == 1
 
 
 def test_foreign_rows(tmp_path):
@@ -47,10 +47,10 @@ def test_upload_that_another_node_makes_first(tmp_path, monkeypatch):
     owed, now = OwedUploads(str(tmp_path)), time.time()
     owed.add_blob(digest(1), 60.0)
     monkeypatch.setattr("mirror.objects.owed.time.time", lambda: now + 30)
-    assert owed.due(1, lambda _: False) == []
+    assert owed.due("blob", 1, lambda _: False) == []
     assert owed.is_older(f"blob|{digest(1)}", 20)
     monkeypatch.setattr("mirror.objects.owed.time.time", lambda: now + 62)
-    assert len(owed.due(1, lambda _: False)) == 1
+    assert len(owed.due("blob", 1, lambda _: False)) == 1
 
 
 def test_purged(tmp_path):

@@ -102,7 +102,9 @@ class BucketProxy:
 
     Attributes:
         status: answer every request with this status instead of passing it on.
-        refused: answer requests whose first line has this text by 403.
+        refused: answer requests whose first line has this text by `refusal`.
+        refusal: a status.
+        held: answer no request whose first line has this text.
         cut_after: close a connection after so many bytes of answers.
         stall_after: send no more after so many bytes of answers.
         seen: the first lines of all requests.
@@ -113,6 +115,8 @@ class BucketProxy:
         self.port = free_port()
         self.status = 0
         self.refused: str | None = None
+        self.refusal = 403
+        self.held: str | None = None
         self.cut_after: int | None = None
         self.stall_after: int | None = None
         self.seen: list[str] = []
@@ -159,7 +163,9 @@ class BucketProxy:
         lines = [line for line in head.rstrip().split(b"\r\n") if not line.lower().startswith(b"connection:")]
         length = next((int(line.partition(b":")[2]) for line in lines if line.lower().startswith(b"content-length:")), 0)
         body = await reader.readexactly(length)
-        status = 403 if self.refused is not None and self.refused in self.seen[-1] else self.status
+        if self.held is not None and self.held in self.seen[-1]:
+            await asyncio.Event().wait()
+        status = self.refusal if self.refused is not None and self.refused in self.seen[-1] else self.status
         if status:
             writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
             await writer.drain()
