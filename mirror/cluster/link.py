@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -118,7 +118,7 @@ class Link:
         while True:
             await self._down.wait()
             try:
-                async with asyncio.timeout(self._longest_s):
+                async with _bounded(self._longest_s):
                     await self._redis.ping()
             except (RedisError, OSError, TimeoutError) as error:
                 self._probed.set()
@@ -175,14 +175,15 @@ class Link:
         """Wait until it is known whether Redis answers: a node that has just started would fetch what the others have."""
         if not self._probed.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._probed.wait(), self._longest_s)
+                async with asyncio.timeout(self._longest_s):
+                    await self._probed.wait()
 
     async def _called(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int], limit_s: float) -> Any:
         if not self.is_up:
             raise LinkDown("Redis does not answer, and is not asked for now")
         began = time.monotonic()
         try:
-            async with asyncio.timeout(limit_s):
+            async with _bounded(limit_s):
                 found = await self._evaluate(script, keys, args)
         except (RedisError, OSError, TimeoutError) as error:
             self._note_failure(error)
@@ -203,7 +204,7 @@ class Link:
         waiting = self._waiting = self._waiting or Redis(connection_pool=_pool(self._address, 1, timeout_s))
         words = ("XREAD", "COUNT", 1, "BLOCK", round(timeout_s * 1000), "STREAMS", stream, after)
         try:
-            async with asyncio.timeout(timeout_s + self._longest_s):
+            async with _bounded(timeout_s + self._longest_s):
                 await waiting.execute_command(*words)  # type: ignore[no-untyped-call]
         except (RedisError, OSError, TimeoutError) as error:
             self._note_failure(error)
@@ -235,6 +236,24 @@ class Link:
             self.is_up = False
             self._down.set()
             _log_alone(error)
+
+
+@contextlib.asynccontextmanager
+async def _bounded(seconds: float) -> AsyncIterator[None]:
+    """Bound what the client of Redis does, and end it when the task is cancelled.
+
+    The client waits by `asyncio.wait_for`, which in Python 3.11 drops a cancellation that comes in the moment in which what it
+    waits for is done.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    cancellations = task.cancelling()
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    finally:
+        if task.cancelling() > cancellations:
+            raise asyncio.CancelledError
 
 
 def _pool(address: RedisAddress, connections: int = _CONNECTIONS, wait_s: float = 0.0) -> BlockingConnectionPool:

@@ -25,7 +25,7 @@ from mirror.core.names import Repository
 from mirror.errors import UpstreamBusy, UpstreamFailing
 from mirror.metrics import Metrics
 from tests.e2e.harness.cluster import RedisServer
-from tests.support.waiting import eventually
+from tests.support.waiting import SOON, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -430,3 +430,23 @@ async def test_call_to_a_stopped_redis_is_bounded(tmp_path):
         redis.signal(signal.SIGCONT)
         await eventually(lambda: link.is_up)
         assert await link.call(Script("return 1"), []) == 1
+
+
+async def test_cancelled_calls_end(link, keys):
+    """At whichever step of the client of Redis the cancellation comes: a node that stops does not wait for it.
+
+    The client drops a cancellation that comes in the moment in which a command has been sent.
+    """
+    script = Script("return 1")
+
+    async def calls():
+        while True:
+            await link.call(script, [keys.events])
+
+    for step in range(60):
+        calling = asyncio.create_task(calls())
+        for _ in range(step):
+            await asyncio.sleep(0)
+        calling.cancel()
+        ended, _ = await asyncio.wait([calling], timeout=SOON)
+        assert ended, f"after {step} steps of the loop"
