@@ -1,6 +1,5 @@
 """16 clients ask at the same moment for one blob that nobody holds, and the upstream has little bandwidth."""
 
-import os
 from contextlib import ExitStack
 from statistics import median
 
@@ -9,6 +8,7 @@ from bench.clients import download
 from bench.content import Content
 from bench.lineup import Lineup, Settings, settle
 from bench.load import Load
+from bench.machine import level
 from bench.report import DOCKER_REGISTRY, MIRROR, NGINX, Bar, Report, Row
 from bench.servers import Server
 
@@ -43,8 +43,7 @@ def measure(settings: Settings) -> Report:
             blob = content.blob(size)
 
             def turn(name: str, server: Server, blob: str = blob) -> None:
-                # What others have left to be written would be paid for by the one that flushes next.
-                os.sync()
+                level(2 * size)
                 before = settle(origin, LIMIT)["bytes"]
                 outcome = download(Load(server.port, [blob] * CLIENTS, limit=LIMIT))
                 fetched.add(name, (settle(origin, LIMIT)["bytes"] - before) / size)

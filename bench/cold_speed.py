@@ -1,6 +1,5 @@
 """A large blob that nobody holds, from an upstream without any limit, plain and over TLS: what a miss costs."""
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from bench.clients import download, first_bytes
 from bench.content import Content
 from bench.lineup import Lineup, Settings, expect_ok
 from bench.load import Load
+from bench.machine import level
 from bench.report import DOCKER_REGISTRY, MIRROR, NGINX, Bar, Report, Row, at_least, at_most
 from bench.servers import Server
 
@@ -20,6 +20,8 @@ QUICK_BLOB_BYTES = 250_000_000
 SMALL_BYTES = 1000
 # Blobs that one connection asks for, one after another: what a mirror adds that is in use.
 SERIES, SERIES_BYTES = 20, 1_000_000
+# Of memory, for all that is not the blob.
+SPARE_BYTES = 256 << 20
 READERS = (1, 2, 16)
 LIMIT = 180.0
 MEGA, GIGA = 1e6, 1e9
@@ -72,8 +74,7 @@ def _rounds(settings: Settings, content: Content, upstream: _Upstream, direct: i
 
                 def turn(name: str, server: Server, count: int = count, throughput: Row = throughput, cpu: Row = cpu) -> None:
                     blob = content.blob(size)
-                    # Written back now, or whoever comes next pays for it.
-                    os.sync()
+                    level(size + SPARE_BYTES)
                     at_origin = min(download(Load(direct, [blob], limit=LIMIT)).first_byte[0] for _ in range(2))
                     before = server.child.cpu_seconds()
                     outcome = download(Load(server.port, [blob] * count, limit=LIMIT))
@@ -87,7 +88,7 @@ def _rounds(settings: Settings, content: Content, upstream: _Upstream, direct: i
 
             def series(name: str, server: Server) -> None:
                 blobs = [content.blob(SERIES_BYTES) for _ in range(SERIES)]
-                os.sync()
+                level(SPARE_BYTES)
                 at_origin = median(first_bytes(direct, blobs))
                 in_series.add(name, (median(first_bytes(server.port, blobs)) - at_origin) * 1000)
 

@@ -1,6 +1,5 @@
 """One large cold blob from an upstream that limits every connection: four connections against one."""
 
-import os
 from contextlib import ExitStack
 
 from bench import servers
@@ -8,6 +7,7 @@ from bench.clients import download
 from bench.content import Content
 from bench.lineup import Lineup, Settings
 from bench.load import Load
+from bench.machine import level
 from bench.report import MIRROR, Bar, Report, Row
 from bench.servers import Server
 
@@ -38,7 +38,7 @@ def measure(settings: Settings) -> Report:
             blob = content.blob(size)
 
             def turn(name: str, server: Server, blob: str = blob) -> None:
-                os.sync()
+                level(2 * size)
                 outcome = download(Load(server.port, [blob], limit=LIMIT))
                 times[name].add(MIRROR, outcome.done[0])
                 quarters[name].append(outcome.quarters[0])
