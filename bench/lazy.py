@@ -21,7 +21,10 @@ RANGE_BYTES = 64_000
 # What a mirror fetches at least: it marks what it has by chunks.
 CHUNK_BYTES = 1 << 20
 SMALL_BYTES = 1000
+# As much as TCP's window of a connection grows by before what a chunk needs fits into it.
+WARM_BYTES = 4_000_000
 ROUND_TRIP = 0.1
+REST = 2.0
 LIMIT = 60.0
 MILLI = 1e3
 
@@ -32,10 +35,11 @@ def measure(settings: Settings) -> Report:
     what = f"{RANGES} ranges of {RANGE_BYTES / 1e3:.0f} kB of a {size / 1e6:.0f} MB blob"
     report = Report(f"Lazy pull: {what}, {ROUND_TRIP * MILLI:.0f} ms away")
     fetched = Row("upstream bytes / (1.5 x what was read + a chunk for each range)", "x", bars=[Bar(1.0, False, "<= 1")])
-    first = Row("first range", "round trips", bars=[Bar(2.5, False, "<= 2.5")])
-    chunk = Row("the same and its chunk before it, from the upstream itself", "round trips")
+    first = Row("first range, over a connection in use", "round trips", bars=[Bar(2.5, False, "<= 2.5")])
+    cold = Row("first range, over a connection that has rested", "round trips")
+    chunk = Row("the same and its chunk before it, from the upstream itself over a new one", "round trips")
     every = Row("all ranges, one after the other", "s")
-    report.rows = [fetched, first, chunk, every]
+    report.rows = [fetched, first, cold, chunk, every]
     content = Content(settings.home / "content")
     with ExitStack() as stack:
         origin = stack.enter_context(far_origin(settings.home, content.root, Line(ROUND_TRIP)))
@@ -46,14 +50,20 @@ def measure(settings: Settings) -> Report:
         # A mirror in use has connections to its upstream.
         lineup.each(lambda _, server: expect_ok(server, small))
         for number in range(settings.rounds()):
-            blob = content.blob(size)
 
-            def turn(name: str, server: Server, blob: str = blob, number: int = number) -> None:
+            def turn(name: str, server: Server, number: int = number) -> None:
+                blob, other, warm = content.blob(size), content.blob(size), content.blob(WARM_BYTES)
                 # As lazy pullers do: the manifest states the size of the blob.
-                expect_ok(server, content.image_of(blob, str(number)))
+                expect_ok(server, content.image_of(blob, f"{number}a"))
+                expect_ok(server, content.image_of(other, f"{number}b"))
                 starts = random.Random(number).sample(range(size - RANGE_BYTES), RANGES)
                 chunk.add(name, _direct(origin, blob, starts[0]) / ROUND_TRIP)
-                before = settle(origin, LIMIT)["bytes"]
+                settle(origin, LIMIT)
+                # Longer than TCP keeps the window of a connection without traffic.
+                time.sleep(REST)
+                cold.add(name, _read(server, other, starts[:1])[0] / ROUND_TRIP)
+                expect_ok(server, warm)
+                before = origin.counters()["bytes"]
                 began = time.monotonic()
                 times = _read(server, blob, starts)
                 every.add(name, time.monotonic() - began)
