@@ -11,12 +11,12 @@ import errno
 import os
 import socket
 import ssl
-from asyncio import sslproto
 from collections.abc import Callable
 
 import structlog
 
 from mirror.listener.server import Connection
+from mirror.listener.tls_protocol import TlsProtocol
 from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
@@ -48,12 +48,6 @@ _OF_THE_CONNECTION = frozenset(
         errno.EPROTO,
     }
 )
-
-
-class _Tls(sslproto.SSLProtocol):
-    """The server side of TLS. Requests are small, so the receive buffer is smaller than asyncio's 256 KiB."""
-
-    max_size = 16 << 10
 
 
 class Acceptor:
@@ -150,7 +144,7 @@ class Acceptor:
 
     async def _encrypt(self, sock: socket.socket, connection: Connection, context: ssl.SSLContext) -> None:
         ready = self._loop.create_future()
-        protocol = _Tls(
+        protocol = TlsProtocol(
             self._loop,
             connection,
             context,

@@ -25,13 +25,14 @@ from mirror.download.reader import Body, Span
 from mirror.errors import StorageError
 from mirror.listener.file_sender import FileEnd, FileSender
 from mirror.listener.oci_errors import Problem
+from mirror.listener.tls_protocol import TLS, TlsProtocol
 from mirror.metrics.request_counts import ERROR
-from mirror.storage.page_cache import bring_in, read_resident, resident_until
+from mirror.storage.page_cache import bring_in, read_resident_into, resident_until
 
 # Where a file has to be encrypted, it is read in pieces of this size: the only bytes of a blob in memory.
 _PIECE_BYTES = 64 << 10
 # Other connections have their turn after so many bytes of one.
-_TURN_BYTES = 256 << 10
+_TURN_BYTES = 1 << 20
 # Bytes that are read from the disk at a time; reading of as many more is started.
 _READ_AHEAD_BYTES = 4 << 20
 
@@ -228,21 +229,27 @@ async def _resident(span: Span, threads: Executor, position: int, stop: int) -> 
 
 async def _send_encrypted(request: web.BaseRequest, response: Sending, span: Span, threads: Executor) -> None:
     """Send through TLS. asyncio's fallback for `sendfile` reads 16 KiB at a time, each in a thread."""
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("the client has gone")
+    tls: TlsProtocol = transport.get_extra_info(TLS)
     position, stop, descriptor = span.start, span.start + span.count, span.file.fileno()
+    piece = memoryview(bytearray(min(_PIECE_BYTES, span.count)))
     while position < stop:
-        end = await _resident(span, threads, position, min(position + _READ_AHEAD_BYTES, stop))
-        while position < end:
-            count = min(_PIECE_BYTES, end - position)
-            piece = read_resident(descriptor, position, position + count)
-            if piece is None:
-                piece = await on_descriptor(threads, descriptor, os.pread, count, position)
-            if not piece:
-                raise _shorter()
-            await request.writer.write(piece)
-            position += len(piece)
-            response.sent += len(piece)
-            if (position - span.start) % _TURN_BYTES == 0:
-                await asyncio.sleep(0)
+        if tls.is_full:
+            await tls.wait_writable()
+        piece = piece[: stop - position]
+        count = read_resident_into(descriptor, piece, position)
+        if count is None:
+            await _resident(span, threads, position, stop)
+            count = os.preadv(descriptor, [piece], position)
+        if not count:
+            raise _shorter()
+        tls.write(piece[:count])
+        position += count
+        response.sent += count
+        if (position - span.start) % _TURN_BYTES == 0:
+            await asyncio.sleep(0)
 
 
 def _shorter() -> StorageError:

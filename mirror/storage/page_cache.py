@@ -40,12 +40,29 @@ def read_resident(descriptor: int, start: int, stop: int) -> bytes | None:
         return b""
     data = bytearray(stop - start)
     try:
-        count = os.preadv(descriptor, [data], start, os.RWF_NOWAIT)
+        count = read_resident_into(descriptor, data, start)
+    except OSError:
+        return None
+    return bytes(data) if count == len(data) else None
+
+
+def read_resident_into(descriptor: int, buffer: bytearray | memoryview, start: int) -> int | None:
+    """Read the bytes from `start` on that are in memory; wait for the disk only where the file system cannot tell.
+
+    Returns:
+        how many bytes were read; 0 at the end of the file; None if the first one is not in memory.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        return os.preadv(descriptor, [buffer], start, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return None
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
-            return None
-        count = os.preadv(descriptor, [data], start)
-    return bytes(data) if count == len(data) else None
+            raise
+    return os.preadv(descriptor, [buffer], start)
 
 
 def bring_in(descriptor: int, start: int, stop: int, ahead: int) -> None:

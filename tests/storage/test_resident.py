@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from mirror.storage.page_cache import read_resident, resident_until
+from mirror.storage.page_cache import read_resident, read_resident_into, resident_until
 from tests.support.names import KIB, MIB
 
 PIECE = 512 * KIB
@@ -66,6 +66,19 @@ def test_read_without_waiting(tmp_path):
 def test_read_that_has_to_wait(kernel):
     """It is left to a thread."""
     assert read_resident(0, 0, 10) is None
+    assert read_resident_into(0, bytearray(10), 0) is None
+
+
+def test_read_into_memory(tmp_path):
+    """What is there is read, and nothing at the end of the file; an error of the file is raised."""
+    path, buffer = tmp_path / "file", bytearray(4)
+    path.write_bytes(b"0123456789")
+    with open(path, "rb") as file:
+        assert read_resident_into(file.fileno(), buffer, 8) == 2
+        assert buffer[:2] == b"89"
+        assert read_resident_into(file.fileno(), buffer, 10) == 0
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        read_resident_into(-1, buffer, 0)
 
 
 def test_read_where_the_file_system_cannot_tell(monkeypatch, tmp_path):
