@@ -32,8 +32,11 @@ KEY = "connections_per_blob"
 # What one connection is expected to take for a blob, and how large it may be for that.
 SECONDS = 4.0
 MIN_BLOB_BYTES, MAX_BLOB_BYTES = 4_000_000, 40_000_000
-# Where each connection is limited, and the bar for several connections applies: a mirror measures one of them first.
+# Where each connection is limited: a mirror measures one of them first.
 LIMITED_BLOB_BYTES = 64_000_000
+# The bar for several connections is that of a large blob, over them and over one.
+LARGE_BLOB_BYTES, QUICK_LARGE_BLOB_BYTES = 400_000_000, 64_000_000
+COMPARED = (1, 4)
 # Smaller blobs than a mirror fetches in parallel by default, or the slow lines would take hours.
 PARALLEL_FROM = "1MiB"
 SMALL_BYTES = 1000
@@ -114,6 +117,7 @@ def measure(job: Job) -> Report:
             _measure_downloads(job, content, origin, lineup, clients, report)
         report.absent = {f"{name}, {line}": reason for name, reason in lineup.absent.items()}
         if _is_limited(line):
+            report.rows += _large_blob(job, content, origin, lineup)
             report.rows.append(_pulls(job, content, origin, report))
     return report
 
@@ -127,8 +131,6 @@ def _measure_downloads(job: Job, content: Content, origin: Origin, lineup: Lineu
     size, people = blob_bytes(job.line), f"{clients} client{'s' if clients > 1 else ''}"
     what = f"{job.line}, {size / MEGA:.0f} MB, {people}"
     first, last = Row(f"{what}: first byte", "ms"), Row(f"{what}: last byte", "s")
-    if _is_limited(job.line) and clients == 1:
-        last.bars = [Bar(0.35, False, f"<= 0.35 x {mirror_with(1)}", mirror_with(1), of=mirror_with(4))]
     report.rows += [first, last]
     blob = content.blob(size)
 
@@ -144,6 +146,30 @@ def _measure_downloads(job: Job, content: Content, origin: Origin, lineup: Lineu
     assert report.chart
     medians = {name: median(values) for name, values in last.rounds.items()}
     report.chart.panels.append(Panel(f"{job.line.conditions}, {people}", {group: medians}))
+
+
+def _large_blob(job: Job, content: Content, origin: Origin, lineup: Lineup) -> list[Row]:
+    """When one client has all of it, and how late it has a quarter, a half, three quarters and all against one connection."""
+    size = QUICK_LARGE_BLOB_BYTES if job.quick else LARGE_BLOB_BYTES
+    blob = content.blob(size)
+    one, several = map(mirror_with, COMPARED)
+    what = f"{job.line}, {size / MEGA:.0f} MB"
+    last = Row(f"{what}: last byte", "s", bars=[Bar(0.35, False, f"<= 0.35 x {one}", one, of=several)])
+    slowest = Row(f"{what}: a quarter of it, at worst", f"x {one}", bars=[Bar(0.35, False, "<= 0.35", of=several)])
+    quarters: dict[str, list[float]] = {}
+
+    def turn(name: str, server: Server) -> None:
+        if name in (one, several):
+            settle(origin, LIMIT)
+            os.sync()
+            outcome = download(Load(server.port, [blob], limit=LIMIT, host=server.host))
+            last.add(name, outcome.done[0])
+            quarters[name] = outcome.quarters[0]
+
+    lineup.each(turn, job.number)
+    if len(quarters) == 2:
+        slowest.add(several, max(fast / slow for fast, slow in zip(quarters[several], quarters[one], strict=True)))
+    return [last, slowest]
 
 
 def _pulls(job: Job, content: Content, origin: Origin, report: Report) -> Row:
