@@ -155,7 +155,7 @@ class Events:
             await handler(event)
         except Exception:
             # Of another version, or a bug: it must not hold up the events after it.
-            log.exception("event_not_handled", kind=event.kind, event=event.name)
+            log.exception("event_not_handled", kind=event.kind, entry=event.name)
 
 
 async def _forget_nothing() -> None:
