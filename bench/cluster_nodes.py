@@ -25,7 +25,8 @@ from rich.table import Table
 from mirror.cluster.identity import Identity
 from mirror.cluster.keys import Keys
 from mirror.cluster.lease import Follow, Leases, Own
-from mirror.cluster.link import Link, RedisAddress, Script
+from mirror.cluster.link import Link, Script
+from mirror.cluster.redis_connections import RedisAddress
 from mirror.core.digest import Digest
 
 MEGA = 1e6
@@ -175,7 +176,7 @@ async def redis() -> AsyncIterator[Link]:
         path = Path(directory, "redis.sock")
         command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", directory]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-            link = Link(RedisAddress(f"unix://{path}", 5.0), Histogram("calls", "", registry=CollectorRegistry()))
+            link = Link(RedisAddress(f"unix://{path}", 5.0), Histogram("calls", "", registry=CollectorRegistry()), "probe")
             running = asyncio.create_task(link.run())
             try:
                 async with asyncio.timeout(20):

@@ -122,5 +122,10 @@ class Keys:
         """What a node says of itself."""
         return self._key(f"node:{name}")
 
+    @property
+    def probe(self) -> str:
+        """A key that nodes write to find out whether Redis takes writes."""
+        return self._key("probe")
+
     def _key(self, rest: str) -> str:
         return f"rm:{{{self.name}}}:{_LAYOUT}:{rest}"

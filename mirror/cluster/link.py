@@ -1,40 +1,43 @@
-"""The link to Redis: bounded calls, and no calls while Redis does not answer. The only module that knows its client."""
+"""The link to Redis: bounded calls, and no calls while Redis does not answer."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha1
-from pathlib import Path
 from typing import Any
 
 import structlog
 from prometheus_client import Histogram
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.credentials import CredentialProvider
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.asyncio import Redis
+from redis.exceptions import (
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from mirror.aio import Signal
+from mirror.cluster.redis_connections import ClusterServer, RedisAddress, bounded, client, close
 from mirror.core.retry import backoff
 from mirror.errors import MirrorError
-from mirror.small_files import read_secret
+from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
 # So many failures in a row end the calls until a probe succeeds.
 _MAX_FAILURES = 3
-# Of one process. A call that finds none free waits within its own time limit.
-_CONNECTIONS = 4
 # A call connects, waits for a free connection, and is repeated once if the server had closed an idle one.
 _MAX_TIMEOUTS = 3
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 30.0
+# Before version 7 of Redis the error of a script has these words only.
+_NOT_WRITABLE_WORD, _FULL_WORD = "-READONLY", "-OOM"
 
 
 class LinkDown(MirrorError):
@@ -61,31 +64,7 @@ class Script:
         return sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-@dataclass(frozen=True)
-class RedisAddress:
-    """How Redis is reached.
-
-    Attributes:
-        url: with scheme, host, port and database.
-        timeout_s: of connecting, and of each answer.
-    """
-
-    url: str
-    timeout_s: float
-    password_file: Path | None = None
-    ca_file: Path | None = None
-
-
-class _PasswordFile(CredentialProvider):
-    """Reads the password for each connection, so that a renewed one is used."""
-
-    def __init__(self, path: Path, username: str | None) -> None:
-        self._path = path
-        self._username = username
-
-    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        password = (await read_secret(self._path)).decode()
-        return (password,) if self._username is None else (self._username, password)
+_PROBE = Script("redis.call('SET', KEYS[1], '', 'PX', 1000)")
 
 
 class Link:
@@ -93,15 +72,21 @@ class Link:
 
     Needs `run` to be running: it connects, and finds out when Redis is back.
 
+    Args:
+        seconds: measures the calls.
+        probe_key: a key that is written to find out whether Redis takes writes.
+
     Attributes:
         is_up: Redis has answered last. False until the first answer.
     """
 
-    def __init__(self, address: RedisAddress, seconds: Histogram) -> None:
+    def __init__(self, address: RedisAddress, seconds: Histogram, probe_key: str) -> None:
         self.is_up = False
         self._address = address
         self._longest_s = _MAX_TIMEOUTS * address.timeout_s
         self._seconds = seconds
+        self._probe_key = probe_key
+        self._log = ThrottledLog(log, burst=1, interval=60.0)
         self._failures = 0
         # Set once the first probe has ended: until then it is not known whether Redis answers.
         self._probed = asyncio.Event()
@@ -109,7 +94,9 @@ class Link:
         self._down.set()
         self._wanted = asyncio.Event()
         self._tried = Signal()
-        self._redis = Redis(connection_pool=_pool(address))
+        # The server of Redis Cluster that has the keys; None for that of the address.
+        self._server: ClusterServer | None = None
+        self._redis = client(address, None)
         self._waiting: Redis | None = None
 
     async def run(self) -> None:
@@ -118,14 +105,16 @@ class Link:
         while True:
             await self._down.wait()
             try:
-                async with _bounded(self._longest_s):
-                    await self._redis.ping()
+                async with bounded(self._longest_s):
+                    await self._probe()
             except (RedisError, OSError, TimeoutError) as error:
                 self._probed.set()
                 if not was_up and not attempt:
                     _log_alone(error)
                 self._tried.pulse()
                 await self._pause(backoff(attempt, base=_FIRST_PAUSE_S, cap=_MAX_PAUSE_S))
+                # The name may lead to another server by then, as after a failover.
+                await self._connect(None)
                 attempt += 1
             else:
                 self.is_up, was_up, attempt, self._failures = True, True, 0, 0
@@ -183,7 +172,7 @@ class Link:
             raise LinkDown("Redis does not answer, and is not asked for now")
         began = time.monotonic()
         try:
-            async with _bounded(limit_s):
+            async with bounded(limit_s):
                 found = await self._evaluate(script, keys, args)
         except (RedisError, OSError, TimeoutError) as error:
             self._note_failure(error)
@@ -201,10 +190,10 @@ class Link:
         """
         if not self.is_up:
             raise LinkDown("Redis does not answer, and is not asked for now")
-        waiting = self._waiting = self._waiting or Redis(connection_pool=_pool(self._address, 1, timeout_s))
+        waiting = self._waiting = self._waiting or client(self._address, self._server, 1, timeout_s)
         words = ("XREAD", "COUNT", 1, "BLOCK", round(timeout_s * 1000), "STREAMS", stream, after)
         try:
-            async with _bounded(timeout_s + self._longest_s):
+            async with bounded(timeout_s + self._longest_s):
                 await waiting.execute_command(*words)  # type: ignore[no-untyped-call]
         except (RedisError, OSError, TimeoutError) as error:
             self._note_failure(error)
@@ -213,12 +202,33 @@ class Link:
     async def close(self) -> None:
         """Close the connections."""
         self.is_up = False
-        for redis in (self._redis, self._waiting):
-            if redis is not None:
-                await redis.aclose()
-                await redis.connection_pool.disconnect()
+        await close(self._redis, self._waiting)
+
+    async def _probe(self) -> None:
+        """Find out whether Redis can be written; a full one is up as well. Raises RedisError, OSError."""
+        try:
+            await self._evaluate(_PROBE, [self._probe_key], ())
+        except ResponseError as error:
+            if not _is_full(error):
+                raise
+
+    async def _connect(self, server: ClusterServer | None) -> None:
+        """Use a server of Redis Cluster from now on, or that of the address."""
+        used = self._redis, self._waiting
+        self._server, self._redis, self._waiting = server, client(self._address, server), None
+        await close(*used)
 
     async def _evaluate(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        try:
+            return await self._evaluate_here(script, keys, args)
+        except MovedError as error:
+            # All keys of a cluster are at one server.
+            server = ClusterServer(str(error.host), int(error.port))
+            if server != self._server:
+                await self._connect(server)
+            return await self._evaluate_here(script, keys, args)
+
+    async def _evaluate_here(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
         try:
             return await self._command("EVALSHA", script.digest, len(keys), *keys, *args)
         except NoScriptError:
@@ -228,55 +238,26 @@ class Link:
         return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
 
     def _note_failure(self, error: BaseException) -> None:
-        if isinstance(error, ResponseError):
+        is_refusal = isinstance(error, ResponseError)
+        if is_refusal and not _is_not_writable(error):
             # It answers: for example that it is full, and takes no writes.
+            consequence = "this node does by itself what that call is for"
+            self._log.log("warning", "redis_refused", cause=_cause(error), consequence=consequence)
             return
         self._failures += 1
-        if self._failures >= _MAX_FAILURES and self.is_up:
+        if self.is_up and (is_refusal or self._failures >= _MAX_FAILURES):
             self.is_up = False
             self._down.set()
             _log_alone(error)
 
 
-@contextlib.asynccontextmanager
-async def _bounded(seconds: float) -> AsyncIterator[None]:
-    """Bound what the client of Redis does, and end it when the task is cancelled.
-
-    The client waits by `asyncio.wait_for`, which in Python 3.11 drops a cancellation that comes in the moment in which what it
-    waits for is done.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    cancellations = task.cancelling()
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    finally:
-        if task.cancelling() > cancellations:
-            raise asyncio.CancelledError
+def _is_not_writable(error: BaseException) -> bool:
+    """Whether a server says that it takes no writes: a replica, as after a failover, or one of a broken Redis Cluster."""
+    return isinstance(error, (ReadOnlyError, ClusterDownError)) or _NOT_WRITABLE_WORD in str(error)
 
 
-def _pool(address: RedisAddress, connections: int = _CONNECTIONS, wait_s: float = 0.0) -> BlockingConnectionPool:
-    """Connections, on which an answer takes up to `wait_s` seconds longer than Redis needs."""
-    options: dict[str, Any] = {**parse_url(address.url)}
-    username = options.pop("username", None)
-    if address.password_file is not None:
-        options.pop("password", None)
-        options["credential_provider"] = _PasswordFile(address.password_file, username)
-    elif username is not None:
-        options["username"] = username
-    if address.ca_file is not None:
-        options["ssl_ca_certs"] = str(address.ca_file)
-    timeout = address.timeout_s
-    return BlockingConnectionPool(
-        max_connections=connections,
-        timeout=timeout,
-        socket_timeout=timeout + wait_s,
-        socket_connect_timeout=timeout,
-        # Only for an idle connection that the server has closed: a time limit is not repeated.
-        retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),
-        **options,
-    )
+def _is_full(error: ResponseError) -> bool:
+    return isinstance(error, OutOfMemoryError) or _FULL_WORD in str(error)
 
 
 def _log_alone(error: BaseException) -> None:

@@ -19,12 +19,13 @@ from mirror.cluster.kept_tags import KeptTags
 from mirror.cluster.keys import Keys
 from mirror.cluster.leader import LeaderLease
 from mirror.cluster.lease import Leases
-from mirror.cluster.link import Link, RedisAddress
+from mirror.cluster.link import Link
 from mirror.cluster.manifests import SharedManifests
 from mirror.cluster.members import Members
 from mirror.cluster.node import ClusterNode
 from mirror.cluster.objects import SharedFacts
 from mirror.cluster.peers import Peers
+from mirror.cluster.redis_connections import RedisAddress
 from mirror.cluster.refusals import Refusals
 from mirror.cluster.rounds import SharedRounds
 from mirror.cluster.secret import ClusterSecret
@@ -67,9 +68,10 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
     assert cluster.redis.url is not None
     assert cluster.secret_file is not None
     redis = cluster.redis
-    link = Link(RedisAddress(cluster.redis.url, redis.timeout, redis.password_file, redis.ca_file), metrics.cluster_calls)
     scopes: dict[str, str] = {}
     keys = Keys(cluster.name, scopes.__getitem__)
+    address = RedisAddress(cluster.redis.url, redis.timeout, redis.password_file, redis.ca_file)
+    link = Link(address, metrics.cluster_calls, keys.probe)
     secret = ClusterSecret(cluster.secret_file, secrets_in(cluster.secret_file.read_text()))
     http = Http(_limits(cluster.stall_timeout), f"registry-mirror/{__version__}", connections)
     # The rate of `downloads.max_rate` is for upstreams.

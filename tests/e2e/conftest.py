@@ -1,19 +1,21 @@
 """What the end-to-end tests share: a directory, an upstream with images, a mirror, and its log on failure."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness.cluster import RedisServer
+from mirror.cluster.link import Link
+from tests.e2e.harness.cluster import RedisServer, running_link
 from tests.e2e.harness.dockerd import Dockerd
 from tests.e2e.harness.mirror import Mirror, start_mirror
 from tests.e2e.harness.samples import Samples, build_samples
 from tests.e2e.harness.upstream import Upstream
 from tests.fakehub import FakeHub
+from tests.support.waiting import eventually
 
 TEST_SECONDS = 150
 
@@ -103,3 +105,19 @@ def anonymous(hub: FakeHub) -> FakeHub:
     """The fake Hub without tokens and redirects: each blob is one request."""
     hub.auth, hub.redirect_blobs = "none", False
     return hub
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis for all tests of a file; each has keys of its own."""
+    started = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+async def link(server: RedisServer) -> AsyncIterator[Link]:
+    """A link that is up."""
+    async with running_link(server.url) as found:
+        await eventually(lambda: found.is_up)
+        yield found

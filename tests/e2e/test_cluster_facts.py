@@ -1,44 +1,20 @@
 """What nodes know of the objects of their bucket, at a real Redis; and the lease of the node that sweeps it."""
 
-import asyncio
 import time
 
 import pytest
-from prometheus_client import CollectorRegistry, Histogram
 
 from mirror.cluster.keys import Keys
 from mirror.cluster.leader import LeaderLease
-from mirror.cluster.link import Link, RedisAddress
 from mirror.cluster.objects import SharedFacts
 from mirror.core.digest import Digest
 from mirror.errors import MirrorError
 from mirror.objects.facts import Claim
-from tests.e2e.harness.cluster import RedisServer
-from tests.support.waiting import eventually
+from tests.e2e.harness.cluster import running_link
 
 pytestmark = pytest.mark.e2e
 
 DIGEST, OTHER = Digest.of(b"some blob"), Digest.of(b"another blob")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A Redis for all tests; each has keys of its own."""
-    redis = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield redis
-    redis.close()
-
-
-@pytest.fixture
-async def link(server):
-    """A link that is up."""
-    found = Link(RedisAddress(server.url, 5.0), Histogram("calls", "", registry=CollectorRegistry()))
-    running = asyncio.create_task(found.run())
-    await eventually(lambda: found.is_up)
-    yield found
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    await found.close()
 
 
 @pytest.fixture
@@ -102,19 +78,16 @@ async def test_withdrawn_objects_are_promised_no_more(facts):
 
 async def test_without_redis(keys):
     """Each node uploads what it owes; nothing is promised or deleted."""
-    link = Link(RedisAddress("redis://127.0.0.1:1/0", 1.0), Histogram("calls", "", registry=CollectorRegistry()))
-    facts, probing = SharedFacts(link, keys, lambda _: False), asyncio.create_task(link.run())
-    assert await facts.claim(DIGEST, 1) is Claim.MINE
-    assert not await facts.condemn(DIGEST, time.time())
-    assert await facts.promise(DIGEST) is None
-    assert await facts.total() is None
-    for work in (facts.note_uses({DIGEST: 1.0}), facts.withdraw([DIGEST]), facts.release(DIGEST, 1), facts.share_total(1)):
-        await work
-    with pytest.raises(MirrorError):
-        await facts.uses([DIGEST])
-    probing.cancel()
-    await asyncio.gather(probing, return_exceptions=True)
-    await link.close()
+    async with running_link("redis://127.0.0.1:1/0", 1.0) as link:
+        facts = SharedFacts(link, keys, lambda _: False)
+        assert await facts.claim(DIGEST, 1) is Claim.MINE
+        assert not await facts.condemn(DIGEST, time.time())
+        assert await facts.promise(DIGEST) is None
+        assert await facts.total() is None
+        for work in (facts.note_uses({DIGEST: 1.0}), facts.withdraw([DIGEST]), facts.release(DIGEST, 1), facts.share_total(1)):
+            await work
+        with pytest.raises(MirrorError):
+            await facts.uses([DIGEST])
 
 
 async def test_one_node_leads(link, keys, server):

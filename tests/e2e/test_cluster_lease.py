@@ -1,20 +1,17 @@
 """Leases, turns and grants at a real Redis, as several nodes see them."""
 
 import asyncio
-import contextlib
-import signal
 import time
 from dataclasses import replace
 
 import pytest
 import structlog
-from prometheus_client import CollectorRegistry, Histogram
 
 from mirror.cluster.grants import Grants
 from mirror.cluster.identity import Identity
 from mirror.cluster.keys import Keys
 from mirror.cluster.lease import Alone, Follow, Leases, Own
-from mirror.cluster.link import Link, LinkDown, RedisAddress, Script
+from mirror.cluster.link import Script
 from mirror.cluster.manifests import SharedManifests
 from mirror.cluster.members import Members
 from mirror.cluster.secret import ClusterSecret
@@ -24,8 +21,6 @@ from mirror.core.hmac_token import InvalidToken, SignedRequest
 from mirror.core.names import Repository
 from mirror.errors import UpstreamBusy, UpstreamFailing
 from mirror.metrics import Metrics
-from tests.e2e.harness.cluster import RedisServer
-from tests.support.waiting import SOON, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -33,39 +28,6 @@ DIGEST = Digest.of(b"some blob")
 APP = Repository.parse("docker.io", "library/app")
 FAN_OUT = 2
 SCOPE = "docker.io~0"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A Redis for all tests; each has keys of its own."""
-    redis = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield redis
-    redis.close()
-
-
-def histogram():
-    return Histogram("calls", "", registry=CollectorRegistry())
-
-
-@contextlib.asynccontextmanager
-async def running_link(url, timeout_s):
-    """A link that is up when the test begins, and closed at its end."""
-    found = Link(RedisAddress(url, timeout_s), histogram())
-    running = asyncio.create_task(found.run())
-    try:
-        await eventually(lambda: found.is_up)
-        yield found
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await found.close()
-
-
-@pytest.fixture
-async def link(server):
-    """A link that is up."""
-    async with running_link(server.url, 5.0) as found:
-        yield found
 
 
 @pytest.fixture
@@ -344,109 +306,3 @@ async def test_wrong_clock_is_known(link, keys, tmp_path):
     # Its own clock would be the hour behind; here it is right, so the token is an hour ahead.
     with pytest.raises(InvalidToken, match="time differs"):
         right.check(request, slow.token(request))
-
-
-async def test_first_call_waits_for_the_connection(server):
-    """A node that has just started asks, too, instead of fetching by itself."""
-    link = Link(RedisAddress(server.url, 5.0), histogram())
-    running = asyncio.create_task(link.run())
-    assert await link.call(Script("return 1"), []) == 1
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    await link.close()
-
-
-async def test_no_call_waits_once_redis_is_known_to_be_away(tmp_path):
-    """The first probe has failed: nobody waits for the next one."""
-    link = Link(RedisAddress("redis://127.0.0.1:1/0", 5.0), histogram())
-    running = asyncio.create_task(link.run())
-    with pytest.raises(LinkDown, match="is not asked for now"):
-        await link.call(Script("return 1"), [])
-    began = asyncio.get_running_loop().time()
-    with pytest.raises(LinkDown):
-        await link.call(Script("return 1"), [])
-    assert asyncio.get_running_loop().time() - began < 2.0
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    await link.close()
-
-
-async def test_probe_does_not_wait_for_its_turn(tmp_path):
-    """After a long failure the next probe is half a minute away; who has to know is told at once."""
-    redis = RedisServer(tmp_path)
-    async with contextlib.AsyncExitStack() as stack:
-        stack.callback(redis.close)
-        link = await stack.enter_async_context(running_link(redis.url, 5.0))
-        redis.signal(signal.SIGKILL)
-        for _ in range(3):
-            with pytest.raises(LinkDown):
-                await link.call(Script("return 1"), [])
-        for _ in range(4):
-            await link.probe()
-            assert not link.is_up
-        redis.start()
-        # By itself it would be probed in eight seconds or more.
-        began = asyncio.get_running_loop().time()
-        await link.probe()
-        assert link.is_up
-        assert asyncio.get_running_loop().time() - began < 5.0
-
-
-async def test_connections_that_redis_closes_cost_nothing(link, server):
-    """Redis closes idle ones at times."""
-    echo = Script("return ARGV[1]")
-    for number in range(3):
-        assert await link.call(echo, [], str(number)) == str(number).encode()
-        await server.command("client", "kill", "type", "normal")
-    assert link.is_up
-
-
-async def test_full_redis_is_no_dead_one(link, server):
-    """Writes fail, and this node goes on by itself; the link stays."""
-    await server.command("config", "set", "maxmemory", "1")
-    try:
-        for _ in range(5):
-            with pytest.raises(LinkDown):
-                await link.call(Script("return redis.call('SET', KEYS[1], 'x')"), ["key"])
-        assert await link.call(Script("return redis.call('GET', KEYS[1])"), ["nothing"]) is None
-        assert link.is_up
-    finally:
-        await server.command("config", "set", "maxmemory", "0")
-
-
-async def test_call_to_a_stopped_redis_is_bounded(tmp_path):
-    """Three calls wait for their limit; then none does, until Redis answers again."""
-    redis = RedisServer(tmp_path)
-    async with contextlib.AsyncExitStack() as stack:
-        stack.callback(redis.close)
-        link = await stack.enter_async_context(running_link(redis.url, 0.25))
-        redis.signal(signal.SIGSTOP)
-        for _ in range(3):
-            with pytest.raises(LinkDown):
-                await link.call(Script("return 1"), [])
-        assert not link.is_up
-        with pytest.raises(LinkDown, match="is not asked for now"):
-            await link.call(Script("return 1"), [])
-        redis.signal(signal.SIGCONT)
-        await eventually(lambda: link.is_up)
-        assert await link.call(Script("return 1"), []) == 1
-
-
-async def test_cancelled_calls_end(link, keys):
-    """At whichever step of the client of Redis the cancellation comes: a node that stops does not wait for it.
-
-    The client drops a cancellation that comes in the moment in which a command has been sent.
-    """
-    script = Script("return 1")
-
-    async def calls():
-        while True:
-            await link.call(script, [keys.events])
-
-    for step in range(60):
-        calling = asyncio.create_task(calls())
-        for _ in range(step):
-            await asyncio.sleep(0)
-        calling.cancel()
-        ended, _ = await asyncio.wait([calling], timeout=SOON)
-        assert ended, f"after {step} steps of the loop"

@@ -9,6 +9,10 @@ import sys
 from copy import deepcopy
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry, Histogram
+
+from mirror.cluster.link import Link
+from mirror.cluster.redis_connections import RedisAddress
 from tests.e2e.harness.process import Program, find_command, listening
 from tests.support.ports import free_port
 from tests.support.waiting import LIMIT, eventually
@@ -20,11 +24,12 @@ SECRET = "a secret of forty characters, more or less"
 class RedisServer:
     """A `redis-server` without persistence, which can be killed, stopped and started empty."""
 
-    def __init__(self, directory: Path, host: str = "127.0.0.1") -> None:
+    def __init__(self, directory: Path, *options: str, host: str = "127.0.0.1") -> None:
         """Start it."""
         self.port = free_port()
         self._host = host
         self._directory = directory
+        self._options = options
         self._program: Program | None = None
         self.start()
 
@@ -36,6 +41,7 @@ class RedisServer:
     def start(self) -> None:
         """Start it, empty."""
         options = ["--port", str(self.port), "--bind", self._host, "--save", "", "--appendonly", "no", "--protected-mode", "no"]
+        options += ["--dir", str(self._directory), *self._options]
         self._program = Program(["redis-server", *options], self._directory / "redis.log")
         self._program.wait_ready(lambda: listening(self.port, self._host), "accepts connections", LIMIT)
 
@@ -64,6 +70,19 @@ class RedisServer:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._program.pid, signal.SIGCONT)
         self._program.stop()
+
+
+@contextlib.asynccontextmanager
+async def running_link(url: str, timeout_s: float = 5.0, **settings):
+    """A link that probes Redis; it may not be up yet."""
+    link = Link(RedisAddress(url, timeout_s, **settings), Histogram("calls", "", registry=CollectorRegistry()), "probe")
+    probing = asyncio.create_task(link.run())
+    try:
+        yield link
+    finally:
+        probing.cancel()
+        await asyncio.gather(probing, return_exceptions=True)
+        await link.close()
 
 
 class Node(Cluster):
