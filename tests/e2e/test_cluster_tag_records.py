@@ -12,7 +12,7 @@ from mirror.cluster.tags import SharedTag, SharedTags
 from mirror.core.digest import Digest
 from mirror.core.names import Repository, Tag
 from mirror.errors import AccessDenied, NotFound, UpstreamBusy, UpstreamFailing
-from tests.e2e.test_cluster_lease import keys, link, server  # noqa: F401 - fixtures
+from tests.e2e.test_cluster_lease import keys  # noqa: F401 - fixtures
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.e2e
