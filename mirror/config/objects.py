@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -18,6 +19,9 @@ MIN_SIZE = 1 << 30
 # As S3 has them: 3 to 63 characters.
 _MIN_BUCKET, _MAX_BUCKET = 3, 63
 _KEY_LINES = 2
+# The characters that need no encoding anywhere (Amazon S3 user guide, "Naming Amazon S3 objects").
+_PREFIX_PART = re.compile(r"[A-Za-z0-9._=-]+")
+_NO_REGION = "auto"
 
 
 def _bucket_url(value: str) -> str:
@@ -26,6 +30,9 @@ def _bucket_url(value: str) -> str:
         raise ValueError("must be a URL like s3://bucket or s3://bucket/prefix")
     if not _MIN_BUCKET <= len(parts.netloc) <= _MAX_BUCKET:
         raise ValueError(f"the name of a bucket has {_MIN_BUCKET} to {_MAX_BUCKET} characters")
+    prefix = parts.path.strip("/")
+    if prefix and not all(_PREFIX_PART.fullmatch(part) and part.strip(".") for part in prefix.split("/")):
+        raise ValueError("has a prefix that is no path: letters, digits, '.', '_', '=', '-', and single slashes between them")
     return value
 
 
@@ -55,7 +62,7 @@ class ObjectsConfig(Section):
 
     url: Annotated[str, AfterValidator(_bucket_url)] | None = None
     endpoint: Annotated[str, AfterValidator(_endpoint)] | None = None
-    region: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")] = "auto"
+    region: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")] = _NO_REGION
     access_key_file: SecretFile | None = None
     ca_file: CertificatesFile | None = None
     # In YAML 1.1 an `off` without quotes is false.
@@ -100,6 +107,8 @@ class ObjectsConfig(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.url is None and (self.endpoint is not None or self.access_key_file is not None):
-            raise ValueError("url is required with endpoint or access_key_file")
+        if self.url is None and (self.endpoint or self.access_key_file or self.ca_file or self.redirect.networks):
+            raise ValueError("url is required with endpoint, access_key_file, ca_file or redirect.networks")
+        if self.url is not None and self.endpoint is None and self.region == _NO_REGION:
+            raise ValueError("region is required without endpoint: the hosts of Amazon are named by it, such as eu-central-1")
         return self

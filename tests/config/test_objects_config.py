@@ -14,7 +14,7 @@ def loaded(directory, text):
 
 def test_defaults(tmp_path):
     assert not loaded(tmp_path, "").is_enabled
-    objects = loaded(tmp_path, "objects: {url: 's3://bucket'}")
+    objects = loaded(tmp_path, "objects: {url: 's3://bucket', endpoint: 'https://s3.example'}")
     assert objects.is_enabled
     assert (objects.region, objects.write, objects.min_size, objects.max_rate) == ("auto", "owner", 0, 200 << 20)
     assert (objects.max_size, objects.redirect.networks, objects.redirect.url_ttl) == (20 << 40, (), 600)
@@ -22,7 +22,7 @@ def test_defaults(tmp_path):
 
 def test_off_without_quotes(tmp_path):
     """YAML reads it as false."""
-    assert loaded(tmp_path, "objects: {url: 's3://bucket', write: off}").write == "off"
+    assert loaded(tmp_path, "objects: {url: 's3://bucket', region: eu-central-1, write: off}").write == "off"
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,13 @@ def test_off_without_quotes(tmp_path):
         ("url: 's3://x'", "objects.url"),
         ("url: 's3://key:secret@bucket'", "objects.url"),
         ("url: 's3://bucket?x=1'", "objects.url"),
+        ("url: 's3://bucket/a//b'", "objects.url: has a prefix that is no path"),
+        ("url: 's3://bucket/a/../b'", "objects.url: has a prefix that is no path"),
+        ("url: 's3://bucket/a/./b'", "objects.url: has a prefix that is no path"),
+        ("url: 's3://bucket/a b'", "objects.url: has a prefix that is no path"),
+        ("url: 's3://bucket'", "objects: region is required without endpoint"),
         ("endpoint: 'https://s3.example'", "objects: url is required"),
+        ("redirect: {networks: [10.0.0.0/8]}", "objects: url is required"),
         ("{url: 's3://bucket', endpoint: 's3.example'}", "objects.endpoint"),
         ("{url: 's3://bucket', endpoint: 'https://id:key@s3.example'}", "objects.endpoint: must not contain credentials"),
         ("{url: 's3://bucket', endpoint: 'https://s3.example/bucket'}", "objects.endpoint"),
