@@ -237,6 +237,9 @@ async def _next_page(pages: AsyncIterator[Any]) -> Sequence[Any]:
         page: Sequence[Any] = await anext(pages)
     except StopAsyncIteration:
         return ()
+    except (ValueError, OverflowError) as error:
+        # A date that Python does not know.
+        raise CallFailed(_cause(error)) from error
     return page
 
 

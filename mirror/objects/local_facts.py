@@ -92,10 +92,6 @@ class LocalFacts:
         """None: nobody else counts."""
         return None
 
-    def close(self) -> None:
-        """Close the database."""
-        self._table.close()
-
     def _used(self, digest: Digest) -> float:
         when = self._table.get(f"used|{digest}")
         return when if isinstance(when, float) else 0.0

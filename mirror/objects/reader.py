@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -25,9 +24,9 @@ from mirror.objects.bucket import Bucket, ListedObject, ObjectStream
 from mirror.objects.calls import ObjectAbsent
 from mirror.objects.keys import SCOPES, blob_key, manifest_key, tag_key, tags_of
 from mirror.objects.redirects import ObjectRedirects
-from mirror.objects.tag_reach import MAX_TAG_BYTES
+from mirror.objects.tag_records import MAX_TAG_BYTES, read_tag
 from mirror.objects.use_report import UseReport
-from mirror.storage.rows import MALFORMED, Kind
+from mirror.storage.rows import Kind
 
 log = structlog.get_logger(__name__)
 
@@ -159,13 +158,11 @@ class ObjectReader:
     async def _tag(self, key: str) -> TagRecord | None:
         try:
             found = await self.bucket.read(key, MAX_TAG_BYTES)
-            value = json.loads(found.data)
-            digest, checked = Digest.parse(value["digest"]), float(value["checked"])
-            return TagRecord(digest, str(value["media_type"]), int(value["size"]), checked, float(value["changed"]), 0.0)
+            return read_tag(found.data, time.time())
         except UpstreamError:
             return None
-        except (*MALFORMED, InvalidInput):
-            log.error("object_wrong", key=key, consequence="it is not used")
+        except InvalidInput as error:
+            log.error("object_wrong", key=key, cause=str(error), consequence="it is not used")
             return None
 
     def penalize(self, digest: Digest) -> bool:

@@ -36,6 +36,8 @@ _MAX_PLANNED = 50_000
 _MAX_PURGED = 1000
 _DELETIONS_AT_ONCE = 8
 
+_Page = Sequence[tuple[Digest, ListedObject]]
+
 
 @dataclass(frozen=True)
 class SweepLimits:
@@ -125,7 +127,7 @@ class Sweeper:
 
     async def _look(self) -> None:
         """Count the objects, and withdraw some if they are too many."""
-        self.size = sum([sum(one.size for one in page) async for page in self._content()])
+        self.size = sum([sum(one.size for _, one in page) async for page in self._content()])
         await self._facts.share_total(self.size)
         going = sum(found.size for found, _ in self._withdrawn.values())
         if self._is_full():
@@ -142,9 +144,8 @@ class Sweeper:
                     plan.offer(found)
         return plan.selected()
 
-    async def _described(self, page: Sequence[ListedObject], reach: DigestFilter) -> list[SweptObject]:
-        named = [(digest, one) for one in page if (digest := digest_of(one.key)) is not None]
-        named = [(digest, one) for digest, one in named if digest not in self._withdrawn]
+    async def _described(self, page: _Page, reach: DigestFilter) -> list[SweptObject]:
+        named = [(digest, one) for digest, one in page if digest not in self._withdrawn]
         digests = [digest for digest, _ in named]
         uses = await self._facts.uses(digests)
         here = await in_thread(None, lambda: [self._store.files.used(digest) or 0.0 for digest in digests])
@@ -168,11 +169,12 @@ class Sweeper:
             del self._withdrawn[found.digest]
         await self._delete([_Doomed(found.digest, since) for found, since in going])
 
-    async def _content(self) -> AsyncGenerator[Sequence[ListedObject], None]:
-        # Manifests first: what arrives between the two has its blobs already.
+    async def _content(self) -> AsyncGenerator[_Page, None]:
+        # Manifests first: what arrives between the two has its blobs already. What somebody else has put here stays, and does not
+        # count: ours would go in its place.
         for prefix in (MANIFESTS, BLOBS):
             async for page in self._bucket.pages(prefix):
-                yield page
+                yield [(digest, one) for one in page if (digest := digest_of(one.key)) is not None]
 
     # ---- purges
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import time
 from collections.abc import Callable
 
 from mirror.aio import in_thread
@@ -15,11 +15,10 @@ from mirror.core.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from mirror.objects.bucket import Bucket, ListedObject
 from mirror.objects.calls import ObjectAbsent
 from mirror.objects.keys import TAGS, manifest_key
+from mirror.objects.tag_records import MAX_TAG_BYTES, read_tag
 from mirror.storage.images import held_manifest
-from mirror.storage.rows import MALFORMED
 from mirror.storage.store import Store
 
-MAX_TAG_BYTES = 4096
 _MAX_RECORDS = 50_000
 _AT_ONCE = 16
 # Real indexes nest two deep; a hostile one could nest endlessly.
@@ -66,8 +65,8 @@ class TagReach:
         if digest is None:
             try:
                 record = await self._bucket.read(listed.key, MAX_TAG_BYTES)
-                digest = Digest.parse(json.loads(record.data)["digest"])
-            except (ObjectAbsent, *MALFORMED):
+                digest = read_tag(record.data, time.time()).digest
+            except (ObjectAbsent, InvalidInput):
                 return
             self._records.put(key, digest)
         await self._add(digest, found.add)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -24,6 +23,7 @@ from mirror.objects.calls import ObjectsUnavailable
 from mirror.objects.facts import Claim, ObjectFacts
 from mirror.objects.keys import LAYOUT, LAYOUT_KEY, SCOPES, blob_key, manifest_key, tag_key
 from mirror.objects.owed import OwedKind, OwedUploads, blob_of, tag_of
+from mirror.objects.tag_records import write_tag
 from mirror.storage.blobs import CachedBlob
 from mirror.storage.rows import Kind
 from mirror.storage.store import Store
@@ -164,9 +164,8 @@ class Uploader:
         if scope is not None and (record is None or record.denied):
             await self._bucket.delete(tag_key(scope, repository, tag))
         elif scope is not None and record is not None:
-            value = {"digest": str(record.digest), "media_type": record.media_type, "size": record.size}
-            data = json.dumps({**value, "checked": record.checked, "changed": record.changed}).encode()
-            await self._bucket.put(tag_key(scope, repository, tag), data, {"Content-Type": "application/json"}, replace=True)
+            attributes = {"Content-Type": "application/json"}
+            await self._bucket.put(tag_key(scope, repository, tag), write_tag(record), attributes, replace=True)
         await self._done(row)
 
     async def _upload_blob(self, row: str) -> None:

@@ -73,6 +73,17 @@ async def test_what_is_not_promised(hub, bucket, kept, opened):
         assert await facts.promise(digest) is None
 
 
+async def test_object_that_was_cut_off(bucket, kept, opened):
+    """A client that was sent to it would fail at each attempt."""
+    async with redirected(opened, "second") as mirror:
+        await known(mirror, kept)
+        digest = kept.layers[0].digest
+        bucket.put(key("blobs", digest), b"cut")
+        assert (await mirror.get(f"/v2/{APP}/manifests/1")).status == 200
+        status, _, body = await ask(mirror, digest)
+        assert (status, sha256(body)) == (200, digest)
+
+
 async def test_only_with_a_right(hub, kept, opened):
     """A foreign repository gets no URL, nor does anybody in a registry with an account."""
     hub.add_image("library/other", "1")

@@ -71,6 +71,19 @@ async def test_least_recently_used_goes_first(hub, bucket, opened, at_once, monk
         assert await mirror.metric("objects_deleted_bytes_total") >= 2 * MIB
 
 
+async def test_foreign_objects_do_not_count(hub, bucket, opened, at_once):
+    """They stay, and nothing goes in their place."""
+    made = images(hub, 2)
+    foreign = "pre/fix/1/blobs/backup.tar"
+    async with opened("first") as mirror:
+        await pulled(mirror, bucket, made)
+        bucket.put(foreign, bytes(4 * MIB))
+        size = content_bytes(bucket) - 4 * MIB
+        limit(mirror, 4 * MIB)
+        await eventually(lambda: mirror.services.objects.size, "counted", holds=lambda counted: counted == size)
+        assert bucket.objects().keys() >= {foreign, *keys(made["0"]), *keys(made["1"])}
+
+
 async def test_what_no_tag_needs_goes_first(hub, bucket, opened, at_once, monkeypatch):
     """Also if it was used later than what a tag needs."""
     monkeypatch.setattr("mirror.objects.bucket._seconds", lambda _: 0.0)

@@ -90,7 +90,7 @@ class TestBucket:
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object."""
-        self.request("PUT", key, data).close()
+        self.request("PUT", key, data, **{"Content-Type": "application/octet-stream"}).close()
 
     def delete(self, key: str) -> None:
         """Delete an object."""
