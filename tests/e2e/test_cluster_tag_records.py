@@ -39,7 +39,7 @@ async def check(shared, digest, ttl=HOUR, since=0.0, age=0.0):
         return turn.found
 
 
-async def test_one_of_many_checks(tags, link, monkeypatch):  # noqa: F811
+async def test_one_of_many_checks(tags, link, monkeypatch):
     """Those who wait get its answer, also if it does not count for any later request."""
     began, end, checks, asked = asyncio.Event(), asyncio.Event(), 0, set()
     call = link.call
