@@ -190,7 +190,7 @@ class Link:
         """
         if not self.is_up:
             raise LinkDown("Redis does not answer, and is not asked for now")
-        waiting = self._waiting = self._waiting or client(self._address, self._server, 1, timeout_s)
+        waiting = self._waiting = self._waiting or client(self._address, self._server, waits=True)
         words = ("XREAD", "COUNT", 1, "BLOCK", round(timeout_s * 1000), "STREAMS", stream, after)
         try:
             async with bounded(timeout_s + self._longest_s):

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from mirror.small_files import read_secret
 
 # Of one process. A call that finds none free waits within its own time limit.
-CONNECTIONS = 4
+_CONNECTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ async def bounded(seconds: float) -> AsyncIterator[None]:
             raise asyncio.CancelledError
 
 
-def client(address: RedisAddress, server: ClusterServer | None, connections: int = CONNECTIONS, wait_s: float = 0.0) -> Redis:
+def client(address: RedisAddress, server: ClusterServer | None, *, waits: bool = False) -> Redis:
     """Return a client of the address, or of another server of its Redis Cluster.
 
     Args:
-        connections: how many there are at most.
-        wait_s: an answer may take so much longer than `timeout_s`.
+        waits: for one call at a time that may take long. The caller bounds it: without a time limit of its own the client does
+            not use `asyncio.wait_for`, so a cancellation ends the call at once; see `bounded`.
     """
     options: dict[str, Any] = {**parse_url(address.url)}
     if server is not None:
@@ -105,9 +105,9 @@ def client(address: RedisAddress, server: ClusterServer | None, connections: int
         options["ssl_ca_certs"] = str(address.ca_file)
     timeout = address.timeout_s
     pool = BlockingConnectionPool(
-        max_connections=connections,
+        max_connections=1 if waits else _CONNECTIONS,
         timeout=timeout,
-        socket_timeout=timeout + wait_s,
+        socket_timeout=None if waits else timeout,
         socket_connect_timeout=timeout,
         # Only for an idle connection that the server has closed: a time limit is not repeated.
         retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),

@@ -9,7 +9,7 @@ import structlog
 
 from mirror.cluster.link import LinkDown, Script
 from tests.e2e.harness.cluster import RedisServer, running_link
-from tests.support.waiting import SOON, eventually
+from tests.support.waiting import LIMIT, SOON, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -113,6 +113,18 @@ async def test_cancelled_calls_end(link):
             await asyncio.sleep(0)
         calling.cancel()
         ended, _ = await asyncio.wait([calling], timeout=SOON)
+        assert ended, f"after {step} steps of the loop"
+
+
+async def test_cancelled_waits_end_at_once(link):
+    """A node that stops does not wait until the wait for an event is over."""
+    await link.call(Script("return redis.call('XADD', KEYS[1], '1-1', 'kind', 'begin')"), ["events"])
+    for step in range(30):
+        waiting = asyncio.create_task(link.wait_for_entry("events", "1-1", LIMIT))
+        for _ in range(step):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        ended, _ = await asyncio.wait([waiting], timeout=SOON)
         assert ended, f"after {step} steps of the loop"
 
 
