@@ -47,7 +47,7 @@ def read_tag(data: bytes, now: float) -> TagRecord:
     media_type, size = value.get("media_type"), value.get("size")
     if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
         raise InvalidTagRecord(data, "has no media type")
-    if type(size) is not int or not 0 <= size <= MAX_MANIFEST_BYTES:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_MANIFEST_BYTES:
         raise InvalidTagRecord(data, "has no size of a manifest")
     checked, changed = _time(value, "checked", now), _time(value, "changed", now)
     return TagRecord(Digest.parse(value["digest"]), media_type, size, checked, changed, 0.0)
@@ -56,7 +56,7 @@ def read_tag(data: bytes, now: float) -> TagRecord:
 def _time(value: dict[str, Any], name: str, now: float) -> float:
     found = value.get(name)
     try:
-        seconds = float(found) if type(found) in (int, float) else math.nan
+        seconds = float(found) if isinstance(found, int | float) and not isinstance(found, bool) else math.nan
     except OverflowError:
         seconds = math.nan
     if not math.isfinite(seconds):
