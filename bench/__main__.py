@@ -14,7 +14,23 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench import cold_blob, cold_speed, far, hot_blob, hot_manifest, hot_tls, lazy, memory, million, parallel, prefetch
+from bench import (
+    cluster_cold,
+    cluster_costs,
+    cluster_faults,
+    cluster_hits,
+    cold_blob,
+    cold_speed,
+    far,
+    hot_blob,
+    hot_manifest,
+    hot_tls,
+    lazy,
+    memory,
+    million,
+    parallel,
+    prefetch,
+)
 from bench.lineup import Settings
 from bench.plot import svg
 from bench.process import NotTakenError
@@ -35,6 +51,10 @@ MEASUREMENTS: dict[str, Callable[[Settings], Report]] = {
     "prefetch": prefetch.measure,
     "memory": memory.measure,
     "million": million.measure,
+    "cluster-cold": cluster_cold.measure,
+    "cluster-hits": cluster_hits.measure,
+    "cluster-faults": cluster_faults.measure,
+    "cluster-costs": cluster_costs.measure,
 }
 
 PIPED_WIDTH = 140
@@ -55,6 +75,10 @@ Measures the mirror beside nginx and docker-registry on this machine, all in one
   prefetch      a cold image of 12 layers, pulled by dockerd with and without prefetch       3 min
   memory        resident size with 500 downloads of distinct cold blobs under way            2 min
   million       a store of a million small blobs: start, and requests while 10% are evicted  4 min
+  cluster-cold  3 nodes with 2 workers each, cold content asked of all at once; by skopeo    1 min
+  cluster-hits  blobs and manifests that a node holds, beside a mirror without a cluster     1 min
+  cluster-faults  the pauses of clients when a node is killed or stopped, or Redis stops     1 min
+  cluster-costs   CPU to send and to upload, hits meanwhile, memory, calls for leases        2 min
 """
 
 READING = """\

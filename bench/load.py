@@ -19,13 +19,18 @@ QUARTERS = 4
 
 @dataclass
 class Load:
-    """One connection per path; with `seconds` each repeats its download until then, else downloads once."""
+    """One connection per path; with `seconds` each repeats its download until then, else downloads once.
+
+    Attributes:
+        ports: one for each path, in place of `port`.
+    """
 
     port: int
     paths: list[str]
     seconds: float = 0.0
     limit: float = 300.0
     host: str = "127.0.0.1"
+    ports: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -34,6 +39,7 @@ class Outcome:
 
     Attributes:
         quarters: when each quarter of the body had arrived.
+        pauses: the longest time between two arrivals of bytes.
     """
 
     bytes: int = 0
@@ -42,6 +48,7 @@ class Outcome:
     first_byte: list[float] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
     quarters: list[list[float]] = field(default_factory=list)
+    pauses: list[float] = field(default_factory=list)
     error: str = ""
 
 
@@ -56,10 +63,12 @@ class Download:
         self.socket = socket.create_connection((host, port), CONNECT_SECONDS)
         self.socket.setblocking(False)
         self.first_byte = 0.0
+        self.pause = 0.0
         self.quarters: list[float] = []
         self._request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAccept: */*\r\n\r\n".encode()
         self._head = b""
         self._left = self._length = 0
+        self._last = 0.0
 
     def ask(self) -> None:
         """Send the request; it fits into any socket buffer."""
@@ -80,6 +89,8 @@ class Download:
             raise DownloadError(f"the body ended {self._left} bytes short")
         self._left -= count
         now = time.monotonic()
+        self.pause = max(self.pause, now - (self._last or now))
+        self._last = now
         self.first_byte = self.first_byte or now
         while len(self.quarters) < QUARTERS and (self._length - self._left) * QUARTERS >= self._length * (len(self.quarters) + 1):
             self.quarters.append(now)
@@ -108,13 +119,14 @@ class Download:
         self._length = int(length)
         self._left = self._length - len(body)
         if body:
-            self.first_byte = time.monotonic()
+            self.first_byte = self._last = time.monotonic()
         return len(body)
 
 
 def run(load: Load) -> Outcome:
     """Connect everybody, then ask on all connections at once and receive until all is done."""
-    downloads = [Download(load.host, load.port, path) for path in load.paths]
+    ports = load.ports or [load.port] * len(load.paths)
+    downloads = [Download(load.host, port, path) for port, path in zip(ports, load.paths, strict=True)]
     outcome = Outcome()
     selector = selectors.EpollSelector()
     for download in downloads:
@@ -154,6 +166,7 @@ def _receive(load: Load, selector: selectors.BaseSelector, outcome: Outcome, beg
                 continue
             outcome.first_byte.append(download.first_byte - began)
             outcome.done.append(time.monotonic() - began)
+            outcome.pauses.append(download.pause)
             outcome.quarters.append([quarter - began for quarter in download.quarters])
             selector.unregister(download.socket)
             under_way -= 1

@@ -46,10 +46,11 @@ class Bucket:
 
 @dataclass
 class Counters:
-    """Body bytes and requests since the start; transfers are bodies being sent, now and at most at once."""
+    """Body bytes, requests and GETs of manifests since the start; transfers are bodies being sent, now and at most at once."""
 
     bytes: int = 0
     requests: int = 0
+    manifests: int = 0
     transfers: int = 0
     most_transfers: int = 0
 
@@ -117,6 +118,7 @@ class Origin:
             answer = Answer("200 OK", body=json.dumps(asdict(self._counters)).encode())
         else:
             self._counters.requests += 1
+            self._counters.manifests += method == "GET" and "/manifests/" in path
             if self._latency:
                 await asyncio.sleep(self._latency)
             answer = self._resource(method, path, head)

@@ -1,5 +1,6 @@
 """Child processes: started, watched through /proc and ended by their id, never by a name."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -81,6 +82,12 @@ class Child:
     def cpu_seconds(self) -> float:
         """User and system time of the process tree so far, including children that have ended."""
         return sum(_cpu_ticks(pid) for pid in self._tree()) / TICKS_PER_SECOND
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and to all that it has started, itself first."""
+        for pid in self._tree():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def resident_bytes(self) -> int:
         """Resident size summed over the process tree; pages shared between processes count in each."""

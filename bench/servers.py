@@ -79,7 +79,7 @@ def origin(
 @contextmanager
 def nginx_files(home: Path, content: Path, workers: int, digest: str = '""') -> Iterator[Server]:
     """nginx serving `content` as files by sendfile; `digest` goes into the headers of manifests."""
-    port = _free_port()
+    port = free_port()
     http = NGINX_FILES.format(port=port, root=content, manifest_type=MANIFEST_TYPE, digest=digest)
     with _nginx(_new(home), http, workers, port) as server:
         yield server
@@ -88,7 +88,7 @@ def nginx_files(home: Path, content: Path, workers: int, digest: str = '""') -> 
 @contextmanager
 def nginx_origin(home: Path, content: Path, certificate: Path) -> Iterator[FastOrigin]:
     """nginx serving `content` as an upstream, plain and over TLS; `certificate` holds its key, too."""
-    port, tls_port = _free_port(), _free_port()
+    port, tls_port = free_port(), free_port()
     http = NGINX_ORIGIN.format(port=port, tls_port=tls_port, root=content, certificate=certificate)
     with _nginx(_new(home), http, 1, port) as server:
         yield FastOrigin(server.port, server.child, tls_port)
@@ -102,7 +102,7 @@ def nginx_proxy(home: Path, upstream: int, workers: int) -> AbstractContextManag
 @contextmanager
 def nginx_proxy_of(home: Path, url: str, workers: int, ca_file: Path | None = None) -> Iterator[Server]:
     """nginx as a caching proxy of the upstream at `url`, whose certificate is checked against `ca_file`."""
-    port = _free_port()
+    port = free_port()
     new = _new(home)
     scheme, _, host = url.partition("://")
     tls = NGINX_VERIFIES.format(ca_file=ca_file) if ca_file else ""
@@ -120,7 +120,7 @@ def docker_registry(home: Path, upstream: int) -> AbstractContextManager[Server]
 def docker_registry_of(home: Path, url: str) -> Iterator[Server]:
     """docker-registry as a pull-through cache of the upstream at `url`."""
     new = _new(home)
-    port = _free_port()
+    port = free_port()
     config = {
         "version": 0.1,
         "log": {"level": "error", "accesslog": {"disabled": True}},
@@ -153,6 +153,13 @@ def mirror_of(
     """The mirror of the upstream at `url` with its defaults, but for `registry`, which are keys of that, and `downloads`."""
     more = {"workers": workers} if workers > 1 else {}
     settings = {"registries": {"docker.io": {"upstreams": [url], **(registry or {})}}, "downloads": dict(downloads or {}), **more}
+    with serving_mirror(home, settings) as server:
+        yield server
+
+
+@contextmanager
+def serving_mirror(home: Path, settings: Mapping[str, object]) -> Iterator[Mirror]:
+    """A mirror with these settings, which answers."""
     with started_mirror(home, settings) as server:
         _wait_answer(server.child, server.admin, "/healthz")
         _wait_answer(server.child, server.port, "/v2/")
@@ -173,7 +180,7 @@ def tls_mirror(home: Path, upstream: int, workers: int, certificate: Path) -> It
 def started_mirror(home: Path, settings: Mapping[str, object]) -> Iterator[Mirror]:
     """A mirror that has just been started with these settings, and may not answer yet."""
     new = _new(home)
-    port, admin = _free_port(), _free_port()
+    port, admin = free_port(), free_port()
     config = {
         "listen": f"127.0.0.1:{port}",
         "admin": {"listen": f"127.0.0.1:{admin}"},
@@ -257,7 +264,8 @@ def _new(home: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=home))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
