@@ -54,7 +54,7 @@ def read_tag(data: bytes, now: float) -> TagRecord:
 
 
 def _time(value: dict[str, Any], name: str, now: float) -> float:
-    found = value.get(name)
+    found: Any = value.get(name)
     try:
         seconds = float(found) if isinstance(found, int | float) and not isinstance(found, bool) else math.nan
     except OverflowError:
