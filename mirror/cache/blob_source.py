@@ -52,7 +52,7 @@ class UpstreamSource:
         return objects.blob(self._range(start, stop), partial(self._open_upstream, start, stop))
 
     def _range(self, start: int, stop: int | None) -> BlobRange:
-        return BlobRange(self.repository, self.digest, start, stop, self.context.access.size_named(self.repository, self.digest))
+        return BlobRange(self.repository, self.digest, start, stop, self.named_size())
 
     @contextlib.asynccontextmanager
     async def _open_upstream(self, start: int, stop: int | None) -> AsyncIterator[BlobStream]:
@@ -64,6 +64,9 @@ class UpstreamSource:
             if cluster is not None:
                 await cluster.grants.share("blob", self.repository, self.digest, stream.size)
             yield stream
+
+    def named_size(self) -> int | None:
+        return self.context.access.size_named(self.repository, self.digest)
 
     @property
     def origin(self) -> Hashable:

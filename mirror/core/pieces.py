@@ -18,6 +18,8 @@ _IN_HAND_BYTES: Final = 2 * CHUNK
 # A piece takes long enough for the round trip before it, and the ramp of its connection, to cost little.
 _PIECE_S: Final = 0.5
 _PIECE_ROUND_TRIPS: Final = 8
+# While the first speed is measured, a far connection still accelerates (RFC 5681, Slow Start): it is taken to reach this.
+_UNSURE_BYTES_PER_S: Final = 2 * CHUNK
 # The time over which the speed is measured.
 _SAMPLE_S: Final = 0.3
 # The share of an earlier speed that still counts.
@@ -40,11 +42,13 @@ class Lane:
     Attributes:
         position: position of its next byte.
         stop: the end of the piece. The plan may move it towards `position`; the connection then ends there.
+        end: the end of what upstream sends.
         round_trip: seconds from its request to the begin of the response; None until then.
     """
 
     position: int
     stop: int = END
+    end: int = END
     round_trip: float | None = None
     _start: int = field(init=False)
 
@@ -87,6 +91,11 @@ class Pieces:
         """Record that a connection has ended; bytes that it has not fetched are handed out again."""
         self._lanes.remove(lane)
 
+    def rejoin(self) -> None:
+        """Let each connection fetch what upstream sends on it, up to the chunk of another one: there will be no further ones."""
+        for lane in self._lanes:
+            lane.stop = lane.end
+
     def take(self, connections: int, speed: Speed) -> Lane | None:
         """Hand out a piece; None if enough connections are at work, or if their pieces cover all missing bytes.
 
@@ -95,7 +104,7 @@ class Pieces:
         """
         if len(self._lanes) >= connections:
             return None
-        length = piece_length(speed.rate, speed.round_trip)
+        length = speed.piece_length
         for lane in self._lanes:
             # The first connection requests the whole blob.
             if lane.stop - lane.position > 2 * length:
@@ -157,6 +166,12 @@ class Speed:
     verdict: Verdict = Verdict.UNKNOWN
     rate: float = 0.0
     round_trip: float = 0.0
+
+    @property
+    def piece_length(self) -> int:
+        """Bytes of a piece for one of the connections."""
+        unsure = _UNSURE_BYTES_PER_S if self.verdict is Verdict.UNKNOWN else 0.0
+        return piece_length(max(self.rate, unsure), self.round_trip)
 
 
 class Width:

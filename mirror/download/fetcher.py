@@ -9,7 +9,7 @@ from collections.abc import Callable
 import structlog
 
 from mirror.aio import uninterrupted
-from mirror.core.pieces import END, Lane
+from mirror.core.pieces import Lane
 from mirror.core.retry import backoff
 from mirror.download.lanes import Lanes
 from mirror.download.partial import CHUNK, Partial
@@ -203,7 +203,11 @@ class Fetcher:
         piece = self._lanes.take()
         if piece is not None and await self._fetch_main(piece):
             return True
-        hole: tuple[int, int] | None = (0, END) if self._partial.map.size is None else self._partial.map.hole(0)
+        if self._partial.map.size is None:
+            piece = self._lanes.first()
+            self._lanes.pieces.add(piece)
+            return await self._fetch_main(piece)
+        hole = self._partial.map.hole(0)
         while hole is not None:
             piece = Lane(*hole)
             self._lanes.pieces.add(piece)

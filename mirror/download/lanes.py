@@ -59,6 +59,8 @@ class Lanes:
         self._services = services
         self._open_fetcher = open_fetcher
         self._origin = source.origin
+        self._named_size = source.named_size
+        self._first_tried = False
         known = services.speeds.get(self._origin, asyncio.get_running_loop().time())
         self._width = Width(services.limits.fetchers, known or Speed())
         self._watch: asyncio.Task[None] | None = None
@@ -66,6 +68,16 @@ class Lanes:
         self._again = 0.0
         self._context = contextvars.copy_context()
         self._context.run(_be_less_urgent)
+
+    def first(self) -> Lane:
+        """The piece with which a blob begins whose size is not known yet.
+
+        Where several connections are in use from the start, its end is requested, too: a connection that has to end in the middle
+        of a response cannot be used again, and a new one from far away takes seconds to reach its speed. This is tried once.
+        """
+        named, is_tried, self._first_tried = self._named_size(), self._first_tried, True
+        is_small = named is not None and named < self._services.limits.parallel_from_bytes
+        return Lane(0) if is_tried or is_small or self._width.connections == 1 else Lane(0, self._width.speed.piece_length)
 
     def take(self) -> Lane | None:
         """The next piece for the main connection; None if it is the only connection, or if no piece is left."""
@@ -151,6 +163,7 @@ class Lanes:
         if self._failures >= _MAX_FAILURES or isinstance(error, RangeIgnored | UpstreamRateLimited | UpstreamRefusal):
             before = self._width.speed.verdict
             self._width.refuse()
+            self.pieces.rejoin()
             self._record(before)
         else:
             self._pause()

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import ParamSpec
 
 from mirror.aio import Shared
-from mirror.core.pieces import Lane
+from mirror.core.pieces import END, Lane
 from mirror.download.partial import CHUNK, Partial
 from mirror.download.services import DownloadServices
 from mirror.download.source import BlobStream, Source
@@ -86,12 +86,16 @@ class RangeFetcher:
             StorageError: the bytes could not be written.
         """
         lane, size, began = self.lane, self._partial.map.size, time.monotonic()
-        stop = None if size is None or lane.stop >= size else lane.stop
+        stop = None if lane.stop >= (END if size is None else size) else lane.stop
         async with self._source.open(lane.position, stop) as stream:
             lane.round_trip = time.monotonic() - began
+            lane.end = stop if stop is not None and stream.is_partial else END
+            lane.stop = min(lane.stop, lane.end)
             if partially and not stream.is_partial:
                 raise RangeIgnored(f"upstream ignores the request for a range of {self._partial.digest}")
             if self._partial.map.size is None:
+                # Upstream may ignore the end of the first piece.
+                lane.stop = lane.end
                 # Claimed before another process can see that there is a chunk: its reader would have it fetched as well.
                 if not self._lock.try_acquire(0, CHUNK):
                     await self.begin(stream.size)

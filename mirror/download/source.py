@@ -68,6 +68,10 @@ class Source(Protocol):
     def lazy_size(self) -> int | None: ...
 
     def __hash__(self) -> int: ...
+    def named_size(self) -> int | None:
+        """Bytes of the blob by a manifest, None if no manifest is known that names it."""
+        ...
+
     @property
     def origin(self) -> Hashable:
         """Equal for sources whose bytes come from the same upstreams."""

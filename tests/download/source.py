@@ -27,12 +27,15 @@ class Stream:
         self.size = size
         self.is_partial = not source.ignores_ranges
         self._source = source
-        self._stop = stop
+        self._stop = stop if self.is_partial else None
         self._position = start
 
     async def blocks(self):
         source = self._source
         end = len(source.data) if self._stop is None else self._stop
+        if not self.is_partial and self._position:
+            # What comes before is received all the same.
+            source.take(0, self._position)
         while True:
             await source.passing(self._position)
             if self._position >= end:
@@ -71,8 +74,12 @@ class ScriptedSource:
         self._refusals = []
         self._answer = None
 
-    lazy_size = None
+    lazy_size = named = None
     origin = "upstream"
+
+    def named_size(self):
+        """By a manifest."""
+        return self.named
 
     def keep_open(self):
         """It never closes."""

@@ -16,6 +16,7 @@ from mirror.errors import (
     UpstreamBusy,
     UpstreamDisconnected,
     UpstreamRateLimited,
+    UpstreamSizeChanged,
 )
 from tests.download.source import ScriptedSource
 from tests.support.files import opened_under
@@ -65,6 +66,30 @@ async def test_pieces_are_fetched_once_and_in_order(parallel, source):
     starts = [start for start, _ in pieces(source)]
     assert starts[:3] == sorted(starts[:3])
     assert all(start % CHUNK == 0 for start in starts)
+
+
+async def test_first_connection_can_be_used_again(parallel, source):
+    """Where several connections are known to be faster, the first request, too, ends where its piece does."""
+    gate, reader = await begun(parallel, source)
+    await eventually(lambda: source.given() >= 12 * CHUNK)
+    gate.release()
+    assert await reader.whole() == DATA
+    assert source.opens[0] == (0, KNOWN.piece_length)
+    assert source.fetched_twice() == []
+
+
+async def test_first_request_where_one_connection_is_enough(parallel, source):
+    """It is for the whole blob, and is the only one."""
+    parallel.speeds.put(source.origin, dataclasses.replace(KNOWN, verdict=Verdict.SINGLE))
+    assert await parallel.pull(parallel.worker(), source).whole() == DATA
+    assert source.opens == [(0, None)]
+
+
+async def test_refused_end_of_the_first_piece(parallel, source):
+    """If the first request fails, the next one is for the whole blob."""
+    source.refuse(UpstreamSizeChanged("416"), start=0)
+    assert await parallel.pull(parallel.worker(), source).whole() == DATA
+    assert source.opens[:2] == [(0, KNOWN.piece_length), (0, None)]
 
 
 async def test_so_many_connections_at_once(parallel, source):
@@ -195,6 +220,7 @@ async def test_cancelled_again_while_connections_end(parallel, source, monkeypat
 
 async def test_small_blob_has_one_connection(parallel, source):
     """Below the configured size nothing is measured or tried."""
+    source.named = len(DATA)
     parallel.limits = dataclasses.replace(parallel.limits, parallel_from_bytes=len(DATA) + 1)
     gate, reader = await begun(parallel, source)
     gate.release()
