@@ -11,6 +11,8 @@ from typing import Final
 
 # While the disk hangs. Further facts are not written; they are learned again.
 _MAX_WAITING: Final = 100_000
+# The response that a fact comes from is sent first: writing it would take the interpreter and the disk from the first byte.
+_DELAY_S: Final = 0.003
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,13 +22,14 @@ class _Fact:
 
 
 class UnwrittenFacts:
-    """Writes facts one after the other, in the order in which they were put. Any thread may use it."""
+    """Writes facts in the order in which they were put, some milliseconds later. Any thread may use it."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._lock = threading.Lock()
         self._facts: dict[Hashable, _Fact] = {}
         self._is_writing = False
+        self._is_awaited = threading.Event()
 
     def __len__(self) -> int:
         return len(self._facts)
@@ -56,12 +59,15 @@ class UnwrittenFacts:
             self._is_writing = False
 
     def marked(self) -> Future[None]:
-        """Return a future that is done when every fact that was put so far has been written or has failed."""
+        """Have what was put so far written now; return a future that is done when every fact of it is written or has failed."""
         future: Future[None] = Future()
+        self._is_awaited.set()
         self.put(future, None, lambda: future.set_result(None))
         return future
 
     def _write_all(self) -> None:
+        self._is_awaited.wait(_DELAY_S)
+        self._is_awaited.clear()
         while (first := self._first()) is not None:
             key, fact = first
             try:

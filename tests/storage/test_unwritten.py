@@ -88,6 +88,17 @@ def test_marked(facts, executor):
     assert disk.rows == ["a"]
 
 
+def test_written_after_the_response(facts, executor, monkeypatch):
+    """Writing waits, as long as nobody waits for it: the response that a fact comes from is sent first."""
+    monkeypatch.setattr(unwritten, "_DELAY_S", LIMIT)
+    written = threading.Event()
+    facts.put("a", 1, written.set)
+    assert not written.wait(0.1)
+    mark = facts.marked()
+    mark.result(10)
+    assert written.is_set()
+
+
 def test_closed(facts, executor):
     """What comes when the store is being closed is no error."""
     executor.shutdown()
