@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 from collections.abc import Callable
@@ -58,6 +59,8 @@ _MAX_CONNECT_S = 1.0
 _MAX_WAIT_S = 1.0
 # Of all nodes together. The tree keeps the number of streams of one blob small.
 _MAX_CONNECTIONS = 2000
+# Redis may hang.
+_STOP_TIMEOUT_S = 3.0
 
 
 def build_node(config: Config, services: Services, access: AccessIndex, downloads: Downloads) -> ClusterNode:
@@ -123,6 +126,7 @@ class NodeServer:
         self._store = store
         self._beats = counts.own == 0
         self._is_stopping = False
+        self._running: asyncio.Task[None] | None = None
         self._listener = Listener(Handlers("cluster", self._handle, self._handle, problem_response), metrics, counts)
 
     @property
@@ -150,7 +154,8 @@ class NodeServer:
         self._listener.end_idle()
 
     async def run(self, downloads: Downloads) -> None:
-        """Keep this node in the cluster until cancelled."""
+        """Keep this node in the cluster until cancelled, or closed."""
+        self._running = asyncio.current_task()
         await self._node.run(self._store, downloads, beats=self._beats)
 
     async def drain(self) -> None:
@@ -162,6 +167,10 @@ class NodeServer:
         """Close all connections, and hand the leases over; after the downloads have stopped."""
         self._listener.close()
         await self._listener.shutdown(1.0)
+        if self._running is not None:
+            # A beat would join again, and whoever waits for Redis connect again.
+            self._running.cancel()
+            await asyncio.wait([self._running], timeout=_STOP_TIMEOUT_S)
         await self._node.close(self._store.files, beats=self._beats)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
