@@ -12,7 +12,7 @@ from mirror.admin.held_back import HeldBack, NothingHeldBack
 from mirror.admin.json_body import MAX_IMAGES, json_body, read_body, texts
 from mirror.admin.openapi import Operation, describe
 from mirror.admin.schemas import IMAGE, RELEASED, array, record
-from mirror.admin.sync_operations import SyncOperations
+from mirror.admin.sync_operations import NotAdded, SyncOperations
 from mirror.cache.held_tags import HeldImage
 from mirror.errors import Offline
 
@@ -60,8 +60,8 @@ async def release(
     cached = [str(image) for image in released if image.is_cached]
     if cached:
         try:
-            order = await asyncio.to_thread(sync.sync, cached)
-        except Offline:
-            # The tags follow when the registry is online again.
+            order = (await sync.sync(cached)).name
+        except (Offline, NotAdded):
+            # The tags follow when the registry is online again, or at the next resync.
             order = None
     return released, order

@@ -129,7 +129,8 @@ _RESULT: Final = {
     "bytes_held": BYTES,
     "cause": optional(TEXT),
 }
-_MAYBE_IN_RESULT: Final = {"platforms": array(TEXT), "old": optional(TEXT), "digest": optional(TEXT)}
+# `node` in a cluster.
+_MAYBE_IN_RESULT: Final = {"platforms": array(TEXT), "old": optional(TEXT), "digest": optional(TEXT), "node": TEXT}
 _IMAGE_RESULT: Final = record(maybe=_MAYBE_IN_RESULT, image=TEXT, **_RESULT)
 _SUMMARY: Final = {
     "name": TEXT,
@@ -144,11 +145,22 @@ _SUMMARY: Final = {
     "problems": mapping(TEXT),
     "recent": array(_IMAGE_RESULT),
 }
-_CREATED: Final = {"created": TIME}
-_ENDED_JOB: Final = record(maybe=_CREATED, result=words("completed", "limited", "failed", "timeout", "cancelled"), **_SUMMARY)
-_RUNNING_JOB: Final = record(
-    maybe=_CREATED, result=words("running"), images=array(record(image=TEXT, bytes=BYTES, size=BYTES)), **_SUMMARY
+_COUNTS: Final = {"total": COUNT, "tags": mapping(COUNT), "bytes_fetched": BYTES, "bytes_held": BYTES}
+_UNDER_WAY: Final = record(maybe={"node": TEXT}, image=TEXT, bytes=BYTES, size=BYTES)
+_NODE_ORDER: Final = record(
+    maybe={"began": TIME, "ended": optional(TIME), **_COUNTS},
+    name=TEXT,
+    state=words("told", "waiting", "running", "completed", "limited", "failed", "timeout", "cancelled", "lost"),
+    cause=optional(TEXT),
 )
+# In a cluster: what each node has done, or why that is not known.
+_OF_CLUSTER: Final = {"nodes": array(_NODE_ORDER), "cause": optional(TEXT)}
+_MAYBE_IN_JOB: Final = {"created": TIME, "absent": array(TEXT), **_OF_CLUSTER}
+_ENDED_JOB: Final = record(
+    maybe=_MAYBE_IN_JOB, result=words("completed", "limited", "failed", "timeout", "cancelled"), **_SUMMARY
+)
+_RUNNING_JOB: Final = record(maybe=_MAYBE_IN_JOB, result=words("running"), images=array(_UNDER_WAY), **_SUMMARY)
+_MAYBE_IN_WAITING: Final = {"share": words("all", "one"), **_OF_CLUSTER}
 _WAITING: Final = {
     "name": TEXT,
     "kind": words("sync", "warm"),
@@ -159,16 +171,16 @@ _WAITING: Final = {
     "by": words("operator", "webhook"),
     "more": COUNT,
 }
-JOB: Final[Schema] = {"anyOf": [_ENDED_JOB, _RUNNING_JOB, record(result=words("waiting"), **_WAITING)]}
+JOB: Final[Schema] = {"anyOf": [_ENDED_JOB, _RUNNING_JOB, record(maybe=_MAYBE_IN_WAITING, result=words("waiting"), **_WAITING)]}
 JOBS: Final = record(
     running=array(_RUNNING_JOB),
-    waiting=array(record(**_WAITING)),
+    waiting=array(record(maybe=_MAYBE_IN_WAITING, **_WAITING)),
     last=record(**dict.fromkeys(("schedule", "sync", "warm"), optional(_ENDED_JOB))),
     next=optional(TIME),
     images=array(_IMAGE_RESULT),
     next_image=optional(TEXT),
 )
-ORDERED: Final = record(order=TEXT)
+ORDERED: Final = record(maybe={"untold": optional(TEXT)}, order=TEXT)
 
 # ---- exports
 

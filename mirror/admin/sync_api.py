@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from aiohttp import web
@@ -12,10 +14,12 @@ from mirror.admin.audit import log_cancel, log_job
 from mirror.admin.json_body import MAX_IMAGES, json_body, read_body, texts
 from mirror.admin.openapi import PAGES, Operation, describe
 from mirror.admin.schemas import IMAGE, JOB, JOBS, ORDERED, TEXT, array, record
-from mirror.admin.sync_operations import UNFINISHED, NoSuchJob, SyncOperations
+from mirror.admin.sync_operations import NoSuchJob, NotAdded, OrdersUnknown, SyncOperations
 from mirror.core.errors import InvalidInput
 from mirror.core.paging import page
 from mirror.core.platform import Platform
+from mirror.sync.job import Given
+from mirror.sync.job_states import UNFINISHED
 
 _MAX_PLATFORMS = 32
 _SYNC_BODY = record(maybe={"images": {**array(IMAGE), "maxItems": MAX_IMAGES}})
@@ -46,8 +50,9 @@ class SyncApi:
         """Check cached and configured images now."""
         body = json_body(await read_body(request), {"images": list}, empty=True)
         images = texts(body, "images", MAX_IMAGES)
-        name = await asyncio.to_thread(self._operations.sync, images)
-        return _accepted(request, "sync", name, images)
+        with _unavailable():
+            given = await self._operations.sync(images)
+        return self._accepted(request, "sync", given, images)
 
     @describe(Operation("Fetch images before a client pulls them.", {202: ORDERED}, body=_WARM_BODY, errors=(409,)))
     async def warm(self, request: web.Request) -> web.Response:
@@ -61,13 +66,14 @@ class SyncApi:
                 Platform.parse(platform)
             except InvalidInput as error:
                 raise web.HTTPBadRequest(text=f"platforms: {error}") from error
-        name = await asyncio.to_thread(self._operations.warm, images, platforms)
-        return _accepted(request, "warm", name, images, platforms=platforms)
+        with _unavailable():
+            given = await self._operations.warm(images, platforms)
+        return self._accepted(request, "warm", given, images, platforms=platforms)
 
     @describe(Operation("All orders, and the last result of each image, in pages.", {200: JOBS}, query=PAGES))
     async def state(self, request: web.Request) -> web.Response:
         """Return the state of all jobs, with the images' results in pages."""
-        state = await asyncio.to_thread(self._operations.state)
+        state = await self._operations.whole_state()
         results = await asyncio.to_thread(self._operations.results)
         names, more = page(sorted(results), request.query.get("n"), request.query.get("last"))
         images = [{"image": name, **results[name]} for name in names]
@@ -76,7 +82,8 @@ class SyncApi:
     @describe(Operation("The state of an order.", {200: JOB}, errors=(404,)))
     async def order(self, request: web.Request) -> web.Response:
         """Return the state of one job."""
-        found = await asyncio.to_thread(self._operations.job, request.match_info["order"])
+        with _unavailable():
+            found = await self._operations.job(request.match_info["order"])
         if found is None:
             raise web.HTTPNotFound(text="there is no such order")
         return web.json_response(found)
@@ -86,27 +93,34 @@ class SyncApi:
         """Cancel a job, and return what was done; 202 with its state if it has not ended within some seconds."""
         name = request.match_info["order"]
         try:
-            accepted = await asyncio.to_thread(self._operations.cancel, name)
+            with _unavailable():
+                await self._operations.cancel(name)
         except NoSuchJob as error:
             raise (web.HTTPConflict if error.ended else web.HTTPNotFound)(text=str(error)) from error
-        if not accepted:
-            raise web.HTTPServiceUnavailable(text="the index cannot be written; the log says why")
         log_cancel(name, request.remote)
         state = await self._end_of(name)
         return web.json_response(state, status=202 if state["result"] in UNFINISHED else 200)
+
+    def _accepted(self, request: web.Request, action: str, given: Given, images: list[str], **details: object) -> web.Response:
+        log_job(action, given.name, images, request.remote, **details)
+        of_cluster = {} if self._operations.cluster is None else {"untold": given.untold}
+        return web.json_response({"order": given.name, **of_cluster}, status=202)
 
     async def _end_of(self, name: str) -> dict[str, Any]:
         """Return the state of a job that is being cancelled when it has ended, or after some seconds."""
         deadline = time.monotonic() + _CANCEL_TIMEOUT_S
         while True:
-            state = await asyncio.to_thread(self._operations.job, name) or {"name": name, "result": "running"}
+            with _unavailable():
+                state = await self._operations.job(name) or {"name": name, "result": "running"}
             if state["result"] not in UNFINISHED or time.monotonic() >= deadline:
                 return state
             await asyncio.sleep(_CANCEL_POLL_INTERVAL_S)
 
 
-def _accepted(request: web.Request, action: str, name: str | None, images: list[str], **details: object) -> web.Response:
-    if name is None:
-        raise web.HTTPServiceUnavailable(text="too many orders wait, or the index cannot be written; the log says which")
-    log_job(action, name, images, request.remote, **details)
-    return web.json_response({"order": name}, status=202)
+@contextlib.contextmanager
+def _unavailable() -> Iterator[None]:
+    """Answer 503 where an order cannot be taken, or its state is not known for now."""
+    try:
+        yield
+    except (NotAdded, OrdersUnknown) as error:
+        raise web.HTTPServiceUnavailable(text=str(error)) from error

@@ -56,7 +56,22 @@ _Send: TypeAlias = Callable[[http.client.HTTPConnection, str], None]
 
 
 class Refused(Exception):
-    """The mirror refuses a request, or does not answer; the message says why."""
+    """The mirror refuses a request, or does not answer; the message says why.
+
+    Attributes:
+        status: of the answer; None if there is none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed soon: the mirror, or one behind a load balancer, is out of order."""
+        return (
+            self.status is None or self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or self.status >= 500
+        )
 
 
 class InterruptedAfterUpload(KeyboardInterrupt):
@@ -182,7 +197,7 @@ class AdminClient:
             answer = None
         if response.status not in (200, 202) or not isinstance(answer, dict):
             is_registry = response.getheader("Docker-Distribution-Api-Version") is not None
-            raise Refused(self._refusal(response.status, answer, is_registry=is_registry))
+            raise Refused(self._refusal(response.status, answer, is_registry=is_registry), response.status)
         return answer
 
     def _refusal(self, status: int, answer: Any, *, is_registry: bool) -> str:

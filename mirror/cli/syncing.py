@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import typer
 
-from mirror.cli.client import AdminClient
+from mirror.cli.client import AdminClient, Refused
 from mirror.cli.from_files import FromOption, images_from
 from mirror.cli.options import ConfigOption, JsonOption, TokenOption, UrlOption
 from mirror.cli.problems import refuse
@@ -22,6 +22,8 @@ from mirror.image_lists.findings import ListedImage
 DetachOption = Annotated[bool, typer.Option("--detach", help="Start it and do not wait for its end.")]
 
 _COMPLETED = "completed"
+# For how long an order may be unknown, or nobody answer: behind a load balancer a node may have died, or not know of it yet.
+_PATIENCE_S, _POLL_INTERVAL_S = 30.0, 0.5
 _WORDS = {"moved": "new or moved", "completed": "now complete", "held_back": "held back"}
 
 
@@ -41,7 +43,11 @@ def sync(
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check now whether cached and configured images have moved upstream, and fetch the new ones."""
+    """Check now whether cached and configured images have moved upstream, and fetch the new ones.
+
+    All nodes of a cluster do so, each one for its own store; any of them tells how far all are. The exit status is 1 if an image
+    is not in sync on a node, if a node is lost, or if the other nodes were not told.
+    """
     admin = AdminClient(config, url, token_file)
     if status:
         _status(admin, as_json=as_json)
@@ -50,8 +56,8 @@ def sync(
         _cancel(admin, cancel, as_json=as_json)
         return
     images = [*(image or []), *dict.fromkeys(listed.image for listed in images_from(files or []))]
-    order = admin.request("POST", "/api/v1/sync", {"images": images})["order"]
-    if not _follow(admin, order, detach=detach, as_json=as_json):
+    given = admin.request("POST", "/api/v1/sync", {"images": images})
+    if not _follow(admin, given, detach=detach, as_json=as_json) or given.get("untold"):
         raise typer.Exit(1)
 
 
@@ -72,15 +78,18 @@ def warm(
     token_file: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch images before a client pulls them."""
+    """Fetch images before a client pulls them.
+
+    In a cluster one node does, from which the others have the content; if it dies, another one takes the order over.
+    """
     admin = AdminClient(config, url, token_file)
     images = _by_platforms(image or [], images_from(files or []), platform or [])
     if not images:
         refuse(["name an image, or a file with --from"])
     is_complete = True
     for platforms, names in images.items():
-        order = admin.request("POST", "/api/v1/warm", {"images": names, "platforms": list(platforms)})["order"]
-        is_complete &= _follow(admin, order, detach=detach, as_json=as_json)
+        given = admin.request("POST", "/api/v1/warm", {"images": names, "platforms": list(platforms)})
+        is_complete &= _follow(admin, given, detach=detach, as_json=as_json)
     if not is_complete:
         raise typer.Exit(1)
 
@@ -102,13 +111,16 @@ def _by_platforms(
     return found
 
 
-def _follow(admin: AdminClient, order: str, *, detach: bool, as_json: bool) -> bool:
+def _follow(admin: AdminClient, given: dict[str, Any], *, detach: bool, as_json: bool) -> bool:
     """Watch an order until its end, unless it is detached; whether it has not failed."""
+    order = given["order"]
+    if given.get("untold"):
+        typer.echo(given["untold"], err=True)
     if detach:
-        typer.echo(json.dumps({"order": order}) if as_json else f"ordered: {order}")
+        typer.echo(json.dumps(given) if as_json else f"ordered: {order}")
         return True
     try:
-        done = watch(lambda: admin.request("GET", f"/api/v1/sync/{order}"), quiet=as_json)
+        done = watch(lambda: _state(admin, order), quiet=as_json)
     except KeyboardInterrupt:
         _exit_interrupted(order)
     if as_json:
@@ -116,6 +128,24 @@ def _follow(admin: AdminClient, order: str, *, detach: bool, as_json: bool) -> b
     else:
         _report(done)
     return bool(done["result"] == _COMPLETED)
+
+
+def _state(admin: AdminClient, order: str) -> dict[str, Any]:
+    """Return the state of an order; exit with the problem if nobody tells it for too long."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        problem = f"the mirror knows no order {order} any more"
+        try:
+            state: dict[str, Any] | None = admin.find(f"/api/v1/sync/{quote(order)}")
+        except Refused as error:
+            state, problem = None, str(error)
+            if not error.may_pass:
+                refuse([problem], 1)
+        if state is not None:
+            return state
+        if time.monotonic() >= deadline:
+            refuse([problem], 1)
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _exit_interrupted(order: str) -> NoReturn:
@@ -138,7 +168,17 @@ def _cancel(admin: AdminClient, order: str, *, as_json: bool) -> None:
 def _report(done: dict[str, Any]) -> None:
     for image, cause in done["problems"].items():
         typer.echo(f"{image}: {cause}", err=True)
+    if done.get("cause"):
+        typer.echo(done["cause"], err=True)
+    nodes = done.get("nodes", [])
+    for node in nodes if len(nodes) > 1 else ():
+        typer.echo(f"  {node['name']}: {_by_node(node)}")
     typer.echo(_summary(done))
+
+
+def _by_node(node: dict[str, Any]) -> str:
+    """Return what a node has done about an order."""
+    return _summary({**node, "result": node["state"]}) if node.get("ended") is not None else node["cause"] or node["state"]
 
 
 def _summary(done: dict[str, Any]) -> str:
@@ -168,13 +208,19 @@ def _status(admin: AdminClient, *, as_json: bool) -> None:
     _images(state["images"])
     for run in state["running"]:
         done = sum(run["tags"].values())
-        typer.echo(f"running: {run['kind']} by {run['by']}, {done} of {run['total']} images done, order {run['name']}")
+        typer.echo(f"running: {run['kind']} by {run['by']}, {done} of {run['total']} images done, order {run['name']}{_at(run)}")
     for order in state["waiting"]:
-        typer.echo(f"waiting: {order['kind']} by {order['by']}: {_few(order)}, order {order['name']}")
+        typer.echo(f"waiting: {order['kind']} by {order['by']}: {_few(order)}, order {order['name']}{_at(order)}")
     _schedule(state)
     for one in state["pulls"]:
         limit = "" if one["limit"] is None else f" of {one['limit']}"
         typer.echo(f"{one['registry']}: {one['left']}{limit} pulls left")
+
+
+def _at(order: dict[str, Any]) -> str:
+    """Return where an order is carried out that is another node's."""
+    nodes = order.get("nodes")
+    return f", at {', '.join(node['name'] for node in nodes)}" if nodes else ""
 
 
 def _images(images: list[dict[str, Any]]) -> None:

@@ -71,7 +71,8 @@ class _NewResults:
 
     def of(self, order: dict[str, Any]) -> list[dict[str, Any]]:
         ended = sum(order["tags"].values())
-        new, self._seen = ended - self._seen, ended
+        # A node that takes an order over begins anew.
+        new, self._seen = max(0, ended - self._seen), ended
         return order["recent"][-new:] if new else []
 
 
@@ -84,7 +85,7 @@ class _Bars:
     def show(self, order: dict[str, Any]) -> None:
         for image in self._results.of(order):
             self._bars.console.print(_line(image), highlight=False, markup=False)
-        under_way = {image["image"]: image for image in order.get("images", ())}
+        under_way = {_name(image): image for image in order.get("images", ())}
         for name in [name for name in self._tasks if name not in under_way]:
             self._bars.remove_task(self._tasks.pop(name))
         for name, image in under_way.items():
@@ -109,12 +110,17 @@ class _Lines:
 
 def _under_way(image: dict[str, Any]) -> str:
     """Return the line of an image that has not ended."""
-    return f"{image['image']}: {format_bytes(image['bytes'])} of {format_bytes(image['size'])}"
+    return f"{_name(image)}: {format_bytes(image['bytes'])} of {format_bytes(image['size'])}"
 
 
 def _line(image: dict[str, Any]) -> str:
     """Return the line of an image that has ended."""
-    return f"{image['image']}: {in_words(image)}{_bytes(image)}"
+    return f"{_name(image)}: {in_words(image)}{_bytes(image)}"
+
+
+def _name(image: dict[str, Any]) -> str:
+    """Return the name of an image, with the node if several carry the order out."""
+    return f"{image['image']} at {image['node']}" if "node" in image else str(image["image"])
 
 
 def in_words(image: dict[str, Any]) -> str:

@@ -113,6 +113,19 @@ class Keys:
         """What each node has removed by the order of an event."""
         return self._key(f"pg:{order}")
 
+    def order(self, name: str) -> str:
+        """What the nodes say of an order of `sync` or `warm`."""
+        return self._key(f"or:{name}")
+
+    def same_order(self, fingerprint: str) -> str:
+        """The order that wants the same, and that no node has begun yet."""
+        return self._key(f"os:{fingerprint}")
+
+    @property
+    def orders_for_one(self) -> str:
+        """The orders that one node carries out, by the time until which it has them."""
+        return self._key("one")
+
     @property
     def nodes(self) -> str:
         """The nodes by the time of their last beat."""

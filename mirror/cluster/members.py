@@ -22,7 +22,10 @@ from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
-_INTERVAL_S, _TTL_S = 5.0, 15
+TTL_S = 15
+"""Seconds after its last beat for which a node counts as living."""
+
+_INTERVAL_S = 5.0
 # While Redis is down, to join again soon after it is back.
 _JOIN_INTERVAL_S = 0.25
 _MAX_OFFSET_S = 5.0
@@ -105,7 +108,7 @@ class Members:
         me = self._me.name
         try:
             count, seconds, micros = await self._link.call(
-                _BEAT, [self._keys.nodes, self._keys.node(me)], me if beats else "", self._facts(), _TTL_S
+                _BEAT, [self._keys.nodes, self._keys.node(me)], me if beats else "", self._facts(), TTL_S
             )
         except LinkDown:
             self.count = 0
@@ -121,7 +124,7 @@ class Members:
 
     async def list(self) -> list[Member]:
         """The nodes, by their names. Raises LinkDown."""
-        found = await self._link.call(_LIST, [self._keys.nodes], self._keys.node(""), _TTL_S)
+        found = await self._link.call(_LIST, [self._keys.nodes], self._keys.node(""), TTL_S)
         return sorted(
             (Member(name.decode(errors="replace"), _facts(facts)) for name, facts in zip(*[iter(found)] * 2, strict=True)),
             key=_name,

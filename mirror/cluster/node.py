@@ -20,6 +20,7 @@ from mirror.cluster.link import Link, LinkDown
 from mirror.cluster.manifests import SharedManifests, Turn
 from mirror.cluster.members import Members
 from mirror.cluster.objects import SharedFacts
+from mirror.cluster.orders import SharedOrders
 from mirror.cluster.peers import Peers
 from mirror.cluster.quota import SharedQuota
 from mirror.cluster.refusals import Refusals
@@ -74,6 +75,7 @@ class ClusterNode:
     objects: SharedFacts
     sweep_leader: LeaderLease
     rounds: SharedRounds
+    orders: SharedOrders
 
     def configure(self, registries: Mapping[str, RegistryConfig]) -> None:
         """Use the registries of a configuration from now on."""

@@ -25,6 +25,7 @@ from mirror.cluster.manifests import SharedManifests
 from mirror.cluster.members import Members
 from mirror.cluster.node import ClusterNode
 from mirror.cluster.objects import SharedFacts
+from mirror.cluster.orders import SharedOrders
 from mirror.cluster.peers import Peers
 from mirror.cluster.redis_connections import RedisAddress
 from mirror.cluster.refusals import Refusals
@@ -105,6 +106,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         objects=SharedFacts(link, keys, source.follows),
         sweep_leader=LeaderLease(link, keys.leader("sweep"), name),
         rounds=SharedRounds(link, keys.sync_round),
+        orders=SharedOrders(link, keys, name),
     )
     ClusterFacts(services.store, access).subscribe(node)
     return node

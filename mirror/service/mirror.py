@@ -48,7 +48,9 @@ from mirror.transfer.exporter import Exporter
 from mirror.transfer.imports import Imports
 
 if TYPE_CHECKING:
+    from mirror.cluster.node import ClusterNode
     from mirror.service.cluster import NodeServer
+    from mirror.sync.cluster_orders import ClusterOrders
 
 log = structlog.get_logger(__name__)
 
@@ -75,8 +77,10 @@ class Mirror:
         graph = build(config, self._services)
         self._current = Current(graph)
         node = self._services.node
-        self._sync_scheduler = SyncScheduler(store, metrics, graph.sync_services, None if node is None else node.rounds)
+        rounds, orders = (None, None) if node is None else (node.rounds, _build_orders(store, node))
+        self._sync_scheduler = SyncScheduler(store, metrics, graph.sync_services, rounds, orders)
         self._sync_operations = SyncOperations(store)
+        self._sync_operations.cluster = orders
         self._webhook = PushWebhook(self._sync_operations, metrics)
         self._access_log = AccessLog(group.log.put)
         handlers = Handlers(
@@ -317,6 +321,12 @@ class Mirror:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+def _build_orders(store: Store, node: ClusterNode) -> ClusterOrders:
+    from mirror.sync.cluster_orders import ClusterOrders  # noqa: PLC0415 - see `Services`
+
+    return ClusterOrders(store.jobs, node)
 
 
 def _log_failed(checks: Iterable[Check]) -> None:

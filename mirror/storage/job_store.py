@@ -5,6 +5,7 @@ The processes of a store share it: any of them accepts a job and reports on it, 
 order|ID        a job that waits or runs; it is removed at its end
 rest|ID         its images beyond the first few
 cancel|ID       an operator has cancelled it; removed with the job
+shared|ID       the job, for the node's reports to its cluster, until its last one
 done|ID         the summary of a finished job, for a day
 result|IMAGE    the last result of an image
 state|NAME      a state of the scheduler
@@ -29,7 +30,7 @@ _DONE_TTL_S = 86400.0
 # The state of an export has these fields.
 _EXPORT_FIELDS = frozenset({"name", "result", "began", "updated"})
 # Longer than any job waits or runs. A cancellation that comes as its job ends is removed by nobody else.
-_CANCELLATION_TTL_S = 7 * 86400.0
+_CANCELLATION_TTL_S = _SHARED_TTL_S = 7 * 86400.0
 
 
 class JobStore:
@@ -98,6 +99,18 @@ class JobStore:
         if self.is_cancelled(name, created):
             self._table.delete(f"cancel|{name}")
 
+    def put_shared(self, name: str, job: dict[str, Any]) -> None:
+        """Have the leader report of a job to the cluster."""
+        self._table.set(f"shared|{name}", job, _SHARED_TTL_S)
+
+    def shared(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the jobs of which the leader reports to the cluster, by name."""
+        return [(name, row) for name, row in self._rows("shared|") if isinstance(row, dict)]
+
+    def delete_shared(self, name: str) -> None:
+        """Report no more of a job."""
+        self._table.delete(f"shared|{name}")
+
     def put_done(self, name: str, summary: dict[str, Any]) -> None:
         """Keep the summary of a finished job for a day."""
         self._table.set(f"done|{name}", summary, _DONE_TTL_S)
@@ -106,6 +119,10 @@ class JobStore:
         """Return the summary of a finished job, or None."""
         row = self._table.get(f"done|{name}")
         return row if isinstance(row, dict) and "result" in row else None
+
+    def delete_done(self, name: str) -> None:
+        """Forget the end of a job, which is done once more."""
+        self._table.delete(f"done|{name}")
 
     # ---- exports
 

@@ -5,4 +5,5 @@ plan            the images that a job means
 image_syncer    one image: checked, fetched, and then the tag switched
 run             one job from its first image to its last
 scheduler       carries jobs out, in one process of a store
+cluster_orders  shares jobs with the other nodes of a cluster
 """

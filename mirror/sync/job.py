@@ -10,6 +10,10 @@ from typing import Any, Literal
 # `schedule` is the regular resync, `sync` checks what is cached or configured, `warm` fetches any image.
 Kind = Literal["schedule", "sync", "warm"]
 
+# Which nodes of a cluster carry it out: all, each one for its own store; one of them; or `own`, only the one that was asked.
+Share = Literal["own", "all", "one"]
+
+_SHARES: dict[str, Share] = {"own": "own", "all": "all", "one": "one"}
 _KINDS: dict[str, Kind] = {"schedule": "schedule", "sync": "sync", "warm": "warm"}
 
 
@@ -24,6 +28,7 @@ class SyncJob:
         asked: when it was created. A tag that was checked later is not checked again.
         after: it does not start earlier.
         by: `schedule`, `operator` or `webhook`.
+        share: which nodes of the cluster carry it out.
     """
 
     name: str
@@ -33,6 +38,7 @@ class SyncJob:
     asked: float
     after: float
     by: str
+    share: Share = "own"
 
     @property
     def created(self) -> float:
@@ -41,7 +47,7 @@ class SyncJob:
 
     def row(self) -> dict[str, Any]:
         """Return its row in the job store."""
-        return {
+        row = {
             "kind": self.kind,
             "images": list(self.images),
             "platforms": list(self.platforms),
@@ -49,6 +55,7 @@ class SyncJob:
             "after": self.after,
             "by": self.by,
         }
+        return row if self.share == "own" else {**row, "share": self.share}
 
     def is_due(self, now: float) -> bool:
         """Whether it may start. A job from the future is due: the clock was set back after it was created."""
@@ -59,9 +66,22 @@ class SyncJob:
         """Parse a row of the job store; None for an invalid one."""
         try:
             images, platforms = (tuple(str(entry) for entry in row[key]) for key in ("images", "platforms"))
-            return cls(name, _KINDS[row["kind"]], images, platforms, float(row["asked"]), float(row["after"]), str(row["by"]))
+            kind, share = _KINDS[row["kind"]], _SHARES[row.get("share", "own")]
+            return cls(name, kind, images, platforms, float(row["asked"]), float(row["after"]), str(row["by"]), share)
         except (KeyError, TypeError, ValueError):
             return None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A job that was added.
+
+    Attributes:
+        untold: why the other nodes of the cluster were not told of it; None if they were, or there are none.
+    """
+
+    name: str
+    untold: str | None = None
 
 
 def by_operator(kind: Kind, images: tuple[str, ...], platforms: tuple[str, ...] = ()) -> SyncJob:

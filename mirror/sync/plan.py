@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from mirror.config.model import Config
 from mirror.core.errors import InvalidInput
@@ -20,6 +20,9 @@ from mirror.sync.image_syncer import ImageSyncer, Target
 from mirror.sync.job import SyncJob
 from mirror.sync.queue import ImageQueue
 
+NOT_HELD: Final = "nothing of that name is held here or configured; `warm` fetches it"
+"""Why nothing is done about a pattern of an operator."""
+
 ListTags: TypeAlias = Callable[[Repository], Awaitable[list[str]]]
 
 
@@ -31,6 +34,7 @@ class Plan:
         targets: by name, the images that are configured or named.
         queue: all images, the most pulled first; those beside `targets` are cached tags.
         problems: by what the job names, why nothing is done about it.
+        absent: what the job names that matches nothing here, if other nodes carry it out, too; otherwise it is a problem.
         limited: a pull limit leaves a part of the job for the next run.
         kept: the images that each configured entry stands for now, by the entry's text; they are evicted last.
     """
@@ -38,6 +42,7 @@ class Plan:
     targets: dict[str, Target] = field(default_factory=dict)
     queue: ImageQueue = field(default_factory=ImageQueue)
     problems: dict[str, str] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
     kept: dict[str, list[str]] = field(default_factory=dict)
     limited: bool = False
 
@@ -117,7 +122,11 @@ class Planner:
             plan.targets = await self._configured(self._selectors, kept, list_tags, plan)
             await asyncio.to_thread(self._enqueue_due, job, cached, plan, now, done)
         else:
-            await self._named(job.images, cached, kept, list_tags, plan, now)
+            absent = await self._named(job.images, cached, kept, list_tags, plan, now)
+            if job.share == "all":
+                plan.absent = absent
+            else:
+                plan.problems |= dict.fromkeys(absent, NOT_HELD)
         await asyncio.to_thread(plan.queue.sort)
         return plan
 
@@ -176,8 +185,8 @@ class Planner:
 
     async def _named(
         self, texts: Iterable[str], cached: Tags, kept: dict[str, list[str]], list_tags: ListTags, plan: Plan, now: float
-    ) -> None:
-        """Plan the cached and configured images that match an operator's patterns."""
+    ) -> list[str]:
+        """Plan the cached and configured images that match an operator's patterns; returns the patterns that match none."""
         patterns: dict[str, ImagePattern] = {}
         found: set[str] = set()
         for text in texts:
@@ -195,8 +204,7 @@ class Planner:
             if of_text.targets or of_text.problems:
                 found.add(text)
         found |= await asyncio.to_thread(self._enqueue_matching, patterns, cached, plan, now)
-        for text in patterns.keys() - found:
-            plan.problems[text] = "nothing of that name is held here or configured; `warm` fetches it"
+        return [text for text in patterns if text not in found]
 
     def _enqueue_matching(self, patterns: dict[str, ImagePattern], cached: Tags, plan: Plan, now: float) -> set[str]:
         """Queue the planned images, and the cached tags that match a pattern; returns the texts of patterns that match any."""

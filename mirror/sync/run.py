@@ -48,6 +48,7 @@ class Summary:
         bytes_fetched: fetched from upstream.
         bytes_held: in the store already.
         problems: by image, why it is not in sync; at most a hundred.
+        absent: what the job names that only other nodes may hold; at most a hundred.
         recent: the results of the last images.
     """
 
@@ -63,6 +64,7 @@ class Summary:
     bytes_fetched: int = 0
     bytes_held: int = 0
     problems: dict[str, str] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
     recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_MAX_RECENT))
 
     def row(self) -> dict[str, Any]:
@@ -105,6 +107,7 @@ class Run:
             async with asyncio.timeout(timeout):
                 plan = await planned
                 summary.total, summary.problems = len(plan.queue), dict(islice(plan.problems.items(), _MAX_PROBLEMS))
+                summary.absent = plan.absent[:_MAX_PROBLEMS]
                 await together(self._registry(targets) for targets in plan.by_registry().values())
             summary.result = self._result(plan)
         except TimeoutError:

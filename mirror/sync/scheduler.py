@@ -24,6 +24,7 @@ from mirror.sync.schedule import Schedule, after, round_to_run
 
 if TYPE_CHECKING:
     from mirror.cluster.rounds import SharedRounds
+    from mirror.sync.cluster_orders import ClusterOrders
 
 log = structlog.get_logger(__name__)
 
@@ -54,10 +55,19 @@ class SyncScheduler:
 
     Args:
         rounds: of the cluster; None if this mirror is no node of one.
+        orders: of the cluster, like `rounds`.
     """
 
-    def __init__(self, store: Store, metrics: Metrics, services: SyncServices, rounds: SharedRounds | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        metrics: Metrics,
+        services: SyncServices,
+        rounds: SharedRounds | None = None,
+        orders: ClusterOrders | None = None,
+    ) -> None:
         self._rounds = rounds
+        self._orders = orders
         self._lock_file = store.layout.sync_lock
         self._index = store.index
         self._jobs = store.jobs
@@ -79,7 +89,8 @@ class SyncScheduler:
             await leader.elected()
             self._metrics.sync_last_success.set(self._jobs.state("succeeded", float))
             # One lane for each kind: a pushed image is checked while a long job of another kind runs.
-            await together([self._lane("schedule"), self._lane("sync"), self._lane("warm"), self._write_progress()])
+            reports = [] if self._orders is None else [self._orders.run()]
+            await together([self._lane("schedule"), self._lane("sync"), self._lane("warm"), self._write_progress(), *reports])
 
     async def _lane(self, kind: Kind) -> None:
         last: SyncJob | None = None
@@ -138,6 +149,12 @@ class SyncScheduler:
     async def _carry_out(self, job: SyncJob) -> None:
         services = self._services
         run = Run(job, services.syncer, self._jobs, self._metrics)
+        if job.share != "own" and self._orders is not None:
+            since = await self._orders.begin(job)
+            if since is None:
+                await asyncio.to_thread(self._end_unbegun, job)
+                return
+            run.since = since
         self._runs[job.kind] = run
         # The plan is made with one configuration; each image is then synced with the current one.
         planning = contextlib.ExitStack()
@@ -200,11 +217,15 @@ class SyncScheduler:
             if job is None or job.kind != kind or (running is not None and name == running.name):
                 continue
             if self._jobs.is_cancelled(name, job.created):
-                now = time.time()
-                self._write_end(job, Summary(name, job.kind, job.by, job.created, now, now, "cancelled"))
-                self._metrics.sync_runs.labels("cancelled").inc()
-                log.info("sync_ended", order=name, by=job.by, result="cancelled")
+                self._end_unbegun(job)
         return running is not None and self._jobs.is_cancelled(running.name, running.created)
+
+    def _end_unbegun(self, job: SyncJob) -> None:
+        """End a job as cancelled that has not begun."""
+        now = time.time()
+        self._write_end(job, Summary(job.name, job.kind, job.by, job.created, now, now, "cancelled"))
+        self._metrics.sync_runs.labels("cancelled").inc()
+        log.info("sync_ended", order=job.name, by=job.by, result="cancelled")
 
     def _write_end(self, job: SyncJob, summary: Summary) -> None:
         if job.kind == "schedule" and summary.result == "completed":

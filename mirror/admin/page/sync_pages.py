@@ -10,7 +10,8 @@ from mirror.admin.audit import log_job
 from mirror.admin.page.forms import read_form
 from mirror.admin.page.frame import Frame, Handler, redirect
 from mirror.admin.page.render import url
-from mirror.admin.sync_operations import UNFINISHED, SyncOperations
+from mirror.admin.sync_operations import NotAdded, OrdersUnknown, SyncOperations
+from mirror.sync.job_states import UNFINISHED
 
 
 class SyncPages:
@@ -35,20 +36,20 @@ class SyncPages:
         form = await read_form(request)
         self._frame.access.admit_form(request, form)
         image = form.get("image", "").strip()
-        name = await self._frame.work(self._order, [image] if image else [], request.remote)
-        if name is None:
-            raise web.HTTPServiceUnavailable(text="too many orders wait, or the index cannot be written; the log says which")
-        return redirect(url("/job", name=name))
-
-    def _order(self, images: list[str], client: str | None) -> str | None:
-        name = self._operations.sync(images)
-        if name is not None:
-            log_job("sync", name, images, client)
-        return name
+        images = [image] if image else []
+        try:
+            given = await self._frame.bounded(self._operations.sync(images))
+        except NotAdded as error:
+            raise web.HTTPServiceUnavailable(text=str(error)) from error
+        log_job("sync", given.name, images, request.remote)
+        return redirect(url("/job", name=given.name))
 
     async def _job(self, request: web.Request) -> web.Response:
         name = request.query.get("name", "")
-        job = await self._frame.work(self._operations.job, name)
+        try:
+            job = await self._frame.bounded(self._operations.job(name))
+        except OrdersUnknown as error:
+            raise web.HTTPServiceUnavailable(text=str(error)) from error
         if job is None:
             raise web.HTTPNotFound(text="there is no such order, or it ended more than a day ago")
         return await self._frame.page(request, "job.html", name=name, job=job, is_running=job["result"] in UNFINISHED)
