@@ -41,6 +41,8 @@ _MORE_BYTES = 1 << 20
 _WAITING_S, _POLL_INTERVAL_S = 20.0, 0.05
 # A node that could not be reached is left alone for a moment, one that has sent wrong bytes for longer.
 _UNREACHABLE_S, _POISONED_S = 3.0, 600.0
+# For all of a manifest; after that upstream is asked.
+_MANIFEST_TIMEOUT_S = 5.0
 # How long operators are told of a node that has refused a request.
 _REFUSED_S = 300.0
 
@@ -156,15 +158,15 @@ class Peers:
             raise
 
     async def manifest(self, node: str, wanted: BlobRange) -> bytes | None:
-        """Read a whole manifest; None if the node does not send it, or sends more than a manifest may have."""
+        """Read a whole manifest within a few seconds; None if the node does not send it, or more than a manifest may have."""
         found = bytearray()
         try:
-            async with self.blob(node, wanted) as stream:
+            async with asyncio.timeout(_MANIFEST_TIMEOUT_S), self.blob(node, wanted) as stream:
                 if stream.size > MAX_MANIFEST_BYTES:
                     return None
                 async for block in stream.blocks():
                     found += block
-        except UpstreamError:
+        except (UpstreamError, TimeoutError):
             return None
         return bytes(found)
 

@@ -17,6 +17,7 @@ from mirror.cluster.checksums import CheckedStream, DamagedChunk
 from mirror.cluster.grants import Grants
 from mirror.cluster.lease import Alone, Follow, Leases, Own
 from mirror.cluster.parent import ParentStream
+from mirror.cluster.peer_protocol import PeerRefused
 from mirror.cluster.peers import Peers
 from mirror.cluster.salvage import Salvage, SalvagedStream, Upstream
 from mirror.core.bounded_cache import BoundedCache
@@ -125,6 +126,9 @@ class ClusterSource:
                     broken[node] = error.reason
             if self._lost.get(digest, loop.time()):
                 # The new owner may live, and not be reached from here only. It would be stopped by losing the lease again.
+                return Alone()
+            if broken.get(answer.nodes[-1]) == PeerRefused.reason:
+                # The secrets differ. The owner lives: two nodes would take the lease from each other.
                 return Alone()
             suspect, reason = answer.value, broken.get(answer.nodes[-1], UpstreamUnreachable.reason)
         return Alone()

@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 
+from mirror.cluster import peers as peers_module
 from mirror.cluster.peer_protocol import PeerWaiting
 from mirror.cluster.peers import Peers
 from mirror.cluster.secret import ClusterSecret
@@ -80,6 +81,12 @@ async def test_node_that_sends_a_byte_each_time_is_too_slow(monkeypatch):
         count, error = await received(peers, name)
         assert 1 < count <= len(asked)
         assert "bytes in" in error
+
+
+async def test_manifest_that_trickles_is_fetched_elsewhere(monkeypatch):
+    monkeypatch.setattr(peers_module, "_MANIFEST_TIMEOUT_S", 0.2)
+    async with node(lambda position: part(position, b"x"), stall=LIMIT) as (peers, name, _), asyncio.timeout(LIMIT / 2):
+        assert await peers.manifest(name, WANTED) is None
 
 
 async def test_node_that_makes_wait_is_left_in_time():

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from mirror.cluster import source as module
 from mirror.cluster.lease import Alone, Follow, Own
-from mirror.cluster.peer_protocol import PeerAbsent
+from mirror.cluster.peer_protocol import PeerAbsent, PeerRefused
 from mirror.cluster.source import ClusterSource
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
@@ -132,6 +132,13 @@ async def test_nodes_are_tried_in_order():
     world = World(Follow("v", ("parent", "owner")), parent=PeerAbsent("nothing"))
     await world.opened()
     assert world.events == ["ask", "parent", "owner"]
+
+
+async def test_owner_with_another_secret_keeps_its_lease():
+    """It lives, and fetches for those whose secret is right."""
+    world = World(Follow("v", ("parent", "owner")), Own("w"), parent=PeerAbsent("nothing"), owner=PeerRefused("no"))
+    await world.opened()
+    assert world.events == ["ask", "parent", "owner", "upstream"]
 
 
 async def test_lease_is_taken_only_after_all_nodes():
