@@ -94,11 +94,15 @@ class Events:
         Raises:
             LinkDown: Redis has not taken it, or not said so.
         """
-        for start in range(0, len(deleted), _MAX_KEYS):
-            await self._link.call(_DELETE, deleted[start : start + _MAX_KEYS])
+        await self.delete(deleted)
         words = [word for field in {"kind": kind, "node": self._me, **fields}.items() for word in field]
         name = await self._link.call(_PUBLISH, [self._keys.events], MAX_EVENTS, *words)
         return str(name.decode())
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete keys in Redis. Raises LinkDown."""
+        for start in range(0, len(keys), _MAX_KEYS):
+            await self._link.call(_DELETE, keys[start : start + _MAX_KEYS])
 
     async def run(self, lock: str, position: Path) -> None:
         """Handle the events of other nodes until cancelled; of several processes only one does.

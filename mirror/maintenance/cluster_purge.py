@@ -19,6 +19,7 @@ from mirror.core.names import ImagePattern, Tag, is_glob
 from mirror.errors import MirrorError
 from mirror.maintenance.purge import Purge, PurgeRequest, PurgeResult
 from mirror.metrics import Metrics
+from mirror.storage.rows import MALFORMED
 from mirror.storage.store import Store
 
 log = structlog.get_logger(__name__)
@@ -110,6 +111,8 @@ class ClusterPurge:
     async def _purged(self, event: Event) -> None:
         """Carry out the purge of another node."""
         request = _request(event)
+        # The node that was asked may not know all tags that this one has shared.
+        keys = await asyncio.to_thread(self._shared_keys, request)
         try:
             purged = await asyncio.to_thread(
                 Purge(self._store.files, self._store.index, self._store.generation).carry_out, request
@@ -124,6 +127,7 @@ class ClusterPurge:
             report = {"state": "purged", **counts}
         key = self._node.keys.purge(event.name)
         try:
+            await self._node.events.delete(keys)
             await self._node.link.call(_REPORT, [key], self._node.name, json.dumps(report), _REPORT_TTL_S)
         except LinkDown as error:
             log.warning("purge_not_reported", match=str(request.pattern), cause=str(error))
@@ -149,7 +153,10 @@ def _fields(request: PurgeRequest) -> dict[str, str | int]:
 def _request(event: Event) -> PurgeRequest:
     fields = event.fields
     request = PurgeRequest(ImagePattern(**json.loads(fields["pattern"])), soft=fields["soft"] == "1", client=fields["client"])
-    return replace(request, pulled_before=time.time() - float(fields["older_than"])) if fields["older_than"] else request
+    if not fields["older_than"]:
+        return request
+    # The order may be old: this node was away.
+    return replace(request, pulled_before=time.time() - event.age - float(fields["older_than"]))
 
 
 def _read_report(name: str, text: bytes) -> NodePurge:
@@ -159,5 +166,5 @@ def _read_report(name: str, text: bytes) -> NodePurge:
             return NodePurge(name, "failed", str(report["cause"]))
         tags, manifests, blobs, size = (int(report[key]) for key in ("tags", "manifests", "blobs", "size"))
         return NodePurge(name, "purged", result=PurgeResult(tags, manifests, blobs, size))
-    except (ValueError, KeyError, TypeError):
+    except MALFORMED:
         return NodePurge(name, "failed", "it reports in a form that this version does not know")

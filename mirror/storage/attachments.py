@@ -137,7 +137,7 @@ def entries_in(body: bytes) -> list[dict[str, Any]]:
     """Return the descriptors in a list of referrers, without malformed ones."""
     try:
         entries = json.loads(body)["manifests"]
-    except (*MALFORMED, RecursionError):
+    except MALFORMED:
         return []
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
@@ -159,7 +159,7 @@ def referrers_in(body: bytes) -> list[Digest]:
     try:
         entries = json.loads(body)["manifests"]
         texts = [str(entry["digest"]) for entry in entries]
-    except (*MALFORMED, RecursionError):
+    except MALFORMED:
         return []
     return [digest for digest in map(parse_digest, texts) if digest is not None]
 

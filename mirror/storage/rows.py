@@ -17,7 +17,7 @@ T = TypeVar("T")
 # A digest can be requested as either, and may exist as one and not as the other.
 Kind = Literal["manifest", "blob"]
 
-MALFORMED: Final = (KeyError, TypeError, ValueError, AttributeError, InvalidInput)
+MALFORMED: Final = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, InvalidInput)
 """What reading a value raises if an earlier version or a damaged disk has written something else."""
 
 # A thread reads so many rows in some milliseconds.
