@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
+from mirror.core.retry import LONGEST_RETRY_AFTER
 from mirror.errors import UpstreamError, UpstreamFailing, UpstreamRateLimited, UpstreamTimeout, UpstreamUnreachable
 
 _MAX_MESSAGE = 200
+_WAIT = re.compile("[0-9]{0,9}")
 # By reason. Others are about one response, or about the node itself.
 _SHARED: dict[str, type[UpstreamError]] = {
     kind.reason: kind for kind in (UpstreamUnreachable, UpstreamTimeout, UpstreamFailing, UpstreamRateLimited)
@@ -24,6 +28,6 @@ def decode_failure(text: str) -> UpstreamError | None:
     reason, _, rest = text.partition("|")
     wait, _, message = rest.partition("|")
     kind = _SHARED.get(reason)
-    if kind is None or not (wait == "" or (wait.isascii() and wait.isdigit())):
+    if kind is None or _WAIT.fullmatch(wait) is None:
         return None
-    return kind(message).again("another node has asked", float(wait or 1))
+    return kind(message[:_MAX_MESSAGE]).again("another node has asked", min(float(wait or 1), LONGEST_RETRY_AFTER))

@@ -29,6 +29,8 @@ _INTERVAL_S = 5.0
 # While Redis is down, to join again soon after it is back.
 _JOIN_INTERVAL_S = 0.25
 _MAX_OFFSET_S = 5.0
+# Of what other nodes say.
+_MAX_TEXT, _MAX_NUMBER = 200, 1e12
 
 # KEYS: nodes, this node. ARGV: name (nothing: only count), facts, TTL in seconds.
 _BEAT = Script("""
@@ -155,8 +157,27 @@ def _name(member: Member) -> str:
 
 
 def _facts(text: bytes) -> dict[str, Any]:
+    """The facts of a beat, without those of another version."""
     try:
         found = json.loads(text)
-    except ValueError:
+        return {key: found[key] for key, is_right in _FACTS.items() if key in found and is_right(found[key])}
+    except (ValueError, TypeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+def _is_text(fact: object) -> bool:
+    return isinstance(fact, str) and len(fact) <= _MAX_TEXT
+
+
+def _is_number(fact: object) -> bool:
+    return isinstance(fact, (int, float)) and abs(fact) < _MAX_NUMBER
+
+
+_FACTS = {
+    "version": _is_text,
+    "state": _is_text,
+    "started": _is_number,
+    "zone": _is_text,
+    "clock": _is_number,
+    "owed": _is_number,
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 
 from mirror.cluster.keys import Keys
 from mirror.cluster.link import Link, LinkDown, Script
@@ -13,6 +14,9 @@ from mirror.upstream.health import Health
 # What is younger needs no look into Redis, and no write.
 _INTERVAL_S = 1.0
 _MAX_WINDOW_MS = 86_400_000
+# Those of `mirror.upstream.attempt.UpstreamRequest`, and counted requests.
+_KINDS = frozenset((b"manifest", b"blob", b"tags", b"referrers", b"check", b"pulls"))
+_FIELD = re.compile(rb"(?:([0-9]{1,15})\|)?([0-9]{1,15})")
 
 # KEYS: quota. Its fields are LEFT|UNTIL under `left`, and UNTIL under each kind of request that has to wait.
 _GET = Script("""
@@ -105,11 +109,12 @@ def _state(words: list[bytes], now_ms: int) -> QuotaState:
     """The state of the fields in Redis, without those of another version."""
     remaining, window, waits = None, 0.0, {}
     for kind, text in zip(words[::2], words[1::2], strict=True):
-        with contextlib.suppress(ValueError):
-            left, _, until_ms = text.decode().rpartition("|")
-            seconds = (int(until_ms) - now_ms) / 1000
-            if kind == b"left":
-                remaining, window = int(left), seconds
-            elif seconds > 0:
-                waits[kind.decode()] = seconds
+        found = _FIELD.fullmatch(text)
+        if found is None:
+            continue
+        seconds = min(int(found[2]) - now_ms, _MAX_WINDOW_MS) / 1000
+        if kind == b"left" and found[1]:
+            remaining, window = int(found[1]), seconds
+        elif kind in _KINDS and seconds > 0:
+            waits[kind.decode()] = seconds
     return QuotaState(remaining, window, waits)

@@ -22,11 +22,13 @@ if ARGV[1] == '2' then redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 
 _GET = Script("return redis.call('GET', KEYS[1])")
 
 
-def refusal(value: bytes, what: str) -> UpstreamRefusal:
-    """Return the exception for a value in Redis."""
+def refusal(value: bytes, what: str) -> UpstreamRefusal | None:
+    """Return the exception for a value in Redis; None for a value of another version."""
     if value == _DENIED:
         return AccessDenied(f"upstream has lately said to another node that it does not grant {what}")
-    return NotFound(f"upstream has lately said to another node that it does not have {what}")
+    if value == _ABSENT:
+        return NotFound(f"upstream has lately said to another node that it does not have {what}")
+    return None
 
 
 class Refusals:
@@ -58,5 +60,6 @@ class Refusals:
         """Raise NotFound or AccessDenied if upstream has lately refused a reference to another node."""
         with contextlib.suppress(LinkDown):
             found = await self._link.call(_GET, [self._keys.refusal(kind, repository, reference)])
-            if found is not None:
-                raise refusal(found, f"{repository} {reference}")
+            error = None if found is None else refusal(found, f"{repository} {reference}")
+            if error is not None:
+                raise error

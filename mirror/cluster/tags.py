@@ -195,7 +195,10 @@ class SharedTags:
             if kind == b"turn":
                 return None, rest[0].decode()
             if kind == b"refused":
-                raise refusal(rest[0], f"{repository} {tag}")
+                error = refusal(rest[0], f"{repository} {tag}")
+                if error is None:
+                    break
+                raise error
             if kind == b"failed" and (failure := decode_failure(rest[0].decode(errors="replace"))) is not None:
                 raise failure
             if kind != b"wait" or not is_patient:

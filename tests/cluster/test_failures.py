@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.cluster.failures import decode_failure, encode_failure
+from mirror.core.retry import LONGEST_RETRY_AFTER
 from mirror.errors import (
     DigestMismatch,
     UpstreamBusy,
@@ -33,6 +34,13 @@ def test_what_concerns_one_node_is_not_shared(error):
 
 def test_repeated_failure_is_not_shared_again():
     assert encode_failure(UpstreamFailing("503").again("remembered", 5.0)) is None
+
+
+@pytest.mark.parametrize("wait", ["9" * 400, "9" * 5000, "999999999"])
+def test_wait_that_nobody_means(wait):
+    """Clients are told it as Retry-After."""
+    error = decode_failure(f"timeout|{wait}|down")
+    assert error is None or error.retry_after == LONGEST_RETRY_AFTER
 
 
 @given(st.text())

@@ -1,0 +1,79 @@
+"""Values in Redis that no version of a node has written: damaged, or hostile."""
+
+import json
+import types
+
+import pytest
+
+from mirror.cluster.identity import Identity
+from mirror.cluster.keys import Keys
+from mirror.cluster.members import Members
+from mirror.cluster.quota import SharedQuota
+from mirror.cluster.refusals import Refusals
+from mirror.core.names import Repository, Tag
+from mirror.core.pull_quota import PullQuota
+from mirror.metrics import Metrics
+
+KEYS = Keys("prod", lambda name: name)
+APP = Repository.parse("docker.io", "library/app")
+NOW_MS = 1_700_000_000_000
+DAY_S = 86_400.0
+
+
+class Link:
+    """Answers each script with the same."""
+
+    def __init__(self, answer):
+        self._answer = answer
+
+    async def call(self, *_):
+        return self._answer
+
+
+@pytest.mark.parametrize("value", [b"3", b"", b"\xff", b"2 "])
+async def test_refusal_of_another_version(value):
+    """It is none: upstream is asked."""
+    await Refusals(Link(value), KEYS, "me").raise_if_refused("manifest", APP, Tag.parse("1"))
+
+
+async def adopted(*words):
+    """The state of a quota after a look at these fields."""
+    quota = PullQuota()
+    health = types.SimpleNamespace(quota_source="", own=types.SimpleNamespace(name="up"), clock=lambda: 0.0, pull_quota=quota)
+    shared = SharedQuota(Link([NOW_MS, list(words)]), KEYS, "docker.io", health, "account")
+    await shared.adopt()
+    return quota.state(0.0)
+
+
+@pytest.mark.parametrize("text", [b"1|" + b"9" * 400, b"1|" + b"9" * 5000, b"9" * 5000 + b"|1", b"-1|2", b"|", b"1", b"\xff|1"])
+async def test_pulls_left_that_make_no_sense(text):
+    state = await adopted(b"left", text)
+    assert state.remaining is None
+
+
+async def test_waits_that_nobody_means():
+    """A request of no known kind is not refused, and no request for longer than a day."""
+    state = await adopted(b"odd", b"%d" % (NOW_MS + 5000), b"blob", b"9" * 15, b"manifest", b"%d" % (NOW_MS + 5000))
+    assert state.waits == {"blob": DAY_S, "manifest": 5.0}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        b"[" * 100_000,
+        b'"text"',
+        b'{"clock": "no", "started": {}, "owed": [], "version": 1, "state": null, "zone": "%s"}' % (b"x" * 10_000),
+        b'{"clock": NaN, "started": Infinity, "owed": 1%s, "name": "other", "self": true}' % (b"0" * 400),
+    ],
+)
+async def test_node_that_says_nonsense_of_itself(facts):
+    """It is listed, without what it says."""
+    members = Members(Link([b"node", facts]), KEYS, Identity("me"), None, Metrics())
+    (found,) = await members.list()
+    assert (found.name, found.facts) == ("node", {})
+
+
+async def test_facts_of_a_newer_version():
+    known = {"version": "9", "clock": -0.5}
+    members = Members(Link([b"node", json.dumps({**known, "color": "red"}).encode()]), KEYS, Identity("me"), None, Metrics())
+    assert (await members.list())[0].facts == known
