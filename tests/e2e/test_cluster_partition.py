@@ -52,7 +52,7 @@ def network():
 @pytest.fixture
 def redis(network, tmp_path):
     """A Redis at the router."""
-    server = RedisServer(tmp_path, network.address)
+    server = RedisServer(tmp_path, host=network.address)
     yield server
     server.close()
 
