@@ -10,7 +10,7 @@ from mirror.upstream.http import drain
 WAIT_HEADER = "X-Mirror-Wait"
 """In a 503 of a node that has nothing to send yet, but expects it."""
 FIRST_HEADER = "X-Mirror-First"
-"""In a 404 of a node that was asked for what has arrived: the position of the first such byte in the requested range."""
+"""In a 404 of a node that was asked for what has arrived: the position of the first such byte behind the start of the range."""
 
 HOP_HEADER = "X-Mirror-Hop"
 """In an answer: how many nodes are between the one that answers and upstream."""

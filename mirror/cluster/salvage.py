@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
@@ -48,16 +49,28 @@ class Salvage:
         Returns:
             The node and its stream; where else the first byte lies that a node has; None if no node has any of the range.
         """
-        first: int | None = None
-        for node in self.nodes(wanted.digest):
-            try:
-                return node, await stack.enter_async_context(self._peers.blob(node, wanted, arrived=True))
-            except PeerAbsent as error:
-                if error.first is not None and error.first > wanted.start:
-                    first = min(error.first, first or error.first)
-            except UpstreamError:
-                self.drop(wanted.digest, node)
-        return first
+        # All at once: each that is dead takes as long as the time limit of a connection.
+        nodes = self.nodes(wanted.digest)
+        begins = await asyncio.gather(*(self._first(node, wanted) for node in nodes))
+        for node, first in zip(nodes, begins, strict=True):
+            if first == wanted.start:
+                try:
+                    return node, await stack.enter_async_context(self._peers.blob(node, wanted, arrived=True))
+                except UpstreamError:
+                    self.drop(wanted.digest, node)
+        return min((first for first in begins if first is not None and first > wanted.start), default=None)
+
+    async def _first(self, node: str, wanted: BlobRange) -> int | None:
+        """The position of the first byte of the rest of a blob that a node has; None if it has none, or fails."""
+        try:
+            # One byte: the whole would be sent by each node that has it.
+            async with self._peers.blob(node, replace(wanted, stop=wanted.start + 1), arrived=True):
+                return wanted.start
+        except PeerAbsent as error:
+            return error.first
+        except UpstreamError:
+            self.drop(wanted.digest, node)
+            return None
 
 
 class SalvagedStream:

@@ -34,6 +34,9 @@ _UNSIGNED = Problem(401, "UNAUTHORIZED", "not a node of this cluster", "the requ
 _WAITING = Problem(503, "UNAVAILABLE", "no byte yet", "upstream has not answered this node yet", {WAIT_HEADER: "1"})
 _STOPPING = Problem(503, "UNAVAILABLE", "this node takes no more requests", "it is stopping, or cannot store the blob")
 
+# What has arrived lies in a file, whose opening takes a moment. A client waits for those who ask.
+_ARRIVED_WAIT_S = 0.3
+
 
 class _NotArrived(Exception):
     """The byte that was asked for has not arrived.
@@ -92,7 +95,8 @@ class PeerApi:
     async def _answer(self, request: web.BaseRequest, route: Route, wanted: str, name: str) -> web.StreamResponse:
         assert route.repository is not None
         assert isinstance(route.reference, Digest)
-        if self._node.source.reads_from(route.reference, request.headers.get(NODE_HEADER, "")):
+        only_arrived = bool(route.parameter("arrived"))
+        if not only_arrived and self._node.source.reads_from(route.reference, request.headers.get(NODE_HEADER, "")):
             # Each would wait for the other.
             return problem_response(oci_errors.not_found(request.raw_path), name)
         body = self._blobs.open_for_node(route.repository, route.reference, _urgency(route.parameter("urgency")))
@@ -101,10 +105,10 @@ class PeerApi:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(body.close)
             try:
-                async with while_connected(request, self._wait_s):
+                async with while_connected(request, min(self._wait_s, _ARRIVED_WAIT_S) if only_arrived else self._wait_s):
                     size = await body.sized()
                     part = _part(wanted, size)
-                    if route.parameter("arrived"):
+                    if only_arrived:
                         part = _arrived(part, body)
                     await body.ready(part.start, part.stop)
             except TimeoutError:
@@ -139,10 +143,10 @@ def _part(wanted: str, size: int) -> ByteRange:
 
 def _arrived(part: ByteRange, body: HeldBody | StreamingBody) -> ByteRange:
     """The beginning of a range, as far as it has arrived. Raises _NotArrived."""
-    start, stop = body.arrived(part.start) or (part.stop, part.stop)
+    start, stop = body.arrived(part.start) or (None, part.stop)
     if start != part.start:
-        raise _NotArrived(start if start < part.stop else None)
-    return ByteRange(start, min(stop, part.stop))
+        raise _NotArrived(start)
+    return ByteRange(part.start, min(stop, part.stop))
 
 
 def _rendered(part: ByteRange, size: int, hops: int) -> Rendered:

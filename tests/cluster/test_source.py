@@ -15,6 +15,7 @@ from mirror.core.names import Repository
 from mirror.download.services import DownloadLimits
 from mirror.download.source import BlobRange
 from mirror.errors import ConnectionWithdrawn, NotFound, UpstreamDisconnected, UpstreamFailing, UpstreamUnreachable
+from tests.support.waiting import LIMIT
 
 DIGEST = Digest.of(b"x")
 WANTED = BlobRange(Repository.parse("docker.io", "library/app"), DIGEST, 0, None)
@@ -86,7 +87,8 @@ class World:
         assert arrived
         for start, stop in self.has[node]:
             if start <= wanted.start < stop:
-                self.events.append(f"{node} {wanted.start}-{stop}")
+                if wanted.stop != wanted.start + 1:
+                    self.events.append(f"{node} {wanted.start}-{stop}")
                 yield Stream(wanted.start, stop)
                 return
         absent = PeerAbsent("nothing")
@@ -247,12 +249,34 @@ async def test_node_that_fails_is_not_asked_again_for_what_it_had():
 
     @contextlib.asynccontextmanager
     async def first(node, wanted, *, arrived):
+        if wanted.stop == 1:
+            async with blob(node, wanted, arrived=arrived) as stream:
+                yield stream
+            return
         world.blob = blob
         yield broken
 
     blob, world.blob = world.blob, first
     assert await read(world) == bytes(range(100))
     assert world.events[3:] == ["b 20-40", "upstream 40-"]
+
+
+async def test_dead_nodes_are_asked_at_once():
+    """Each would take the time limit of a connection before upstream is asked."""
+    world, nodes = World(), [f"node-{number}" for number in range(16)]
+    taken_over(world, *nodes)
+    all_asked = asyncio.Barrier(len(nodes))
+
+    @contextlib.asynccontextmanager
+    async def dead(node, wanted, *, arrived):
+        async with asyncio.timeout(LIMIT):
+            await all_asked.wait()
+        raise UpstreamUnreachable("no route")
+        yield
+
+    world.blob = dead
+    assert await read(world) == bytes(range(100))
+    assert world.events[3:] == ["upstream"]
 
 
 async def test_another_connection_of_the_new_owner_counts_no_takeover():

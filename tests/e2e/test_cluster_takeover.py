@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import os
+import time
 
 import pytest
 
-from tests.e2e.harness.cluster import Node, cluster
+from mirror.core.hmac_token import SignedRequest, sign
+from tests.e2e.harness.cluster import SECRET, Node, cluster
 from tests.e2e.harness.throttle import Throttle
 from tests.e2e.test_cluster import gets, right
 from tests.fakehub import Rule
@@ -48,6 +51,31 @@ async def test_new_owner_takes_what_others_have(anonymous, redis, tmp_path):
         # Twelve, and what the buffers of a connection take.
         assert lost.body_bytes_sent < 20 * MIB
         assert taker.log.count("lease_taken_over") == 1
+
+
+async def test_follower_sends_what_it_has_to_its_owner(anonymous, redis, tmp_path):
+    """A new owner may be behind the nodes that follow it already: they send it what they have, but wait for nothing from it."""
+    blob = anonymous.add_synthetic_blob(APP, 4 * MIB, 7)
+    anonymous.add_image(APP, "1", [blob])
+    gate = anonymous.gate(Rule(kind="blob", method="GET"), after=3 * MIB)
+    async with cluster(anonymous, tmp_path, redis, count=2, workers=1) as nodes:
+        owner, follower = (f"http://127.0.0.1:{node.node_port}" for node in nodes)
+        pulls = [await node.blob(APP, blob.digest) for node in nodes]
+        for pull in pulls:
+            await pull.read(2 * MIB)
+
+        async def asked(parameters, span):
+            path = f"/v2/docker.io/{APP}/blobs/{blob.digest}{parameters}"
+            token = sign(SECRET.encode(), SignedRequest("GET", path, span, follower), time.time(), os.urandom(16).hex())
+            headers = {"Range": span, "Authorization": token, "X-Mirror-Node": owner}
+            async with nodes[1].session.get(follower + path, headers=headers) as response:
+                return response.status, response.headers.get("X-Mirror-First")
+
+        assert await asked("", "bytes=0-") == (404, None)
+        assert await asked("?arrived=1", "bytes=0-") == (206, None)
+        assert await asked("?arrived=1", f"bytes={4 * MIB - 1}-") == (404, None)
+        gate.release()
+        assert all([right(await pull.rest(), blob.digest) for pull in pulls])
 
 
 @pytest.mark.full
