@@ -97,7 +97,7 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT',
   local job, owner, taken = unpack(redis.call('HMGET', key, 'job', 'owner', 'taken'))
   if not job or tonumber(taken or 0) >= tonumber(ARGV[4]) then
     redis.call('ZREM', KEYS[1], name)
-  elseif owner ~= ARGV[1] then
+  else
     redis.call('HINCRBY', key, 'taken', 1)
     redis.call('HSET', key, 'owner', ARGV[1], 'n:' .. ARGV[1], string.format('%.0f', now) .. '|')
     redis.call('ZADD', KEYS[1], now + ARGV[3], name)
@@ -229,13 +229,21 @@ class SharedOrders:
         return Heard(answer.decode())
 
     async def take_over(self) -> tuple[SharedJob, str] | None:
-        """Take an order over whose node has not reported for too long; returns it with that node, None if there is none."""
+        """Take an order over whose node has not reported for too long; returns it with that node, None if there is none.
+
+        It may be one of this node, which then has lost it: report first of all that it has.
+        """
         words = (self._me, self._keys.order(""), self._lost_ms, _MAX_TAKEOVERS)
         found = await self._link.call(_TAKE_OVER, [self._keys.orders_for_one], *words)
         if not found:
             return None
         name, job, owner = found
-        return SharedJob(name.decode(), json.loads(job), 0.0), owner.decode()
+        try:
+            row, former = json.loads(job), owner.decode(errors="replace")
+        except (ValueError, AttributeError, RecursionError):
+            # One that cannot be read is left to a node of another version.
+            return None
+        return (SharedJob(name.decode(), row, 0.0), former) if isinstance(row, dict) else None
 
     async def cancel(self, name: str) -> bool:
         """Have all nodes cancel an order; False if Redis does not know it."""
@@ -250,12 +258,13 @@ class SharedOrders:
             row, age = json.loads(fields["job"]), (now - int(fields["asked"])) / 1000
             reports = {key[2:]: _report(value, now) for key, value in fields.items() if key.startswith("n:")}
             can_move = int(fields.get("taken", 0)) < _MAX_TAKEOVERS
-        except (KeyError, ValueError, RecursionError):
+            owner = fields["owner"].decode(errors="replace")
+        except (KeyError, ValueError, OverflowError, RecursionError):
             return None
         if not isinstance(row, dict):
             return None
         job = SharedJob(name, row, max(0.0, age))
-        return OrderRecord(job, fields["owner"].decode(errors="replace"), "cancelled" in fields, can_move, reports)
+        return OrderRecord(job, owner, "cancelled" in fields, can_move, reports)
 
     async def open_for_one(self) -> list[str]:
         """Return the names of the orders for one that have not ended, at most a hundred."""

@@ -18,7 +18,7 @@ from mirror.cluster.orders import Heard, OrderRecord, SharedJob
 from mirror.cluster.turns import attempts
 from mirror.storage.job_store import JobStore
 from mirror.sync.job import Given, SyncJob
-from mirror.sync.job_states import UNFINISHED, add_job, cancel_job, job_state
+from mirror.sync.job_states import UNFINISHED, add_job, cancel_job, job_state, job_states
 from mirror.sync.order_states import merged, report_of
 
 log = structlog.get_logger(__name__)
@@ -98,12 +98,17 @@ class ClusterOrders:
         """Report to the other nodes, and take orders over, until cancelled. Only the process that syncs may."""
         looked = 0.0
         while True:
-            with contextlib.suppress(LinkDown):
+            try:
                 for job, report in await asyncio.to_thread(self._due):
                     await self._report(job, report)
                 if time.monotonic() - looked >= self._orders.report_interval_s:
                     looked = time.monotonic()
                     await self._take_over()
+            except LinkDown:
+                pass
+            except Exception:
+                # Syncing must not end with it.
+                log.exception("orders_bug")
             await asyncio.sleep(_INTERVAL_S)
 
     # ---- reports
@@ -111,12 +116,14 @@ class ClusterOrders:
     def _due(self) -> list[tuple[SyncJob, dict[str, Any]]]:
         """Return what is to be reported now: what has changed, and what was reported too long ago."""
         due, now = [], time.monotonic()
-        for name, row in self._jobs.shared():
+        shared = self._jobs.shared()
+        states = job_states(self._jobs, [name for name, _ in shared]) if shared else {}
+        for name, row in shared:
             job = SyncJob.read(name, row)
             if job is None or job.share == "own":
                 self._jobs.delete_shared(name)
                 continue
-            report = report_of(job_state(self._jobs, name))
+            report = report_of(states[name])
             known, when = self._reported.get(name, (None, 0.0))
             if report != known or now - when >= self._orders.report_interval_s:
                 due.append((job, report))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal
 
 # `schedule` is the regular resync, `sync` checks what is cached or configured, `warm` fetches any image.
@@ -67,7 +68,8 @@ class SyncJob:
         try:
             images, platforms = (tuple(str(entry) for entry in row[key]) for key in ("images", "platforms"))
             kind, share = _KINDS[row["kind"]], _SHARES[row.get("share", "own")]
-            return cls(name, kind, images, platforms, float(row["asked"]), float(row["after"]), str(row["by"]), share)
+            asked, after = float(row["asked"]), float(row["after"])
+            return cls(name, kind, images, platforms, asked, after, str(row["by"]), share) if isfinite(asked + after) else None
         except (KeyError, TypeError, ValueError):
             return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -38,15 +39,18 @@ def waiting_jobs(jobs: JobStore, running: list[dict[str, Any]]) -> list[dict[str
     return [{"name": job.name, **job.row(), "more": more} for job, more in rows if job is not None]
 
 
+def job_states(jobs: JobStore, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
+    """Return the state of each job, by name; None if there is none of that name. Blocks; costs a read of all waiting jobs."""
+    running = running_jobs(jobs)
+    known = {job["name"]: {**job, "result": "waiting"} for job in waiting_jobs(jobs, running)} | {
+        run["name"]: run for run in running
+    }
+    return {name: jobs.done(name) or known.get(name) for name in names}
+
+
 def job_state(jobs: JobStore, name: str) -> dict[str, Any] | None:
     """Return the state of a job; None if there is none of that name. Blocks."""
-    running = running_jobs(jobs)
-    found = jobs.done(name)
-    if found is None:
-        found = next((run for run in running if run["name"] == name), None)
-    if found is None:
-        found = next(({**job, "result": "waiting"} for job in waiting_jobs(jobs, running) if job["name"] == name), None)
-    return found
+    return job_states(jobs, [name])[name]
 
 
 def cancel_job(jobs: JobStore, name: str) -> bool:

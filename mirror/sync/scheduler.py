@@ -163,7 +163,8 @@ class SyncScheduler:
             if job.kind == "schedule":
                 summary = await self._run_scheduled(job, run, services, planning)
             else:
-                summary = await self._while_wanted(run, run.carry_out(self._plan(job, services, planning), _MAX_JOB_S), job)
+                planned = self._plan(replace(job, asked=run.since), services, planning)
+                summary = await self._while_wanted(run, run.carry_out(planned, _MAX_JOB_S), job)
             if summary is not None:
                 await asyncio.to_thread(self._write_end, job, summary)
         finally:

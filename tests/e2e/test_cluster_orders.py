@@ -3,14 +3,20 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import signal
+import uuid
 
 import pytest
 
+from mirror.cluster.keys import Keys
+from mirror.cluster.orders import SharedOrders
+from tests.e2e.harness.cluster import cluster
 from tests.e2e.harness.whole_nodes import whole_nodes
 from tests.fakehub import Rule
 from tests.mirror.commands import command
 from tests.mirror.syncing import known, named
+from tests.mirror.test_openapi import Described, described
 from tests.support.names import APP
 from tests.support.waiting import LIMIT, eventually
 
@@ -43,6 +49,13 @@ async def told(nodes, order, result=None):
     return found[0][1]
 
 
+async def as_described(node, order):
+    """The state of an order, which is as the API describes it; that of all orders is, too."""
+    check = Described(node, await described(node))
+    await check.ask("/api/v1/sync")
+    return (await check.ask(f"/api/v1/sync/{order}", template="/api/v1/sync/{order}"))[1]
+
+
 def by_node(state):
     return {one["name"]: one for one in state["nodes"]}
 
@@ -53,7 +66,10 @@ async def test_sync_on_all(hub, nodes):
     for node in nodes[:2]:
         known(node, old, "1")
     new = hub.add_image(APP, "1", layers=[hub.add_synthetic_blob(APP, 1000)])
-    state = await told(nodes, await nodes[0].orders.give("sync", images=["app"]))
+    order = await nodes[0].orders.give("sync", images=["app"])
+    assert (await as_described(nodes[2], order))["result"] in ("waiting", "running", "completed")
+    state = await told(nodes, order)
+    assert await as_described(nodes[1], order) == state
     assert (state["result"], state["kind"], state["total"], state["tags"]) == ("completed", "sync", 2, {"moved": 2})
     counts = {name: (one["state"], one["tags"]) for name, one in by_node(state).items()}
     assert counts == {
@@ -81,10 +97,12 @@ async def test_same_order_at_once(hub, nodes):
     hub.add_image(APP, "1")
     names = await asyncio.gather(*(node.orders.give("warm", images=["app:1"]) for node in (*nodes, *nodes)))
     assert len(set(names)) == 1
-    assert (await told(nodes, names[0]))["result"] == "completed"
+    state = await told(nodes, names[0])
+    assert state["result"] == "completed"
     assert hub.count(method="GET", kind="manifest") == 1
     assert sum(named(node, "1") is not None for node in nodes) == 1
-    again = await nodes[0].orders.give("warm", images=["docker.io/library/app:1"])
+    (owner,) = (node for node in nodes if node.name in by_node(state))
+    again = await owner.orders.give("warm", images=["docker.io/library/app:1"])
     assert again != names[0]
     assert (await told(nodes, again))["tags"] == {"unchanged": 1}
     other = await nodes[0].orders.give("warm", images=["app:1"], platforms=["linux/arm64"])
@@ -114,6 +132,9 @@ async def test_progress_by_any_node(hub, nodes):
         return found["result"] == "running" and found["images"] and found["images"][0]["bytes"] >= 1 << 20
 
     await eventually(state, "progress", holds=has_arrived)
+    await as_described(nodes[1], order)
+    async with nodes[1].session.get(f"http://127.0.0.1:{nodes[1].admin_port}/job?name={order}") as page:
+        assert nodes[0].name in await page.text()
     _, listed = await nodes[2].orders.ask("GET", "/api/v1/sync")
     assert [(run["name"], run["nodes"][0]["name"]) for run in listed["running"]] == [(order, nodes[0].name)]
     gate.release()
@@ -256,3 +277,59 @@ async def test_command_behind_load_balancer(hub, nodes, tmp_path):
         code, out, complaint = await watching
         assert (code, complaint) == (0, ""), out
         assert (await told(nodes[:2], order))["result"] == "completed"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"job": "x", "asked": "1", "owner": "a"},
+        {"job": "[" * 50_000, "asked": "1", "owner": "a"},
+        {"job": "[]", "asked": "1", "owner": "a"},
+        {"job": "{}", "asked": "soon", "owner": "a"},
+        {"job": "{}", "asked": "9" * 400, "owner": "a"},
+        {"job": "{}", "asked": "1"},
+        {"job": "{}", "asked": "1", "owner": "a", "n:a": "later|"},
+        {"job": "{}", "asked": "1", "owner": "a", "n:a": "9" * 400 + "|"},
+        {"job": "{}", "asked": "1", "owner": "a", "taken": "many"},
+    ],
+)
+async def test_garbage_in_redis(fields, link, server):
+    """It is no order of this version."""
+    keys = Keys(uuid.uuid4().hex, str)
+    orders = SharedOrders(link, keys, "me")
+    for field, value in fields.items():
+        await server.command("hset", keys.order("1-00000000"), field, value)
+    assert await orders.read("1-00000000") is None
+    if fields and "taken" not in fields:
+        await server.command("zadd", keys.orders_for_one, "1", "1-00000000")
+        found = await orders.take_over()
+        assert found is None or found[0].row == {}
+
+
+@pytest.mark.full
+async def test_killed_node(hub, redis, tmp_path):
+    """Of real processes: another node takes over what a node was to fetch that is killed, and the first one drops it."""
+    hub.auth = "none"
+    layer = hub.add_synthetic_blob(APP, 3_000_000)
+    hub.add_image(APP, "1", layers=[layer])
+    gate = hub.gate(Rule(kind="cdn", reference=layer.digest, times=1), after=1 << 20)
+    async with cluster(hub, tmp_path, redis, workers=2, sync={"interval": "0s"}) as (first, second, third):
+        order = json.loads(await first.admin("/api/v1/warm", method="POST", images=["app:1"]))["order"]
+        await asyncio.wait_for(gate.reached.wait(), LIMIT)
+
+        async def state():
+            return json.loads(await third.admin(f"/api/v1/sync/{order}"))
+
+        await eventually(state, "running", holds=lambda found: found["result"] == "running")
+        first.kill()
+        gate.release()
+        ended = await eventually(state, "the end", holds=lambda found: found["result"] not in ("waiting", "running"))
+        assert ended["result"] == "completed", ended
+        assert ended["nodes"][0]["name"] != f"http://127.0.0.1:{first.node_port}"
+        code, out, complaint = await second.command("sync", "--status")
+        assert (code, b"running" in out, complaint) == (0, False, b"")
+        await first.__aexit__()
+        await first.__aenter__()
+        await first.logged("sync_ended")
+        assert json.loads(await first.admin(f"/api/v1/sync/{order}")) == await state()

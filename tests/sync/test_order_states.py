@@ -143,8 +143,10 @@ def test_waiting_order():
     assert (len(found["images"]), found["more"], found["result"]) == (10, 2, "waiting")
 
 
-def test_unreadable_order():
-    assert merged(OrderRecord(SharedJob("1-00000000", {"kind": "new"}, 0.0), "a", False, True, {}), LOST_AFTER_S) is None
+@pytest.mark.parametrize("changed", [{"kind": "new"}, {"share": "some"}, {"asked": float("inf")}, {"images": 7}])
+def test_unreadable_order(changed):
+    row = {**SyncJob("1-00000000", "sync", (), (), 90.0, 90.0, "operator", "all").row(), **changed}
+    assert merged(OrderRecord(SharedJob("1-00000000", row, 0.0), "a", False, True, {}), LOST_AFTER_S) is None
 
 
 def test_report_is_bounded():
