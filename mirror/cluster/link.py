@@ -23,7 +23,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from mirror.aio import Signal
+from mirror.aio import Signal, UseCount
 from mirror.cluster.redis_connections import ClusterServer, RedisAddress, bounded, client, close
 from mirror.core.retry import backoff
 from mirror.errors import MirrorError
@@ -94,6 +94,7 @@ class Link:
         self._down.set()
         self._wanted = asyncio.Event()
         self._tried = Signal()
+        self._calls = UseCount()
         # The server of Redis Cluster that has the keys; None for that of the address.
         self._server: ClusterServer | None = None
         self._redis = client(address, None)
@@ -172,8 +173,9 @@ class Link:
             raise LinkDown("Redis does not answer, and is not asked for now")
         began = time.monotonic()
         try:
-            async with bounded(limit_s):
-                found = await self._evaluate(script, keys, args)
+            with self._calls.hold():
+                async with bounded(limit_s):
+                    found = await self._evaluate(script, keys, args)
         except (RedisError, OSError, TimeoutError) as error:
             self._note_failure(error)
             raise (LinkRefused if isinstance(error, ResponseError) else LinkDown)(_cause(error)) from error
@@ -200,8 +202,9 @@ class Link:
             raise LinkDown(_cause(error)) from error
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, after the calls under way: the client connects anew for a call whose connection is closed."""
         self.is_up = False
+        await self._calls.unused()
         await close(self._redis, self._waiting)
 
     async def _probe(self) -> None:

@@ -128,6 +128,18 @@ async def test_cancelled_waits_end_at_once(link):
         assert ended, f"after {step} steps of the loop"
 
 
+@pytest.mark.parametrize("steps", [1, 4, 16])
+async def test_close_waits_for_calls_under_way(redis, steps):
+    """They are answered, and leave no connection behind."""
+    async with running_link(redis.url) as link:
+        await eventually(lambda: link.is_up)
+        calls = [asyncio.create_task(link.call(ONE, [])) for _ in range(8)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+    assert await asyncio.gather(*calls) == [1] * 8
+    assert sum(word.startswith("id=") for word in await redis.command("client", "list")) == 1
+
+
 async def test_redis_that_has_become_a_replica(redis):
     """It takes no writes any more, so the node is by itself, and says so, until it can write again."""
     async with running_link(redis.url) as link:
