@@ -57,6 +57,16 @@ class Breaker:
         self._on_trial = True
         return Admission.TRIAL
 
+    @property
+    def is_reserved(self) -> bool:
+        """Whether a trial is under way, or reserved."""
+        return self._on_trial
+
+    def retry(self, now: float) -> None:
+        """End the pause: the next request may be the trial."""
+        self._until = min(self._until, now)
+        self._on_trial = False
+
     def wait(self, now: float) -> float:
         """Seconds until the next trial may begin."""
         return 0.0 if self.is_closed else max(0.0, self._until - now)

@@ -6,9 +6,9 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from mirror.core.breaker import Admission, Breaker
+from mirror.core.breaker import Admission
 from mirror.core.pull_quota import DEFAULT_WINDOW_S, PullQuota, QuotaPermit, RateLimit
 from mirror.errors import (
     CredentialsRefused,
@@ -21,13 +21,15 @@ from mirror.errors import (
 )
 from mirror.metrics import Metrics
 from mirror.upstream.attempt import Attempt, Place
+from mirror.upstream.sharing import BreakerSharing, QuotaChanged
 from mirror.upstream.time_of_day import UpstreamTime
+from mirror.upstream.tracked_breaker import Shut, TrackedBreaker
 
 T = TypeVar("T")
 
-# Failures that open a breaker at once, and those that do when they come in a row. Any other proves that the host answers.
-_GRAVE = frozenset({"connect", "timeout"})
-_LIGHT = frozenset({"server_error", "cut"})
+SHARED_KINDS = ("manifest", "blob", "tags", "referrers")
+"""The kinds of request whose breakers a cluster shares: they go to the upstream's own host, which a probe asks."""
+
 # How long failures have to last before requests are refused, if there is no other upstream: that is an outage. Background work
 # is refused at once.
 _LASTING_S = 5.0
@@ -37,55 +39,6 @@ _MAX_DOUBLINGS = 5
 _NOT_ASKED = "not asked yet"
 # The kinds of request that background work needs.
 _BACKGROUND = ("manifest", "blob", "token")
-
-
-class QuotaChanged(Protocol):
-    """Tells other mirrors of a pull limit."""
-
-    def __call__(self, *, is_urgent: bool) -> None: ...
-
-
-class TrackedBreaker:
-    """A breaker that keeps the error that opened it."""
-
-    def __init__(self, name: str) -> None:
-        self.breaker = Breaker()
-        self.cause: UpstreamError | None = None
-        self.name = name
-
-    def admit(self, now: float, lasting: float) -> Admission:
-        """Admit a request; raises the last error if the breaker is open.
-
-        Args:
-            lasting: seconds that failures have to last before a request is refused.
-        """
-        admission = self.breaker.admit(now)
-        if admission is not None:
-            return admission
-        if self.breaker.has_failed_for(now) < lasting:
-            return Admission.NORMAL
-        assert self.cause is not None
-        wait = max(1.0, self.breaker.wait(now))
-        raise self.cause.again(f"{self.name} is out of order and not asked for now", wait)
-
-    def admits(self, now: float, lasting: float) -> bool:
-        """Whether `admit` would admit a request."""
-        return self.breaker.admits(now) or self.breaker.has_failed_for(now) < lasting
-
-    def note(self, admission: Admission, error: UpstreamError | None, now: float) -> bool:
-        """Note the outcome of a request; True if it has opened the breaker."""
-        if error is None or error.reason not in _GRAVE | _LIGHT:
-            self.breaker.succeeded()
-            return False
-        opened = self.breaker.failed(now, admission, grave=error.reason in _GRAVE)
-        self.cause = error if opened else self.cause
-        return opened
-
-    def probe_failed(self, error: UpstreamError, now: float) -> None:
-        """Keep the breaker open after a probe that failed with any error, and reserve the next trial for the prober."""
-        self.breaker.failed(now, Admission.TRIAL)
-        self.breaker.reserve()
-        self.cause = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +67,7 @@ class Health:
         quota_source: whom its pull limit is counted for, as it says; empty if it has not said so.
         before_pull: awaited before a request that counts as a pull, to learn what other mirrors know of the limit.
         quota_changed: called when something is learned of the pull limit; urgent after a 429.
+        sharing: shares the breakers with other mirrors; None without any.
     """
 
     def __init__(self, registry: str, upstream: str, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
@@ -130,6 +84,7 @@ class Health:
         self.quota_source = ""
         self.before_pull: Callable[[], Awaitable[None]] | None = None
         self.quota_changed: QuotaChanged | None = None
+        self.sharing: BreakerSharing | None = None
         self._kinds: dict[str, TrackedBreaker] = {}
         self._upstream = upstream
         self._metrics = metrics
@@ -215,13 +170,18 @@ class Health:
     def guard(self, kind: str) -> TrackedBreaker:
         """The breaker of one kind of request."""
         if kind not in self._kinds:
-            self._kinds[kind] = TrackedBreaker(f"{self._upstream} ({kind})")
+            self._kinds[kind] = TrackedBreaker(self._upstream, kind)
         return self._kinds[kind]
 
     @property
     def probed_guards(self) -> list[TrackedBreaker]:
         """The breakers that a probe of the upstream itself can help to close."""
         return [self.own, *self._kinds.values()]
+
+    @property
+    def shared_guards(self) -> list[TrackedBreaker]:
+        """The breakers that a cluster shares."""
+        return [self.own, *(self.guard(kind) for kind in SHARED_KINDS)]
 
     def limits(self, limit: RateLimit | None, remaining: RateLimit | None) -> None:
         """Note the pull limit that a response reports."""
@@ -233,7 +193,9 @@ class Health:
                 self.quota_changed(is_urgent=remaining.value == 0)
 
     async def look_ahead(self, kind: str, method: str) -> None:
-        """Learn what other mirrors know of the pull limit before a request that counts."""
+        """Learn what other mirrors say of the upstream, and of the pull limit before a request that counts."""
+        if self.sharing is not None:
+            await self.sharing.look()
         if self.before_pull is not None and (kind, method) == ("manifest", "GET"):
             await self.before_pull()
 
@@ -260,7 +222,7 @@ class Health:
     def is_sound(self) -> bool:
         """Whether nothing speaks against asking it for blobs."""
         guards = (self.own, self.guard("blob"), self.content)
-        return all(guard.breaker.is_closed for guard in guards) and not self.doubted_until
+        return all(guard.is_closed for guard in guards) and not self.doubted_until
 
     @property
     def serves_background(self) -> bool:
@@ -270,7 +232,7 @@ class Health:
         """
         now = self.clock()
         guards = (self.own, self.content, *(self.guard(kind) for kind in _BACKGROUND))
-        return all(guard.breaker.admits(now) for guard in guards) and not self.doubted_until
+        return all(guard.admits(now, 0.0) for guard in guards) and not self.doubted_until
 
     def probed(self, error: UpstreamError | None) -> None:
         """Note the outcome of a probe."""
@@ -278,6 +240,23 @@ class Health:
             self._publish("recovering", up=True)
         else:
             self._publish(f"failing: {error}", up=False)
+
+    def shut(self, guard: TrackedBreaker, shut: Shut) -> None:
+        """Refuse the requests of a breaker by the word of several mirrors, and take part in the probes."""
+        was_shut, guard.shut = guard.shut is not None, shut
+        guard.changed.set()
+        if not was_shut:
+            self._publish(f"shut: {shut.by} cannot reach {guard.name}", up=False)
+            if self.opened is not None:
+                self.opened(guard)
+
+    def reopen(self, guard: TrackedBreaker, *, answers: bool) -> None:
+        """Decide about the requests of a breaker alone again; `answers`: another mirror has got an answer."""
+        if answers:
+            guard.breaker.retry(self.clock())
+            self._publish("recovering", up=True)
+        guard.shut = None
+        guard.changed.set()
 
     @property
     def _lasting(self) -> float:
@@ -312,7 +291,11 @@ class Health:
 
     def _note_breaker(self, guard: TrackedBreaker, admission: Admission, error: UpstreamError | None) -> None:
         opened = guard.note(admission, error, self.clock())
-        if opened and guard is not self.content and self.opened is not None:
+        if guard is self.content:
+            return
+        if self.sharing is not None:
+            self.sharing.noted(guard)
+        if opened and self.opened is not None:
             self.opened(guard)
 
     def _note_answer(self, permit: Permit, *, with_content: bool) -> None:

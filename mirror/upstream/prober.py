@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import structlog
 
-from mirror.core.breaker import Admission
 from mirror.errors import UpstreamError
-from mirror.upstream.health import Health, TrackedBreaker
+from mirror.upstream.health import Health
+from mirror.upstream.tracked_breaker import TrackedBreaker
 
 log = structlog.get_logger(__name__)
 
 
 class Prober:
     """Probes one upstream while one of its breakers is open. After a probe that was answered the breaker admits one request.
+
+    A breaker that several mirrors share is probed by one of them at a time.
 
     Args:
         guard: the breaker.
@@ -30,8 +33,9 @@ class Prober:
 
     def wake(self) -> None:
         """Begin to probe, unless that is under way."""
-        # Here, since the task begins later.
-        self._guard.breaker.reserve()
+        if not self._guard.breaker.is_closed:
+            # Here, since the task begins later.
+            self._guard.breaker.reserve()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -42,20 +46,44 @@ class Prober:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        health, breaker = self._health, self._guard.breaker
-        log.warning("upstream_down", upstream=self._guard.name, state=health.state)
-        while not breaker.is_closed:
-            if wait := breaker.wait(health.clock()):
-                await asyncio.sleep(wait)
-                # A request that was sent before may have closed the breaker meanwhile.
-                continue
-            try:
-                await self._probe()
-            except UpstreamError as error:
-                health.probed(error)
-                self._guard.probe_failed(error, health.clock())
-            else:
-                health.probed(None)
-                breaker.released(Admission.TRIAL)
-                log.info("upstream_answers_again", upstream=self._guard.name, state=health.state)
-                return
+        guard = self._guard
+        if guard.shut is None:
+            log.warning("upstream_down", upstream=guard.name, state=self._health.state)
+        while self._is_needed:
+            if guard.shut is None or self._health.sharing is None:
+                await self._probe_alone()
+            elif await self._health.sharing.turn(guard):
+                await self._health.sharing.probed(guard, await self._is_answered())
+        log.info("upstream_answers_again", upstream=guard.name, state=self._health.state)
+
+    @property
+    def _is_needed(self) -> bool:
+        """Whether the breaker is open, and no request may be its trial."""
+        guard = self._guard
+        return guard.shut is not None or (not guard.breaker.is_closed and guard.breaker.is_reserved)
+
+    async def _probe_alone(self) -> None:
+        guard = self._guard
+        if wait := guard.breaker.wait(self._health.clock()):
+            guard.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await guard.changed.wait()
+            # A request that was sent before may have closed the breaker meanwhile.
+            return
+        await self._is_answered()
+        if self._health.sharing is not None:
+            self._health.sharing.noted(guard)
+
+    async def _is_answered(self) -> bool:
+        """Probe, and note the outcome."""
+        health, guard = self._health, self._guard
+        try:
+            await self._probe()
+        except UpstreamError as error:
+            health.probed(error)
+            guard.probe_failed(error, health.clock())
+            return False
+        health.probed(None)
+        guard.probe_answered(health.clock())
+        return True

@@ -16,12 +16,13 @@ from mirror.metrics import Metrics
 from mirror.upstream.attempt import Attempt, Place, UpstreamRequest
 from mirror.upstream.credential_retry import CredentialRetry
 from mirror.upstream.exchange import Exchange, Route
-from mirror.upstream.health import Health, TrackedBreaker
+from mirror.upstream.health import Health
 from mirror.upstream.hedge import hedged
 from mirror.upstream.http import Endpoint, Http
 from mirror.upstream.login import Login
 from mirror.upstream.prober import Prober
 from mirror.upstream.tokens import Tokens
+from mirror.upstream.tracked_breaker import TrackedBreaker
 
 T = TypeVar("T")
 
@@ -102,7 +103,7 @@ class Upstream:
         """Probe from now on, at once if it is known to be out of order."""
         self.health.opened = self._watch
         for guard in self.health.probed_guards:
-            if not guard.breaker.is_closed:
+            if not guard.is_closed:
                 self._watch(guard)
 
     async def hand_over(self) -> None:
