@@ -21,7 +21,7 @@ _EVERYTHING = ImagePattern("*", "*", None, None)
 
 
 class ClusterFacts:
-    """Handles the events of other nodes that concern tags and rights. Outlives reloads.
+    """Handles the events of other nodes that concern tags, rights and upstreams. Outlives reloads.
 
     A fact concerns this node if it asks the same upstreams with the same account. A move is not taken over: the tag is only due,
     so that the next pull decides about it as after a check of this node.
@@ -36,7 +36,9 @@ class ClusterFacts:
         """Handle the events of a node's cluster from now on."""
         self._scopes = node.scopes
         node.events.handlers |= {"moved": self._moved, "released": self._released, "denied": self._denied}
+        node.events.handlers["upstream"] = node.upstreams.handle
         node.events.forget = self._forget
+        self._upstreams = node.upstreams
 
     async def _moved(self, event: Event) -> None:
         repository, tag = self._repository(event), Tag.parse(event.fields["reference"])
@@ -79,6 +81,7 @@ class ClusterFacts:
             self._store.generation.change()
 
     async def _forget(self) -> None:
+        self._upstreams.missed()
         await in_thread(self._store.threads.note, self._forget_checks)
         await in_thread(self._store.threads.note, self._store.index.negative.delete_matching, _EVERYTHING)
 

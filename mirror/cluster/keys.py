@@ -109,6 +109,10 @@ class Keys:
         """What is left of the pull limit that upstream counts for a source."""
         return self._key(f"bu:{self.scope(registry)}|{source}")
 
+    def upstream(self, registry: str, url: str) -> str:
+        """What the nodes say of an upstream that is out of order."""
+        return self._key(f"up:{self.scope(registry)}|{url}")
+
     def purge(self, order: str) -> str:
         """What each node has removed by the order of an event."""
         return self._key(f"pg:{order}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.aio import together
+from mirror.cluster.breakers import SharedUpstream, SharedUpstreams
 from mirror.cluster.events import Events
 from mirror.cluster.grants import Grants
 from mirror.cluster.kept_tags import KeptTags
@@ -22,7 +23,6 @@ from mirror.cluster.members import Members
 from mirror.cluster.objects import SharedFacts
 from mirror.cluster.orders import SharedOrders
 from mirror.cluster.peers import Peers
-from mirror.cluster.quota import SharedQuota
 from mirror.cluster.refusals import Refusals
 from mirror.cluster.rounds import SharedRounds
 from mirror.cluster.secret import ClusterSecret
@@ -36,8 +36,8 @@ from mirror.core.scope import scope_of
 from mirror.download.downloads import Downloads
 from mirror.storage.blobs import BlobFiles
 from mirror.storage.store import Store
-from mirror.upstream.health import Health
 from mirror.upstream.http import Http
+from mirror.upstream.registry import Registry
 
 # Redis may hang while the mirror stops.
 _CLOSE_TIMEOUT_S = 3.0
@@ -76,6 +76,7 @@ class ClusterNode:
     sweep_leader: LeaderLease
     rounds: SharedRounds
     orders: SharedOrders
+    upstreams: SharedUpstreams
 
     def configure(self, registries: Mapping[str, RegistryConfig]) -> None:
         """Use the registries of a configuration from now on."""
@@ -83,9 +84,15 @@ class ClusterNode:
             {name: scope_of(name, entry.upstreams, entry.username) for name, entry in registries.items()},
         )
 
-    def share_quota(self, registry: str, health: Health, account: str) -> None:
-        """Share what an upstream says about its pull limit; see `SharedQuota`."""
-        SharedQuota(self.link, self.keys, registry, health, account).attach()
+    def share(self, registries: Mapping[str, Registry]) -> None:
+        """Share the breakers and pull limits of the upstreams of a configuration from now on."""
+        self.upstreams.share(
+            SharedUpstream(
+                name, str(upstream.route.endpoint.url), upstream.health, "account" if upstream.login.has_account else ""
+            )
+            for name, registry in registries.items()
+            for upstream in registry.upstreams
+        )
 
     @property
     def is_alone(self) -> bool:

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import re
 
-from mirror.cluster.keys import Keys
-from mirror.cluster.link import Link, LinkDown, Script
+from mirror.cluster.events import MAX_EVENTS
+from mirror.cluster.link import LinkDown, Script
+from mirror.cluster.news import News
 from mirror.core.pull_quota import QuotaState
 from mirror.upstream.health import Health
 
@@ -23,21 +24,25 @@ _GET = Script("""
 local time = redis.call('TIME')
 return {time[1] * 1000 + math.floor(time[2] / 1000), redis.call('HGETALL', KEYS[1])}
 """)
-# ARGV: pulls left or nothing, ms for which that counts, kinds each with the ms that it has to wait. The longest wait stays.
+# KEYS: quota, events. ARGV: pulls left or nothing, ms for which that counts, maximum of events, number of words of an event,
+# they, kinds each with the ms that it has to wait. The longest wait stays. One that is new is an event.
 _SET = Script("""
 local time = redis.call('TIME')
-local now, last = time[1] * 1000 + math.floor(time[2] / 1000), 0
+local now, last, is_news, kinds = time[1] * 1000 + math.floor(time[2] / 1000), 0, 0, 5 + ARGV[4]
 local function set(kind, ms, text)
   local until_ms = string.format('%.0f', now + ms)
   redis.call('HSET', KEYS[1], kind, text and text .. '|' .. until_ms or until_ms)
   last = math.max(last, ms)
 end
 if ARGV[1] ~= '' then set('left', tonumber(ARGV[2]), ARGV[1]) end
-for number = 3, #ARGV, 2 do
+for number = kinds, #ARGV, 2 do
   local known = tonumber(redis.call('HGET', KEYS[1], ARGV[number]) or '0') or 0
   if known < now + ARGV[number + 1] then set(ARGV[number], tonumber(ARGV[number + 1])) end
+  if known + 1000 < now + ARGV[number + 1] then is_news = 1 end
 end
 if redis.call('PTTL', KEYS[1]) < last then redis.call('PEXPIRE', KEYS[1], string.format('%.0f', last)) end
+if is_news == 1 then redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', unpack(ARGV, 5, kinds - 1)) end
+return is_news
 """)
 
 
@@ -49,9 +54,8 @@ class SharedQuota:
         account: stands for whom the limit is for where upstream does not say; empty for an anonymous mirror.
     """
 
-    def __init__(self, link: Link, keys: Keys, registry: str, health: Health, account: str) -> None:
-        self._link = link
-        self._keys = keys
+    def __init__(self, news: News, registry: str, health: Health, account: str) -> None:
+        self._news = news
         self._registry = registry
         self._health = health
         self._account = account
@@ -66,12 +70,17 @@ class SharedQuota:
 
     async def adopt(self) -> None:
         """Learn what other nodes know, unless this one knows it of late."""
-        loop, key = asyncio.get_running_loop(), self._key()
-        if key is None or loop.time() < self._current_until:
+        if asyncio.get_running_loop().time() >= self._current_until:
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Learn what other nodes know."""
+        key = self._key()
+        if key is None:
             return
         with contextlib.suppress(LinkDown):
-            now, words = await self._link.call(_GET, [key])
-            self._current_until = loop.time() + _INTERVAL_S
+            now, words = await self._news.link.call(_GET, [key])
+            self._current_until = asyncio.get_running_loop().time() + _INTERVAL_S
             self._health.pull_quota.learn(_state(words, now), self._health.clock())
 
     def changed(self, *, is_urgent: bool) -> None:
@@ -90,15 +99,18 @@ class SharedQuota:
             words = [word for kind, wait in state.waits.items() for word in (kind, _milliseconds(wait))]
             if key is not None and (state.remaining is not None or words):
                 left = "" if state.remaining is None else state.remaining
+                event = self._news.event(self._registry, self._health.own.name)
+                keys, own = [key, self._news.keys.events], (left, _milliseconds(state.window), MAX_EVENTS, len(event), *event)
                 with contextlib.suppress(LinkDown):
-                    await self._link.call(_SET, [key], left, _milliseconds(state.window), *words)
+                    if await self._news.link.call(_SET, keys, *own, *words):
+                        self._news.add()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_INTERVAL_S):
                     await self._urgent.wait()
 
     def _key(self) -> str | None:
         source = self._health.quota_source or self._account
-        return self._keys.quota(self._registry, f"{self._health.own.name}|{source}") if source else None
+        return self._news.keys.quota(self._registry, f"{self._health.own.name}|{source}") if source else None
 
 
 def _milliseconds(seconds: float) -> int:

@@ -46,6 +46,8 @@ class Total(enum.IntEnum):
     """Connections of other nodes of the cluster."""
     EXPORTS = 12
     """Bundles being written."""
+    NEWS = 13
+    """Changes of upstreams that this process has heard of from other nodes of the cluster, or has told them."""
 
 
 class Field(enum.IntEnum):

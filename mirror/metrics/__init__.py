@@ -211,6 +211,13 @@ class Metrics:
         )
         self.cluster_poisoned = self._counter("cluster_poisoned", "Nodes that were left because they sent wrong bytes")
         self.cluster_refused = self._counter("cluster_refused", "Requests to nodes that were refused: they have another secret")
+        self.cluster_upstream_shut = self._gauge(
+            "cluster_upstream_shut",
+            Across.LARGEST,
+            "1 while nodes of the cluster say that an upstream fails",
+            "registry",
+            "upstream",
+        )
         self.source_bytes = self._counter("source_bytes", "Bytes of blobs by where they came from", "source")
         self.objects_up = self._gauge("objects_up", Across.LEAST, "0 while the bucket of objects does not answer")
         self.objects_owed = self._gauge("objects_owed", Across.LARGEST, "Blobs and manifests that are not in the bucket yet")

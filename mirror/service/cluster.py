@@ -13,6 +13,7 @@ from mirror import __version__
 from mirror.cache.access_index import AccessIndex
 from mirror.cache.cluster_facts import ClusterFacts
 from mirror.cluster.address import advertised
+from mirror.cluster.breakers import SharedUpstreams
 from mirror.cluster.events import Events
 from mirror.cluster.grants import Grants
 from mirror.cluster.identity import Identity
@@ -23,6 +24,7 @@ from mirror.cluster.lease import Leases
 from mirror.cluster.link import Link
 from mirror.cluster.manifests import SharedManifests
 from mirror.cluster.members import Members
+from mirror.cluster.news import News
 from mirror.cluster.node import ClusterNode
 from mirror.cluster.objects import SharedFacts
 from mirror.cluster.orders import SharedOrders
@@ -38,7 +40,7 @@ from mirror.config.cluster import ClusterTls, secrets_in
 from mirror.config.model import Config
 from mirror.config.tls import client_context, server_context
 from mirror.core.byte_rate import ByteRate
-from mirror.core.counts import CountTable
+from mirror.core.counts import CountTable, Total
 from mirror.download.downloads import Downloads
 from mirror.listener.admission import Handlers
 from mirror.listener.connections import Bounds
@@ -84,12 +86,14 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
     peers.me, peers.poisoned, peers.refused = name, metrics.cluster_poisoned.inc, metrics.cluster_refused.inc
     leases, grants = Leases(link, keys, me, cluster.fan_out), Grants(link, keys, access.record_grant)
     source = ClusterSource(leases, peers, grants, downloads.is_under_way, metrics.cluster_takeovers)
+    members, counts = Members(link, keys, me, secret, metrics), services.group.counts
+    news = News(link, keys, name, counts.count(Total.NEWS))
     metrics.cluster_alone.set_function(lambda: not link.is_up)
     node = ClusterNode(
         name=name,
         link=link,
         keys=keys,
-        members=Members(link, keys, me, secret, metrics),
+        members=members,
         secret=secret,
         leases=leases,
         source=source,
@@ -107,6 +111,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         sweep_leader=LeaderLease(link, keys.leader("sweep"), name),
         rounds=SharedRounds(link, keys.sync_round),
         orders=SharedOrders(link, keys, name),
+        upstreams=SharedUpstreams(news, members, f"{name} {counts.own}", metrics),
     )
     ClusterFacts(services.store, access).subscribe(node)
     return node

@@ -97,10 +97,7 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     healths = {} if previous is None else previous.healths()
     registries = {name: build_registry(name, config, http, services.metrics, healths) for name in config.registries}
     if services.node is not None:
-        for name, registry in registries.items():
-            account = "" if config.registries[name].username is None else "account"
-            for upstream in registry.upstreams:
-                services.node.share_quota(name, upstream.health, account)
+        services.node.share(registries)
     lazy = frozenset(name for name, entry in config.registries.items() if entry.fill == "ranges")
     context = Context(services.cache, registries, TagPolicies.configured(config), UseCount(), lazy)
     prefetching = group.counts.count(Total.PREFETCHES)
