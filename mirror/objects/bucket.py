@@ -26,7 +26,9 @@ PART_BYTES = 8 << 20
 PARTS_AT_ONCE = 4
 # The most that S3 takes for one object.
 _MAX_PARTS = 10_000
-_BLOCK_BYTES = 256 << 10
+_LAYOUT_LIMIT = 4096
+# The least that the client hands over before the end: a slow bucket's bytes go on as they come. A fast one gives more at once.
+_BLOCK_BYTES = 16 << 10
 _CAUSE_CHARACTERS = 200
 _DENIED = (PermissionDeniedError, UnauthenticatedError)
 # Of a service that answers something at least: its own time limits are shorter.
@@ -91,7 +93,7 @@ class Bucket:
         """
         # A GET: the answer to a HEAD does not tell a bucket that does not exist from an object that does not.
         with contextlib.suppress(ObjectAbsent):
-            await self._call("get", partial(self._read, LAYOUT_KEY, _BLOCK_BYTES), self._address.answer_s, trial=trial)
+            await self._call("get", partial(self._read, LAYOUT_KEY, _LAYOUT_LIMIT), self._address.answer_s, trial=trial)
 
     # ---- reading
 

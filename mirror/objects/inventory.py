@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from mirror.aio import together
 from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.names import Reference, Repository, Tag
@@ -89,7 +90,12 @@ class BucketInventory:
     async def _count_blobs(bucket: Bucket, digests: list[Digest], found: ImageInBucket) -> None:
         for start in range(0, len(digests), _AT_ONCE):
             batch = digests[start : start + _AT_ONCE]
-            sizes = await asyncio.gather(*(bucket.size(blob_key(digest)) for digest in batch))
-            found.blobs += sum(size is not None for size in sizes)
-            found.size += sum(size or 0 for size in sizes)
-            found.missing += [digest for digest, size in zip(batch, sizes, strict=True) if size is None]
+            sizes: dict[Digest, int | None] = {}
+            await together(BucketInventory._ask_size(bucket, digest, sizes) for digest in batch)
+            found.blobs += sum(size is not None for size in sizes.values())
+            found.size += sum(size or 0 for size in sizes.values())
+            found.missing += [digest for digest in batch if sizes[digest] is None]
+
+    @staticmethod
+    async def _ask_size(bucket: Bucket, digest: Digest, sizes: dict[Digest, int | None]) -> None:
+        sizes[digest] = await bucket.size(blob_key(digest))

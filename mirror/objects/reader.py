@@ -30,6 +30,10 @@ from mirror.storage.rows import Kind
 
 log = structlog.get_logger(__name__)
 
+# The client of the bucket holds up to a megabyte for each stream whose reader is slow.
+_MAX_STREAMS = 64
+# Upstream is asked if no stream has ended by then.
+_TURN_S = 5.0
 _MAX_BLOBS = 10_000
 _MAX_NEWS = 1000
 # An object that broke off is left alone for a moment, a wrong one for longer.
@@ -69,6 +73,7 @@ class ObjectReader:
         self._uses = uses
         self._received = received
         self._may_delete = may_delete
+        self._streams = asyncio.Semaphore(_MAX_STREAMS)
         self._avoided: BoundedCache[Digest, bool] = BoundedCache(_MAX_BLOBS)
         # The blobs of which bytes came from the bucket.
         self._sent: BoundedCache[Digest, bool] = BoundedCache(_MAX_BLOBS)
@@ -184,17 +189,23 @@ class ObjectReader:
         digest = wanted.digest
         if self._avoids(digest):
             return None
-        try:
-            found = await stack.enter_async_context(self.bucket.open(blob_key(digest), wanted.start, wanted.stop))
-        except UpstreamError as error:
-            self._note_failure(digest, error)
-            return None
-        if wanted.size is not None and found.size != wanted.size:
-            # The manifest that names the size may be wrong as well. An object that was cut off is replaced by the next upload.
-            self._forget(digest)
-            log.warning("object_of_other_size", digest=str(digest), size=found.size, named=wanted.size)
-            return None
-        return found
+        async with AsyncExitStack() as own:
+            try:
+                async with asyncio.timeout(_TURN_S):
+                    await own.enter_async_context(self._streams)
+                found = await own.enter_async_context(self.bucket.open(blob_key(digest), wanted.start, wanted.stop))
+            except TimeoutError:
+                return None
+            except UpstreamError as error:
+                self._note_failure(digest, error)
+                return None
+            if wanted.size is not None and found.size != wanted.size:
+                # The manifest that names the size may be wrong as well. An object that is cut off is replaced by the next upload.
+                self._forget(digest)
+                log.warning("object_of_other_size", digest=str(digest), size=found.size, named=wanted.size)
+                return None
+            stack.push_async_exit(own.pop_all())
+            return found
 
     def _note_published(self, kind: Kind, repository: Repository, digest: Digest, size: int, metadata: Mapping[str, str]) -> None:
         scope = self.scopes.get(repository.registry)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from mirror.aio import in_thread
+from mirror.aio import in_thread, together
 from mirror.core.digest import Digest
 from mirror.core.digest_filter import DigestFilter
 from mirror.core.sweep_plan import SweepPlan, SweptObject
@@ -194,21 +194,25 @@ class Sweeper:
     # ---- the second step
 
     async def _delete(self, doomed: Sequence[_Doomed]) -> None:
-        removed = []
-        for start in range(0, len(doomed), _DELETIONS_AT_ONCE):
-            removed += await asyncio.gather(*(self._delete_one(one) for one in doomed[start : start + _DELETIONS_AT_ONCE]))
-        count, size = sum(1 for one in removed if one is not None), sum(one or 0 for one in removed)
-        if count:
-            if self.size is not None:
-                self.size = max(0, self.size - size)
-            self.deleted(count, size)
-            log.info("objects_deleted", objects=count, bytes=size, kept=len(doomed) - count)
+        removed: list[int] = []
+        try:
+            for start in range(0, len(doomed), _DELETIONS_AT_ONCE):
+                await together(self._delete_one(one, removed) for one in doomed[start : start + _DELETIONS_AT_ONCE])
+        finally:
+            if removed:
+                self._count_deleted(removed, kept=len(doomed) - len(removed))
 
-    async def _delete_one(self, doomed: _Doomed) -> int | None:
-        """Delete an object; returns its bytes, None if it is not to be deleted, or is gone."""
+    def _count_deleted(self, removed: Sequence[int], *, kept: int) -> None:
+        if self.size is not None:
+            self.size = max(0, self.size - sum(removed))
+        self.deleted(len(removed), sum(removed))
+        log.info("objects_deleted", objects=len(removed), bytes=sum(removed), kept=kept)
+
+    async def _delete_one(self, doomed: _Doomed, removed: list[int]) -> None:
+        """Delete an object, and add its bytes to `removed`, unless it is not to be deleted, or is gone."""
         digest = doomed.digest
         if not await self._facts.condemn(digest, doomed.since):
-            return None
+            return
         try:
             # Its kind may not be known.
             sizes = [await self._bucket.size(key) for key in (manifest_key(digest), blob_key(digest))]
@@ -217,10 +221,9 @@ class Sweeper:
                     await self._bucket.delete(key)
         finally:
             await self._facts.release(digest, None)
-        if sizes == [None, None]:
-            return None
-        await self._facts.forget(digest)
-        return sum(size or 0 for size in sizes)
+        if sizes != [None, None]:
+            removed.append(sum(size or 0 for size in sizes))
+            await self._facts.forget(digest)
 
 
 @dataclass(frozen=True, slots=True)

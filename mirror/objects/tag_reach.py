@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
-from mirror.aio import in_thread
+from mirror.aio import in_thread, together
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
 from mirror.core.digest_filter import DigestFilter
@@ -41,7 +40,7 @@ class TagReach:
             await self._add(digest, found.add)
         async for page in self._bucket.pages(TAGS):
             for start in range(0, len(page), _AT_ONCE):
-                await asyncio.gather(*(self._add_tag(record, found) for record in page[start : start + _AT_ONCE]))
+                await together(self._add_tag(record, found) for record in page[start : start + _AT_ONCE])
         return found
 
     async def parts(self, digest: Digest) -> set[Digest]:

@@ -262,6 +262,31 @@ async def test_object_that_breaks_off(fault, after, hub, kept, proxy, opened, mo
         assert 0 < hub.bytes_sent(layer.digest) <= layer.size - MIB // 2
 
 
+async def test_slow_bucket(kept, proxy, opened):
+    """Its bytes go on as they come, not when a large block is full."""
+    async with opened("second") as mirror:
+        await mirror.get(f"/v2/{APP}/manifests/1")
+        proxy.stall_after = 100 << 10
+        async with mirror.session.get(mirror.url(f"/v2/{APP}/blobs/{kept.layers[0].digest}")) as response:
+            first = await response.content.readexactly(32 << 10)
+        assert len(first) == 32 << 10
+
+
+async def test_many_readers_at_once(hub, kept, proxy, opened, monkeypatch):
+    """Upstream is asked for what the bucket has no stream left for; one that has ended is free again."""
+    layer, config = kept.layers[0], kept.config
+    monkeypatch.setattr("mirror.objects.reader._MAX_STREAMS", 1)
+    monkeypatch.setattr("mirror.objects.reader._TURN_S", 0.1)
+    async with opened("second") as mirror:
+        await mirror.get(f"/v2/{APP}/manifests/1")
+        proxy.stall_after = 100 << 10
+        async with mirror.session.get(mirror.url(f"/v2/{APP}/blobs/{layer.digest}")) as response:
+            await response.content.readexactly(32 << 10)
+            assert (await mirror.get(f"/v2/{APP}/blobs/{config.digest}")).sha256 == config.digest
+            assert hub.bytes_sent(config.digest) == config.size
+            proxy.stall_after = None
+
+
 async def test_bucket_that_is_only_read(hub, bucket, kept, opened):
     image = hub.add_image(APP, "2", [hub.add_synthetic_blob(APP, 2 * MIB, 5)])
     before = bucket.objects()
