@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mirror.cache.blob_grants import BlobGrants
 from mirror.cache.context import Context
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.download.downloads import Downloads
+
+if TYPE_CHECKING:
+    from mirror.objects.redirects import ObjectRedirects
 
 
 class BlobRedirects:
@@ -26,16 +31,23 @@ class BlobRedirects:
             UpstreamError: no grant is known, and upstream cannot be asked.
         """
         redirects = self._redirects
-        if redirects is None or not redirects.is_for(client) or not await self.covers(repository, digest):
+        if redirects is None or not redirects.is_for(client):
+            return None
+        promised = await self._promised(redirects, repository, digest)
+        if promised is None:
             return None
         await self._grants.require(repository, digest)
-        return await redirects.url(digest)
+        return await redirects.url(digest, promised)
 
     async def covers(self, repository: Repository, digest: Digest) -> bool:
         """Whether a client whose network allows it is redirected for a blob."""
-        if self._redirects is None or self._context.is_private(repository) or self._is_here(digest):
-            return False
-        return await self._redirects.covers(digest)
+        return self._redirects is not None and await self._promised(self._redirects, repository, digest) is not None
+
+    async def _promised(self, redirects: ObjectRedirects, repository: Repository, digest: Digest) -> int | None:
+        """The size that the bucket has of a blob for which clients are redirected; None if they are not."""
+        if self._context.is_private(repository) or self._is_here(digest):
+            return None
+        return await redirects.promised(digest)
 
     def _is_here(self, digest: Digest) -> bool:
         """Whether a blob is held, or arrives in this process or another one."""

@@ -149,12 +149,13 @@ class ObjectReader:
         scope = self.scopes.get(repository.registry)
         if scope is None:
             return
-        prefix, found = tags_of(scope, repository), list[ListedObject]()
+        prefix, latest = tags_of(scope, repository), list[ListedObject]()
         with contextlib.suppress(UpstreamError):
             async for page in self.bucket.pages(prefix):
                 # Not of the repositories whose names begin with this one.
-                found += [one for one in page if one.key.rpartition("/")[0] == prefix]
-        for one in heapq.nlargest(most, found, key=lambda listed: listed.written):
+                found = [one for one in page if one.key.rpartition("/")[0] == prefix]
+                latest = heapq.nlargest(most, latest + found, key=lambda listed: listed.written)
+        for one in latest:
             record = await self._tag(one.key)
             with contextlib.suppress(InvalidInput):
                 if record is not None:

@@ -39,15 +39,13 @@ class ObjectRedirects:
         """Whether a client at an address can reach the bucket."""
         return is_within(parse_address(client), self._rules.networks)
 
-    async def covers(self, digest: Digest) -> bool:
-        """Whether the bucket has a blob that is large enough, and keeps it for as long as a URL is good."""
-        return await self._promised(digest) is not None
+    async def promised(self, digest: Digest) -> int | None:
+        """Return the size of a blob that is large enough, and that the bucket keeps for as long as a URL is good, or None."""
+        size = await self._facts.promise(digest) if self._bucket.is_up else None
+        return size if size is not None and size >= self._rules.min_size else None
 
-    async def url(self, digest: Digest) -> str | None:
-        """Return a URL from which a client may GET a blob; None if it is not to be redirected."""
-        promised = await self._promised(digest)
-        if promised is None:
-            return None
+    async def url(self, digest: Digest, promised: int) -> str | None:
+        """Return a URL from which a client may GET a blob of a promised size; None if it is not to be redirected."""
         try:
             if await self._bucket.size(blob_key(digest)) == promised:
                 return await self._bucket.signed_url(blob_key(digest), self._rules.url_ttl_s)
@@ -56,8 +54,3 @@ class ObjectRedirects:
         # Somebody else has deleted it, or put another one in its place.
         await self._facts.withdraw([digest])
         return None
-
-    async def _promised(self, digest: Digest) -> int | None:
-        """Return the size of a blob that is large enough, and that the bucket keeps; None if there is no such."""
-        size = await self._facts.promise(digest) if self._bucket.is_up else None
-        return size if size is not None and size >= self._rules.min_size else None

@@ -33,7 +33,8 @@ _LOOK_INTERVAL_S, _FULL_INTERVAL_S = 600.0, 60.0
 # Objects go above the first share of the limit, down to the second.
 _HIGH, _LOW = 0.95, 0.90
 _MAX_PLANNED = 50_000
-_MAX_PURGED = 1000
+# Of one step, and how many steps one look at the tags is good for.
+_MAX_PURGED, _MAX_BATCHES = 1000, 50
 _DELETIONS_AT_ONCE = 8
 
 _Page = Sequence[tuple[Digest, ListedObject]]
@@ -180,16 +181,22 @@ class Sweeper:
 
     async def _sweep_purged(self) -> None:
         """Delete what was purged some time ago, unless a tag leads to it, or it was used since."""
-        rows = await in_thread(None, self._owed.purged, time.time() - self._limits.purge_grace_s, _MAX_PURGED)
-        if not rows:
-            return
-        reach = await self._reach.find()
+        before, reach = time.time() - self._limits.purge_grace_s, None
+        for _ in range(_MAX_BATCHES):
+            rows = await in_thread(None, self._owed.purged, before, _MAX_PURGED)
+            if not rows:
+                return
+            # A tag that appears later saves what it needs as a use.
+            reach = await self._reach.find() if reach is None else reach
+            await self._delete_purged(rows, reach)
+            await in_thread(None, self._owed.delete_purged, [digest for digest, _ in rows])
+
+    async def _delete_purged(self, rows: Sequence[tuple[Digest, float]], reach: DigestFilter) -> None:
         doomed: dict[Digest, float] = {}
         for digest, since in rows:
             parts = set() if digest in reach else await self._reach.parts(digest)
             doomed.update({part: max(since, doomed.get(part, 0.0)) for part in parts if part not in reach})
         await self._delete([_Doomed(digest, since) for digest, since in doomed.items()])
-        await in_thread(None, self._owed.delete_purged, [digest for digest, _ in rows])
 
     # ---- the second step
 

@@ -53,6 +53,23 @@ async def test_large_blob_that_is_not_here(hub, kept, opened):
         assert hub.count(method="GET", kind="blob") == 0
 
 
+async def test_promise_is_asked_for_once(kept, opened, monkeypatch):
+    """In a cluster each one is a call to Redis."""
+    async with redirected(opened, "second") as mirror:
+        assert (await mirror.get(f"/v2/{APP}/manifests/1")).status == 200
+        await known(mirror, kept)
+        facts, asked = mirror.services.objects.uses.facts, []
+        promise = facts.promise
+
+        async def counted(digest):
+            asked.append(str(digest))
+            return await promise(digest)
+
+        monkeypatch.setattr(facts, "promise", counted)
+        assert (await ask(mirror, kept.layers[0].digest))[0] == 307
+        assert asked == [kept.layers[0].digest]
+
+
 @pytest.mark.parametrize("redirect", [{"networks": ["10.0.0.0/8"]}, {"networks": []}, {"min_size": "4MiB"}])
 async def test_who_is_not_redirected(redirect, kept, opened):
     async with redirected(opened, "second", redirect=redirect) as mirror:

@@ -203,3 +203,22 @@ async def test_key_that_may_not_list(hub, bucket, kept, proxy, opened, at_once):
         await eventually(lambda: mirror.metric("objects_requests_total", op="list", status="denied"))
         assert await mirror.metric("objects_up") == 1
         assert await mirror.metric("source_bytes_total", source="objects") > 3 * MIB
+
+
+async def test_one_look_at_the_tags_for_a_large_purge(hub, bucket, opened, proxy, at_once, monkeypatch):
+    """However many steps it takes: each look reads the records of all tags."""
+    monkeypatch.setattr("mirror.objects.sweeper._MAX_PURGED", 1)
+    image, stays = (hub.add_image(APP, tag, [hub.add_synthetic_blob(APP, MIB, n)]) for n, tag in enumerate(("bad", "good")))
+    async with opened("first") as mirror:
+        limit(mirror, 0, grace=3600.0)
+        await pulled(mirror, bucket, {"bad": image, "good": stays})
+        await nothing_owed(mirror)
+        url = f"http://127.0.0.1:{mirror.admin_port}/api/v1/purge"
+        async with mirror.session.post(url, json={"match": f"docker.io/{APP}:bad"}) as response:
+            assert (await response.json())["tags"] == 1
+        await nothing_owed(mirror)
+        proxy.seen.clear()
+        limit(mirror, 0, grace=0.0)
+        await eventually(lambda: not keys(image) & bucket.objects().keys(), "gone")
+        assert sum("list-type=2" in line and "tags" in line for line in proxy.seen) == 1
+        assert keys(stays) <= bucket.objects().keys()
