@@ -159,13 +159,14 @@ class BucketProxy:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request for each connection, so that its length need not be known."""
         head = await reader.readuntil(b"\r\n\r\n")
-        self.seen.append(head.partition(b"\r\n")[0].decode())
+        first_line = head.partition(b"\r\n")[0].decode()
+        self.seen.append(first_line)
         lines = [line for line in head.rstrip().split(b"\r\n") if not line.lower().startswith(b"connection:")]
         length = next((int(line.partition(b":")[2]) for line in lines if line.lower().startswith(b"content-length:")), 0)
         body = await reader.readexactly(length)
-        if self.held is not None and self.held in self.seen[-1]:
+        if self.held is not None and self.held in first_line:
             await asyncio.Event().wait()
-        status = self.refusal if self.refused is not None and self.refused in self.seen[-1] else self.status
+        status = self.refusal if self.refused is not None and self.refused in first_line else self.status
         if status:
             writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
             await writer.drain()
