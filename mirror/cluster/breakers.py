@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from mirror.cluster.events import MAX_EVENTS, Event
-from mirror.cluster.link import LinkDown, Script
+from mirror.cluster.link import LinkDown, LinkRefused, Script
 from mirror.cluster.members import TTL_S, Members
 from mirror.cluster.news import News
 from mirror.cluster.quota import SharedQuota
@@ -92,11 +92,11 @@ class SharedUpstreams:
             before[unused].detach()
 
     async def handle(self, event: Event) -> None:
-        """Have the processes of this node look; this one does so now, so that operators are told."""
-        self.news.add()
+        """Have the processes of this node look, if it uses the upstream; this one does so now, so that operators are told."""
         for upstream, shared in list(self._upstreams.items()):
             scope = self.news.keys.scope(upstream.registry)
             if (event.fields["scope"], event.fields["upstream"]) == (scope, upstream.health.own.name):
+                self.news.add()
                 await shared.look()
 
     def missed(self) -> None:
@@ -140,6 +140,9 @@ class SharedBreakers:
         self._seen = number
         try:
             await asyncio.gather(self._read(), self._quota.refresh())
+        except LinkRefused:
+            # It would be refused again.
+            pass
         except LinkDown:
             self._seen = seen
         except asyncio.CancelledError:
@@ -271,7 +274,8 @@ class SharedBreakers:
             now + (when - now_ms) / 1000 for when in (breaker.since, breaker.until, breaker.claimable_at(me, now_ms, living))
         )
         if guard.answered_at > max(since, guard.failed_at):
-            # This node has got an answer since: it tells so, which opens the breaker for all.
+            # This node has got an answer since: it goes on, and tells so, which opens the breaker for all.
+            self.health.reopen(guard, answers=False)
             self._tell(guard)
             return
         if guard.shut is None:

@@ -108,6 +108,7 @@ class TrackedBreaker:
 
     def _shut_error(self, shut: Shut, now: float) -> UpstreamError:
         wait, kind = max(1.0, shut.until - now), UpstreamTimeout if self.kind else UpstreamUnreachable
-        error = kind(f"{self.name} is not asked for now: {shut.by} cannot reach it", retry_after=wait)
+        # Without the names of the nodes: clients see it.
+        error = kind(f"{self.name} is not asked for now: nodes of the cluster cannot reach it", retry_after=wait)
         error.sent = False
         return error

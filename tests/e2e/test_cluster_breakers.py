@@ -7,6 +7,7 @@ import time
 import pytest
 
 from mirror.core.shared_breaker import SharedBreaker, read_breakers, write_breakers
+from mirror.upstream.tracked_breaker import Shut
 from tests.e2e.harness.cluster import SECRET, cluster
 from tests.fakehub import NoHeaders, RateLimited, Rule
 from tests.support.mirrors import MirrorUnderTest
@@ -33,6 +34,7 @@ class Node(MirrorUnderTest):
         directory.mkdir()
         (directory / "secret").write_text(SECRET)
         own = {
+            "name": f"breakers-{server.port}",
             "redis": {"url": server.url, "timeout": "5s"},
             "listen": f"127.0.0.1:{free_port()}",
             "secret_file": str(directory / "secret"),
@@ -114,7 +116,8 @@ async def test_two_nodes_shut_an_upstream_that_hangs(anonymous, nodes):
     await shut(nodes, by=[node.name for node in nodes[:2]])
     began, asked = time.monotonic(), anonymous.count(kind="manifest")
     third = nodes[2]
-    assert await third.status_of("9") == 503
+    refused = await third.get(tag("9"))
+    assert (refused.status, nodes[0].name.encode() in refused.body) == (503, False)
     explained = await third.admin(f"/api/v1/explain?image=docker.io/{APP}:3")
     assert nodes[0].name in explained["upstreams"][0]["state"]
     assert nodes[0].name in explained["pull"]["why"]
@@ -245,6 +248,34 @@ async def test_idle_nodes_ask_redis_nothing(nodes, redis):
     for _ in range(5):
         await first.get(tag("1"))
     assert calls == []
+
+    # What cannot be read is asked for once.
+    await redis.command("lpush", breakers.news.keys.upstream("docker.io", f"{first.hub.url}"), "of another kind")
+    breakers.news.add()
+    for _ in range(5):
+        assert await first.status_of("1") == 200
+    assert len(calls) == 1
+
+
+async def test_own_answer_outweighs_the_word_of_others(nodes, redis):
+    """Also while another node has the turn to probe: who has an answer since goes on, and opens the upstream for all."""
+    third = nodes[2]
+    await third.status_of("3")
+    node = third.services.node
+    seconds, _ = await redis.command("time")
+    now = 1000 * int(seconds)
+    words = SharedBreaker({"a": now - 5000, "b": now - 5000}, {}, now - 5000, 1000, now + 10_000, "dead 0")
+    own = third.upstream().health.own
+    own.shut = Shut(0.0, 0.0, own.answered_at, "a and b")
+    await redis.command("set", node.keys.upstream("docker.io", f"{third.hub.url}"), write_breakers({"": words}))
+    node.upstreams.news.add()
+    assert await third.status_of("3") == 200
+    assert third.shut is None
+
+    async def answers():
+        return list((await known(redis))[1][""].answers)
+
+    await eventually(answers, "told", holds=lambda seen: seen == [third.name])
 
 
 async def test_processes(anonymous, redis, tmp_path):
