@@ -36,6 +36,7 @@ class HeldMove:
         old: what the tag names here; None if it names nothing.
         new: what is held back.
         when: seconds since the epoch.
+        confirmed: when the last check that found `old` began, in seconds since the epoch; 0 without one.
         until: when the cool-down ends, in seconds since the epoch; None if only an operator can release it.
     """
 
@@ -44,6 +45,7 @@ class HeldMove:
     old: Digest | None
     new: Digest
     when: float
+    confirmed: float
     reason: Reason
     until: float | None
 
@@ -115,7 +117,7 @@ class TagMoves:
             decision = decide_move(rule, move, now)
         if not isinstance(decision, Follow):
             found = Hold(digest, sight.first, now, is_new=move.is_new)
-            await self._hold(repository, tag, None if record is None else record.digest, found, decision)
+            await self._hold(repository, tag, record, found, decision)
         return decision
 
     def pending(self, repository: Repository, tag: Tag) -> Keep | Refuse | None:
@@ -152,9 +154,12 @@ class TagMoves:
 
     # ---- rows
 
-    async def _hold(self, repository: Repository, tag: Tag, old: Digest | None, hold: Hold, decision: Keep | Refuse) -> None:
+    async def _hold(
+        self, repository: Repository, tag: Tag, record: TagRecord | None, hold: Hold, decision: Keep | Refuse
+    ) -> None:
         reason = decision.reason if isinstance(decision, Keep) else Reason.COOLDOWN
-        held = HeldMove(repository, tag, old, hold.digest, hold.checked, reason, decision.until)
+        old, confirmed = (None, 0.0) if record is None else (record.digest, record.checked)
+        held = HeldMove(repository, tag, old, hold.digest, hold.checked, confirmed, reason, decision.until)
         loop = asyncio.get_running_loop()
 
         def write() -> None:

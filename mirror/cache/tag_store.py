@@ -20,6 +20,7 @@ class Move:
 
     Attributes:
         when: seconds since the epoch.
+        confirmed: when the last check that found `old` began, in seconds since the epoch.
     """
 
     repository: Repository
@@ -27,6 +28,7 @@ class Move:
     old: Digest
     new: Digest
     when: float
+    confirmed: float
 
 
 class TagStore:
@@ -107,7 +109,8 @@ class TagStore:
                 # After the write: a cache that is emptied earlier would read the old record again.
                 context.store.generation.change()
                 context.store.index.history.note_move(repository, tag, before.digest, after.digest, now)
-                loop.call_soon_threadsafe(self._on_move, Move(repository, tag, before.digest, after.digest, now))
+                move = Move(repository, tag, before.digest, after.digest, now, before.checked)
+                loop.call_soon_threadsafe(self._on_move, move)
             return after
 
         after: TagRecord | None = await context.note(write, late=found)

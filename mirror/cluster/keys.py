@@ -130,6 +130,18 @@ class Keys:
         """The orders that one node carries out, by the time until which it has them."""
         return self._key("one")
 
+    def told(self, receiver: str, kind: str, image: str) -> str:
+        """The digest and the time of the last notification of a kind about an image for a receiver."""
+        return self._key(f"told:{receiver}|{kind}|{image}")
+
+    def notices(self, receiver: str) -> str:
+        """The names of the notifications for a receiver that have not arrived, by the time until which a node sends them."""
+        return self._key(f"notices:{receiver}")
+
+    def notice(self, name: str) -> str:
+        """What a notification says."""
+        return self._key(f"notice:{name}")
+
     @property
     def nodes(self) -> str:
         """The nodes by the time of their last beat."""

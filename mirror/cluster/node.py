@@ -20,6 +20,7 @@ from mirror.cluster.lease import Leases
 from mirror.cluster.link import Link, LinkDown
 from mirror.cluster.manifests import SharedManifests, Turn
 from mirror.cluster.members import Members
+from mirror.cluster.notices import SharedNotices
 from mirror.cluster.objects import SharedFacts
 from mirror.cluster.orders import SharedOrders
 from mirror.cluster.peers import Peers
@@ -77,6 +78,7 @@ class ClusterNode:
     rounds: SharedRounds
     orders: SharedOrders
     upstreams: SharedUpstreams
+    notices: SharedNotices
 
     def configure(self, registries: Mapping[str, RegistryConfig]) -> None:
         """Use the registries of a configuration from now on."""

@@ -26,6 +26,7 @@ from mirror.cluster.manifests import SharedManifests
 from mirror.cluster.members import Members
 from mirror.cluster.news import News
 from mirror.cluster.node import ClusterNode
+from mirror.cluster.notices import SharedNotices
 from mirror.cluster.objects import SharedFacts
 from mirror.cluster.orders import SharedOrders
 from mirror.cluster.peers import Peers
@@ -112,6 +113,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         rounds=SharedRounds(link, keys.sync_round),
         orders=SharedOrders(link, keys, name),
         upstreams=SharedUpstreams(news, members, f"{name} {counts.own}", metrics),
+        notices=SharedNotices(link, keys, takes_over=counts.own == 0),
     )
     ClusterFacts(services.store, access).subscribe(node)
     return node

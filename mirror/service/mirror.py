@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -134,7 +133,7 @@ class Mirror:
         self._spawn(self._publish())
         self._spawn(self._traffic.run())
         sync_scheduler = self._spawn(self._sync_scheduler.run())
-        self._spawn(services.notifier.run())
+        notifier = self._spawn(services.notifier.run())
         self._spawn(services.recheck.run())
         if services.objects is not None:
             self._spawn(services.objects.run())
@@ -152,7 +151,7 @@ class Mirror:
         sync_scheduler.cancel()
         await self._drain()
         await self._admin_listener.close()
-        await self._close(janitor)
+        await self._close(janitor, notifier)
 
     async def reload(self) -> None:
         """Read the configuration again. An invalid one is refused (logged), and nothing changes."""
@@ -294,19 +293,19 @@ class Mirror:
     def _is_drained(self) -> bool:
         return self._skip_drain or not self._in_progress
 
-    async def _close(self, janitor: asyncio.Task[None]) -> None:
+    async def _close(self, janitor: asyncio.Task[None], notifier: asyncio.Task[None]) -> None:
         await self._services.downloads.close()
+        await _end(notifier)
+        # While Redis can be told what has arrived.
+        await self._services.notifier.close()
         if self._services.objects is not None:
             await self._services.objects.close()
         if self._node_server is not None:
             await self._node_server.close()
-        janitor.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await janitor
+        await _end(janitor)
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self._services.notifier.close()
         await self._current.close()
         await self._services.store.small.close()
         if self._services.tracing is not None:
@@ -327,6 +326,11 @@ def _build_orders(store: Store, node: ClusterNode) -> ClusterOrders:
     from mirror.sync.cluster_orders import ClusterOrders  # noqa: PLC0415 - see `Services`
 
     return ClusterOrders(store.jobs, node)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _log_failed(checks: Iterable[Check]) -> None:

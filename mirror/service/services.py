@@ -93,6 +93,7 @@ class Services:
         metrics.downloads_in_progress.set_function(lambda: len(downloads))
         metrics.download_readers.set_function(lambda: downloads.readers)
         self.notifier = Notifier(store.files, store.threads.write, _increment(metrics.notifications))
+        self.notifier.shared = None if self.node is None else self.node.notices
 
     def configure(self, config: Config) -> None:
         """Use a configuration from now on."""

@@ -1,30 +1,39 @@
-"""Sends moves of tags, and moves that are held back, to a webhook: one after the other, with retries, in a task of its own."""
+"""Sends moves of tags, and moves that are held back, to a webhook: one after the other, with retries, in a task of its own.
+
+Of the nodes of a cluster the first one that finds a move sends it, and another one if that node dies.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import random
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import structlog
 
-from mirror.aio import in_thread
+from mirror.aio import in_thread, together
 from mirror.cache.tag_moves import HeldMove
 from mirror.cache.tag_store import Move
-from mirror.core.digest import Digest
+from mirror.core.notice import Notice
 from mirror.core.retry import backoff
-from mirror.errors import MirrorError, NotificationRefused, StorageError, UpstreamError
+from mirror.errors import MirrorError, NotificationRefused, UpstreamError
 from mirror.storage.blobs import BlobFiles
-from mirror.storage.images import held_size, reach
+from mirror.sync.notice import describe, kind_of
 from mirror.upstream.webhook import Webhook
 
+if TYPE_CHECKING:
+    from mirror.cluster.notices import SharedNotices
+
 log = structlog.get_logger(__name__)
+
+# How often the leases of notifications are renewed that wait, or are sent: three times within a lease.
+_RENEW_INTERVAL_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,7 @@ class RetryPolicy:
         longest: the longest pause.
         last: for the last attempts at all that wait, when the mirror stops.
         waiting: the maximum of waiting notifications; the oldest is dropped for a new one.
+        takeover: how often notifications of nodes that have died are looked for.
     """
 
     attempts: int = 6
@@ -44,14 +54,26 @@ class RetryPolicy:
     longest: float = 180.0
     last: float = 2.0
     waiting: int = 1000
+    takeover: float = 15.0
 
 
 @dataclass(slots=True)
 class _Delivery:
-    event: Move | HeldMove
-    name: str
-    # Made for the first attempt and kept: all attempts of one name send the same bytes.
-    body: bytes | None = None
+    """A notification that waits.
+
+    Attributes:
+        event: None if another node has found it.
+        notice: made for the first attempt and kept, so that all attempts send the same bytes.
+        receiver: of the webhook for which the nodes share it; None if they do not.
+        is_ours: whether this node is to send it; ends with the question to the others.
+    """
+
+    image: str
+    event: Move | HeldMove | None = None
+    name: str = field(default_factory=lambda: str(uuid.uuid4()))
+    notice: Notice | None = None
+    receiver: str | None = None
+    is_ours: asyncio.Task[bool] | None = None
 
 
 class Notifier:
@@ -62,6 +84,7 @@ class Notifier:
 
     Attributes:
         policy: bounds and pauses of the attempts.
+        shared: the notifications of the cluster; None without one.
     """
 
     def __init__(
@@ -75,6 +98,7 @@ class Notifier:
         self._executor = executor
         self._count = count
         self.policy = policy or RetryPolicy()
+        self.shared: SharedNotices | None = None
         self._webhook: Webhook | None = None
         self._waiting: deque[_Delivery] = deque()
         self._current: _Delivery | None = None
@@ -89,47 +113,144 @@ class Notifier:
         """Add a notification; it is delivered in the background."""
         if self._webhook is None:
             return
-        if len(self._waiting) >= self.policy.waiting:
-            self._waiting.popleft()
-            self._count("dropped")
-            if not self._overflows:
-                log.warning("notifications_dropped", receiver=self._webhook.host, cause="too many wait: the oldest give way")
-            self._overflows = True
-        self._waiting.append(_Delivery(event, str(uuid.uuid4())))
-        self._arrived.set()
+        delivery = _Delivery(f"{event.repository}:{event.tag}", event)
+        if self.shared is not None:
+            # At once: what waits is not lost with this node.
+            delivery.is_ours = asyncio.get_running_loop().create_task(self._offer(self.shared, self._webhook, delivery))
+        self._add(self._webhook, delivery)
+
+    @property
+    def waiting(self) -> int:
+        """The number of notifications that wait behind the one that is being delivered."""
+        return len(self._waiting)
 
     async def run(self) -> None:
         """Deliver notifications until cancelled."""
-        while True:
-            if not self._waiting:
-                self._overflows = False
-                self._arrived.clear()
-                await self._arrived.wait()
-            self._current = self._waiting.popleft()
-            await self._deliver(self._current)
-            self._current = None
+        await together([self._run()] if self.shared is None else [self._run(), self._renew(self.shared)])
 
     async def close(self) -> None:
-        """Attempt each waiting notification once more, all within `RetryPolicy.last`. Call it after `run` was cancelled."""
+        """Attempt each waiting notification once more, all within `RetryPolicy.last`. Call it after `run` was cancelled.
+
+        In a cluster the other nodes go on with those that have not arrived.
+        """
         left = deque([self._current] if self._current is not None else []) + self._waiting
         webhook = self._webhook
         if not left or webhook is None:
             return
-        failed = 0
+        lost = deque[_Delivery]()
         try:
             async with asyncio.timeout(self.policy.last):
+                await self._asked(left)
                 while left:
-                    try:
-                        await self._attempt(webhook, left[0])
-                    except MirrorError:
-                        failed += 1
-                        self._count("failed")
+                    if _may_be_ours(left[0]):
+                        try:
+                            await self._attempt(webhook, left[0])
+                        except MirrorError:
+                            lost.append(left[0])
                     left.popleft()
         except TimeoutError:
-            for _ in left:
-                self._count("dropped")
-        if failed or left:
-            log.warning("notifications_lost", receiver=webhook.host, count=failed + len(left), cause="the mirror stops")
+            pass
+        failed, late = await self._left_alone(lost), await self._left_alone(left)
+        for result in ["failed"] * failed + ["dropped"] * late:
+            self._count(result)
+        if failed or late:
+            log.warning("notifications_lost", receiver=webhook.host, count=failed + late, cause="the mirror stops")
+
+    def _add(self, webhook: Webhook, delivery: _Delivery) -> None:
+        if len(self._waiting) >= self.policy.waiting:
+            self._waiting.popleft()
+            self._count("dropped")
+            if not self._overflows:
+                log.warning("notifications_dropped", receiver=webhook.host, cause="too many wait: the oldest give way")
+            self._overflows = True
+        self._waiting.append(delivery)
+        self._arrived.set()
+
+    async def _run(self) -> None:
+        while True:
+            if not self._waiting:
+                self._overflows = False
+                self._arrived.clear()
+                await self._next()
+                continue
+            self._current = self._waiting.popleft()
+            if self._current.is_ours is None or await asyncio.shield(self._current.is_ours):
+                await self._deliver(self._current)
+            self._current = None
+
+    # ---- over nodes
+
+    async def _next(self) -> None:
+        """Wait for a notification; now and then take over one of a node that has died."""
+        if self.shared is None or not self.shared.takes_over:
+            await self._arrived.wait()
+        elif not await self._take_over(self.shared):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.policy.takeover):
+                    await self._arrived.wait()
+
+    async def _take_over(self, shared: SharedNotices) -> bool:
+        webhook = self._webhook
+        try:
+            notice = None if webhook is None else await shared.take(webhook.receiver)
+        except MirrorError:
+            return False
+        if webhook is None or notice is None:
+            return False
+        log.info("notification_taken_over", image=notice.image)
+        self._add(webhook, _Delivery(notice.image, None, notice.name, notice, webhook.receiver))
+        return True
+
+    async def _offer(self, shared: SharedNotices, webhook: Webhook, delivery: _Delivery) -> bool:
+        """Whether this node is to send it: no other one has, or Redis does not answer."""
+        event = delivery.event
+        assert event is not None
+        try:
+            notice = await self._described(delivery)
+            is_ours = await shared.offer(webhook.receiver, str(event.new), event.when - event.confirmed, notice)
+        except MirrorError:
+            return True
+        except Exception as error:
+            log.error("notification_not_shared", exc_info=error)
+            return True
+        if is_ours:
+            delivery.receiver = webhook.receiver
+        return is_ours
+
+    async def _renew(self, shared: SharedNotices) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_INTERVAL_S)
+            kept = [delivery for delivery in (self._current, *self._waiting) if delivery is not None]
+            for receiver in {delivery.receiver for delivery in kept if delivery.receiver is not None}:
+                with contextlib.suppress(MirrorError):
+                    await shared.renew(receiver, [delivery.name for delivery in kept if delivery.receiver == receiver])
+
+    async def _end(self, delivery: _Delivery) -> None:
+        """Tell the other nodes that it has arrived, or is given up."""
+        if self.shared is not None and delivery.receiver is not None:
+            with contextlib.suppress(MirrorError):
+                await self.shared.end(delivery.receiver, delivery.name)
+
+    async def _asked(self, deliveries: Iterable[_Delivery]) -> None:
+        """Wait until it is known whether notifications are this node's, half of `RetryPolicy.last` at most."""
+        asked = [delivery.is_ours for delivery in deliveries if delivery.is_ours is not None]
+        if asked:
+            await asyncio.wait(asked, timeout=self.policy.last / 2)
+
+    async def _left_alone(self, deliveries: Iterable[_Delivery]) -> int:
+        """Leave notifications to the other nodes; returns the number of those that no other node knows of."""
+        alone = 0
+        for delivery in deliveries:
+            try:
+                if self.shared is None or delivery.receiver is None:
+                    alone += 1
+                else:
+                    await self.shared.renew(delivery.receiver, [delivery.name], 0.0)
+            except MirrorError:
+                alone += 1
+        return alone
+
+    # ---- delivering
 
     async def _deliver(self, delivery: _Delivery) -> None:
         """Attempt until it is delivered or refused, or the attempts are used up."""
@@ -154,44 +275,26 @@ class Notifier:
             else:
                 return
         self._count("dropped" if webhook is None else "failed")
-        image = f"{delivery.event.repository}:{delivery.event.tag}"
-        log.warning("notification_failed", image=image, attempts=attempt, cause=failure)
+        log.warning("notification_failed", image=delivery.image, attempts=attempt, cause=failure)
+        await self._end(delivery)
 
     def _pause(self, attempt: int) -> float:
         return backoff(attempt, self.policy.base, self.policy.longest, random.random())  # noqa: S311 - no secret
 
     async def _attempt(self, webhook: Webhook, delivery: _Delivery) -> None:
-        if delivery.body is None:
-            delivery.body = await in_thread(self._executor, self._describe, delivery.event)
-        await webhook.post(delivery.body, _name(delivery.event), delivery.name)
+        notice = await self._described(delivery)
+        await webhook.post(notice.body, notice.kind, notice.name)
         self._count("sent")
+        await self._end(delivery)
 
-    def _describe(self, event: Move | HeldMove) -> bytes:
-        content = {
-            "event": _name(event),
-            "image": f"{event.repository}:{event.tag}",
-            "registry": event.repository.registry,
-            "repository": event.repository.path,
-            "tag": str(event.tag),
-            "old": None if event.old is None else {"digest": str(event.old), "size": self._size(event.old)},
-            "new": {"digest": str(event.new), "size": self._size(event.new)},
-            "time": _iso(event.when),
-        }
-        if isinstance(event, HeldMove):
-            content |= {"reason": event.reason.value, "until": None if event.until is None else _iso(event.until)}
-        return json.dumps(content).encode()
-
-    def _size(self, digest: Digest) -> int | None:
-        """Return the bytes that are cached of an image; None if its manifest is not cached, or the store cannot be read."""
-        try:
-            return held_size(self._files, reach(self._files, [digest])) if self._files.size(digest) is not None else None
-        except (StorageError, OSError):
-            return None
+    async def _described(self, delivery: _Delivery) -> Notice:
+        if delivery.notice is None:
+            assert delivery.event is not None
+            body = await in_thread(self._executor, describe, self._files, delivery.event)
+            delivery.notice = Notice(delivery.name, kind_of(delivery.event), delivery.image, body)
+        return delivery.notice
 
 
-def _name(event: Move | HeldMove) -> str:
-    return "tag_held_back" if isinstance(event, HeldMove) else "tag_moved"
-
-
-def _iso(when: float) -> str:
-    return datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _may_be_ours(delivery: _Delivery) -> bool:
+    # One that arrives twice is better than one that is lost.
+    return delivery.is_ours is None or not delivery.is_ours.done() or delivery.is_ours.result()

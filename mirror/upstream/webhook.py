@@ -33,12 +33,14 @@ class Webhook:
 
     Attributes:
         host: host and port of the URL, for the log; the rest of it may be a secret.
+        receiver: stands for the whole URL, and does not reveal it.
     """
 
     def __init__(self, url: str, secret_file: Path | None = None) -> None:
         self._url = URL(url)
         self._secret_file = secret_file
         self.host = self._url.authority
+        self.receiver = hashlib.sha256(url.encode()).hexdigest()[:16]
 
     async def post(self, body: bytes, event: str, delivery: str) -> None:
         """Deliver a body in JSON; takes 10 seconds at most. Redirects are not followed.

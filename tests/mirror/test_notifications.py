@@ -198,7 +198,7 @@ class World:
 
     def move(self, tag):
         old, new = Digest.of(b"old"), Digest.of(tag.encode())
-        self.notifier.notify(Move(Repository("docker.io", APP), Tag(tag), old, new, 1_800_000_000.5))
+        self.notifier.notify(Move(Repository("docker.io", APP), Tag(tag), old, new, 1_800_000_000.5, 1_800_000_000.0))
 
     async def has_counted(self, *results):
         await eventually(lambda: len(self.counted) >= len(results))
