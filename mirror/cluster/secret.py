@@ -52,7 +52,7 @@ class ClusterSecret:
         return sign(self._secrets[0], request, time.time() + self.offset, os.urandom(16).hex())
 
     def check(self, request: SignedRequest, token: str) -> None:
-        """Accept a request of another node once.
+        """Accept a request of another node once. Each worker process remembers its own, so a repeated one may pass in another.
 
         Raises:
             InvalidToken: it is not signed, is old, or has been accepted before.
