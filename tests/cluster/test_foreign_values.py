@@ -8,6 +8,7 @@ import pytest
 from mirror.cluster.identity import Identity
 from mirror.cluster.keys import Keys
 from mirror.cluster.members import Members
+from mirror.cluster.news import News
 from mirror.cluster.quota import SharedQuota
 from mirror.cluster.refusals import Refusals
 from mirror.core.names import Repository, Tag
@@ -40,7 +41,7 @@ async def adopted(*words):
     """The state of a quota after a look at these fields."""
     quota = PullQuota()
     health = types.SimpleNamespace(quota_source="", own=types.SimpleNamespace(name="up"), clock=lambda: 0.0, pull_quota=quota)
-    shared = SharedQuota(Link([NOW_MS, list(words)]), KEYS, "docker.io", health, "account")
+    shared = SharedQuota(News(Link([NOW_MS, list(words)]), KEYS, "me", None), "docker.io", health, "account")
     await shared.adopt()
     return quota.state(0.0)
 
