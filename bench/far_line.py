@@ -19,7 +19,7 @@ from bench import docker, servers
 from bench.clients import download
 from bench.content import Content
 from bench.line import RATE, Line, far_origin, open_loopback
-from bench.lineup import Lineup, Settings, expect_ok, or_absent, settle
+from bench.lineup import Lineup, Settings, expect_ok, or_absent, rotated, settle
 from bench.load import Load
 from bench.plot import Chart, Panel
 from bench.process import die_with_parent
@@ -42,6 +42,7 @@ PARALLEL_FROM = "1MiB"
 SMALL_BYTES = 1000
 SEGMENT_BYTES = 1448
 LAYERS, LAYER_BYTES = 6, 4_000_000
+PULLS = 3
 LIMIT = 180.0
 MEGA, MILLI = 1e6, 1e3
 
@@ -51,7 +52,7 @@ class Job:
     """What is measured.
 
     Attributes:
-        number: of the line, which tells its image and the server that begins.
+        number: of the line, which tells its images and the server that begins.
     """
 
     home: str
@@ -173,18 +174,32 @@ def _large_blob(job: Job, content: Content, origin: Origin, lineup: Lineup) -> l
 
 
 def _pulls(job: Job, content: Content, origin: Origin, report: Report) -> Row:
-    """A pull by dockerd straight from the upstream, and one through a mirror as it is by default."""
+    """Pulls by dockerd straight from the upstream, and through a mirror as it is by default.
+
+    How fast a new connection becomes differs by seconds from one to the next. Each pull is by a daemon and a mirror of its own:
+    one that is used again has connections to its registry.
+    """
     size = LAYERS * LAYER_BYTES / MEGA
     row = Row(f"{job.line}: docker pull, {LAYERS} layers, {size:.0f} MB", "s")
-    url = f"http://{origin.host}:{origin.port}"
-    docker.add_image(content, job.number, LAYERS, LAYER_BYTES)
-    with or_absent(report.absent, f"docker pull, {job.line}"), ExitStack() as stack:
-        mirror = stack.enter_context(servers.mirror_of(job.settings.home, url, job.settings.workers))
-        for name, registry in ((DIRECT, url), (mirror_with(4), f"http://127.0.0.1:{mirror.port}")):
-            daemon = stack.enter_context(docker.daemon(job.settings, name.replace(" ", "-"), registry))
-            os.sync()
-            row.add(name, docker.pull(daemon, str(job.number)))
+    with or_absent(report.absent, f"docker pull, {job.line}"):
+        for number in range(job.settings.rounds(PULLS)):
+            tag = job.number * PULLS + number
+            docker.add_image(content, tag, LAYERS, LAYER_BYTES)
+            for name in rotated((DIRECT, mirror_with(4)), number):
+                row.add(name, _pull(job, origin, name, tag))
     return row
+
+
+def _pull(job: Job, origin: Origin, name: str, tag: int) -> float:
+    """Seconds for one pull."""
+    registry = f"http://{origin.host}:{origin.port}"
+    with ExitStack() as stack:
+        if name != DIRECT:
+            mirror = stack.enter_context(servers.mirror_of(job.settings.home, registry, job.settings.workers))
+            registry = f"http://127.0.0.1:{mirror.port}"
+        daemon = stack.enter_context(docker.daemon(job.settings, f"{name.replace(' ', '-')}-{tag}", registry))
+        os.sync()
+        return docker.pull(daemon, str(tag))
 
 
 def _starters(job: Job, origin: Origin) -> dict[str, Callable[[], AbstractContextManager[Server]]]:

@@ -14,12 +14,12 @@ from mirror.core.digest import Digest
 from mirror.core.freshness import TagRecord
 from mirror.core.manifest import parse_manifest
 from mirror.core.names import Repository, Tag
-from mirror.storage.account import Account
+from mirror.storage.account import Account, on_disk
 from mirror.storage.index import Index
 from mirror.storage.layout import Layout
 from mirror.storage.manifests import ManifestRecord
 from mirror.storage.parts import parts_of
-from mirror.storage.space_quota import SpaceQuota, on_disk
+from mirror.storage.space_quota import SpaceQuota
 
 REGISTRY = "docker.io"
 LAYERS = 3
