@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from http.client import HTTPException
@@ -16,18 +16,20 @@ from typing import Any
 
 from bench import servers
 from bench.clients import get
-from bench.content import MANIFEST_TYPE
+from bench.content import MANIFEST_TYPE, Content
 from bench.filled import REGISTRY, TAGS, Filled, fill
 from bench.lineup import Settings
 from bench.paced import Asked, Pace
 from bench.process import Child, NotTakenError, ResidentPeak
-from bench.report import MIRROR, Bar, Report, Row
+from bench.report import MIRROR, NGINX, Bar, Report, Row
 from bench.servers import ROOT, Mirror
 
 BLOBS, QUICK_BLOBS = 1_000_000, 100_000
 IMAGES_PER_BLOB = 0.01
 RATE = 300.0
 ASKED_PATHS = 1000
+# Of the other server, which only tells what requests take on this machine just now.
+IDLE_FILES, IDLE_FILE_BYTES = 100, 1000
 QUIET_SECONDS, QUICK_QUIET_SECONDS = 30.0, 10.0
 # A mirror evicts down to 0.90 of its limit: a limit of what is held makes a tenth of it go.
 EVICTED_SHARE = 0.1
@@ -44,7 +46,11 @@ MILLI = 1e3
 def measure(settings: Settings) -> Report:
     """One long life of a mirror on that store, under a steady load of small requests; then two more starts."""
     count = QUICK_BLOBS if settings.quick else BLOBS
-    report = Report(f"A store of {count:,} blobs, {RATE:.0f} small requests a second")
+    title = f"A store of {count:,} blobs, {RATE:.0f} small requests a second"
+    report = Report(title, columns=(MIRROR, NGINX))
+    report.notes.append(
+        f"{NGINX} serves {IDLE_FILES} small files at the same time and has nothing else to do: the machine's own share."
+    )
     root = settings.home / "store"
     try:
         began = time.monotonic()
@@ -55,7 +61,7 @@ def measure(settings: Settings) -> Report:
         report.rows.append(starting)
         with _mirror(settings, root, filled.bytes, filled) as (mirror, seconds):
             starting.add(MIRROR, seconds)
-            _live(mirror, filled, report, QUICK_QUIET_SECONDS if settings.quick else QUIET_SECONDS)
+            _live(settings, mirror, filled, report)
         for _ in range(settings.rounds(3) - 1):
             with _mirror(settings, root, filled.bytes, filled) as (_, seconds):
                 starting.add(MIRROR, seconds)
@@ -89,43 +95,49 @@ def _answers(mirror: Mirror, path: str) -> bool:
     return False
 
 
-def _live(mirror: Mirror, filled: Filled, report: Report, quiet_seconds: float) -> None:
+def _live(settings: Settings, mirror: Mirror, filled: Filled, report: Report) -> None:
     """Watch a mirror count, evict and clear up, and then do nothing."""
     at_start = mirror.child.resident_bytes()
     phases: dict[str, tuple[float, float]] = {}
-    with ResidentPeak(mirror.child) as peak, _client(mirror, filled) as client:
+    paths = filled.manifests[:ASKED_PATHS] + filled.small_blobs[:ASKED_PATHS]
+    with ExitStack() as stack:
+        idle = stack.enter_context(_idle(settings))
+        peak = stack.enter_context(ResidentPeak(mirror.child))
+        client = stack.enter_context(_client(Pace(mirror.port, paths, RATE, MANIFEST_TYPE)))
         phases["counting"] = _wait_event(mirror.child, "store_counted")
         phases["evicting"] = _wait_event(mirror.child, "evicted", filled.bytes * EVICTED_SHARE * ENOUGH)
         phases["clearing up"] = _wait_event(mirror.child, "leftovers_cleared")
         quiet = time.time()
-        time.sleep(quiet_seconds)
+        time.sleep(QUICK_QUIET_SECONDS if settings.quick else QUIET_SECONDS)
         phases["quiet"] = quiet, time.time()
         after = mirror.child.resident_bytes()
         phases["listing images"] = _timed(mirror, "/api/v1/images?n=100")
         phases["metrics"] = _timed(mirror, "/metrics")
         phases["purging one tag"] = _timed(mirror, f"/api/v1/images/{REGISTRY}/{PURGED}", "DELETE")
-        asked = client()
+        asked = {MIRROR: client(), NGINX: idle()}
     evicted = sum(entry["blobs"] for entry in _log(mirror.child) if entry["event"] == "evicted")
     report.notes.append(f"{evicted:,} blobs were evicted.")
     _note_phases(report, phases, asked, evicted)
     for what, value in (("at start", at_start), ("at most", peak.bytes), ("after evicting", after)):
         report.rows.append(Row(f"resident {what}", "MB", {MIRROR: [value / MEGA]}))
     report.rows[-2].bars.append(Bar(150, False, "< 150 MB"))
-    report.notes.append(f"The client itself was late by at most {asked.late * MILLI:.0f} ms; {len(asked.took)} requests.")
+    late = max(each.late for each in asked.values())
+    report.notes.append(f"The clients themselves were late by at most {late * MILLI:.0f} ms; {len(asked[MIRROR].took)} requests.")
 
 
-def _note_phases(report: Report, phases: dict[str, tuple[float, float]], asked: Asked, evicted: int) -> None:
+def _note_phases(report: Report, phases: dict[str, tuple[float, float]], asked: dict[str, Asked], evicted: int) -> None:
     for phase in ("quiet", "counting", "evicting", "clearing up", "listing images"):
         since, until = phases[phase]
-        took = [took for sent, took in zip(asked.sent, asked.took, strict=True) if sent < until and sent + took > since]
         report.rows.append(Row(f"{phase}: takes", "s", {MIRROR: [until - since]}))
-        if len(took) < 2:
-            continue
-        slowest = Row(f"{phase}: slowest request", "ms", {MIRROR: [max(took) * MILLI]})
+        most, slowest = Row(f"{phase}: 99.9 % within", "ms"), Row(f"{phase}: slowest request", "ms")
+        for name, each in asked.items():
+            took = [took for sent, took in zip(each.sent, each.took, strict=True) if sent < until and sent + took > since]
+            if len(took) >= 2:
+                most.add(name, quantiles(took, n=1000, method="inclusive")[-1] * MILLI)
+                slowest.add(name, max(took) * MILLI)
         if phase == "evicting":
             slowest.bars.append(Bar(20, False, "<= 20 ms"))
-        most = Row(f"{phase}: 99.9 % within", "ms", {MIRROR: [quantiles(took, n=1000, method="inclusive")[-1] * MILLI]})
-        report.rows += [most, slowest]
+        report.rows += [row for row in (most, slowest) if row.rounds]
     seconds = phases["evicting"][1] - phases["evicting"][0]
     report.rows.append(Row("evicted", "blobs/s", {MIRROR: [evicted / max(seconds, 1e-3)]}))
     for phase in ("metrics", "purging one tag"):
@@ -134,9 +146,20 @@ def _note_phases(report: Report, phases: dict[str, tuple[float, float]], asked: 
 
 
 @contextmanager
-def _client(mirror: Mirror, filled: Filled) -> "Iterator[_Client]":
-    paths = filled.manifests[:ASKED_PATHS] + filled.small_blobs[:ASKED_PATHS]
-    client = _Client(Pace(mirror.port, paths, RATE, MANIFEST_TYPE), ROOT)
+def _idle(settings: Settings) -> "Iterator[_Client]":
+    """Requests at the same pace to a server that does nothing else."""
+    content = Content(settings.home / "content")
+    paths = content.blobs(IDLE_FILES, IDLE_FILE_BYTES)
+    with (
+        servers.nginx_files(settings.home, content.root, settings.workers) as nginx,
+        _client(Pace(nginx.port, paths, RATE)) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _client(pace: Pace) -> "Iterator[_Client]":
+    client = _Client(pace, ROOT)
     try:
         yield client
     finally:
