@@ -11,7 +11,7 @@ import pytest
 
 from mirror.objects.owed import OwedUploads
 from tests.e2e.harness.cluster import Node, cluster
-from tests.support.buckets import BucketServer
+from tests.support.buckets import BucketProxy, BucketServer
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.e2e
@@ -134,6 +134,30 @@ async def test_fresh_nodes_while_upstream_is_down(anonymous, redis, bucket, obje
         assert right(await third.whole(APP, image.layers[0].digest), image.layers[0].digest)
         status, _, _ = await third.get(f"/v2/library/other/blobs/{image.layers[0].digest}")
         assert status == 503
+
+
+@pytest.mark.full
+async def test_node_dies_in_mid_upload(anonymous, redis, buckets, bucket, objects, tmp_path):
+    """Nothing of the object is visible. The node uploads it when it is back, once its claim has run out."""
+    image = anonymous.add_image(APP, "1", [anonymous.add_synthetic_blob(APP, 20 * MIB, 1)])
+    digest = image.layers[0].digest
+    async with BucketProxy(buckets) as proxy:
+        proxy.held = "partNumber=2"
+        node = Node(anonymous, tmp_path / "node", redis, objects={**objects, "endpoint": proxy.url})
+        async with node:
+            await node.joined()
+            await pull(node, image)
+            await eventually(lambda: [line for line in proxy.seen if proxy.held in line], "the upload")
+            node.kill()
+            await node.ended()
+        assert not [name for name in bucket.objects() if name.endswith(digest[7:])]
+        proxy.held = None
+        (claims,) = await redis.command("keys", "*:todo")
+        # As if its minute had passed.
+        await redis.command("del", claims)
+        async with node:
+            await uploaded(bucket, image)
+            assert right(bucket.get(f"1/blobs/sha256/{digest[7:9]}/{digest[7:]}"), digest)
 
 
 async def test_node_with_a_small_disk(anonymous, redis, bucket, objects, tmp_path):
