@@ -127,7 +127,7 @@ class AccessIndex:
             # Other processes may have cached the grant meanwhile.
             self._generation.change()
 
-        self._unwritten.put(("grant", kind, scope, digest), _REVOKED, write)
+        self._unwritten.put_now(("grant", kind, scope, digest), _REVOKED, write)
         self._generation.change()
 
     def record_manifest(

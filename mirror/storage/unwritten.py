@@ -45,8 +45,16 @@ class UnwrittenFacts:
         Args:
             write: writes it, in a thread. None if the `write` of an earlier fact includes this one.
         """
+        self._put(key, value, write, must=False)
+
+    def put_now(self, key: Hashable, value: object, write: Callable[[], None]) -> None:
+        """Have a fact written now that nobody learns again; so it is kept even if too many wait."""
+        self._is_awaited.set()
+        self._put(key, value, write, must=True)
+
+    def _put(self, key: Hashable, value: object, write: Callable[[], None] | None, *, must: bool) -> None:
         with self._lock:
-            if key not in self._facts and len(self._facts) >= _MAX_WAITING:
+            if not must and key not in self._facts and len(self._facts) >= _MAX_WAITING:
                 return
             self._facts[key] = _Fact(value, write)
             if self._is_writing:

@@ -99,6 +99,19 @@ def test_written_after_the_response(facts, executor, monkeypatch):
     assert written.is_set()
 
 
+def test_what_must_be_written(facts, executor, monkeypatch):
+    """It is kept beyond the limit, and waits for no response."""
+    monkeypatch.setattr(unwritten, "_MAX_WAITING", 1)
+    monkeypatch.setattr(unwritten, "_DELAY_S", LIMIT)
+    disk, written = Disk(), threading.Event()
+    facts.put("a", 1, disk.write("a"))
+    facts.put_now("b", 2, written.set)
+    assert disk.writing.wait(10)
+    assert facts.get("b") == 2
+    disk.go_on.set()
+    assert written.wait(10)
+
+
 def test_closed(facts, executor):
     """What comes when the store is being closed is no error."""
     executor.shutdown()
