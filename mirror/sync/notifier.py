@@ -221,9 +221,9 @@ class Notifier:
         while True:
             await asyncio.sleep(_RENEW_INTERVAL_S)
             kept = [delivery for delivery in (self._current, *self._waiting) if delivery is not None]
-            for receiver in {delivery.receiver for delivery in kept if delivery.receiver is not None}:
+            for receiver, names in _by_receiver(kept).items():
                 with contextlib.suppress(MirrorError):
-                    await shared.renew(receiver, [delivery.name for delivery in kept if delivery.receiver == receiver])
+                    await shared.renew(receiver, names)
 
     async def _end(self, delivery: _Delivery) -> None:
         """Tell the other nodes that it has arrived, or is given up."""
@@ -238,16 +238,16 @@ class Notifier:
             await asyncio.wait(asked, timeout=self.policy.last / 2)
 
     async def _left_alone(self, deliveries: Iterable[_Delivery]) -> int:
-        """Leave notifications to the other nodes; returns the number of those that no other node knows of."""
-        alone = 0
-        for delivery in deliveries:
+        """Leave notifications to the other nodes; returns the number of those that no node sends."""
+        left = [delivery for delivery in deliveries if _may_be_ours(delivery)]
+        alone = sum(delivery.receiver is None for delivery in left)
+        for receiver, names in _by_receiver(left).items():
             try:
-                if self.shared is None or delivery.receiver is None:
-                    alone += 1
-                else:
-                    await self.shared.renew(delivery.receiver, [delivery.name], 0.0)
+                assert self.shared is not None
+                # One call for all: a mirror that stops has no time for a thousand.
+                await self.shared.renew(receiver, names, 0.0)
             except MirrorError:
-                alone += 1
+                alone += len(names)
         return alone
 
     # ---- delivering
@@ -298,3 +298,12 @@ class Notifier:
 def _may_be_ours(delivery: _Delivery) -> bool:
     # One that arrives twice is better than one that is lost.
     return delivery.is_ours is None or not delivery.is_ours.done() or delivery.is_ours.result()
+
+
+def _by_receiver(deliveries: Iterable[_Delivery]) -> dict[str, list[str]]:
+    """The names of notifications that nodes share, by receiver."""
+    names: dict[str, list[str]] = {}
+    for delivery in deliveries:
+        if delivery.receiver is not None:
+            names.setdefault(delivery.receiver, []).append(delivery.name)
+    return names

@@ -14,7 +14,7 @@ from mirror.sync.notifier import Notifier, RetryPolicy
 from mirror.upstream.webhook import Webhook
 from tests.e2e.harness.whole_nodes import whole_nodes
 from tests.support.receiver import Receiver
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -57,6 +57,11 @@ async def looks_often(hub, node, receiver):
     node.services.notifier.policy = QUICK
     await moved(hub, [node], "own")
     await receiver.got(1)
+
+
+def move(name):
+    """A move that was found a minute after the check before."""
+    return Move(Repository.parse("docker.io", APP), Tag(name), OLD, NEW, 1_800_000_060.0, 1_800_000_000.0)
 
 
 def told(received):
@@ -137,7 +142,7 @@ async def test_stops_while_redis_hangs(redis, nodes):
         notifier.configure(Webhook(receiver.url))
         running = asyncio.create_task(notifier.run())
         redis.signal(signal.SIGSTOP)
-        notifier.notify(Move(Repository.parse("docker.io", APP), Tag("1"), OLD, NEW, 1_800_000_000.0, 1_800_000_000.0))
+        notifier.notify(move("1"))
         # It waits for the answer of Redis.
         await eventually(lambda: not notifier.waiting, "taken up")
         running.cancel()
@@ -145,6 +150,29 @@ async def test_stops_while_redis_hangs(redis, nodes):
         await notifier.close()
         redis.signal(signal.SIGCONT)
         assert told(receiver.received) == [("tag_moved", "1")]
+
+
+async def test_nothing_is_lost_that_others_send(redis, nodes):
+    """A node that stops counts as lost neither what it leaves to others nor what another node has found first."""
+    counted = []
+    async with Receiver("stall", "stall") as receiver, nodes(receiver, count=1) as (one,):
+        notifier = Notifier(one.store.files, one.store.threads.write, counted.append, RetryPolicy(last=0.5))
+        notices = notifier.shared = one.services.node.notices
+        webhook = Webhook(receiver.url)
+        notifier.configure(webhook)
+        running = asyncio.create_task(notifier.run())
+        notifier.notify(move("1"))
+        await receiver.got(1)
+        other = Notice("other", "tag_moved", f"docker.io/{APP}:2", b"{}")
+        assert await notices.offer(webhook.receiver, str(NEW), 0.0, other)
+        for name in "23":
+            notifier.notify(move(name))
+        await asyncio.wait([delivery.is_ours for delivery in notifier._waiting], timeout=LIMIT)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await notifier.close()
+        assert counted == []
+        receiver.release.set()
 
 
 async def test_garbage_in_redis_ends_nothing(anonymous, redis, nodes):
