@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from mirror.cluster.keys import Keys
 from mirror.cluster.link import Link
 from mirror.core.counts import Count
@@ -30,8 +32,8 @@ class News:
 
     def add(self) -> None:
         """Have all processes of this node look before their next request."""
-        # The cell has 32 bits.
-        self._count.own = (self._count.own + 1) % (1 << 31)
+        # Not one more: that may restore the sum from before a process died, whose cell is cleared. The cell has 32 bits.
+        self._count.own = random.getrandbits(31)
 
     def event(self, registry: str, upstream: str) -> list[str]:
         """The words of the event for other nodes."""

@@ -11,6 +11,7 @@ from mirror.cluster.members import Members
 from mirror.cluster.news import News
 from mirror.cluster.quota import SharedQuota
 from mirror.cluster.refusals import Refusals
+from mirror.core.counts import CountTable, Total
 from mirror.core.names import Repository, Tag
 from mirror.core.pull_quota import PullQuota
 from mirror.metrics import Metrics
@@ -78,3 +79,15 @@ async def test_facts_of_a_newer_version():
     known = {"version": "9", "clock": -0.5}
     members = Members(Link([b"node", json.dumps({**known, "color": "red"}).encode()]), KEYS, Identity("me"), None, Metrics())
     assert (await members.list())[0].facts == known
+
+
+def test_news_after_the_death_of_a_process():
+    """What a process has counted goes with it: the next news are news all the same."""
+    memory = memoryview(bytearray(CountTable.size(2)))
+    dies, lives = (CountTable(memory, 2, own) for own in range(2))
+    news = [News(None, KEYS, "me", table.count(Total.NEWS)) for table in (dies, lives)]
+    news[0].add()
+    seen = news[1].number
+    lives.clear(0)
+    news[1].add()
+    assert news[1].number != seen
