@@ -243,7 +243,7 @@ class SharedOrders:
         except (ValueError, AttributeError, RecursionError):
             # One that cannot be read is left to a node of another version.
             return None
-        return (SharedJob(name.decode(), row, 0.0), former) if isinstance(row, dict) else None
+        return (SharedJob(name.decode(errors="replace"), row, 0.0), former) if isinstance(row, dict) else None
 
     async def cancel(self, name: str) -> bool:
         """Have all nodes cancel an order; False if Redis does not know it."""
@@ -268,7 +268,9 @@ class SharedOrders:
 
     async def open_for_one(self) -> list[str]:
         """Return the names of the orders for one that have not ended, at most a hundred."""
-        return [name.decode() for name in await self._link.call(_OPEN, [self._keys.orders_for_one], _MAX_OPEN - 1)]
+        return [
+            name.decode(errors="replace") for name in await self._link.call(_OPEN, [self._keys.orders_for_one], _MAX_OPEN - 1)
+        ]
 
     @property
     def _lost_ms(self) -> int:

@@ -188,8 +188,8 @@ class ClusterOrders:
 
 def _read(shared: SharedJob) -> SyncJob | None:
     """Return an order as this node's job; None if it is none of this version."""
-    job = SyncJob.read(shared.name, shared.row)
-    if job is None or job.share == "own":
+    job = SyncJob.read(shared.name, shared.row) if _NAME.fullmatch(shared.name) else None
+    if job is None or job.share == "own" or job.kind == "schedule":
         return None
     asked = time.time() - shared.age
     return replace(job, asked=asked, after=asked + _GATHER_S)

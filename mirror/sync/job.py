@@ -70,7 +70,7 @@ class SyncJob:
             kind, share = _KINDS[row["kind"]], _SHARES[row.get("share", "own")]
             asked, after = float(row["asked"]), float(row["after"])
             return cls(name, kind, images, platforms, asked, after, str(row["by"]), share) if isfinite(asked + after) else None
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
 

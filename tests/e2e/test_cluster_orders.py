@@ -10,6 +10,7 @@ import uuid
 import pytest
 
 from mirror.cluster.keys import Keys
+from mirror.cluster.link import Script
 from mirror.cluster.orders import SharedOrders
 from tests.e2e.harness.cluster import cluster
 from tests.e2e.harness.whole_nodes import whole_nodes
@@ -300,6 +301,15 @@ async def test_garbage_in_redis(fields, link, server):
         await server.command("zadd", keys.orders_for_one, "1", "1-00000000")
         found = await orders.take_over()
         assert found is None or found[0].row == {}
+
+
+async def test_name_that_is_no_text(link):
+    """It hides no other order."""
+    keys = Keys(uuid.uuid4().hex, str)
+    orders = SharedOrders(link, keys, "me")
+    await link.call(Script("redis.call('ZADD', KEYS[1], 1, ARGV[1])"), [keys.orders_for_one], b"\xff")
+    await orders.add("1-00000000", "one", {"kind": "warm", "images": [], "platforms": []})
+    assert (await orders.open_for_one())[1:] == ["1-00000000"]
 
 
 @pytest.mark.full

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mirror.cluster.orders import OrderRecord, Report, SharedJob
+from mirror.sync import cluster_orders
 from mirror.sync.job import SyncJob
 from mirror.sync.job_states import UNFINISHED
 from mirror.sync.order_states import merged, report_of
@@ -36,6 +37,23 @@ def state(kind="sync", *, owner="a", cancelled=False, can_move=True, **reports):
     job = SyncJob("1-00000000", kind, tuple(f"app:{number}" for number in range(12)), (), 90.0, 90.0, "operator", share)
     record = OrderRecord(SharedJob(job.name, job.row(), 5.0), owner, cancelled, can_move, reports)
     return merged(record, LOST_AFTER_S)
+
+
+def test_time_that_no_clock_shows():
+    """An order with one is none of this version."""
+    row = SyncJob("1-00000000", "sync", (), (), 90.0, 90.0, "operator", "all").row()
+    record = OrderRecord(SharedJob("1-00000000", {**row, "asked": 10**400}, 5.0), "a", False, True, {})
+    assert merged(record, LOST_AFTER_S) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "is_read"),
+    [("1-00000000", "sync", True), ("webhook-now-docker.io/library/app:1", "sync", False), ("1-00000000", "schedule", False)],
+)
+def test_orders_that_no_operator_gives(name, kind, is_read):
+    """A node does not take them: they would take the place of its own jobs, or wait for ever."""
+    row = SyncJob(name, kind, (), (), 90.0, 90.0, "operator", "all").row()
+    assert (cluster_orders._read(SharedJob(name, row, 5.0)) is not None) is is_read
 
 
 TOLD = Report(1.0, b"")
