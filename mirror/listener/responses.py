@@ -234,7 +234,7 @@ async def _send_encrypted(request: web.BaseRequest, response: Sending, span: Spa
         raise ConnectionResetError("the client has gone")
     tls: TlsProtocol = transport.get_extra_info(TLS)
     position, stop, descriptor = span.start, span.start + span.count, span.file.fileno()
-    piece = memoryview(bytearray(min(_PIECE_BYTES, span.count)))
+    piece, turn_end = memoryview(bytearray(min(_PIECE_BYTES, span.count))), position + _TURN_BYTES
     while position < stop:
         if tls.is_full:
             await tls.wait_writable()
@@ -248,7 +248,9 @@ async def _send_encrypted(request: web.BaseRequest, response: Sending, span: Spa
         tls.write(piece[:count])
         position += count
         response.sent += count
-        if (position - span.start) % _TURN_BYTES == 0:
+        # A piece of which a part is in memory is a short one.
+        if position >= turn_end:
+            turn_end = position + _TURN_BYTES
             await asyncio.sleep(0)
 
 

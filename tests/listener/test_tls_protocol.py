@@ -3,9 +3,11 @@
 import asyncio
 import socket
 import ssl
+import types
 
 import pytest
 
+from mirror.listener import responses
 from mirror.listener.tls_protocol import TLS, TlsProtocol
 from tests.support.certificates import Authority
 from tests.support.names import MIB, content
@@ -196,3 +198,32 @@ async def test_one_who_waits_may_leave(pair):
     await asyncio.gather(leaving, return_exceptions=True)
     await asyncio.to_thread(client.receive, count)
     await asyncio.wait_for(staying, LIMIT)
+
+
+async def test_others_get_their_turn(tmp_path, monkeypatch):
+    """While a client takes bytes as fast as they come, also if a part of a piece only was in memory at first."""
+    path = tmp_path / "blob"
+    path.write_bytes(DATA)
+    counts = iter([1000])
+    read = responses.read_resident_into
+
+    def in_part(descriptor, buffer, start):
+        return read(descriptor, buffer[: next(counts, None)], start)
+
+    monkeypatch.setattr(responses, "read_resident_into", in_part)
+    tls = types.SimpleNamespace(is_full=False, write=lambda _: None)
+    transport = types.SimpleNamespace(get_extra_info=lambda _: tls)
+    request, response = types.SimpleNamespace(transport=transport), types.SimpleNamespace(sent=0)
+    turns = 0
+
+    async def other():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(other())
+    with path.open("rb") as file:
+        await responses._send_encrypted(request, response, responses.Span(file, 0, len(DATA)), None)
+    running.cancel()
+    assert (response.sent, turns >= len(DATA) // MIB - 1) == (len(DATA), True)
