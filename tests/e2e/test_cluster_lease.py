@@ -287,6 +287,21 @@ async def test_grants(link, keys):
     assert not await other.adopt("blob", APP, DIGEST, 5)
 
 
+async def test_grant_that_redis_keeps(link, keys):
+    """While Redis was away upstream has refused what it had granted: this node does not take that grant back from Redis."""
+    recorded = []
+    grants, other = Grants(link, keys, lambda *grant: recorded.append(grant)), Grants(link, keys, print)
+    await grants.share("blob", APP, DIGEST, 5)
+    link.is_up = False
+    await grants.revoke("blob", APP, DIGEST)
+    link.is_up = True
+    assert not await grants.adopt("blob", APP, DIGEST, 5)
+    assert not await other.adopt("blob", APP, DIGEST, 5)
+    assert recorded == []
+    await other.share("blob", APP, DIGEST, 5)
+    assert await grants.adopt("blob", APP, DIGEST, 5)
+
+
 async def test_wrong_clock_is_known(link, keys, tmp_path):
     """A node whose clock is an hour behind signs with the time of Redis, is counted, and says so once."""
     path = tmp_path / "secret"
