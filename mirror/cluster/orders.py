@@ -14,7 +14,7 @@ from typing import Any
 
 from mirror.cluster.events import MAX_EVENTS
 from mirror.cluster.keys import Keys
-from mirror.cluster.link import Link, Script
+from mirror.cluster.link import Link, LinkRefused, Script
 from mirror.cluster.members import TTL_S
 
 _LOST_AFTER_S, _REPORTS_BEFORE = 20.0, 4
@@ -252,7 +252,11 @@ class SharedOrders:
 
     async def read(self, name: str) -> OrderRecord | None:
         """Return what is known of an order; None if it is not, or not in a form of this version."""
-        now, words = await self._link.call(_READ, [self._keys.order(name)])
+        try:
+            now, words = await self._link.call(_READ, [self._keys.order(name)])
+        except LinkRefused:
+            # The key has another type. Who asks again would hold up the events behind this order.
+            return None
         fields = {key.decode(errors="replace"): value for key, value in zip(words[::2], words[1::2], strict=True)}
         try:
             row, age = json.loads(fields["job"]), (now - int(fields["asked"])) / 1000

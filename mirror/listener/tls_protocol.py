@@ -48,7 +48,7 @@ class TlsProtocol(sslproto.SSLProtocol):
         super().resume_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Wake whoever waits for the socket."""
+        """End the wait for the socket."""
         self._wake()
         super().connection_lost(exc)
 

@@ -177,7 +177,7 @@ class NodeServer:
         self._listener.close()
         await self._listener.shutdown(1.0)
         if self._running is not None:
-            # A beat would join again, and whoever waits for Redis connect again.
+            # Its next beat would add this node to the members again, and a call would open a new connection to Redis.
             self._running.cancel()
             await asyncio.wait([self._running], timeout=_STOP_TIMEOUT_S)
         await self._node.close(self._store.files, beats=self._beats)

@@ -303,6 +303,13 @@ async def test_garbage_in_redis(fields, link, server):
         assert found is None or found[0].row == {}
 
 
+async def test_key_of_another_type(link, server):
+    """It is no order: an event that names it must not hold up those behind it."""
+    keys = Keys(uuid.uuid4().hex, str)
+    await server.command("set", keys.order("1-00000000"), "x")
+    assert await SharedOrders(link, keys, "me").read("1-00000000") is None
+
+
 async def test_name_that_is_no_text(link):
     """It hides no other order."""
     keys = Keys(uuid.uuid4().hex, str)
