@@ -14,7 +14,7 @@ END: Final = 1 << 62
 _MIN_PIECE_BYTES: Final = CHUNK
 _MAX_PIECE_BYTES: Final = 32 * CHUNK
 # The bytes that a connection may have received but not written, or claimed.
-_IN_HAND_BYTES: Final = 2 * CHUNK
+IN_HAND_BYTES: Final = 2 * CHUNK
 # A piece takes long enough for the round trip before it, and the ramp of its connection, to cost little.
 _PIECE_S: Final = 0.5
 _PIECE_ROUND_TRIPS: Final = 8
@@ -108,7 +108,7 @@ class Pieces:
         for lane in self._lanes:
             # The first connection requests the whole blob.
             if lane.stop - lane.position > 2 * length:
-                lane.stop = _chunk_end(lane.position + max(length, _IN_HAND_BYTES))
+                lane.stop = _chunk_end(lane.position + max(length, IN_HAND_BYTES))
         worth = max(2 * speed.round_trip * speed.rate, _MIN_PIECE_BYTES)
         taken = self._first_free(length) or self._second_half(worth)
         if taken is not None:
@@ -134,7 +134,7 @@ class Pieces:
         longest = max(self._lanes, key=lambda lane: lane.stop - lane.position, default=None)
         if longest is None or longest.stop == END:
             return None
-        middle = _chunk_end(max((longest.position + longest.stop) // 2, longest.position + _IN_HAND_BYTES))
+        middle = _chunk_end(max((longest.position + longest.stop) // 2, longest.position + IN_HAND_BYTES))
         stop = longest.stop
         if stop - middle < worth:
             return None
