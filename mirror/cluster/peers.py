@@ -14,18 +14,29 @@ import structlog
 from yarl import URL
 
 from mirror import demand
-from mirror.cluster.peer_protocol import HOP_HEADER, NODE_HEADER, PeerBusy, PeerRefused, PeerWaiting, raise_for
+from mirror.cluster.peer_protocol import (
+    ARRIVED_HEADER,
+    HOP_HEADER,
+    NEWS_PARAMETER,
+    NODE_HEADER,
+    PeerBusy,
+    PeerRefused,
+    PeerWaiting,
+    raise_for,
+)
 from mirror.cluster.secret import ClusterSecret
+from mirror.core import trailing
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
 from mirror.core.hmac_token import SignedRequest
 from mirror.core.manifest import MAX_MANIFEST_BYTES
+from mirror.core.trailing import Ranges
 from mirror.download.source import BlobRange
 from mirror.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamTooSlow, UpstreamUnreachable
 from mirror.throttled_log import ThrottledLog
 from mirror.tracing import request_id
 from mirror.upstream.blob import Pace, UpstreamBlob
-from mirror.upstream.http import Http
+from mirror.upstream.http import Http, drain
 from mirror.upstream.intake import Intake
 from mirror.upstream.receiver import open_body
 
@@ -126,20 +137,10 @@ class Peers:
             PeerAbsent, PeerWaiting, PeerBusy: the node has answered so.
             UpstreamError: it does not answer, breaks off, or stalls; also while the stream is read.
         """
-        repository = wanted.repository
-        path = f"/v2/{repository.registry}/{repository.path}/blobs/{wanted.digest}?urgency={demand.urgency.get()().name}"
-        path += "&arrived=1" if arrived else ""
-        token = self._secret.token(SignedRequest("GET", path, wanted.header, node))
-        headers = {
-            "Range": wanted.header,
-            "Authorization": token,
-            "X-Request-Id": request_id.get(),
-            NODE_HEADER: self.me,
-        }
-        url, answered = _url(node, path), False
+        answered = False
         try:
             async with (
-                self._http.request("GET", url, headers, tls=self._tls) as response,
+                self._request(node, wanted, "&arrived=1" if arrived else "") as response,
                 contextlib.AsyncExitStack() as resources,
             ):
                 answered = True
@@ -156,6 +157,35 @@ class Peers:
             if not answered:
                 self._avoid(node, _UNREACHABLE_S)
             raise
+
+    async def ranges(self, node: str, wanted: BlobRange, behind: int) -> Ranges | None:
+        """What a node has of a blob, as soon as a range begins behind a position, or after a moment.
+
+        None if it does not answer, or is of a version that does not say it. No node is avoided for that.
+        """
+        # A node of such a version takes it for a request for bytes.
+        first = replace(wanted, start=0, stop=1)
+        try:
+            async with self._request(node, first, f"&arrived=1&{NEWS_PARAMETER}={behind}") as response:
+                await drain(response)
+                return trailing.parsed(response.headers.get(ARRIVED_HEADER, ""))
+        except UpstreamError:
+            return None
+
+    def _request(
+        self, node: str, wanted: BlobRange, parameters: str
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        repository = wanted.repository
+        path = f"/v2/{repository.registry}/{repository.path}/blobs/{wanted.digest}?urgency={demand.urgency.get()().name}"
+        path += parameters
+        token = self._secret.token(SignedRequest("GET", path, wanted.header, node))
+        headers = {
+            "Range": wanted.header,
+            "Authorization": token,
+            "X-Request-Id": request_id.get(),
+            NODE_HEADER: self.me,
+        }
+        return self._http.request("GET", _url(node, path), headers, tls=self._tls)
 
     async def manifest(self, node: str, wanted: BlobRange) -> bytes | None:
         """Read a whole manifest within a few seconds; None if the node does not send it, or more than a manifest may have."""

@@ -23,6 +23,7 @@ from mirror.cluster.salvage import Salvage, SalvagedStream, Upstream
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
 from mirror.core.pieces import CHUNK
+from mirror.core.trailing import Ranges
 from mirror.download.source import BlobRange, BlobStream
 from mirror.errors import ConnectionWithdrawn, UpstreamError, UpstreamRefusal, UpstreamUnreachable
 
@@ -91,6 +92,12 @@ class ClusterSource:
     def reads_from(self, digest: Digest, node: str) -> bool:
         """Whether this process receives a blob from a node, to which it must not send it then."""
         return (digest, node) in self._parents
+
+    async def ranges(self, wanted: BlobRange, behind: int) -> Ranges | None:
+        """What the node has from which a blob comes; see `mirror.download.source.Source.ranges`."""
+        digest = wanted.digest
+        nodes = [node for other, node in self._parents if other == digest] if self.follows(digest) else []
+        return await self._peers.ranges(nodes[-1], wanted, behind) if nodes else None
 
     def penalize(self, digest: Digest) -> bool:
         """Ask the nodes no more that have sent bytes of a blob which are wrong; False if no node has."""

@@ -10,7 +10,9 @@ import structlog
 
 from mirror import demand
 from mirror.aio import Signal, opened_in_thread
+from mirror.core import trailing
 from mirror.core.digest import Digest
+from mirror.core.trailing import Ranges
 from mirror.core.urgency import Urgency
 from mirror.download.driver import Driver
 from mirror.download.fetcher import Fetcher
@@ -186,6 +188,11 @@ class Ingest:
             position = position if hole is None else hole[1]
             end = self._partial.map.available(position) if position < self.size else position
         return (position, end) if end > position else None
+
+    def ranges(self) -> Ranges:
+        """The first ranges that have arrived, verified or not."""
+        found = self._partial
+        return [] if found is None or found.map.size is None else trailing.arrived(found.map.hole, found.map.size)
 
     async def committed(self) -> None:
         """Wait until the blob is held under its name; raises MirrorError if that fails."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from mirror import demand
 from mirror.core.pieces import Lane, Pieces, Speed, Verdict, Width
+from mirror.core.trailing import Ranges, is_behind, next_lane
 from mirror.core.urgency import Urgency
 from mirror.download.partial import Partial
 from mirror.download.range_fetcher import RangeFetcher
@@ -35,6 +36,8 @@ _SIZE_TIMEOUT_S = 1.0
 _PAUSE_S = 1.0
 # After so many failures in a row one connection fetches the rest.
 _MAX_FAILURES = 3
+# How often a node that sends the blob is asked for what it has.
+_RANGES_INTERVAL_S = 0.5
 # How long the measured speed of an upstream is used.
 _SPEED_TTL_S = 600.0
 
@@ -63,8 +66,12 @@ class Lanes:
         self._first_tried = False
         known = services.speeds.get(self._origin, asyncio.get_running_loop().time())
         self._width = Width(services.limits.fetchers, known or Speed())
-        self._watch: asyncio.Task[None] | None = None
+        self._ask_ranges = source.ranges
+        # What the node has that sends the blob; None if it comes from upstream.
+        self._ranges: Ranges | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._failures = 0
+        self._is_refused = False
         self._again = 0.0
         self._context = contextvars.copy_context()
         self._context.run(_be_less_urgent)
@@ -81,24 +88,48 @@ class Lanes:
 
     def take(self) -> Lane | None:
         """The next piece for the main connection; None if it is the only connection, or if no piece is left."""
-        return self._take() if self._width.connections > 1 else None
+        return self._take()
 
     def start(self) -> None:
         """Begin to watch the speed, and to open connections until one is enough; `close` has to follow."""
-        self._watch = asyncio.get_running_loop().create_task(self._run())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._run())]
+        if self._ask_ranges is not None and self._services.limits.fetchers > 1:
+            self._tasks.append(loop.create_task(self._trail(self._ask_ranges)))
 
     async def _run(self) -> None:
-        while (size := self._partial.map.size) is None:
-            await self._partial.changed(_SIZE_TIMEOUT_S)
+        size = await self._size()
         if size >= self._services.limits.parallel_from_bytes:
             while self._width.speed.verdict is not Verdict.SINGLE:
                 self._look(size)
                 await asyncio.sleep(_POLL_INTERVAL_S)
 
+    async def _trail(self, ask: Callable[[int], Awaitable[Ranges | None]]) -> None:
+        """Have connections to a node wherever bytes arrive there, also if a single one would be as fast."""
+        size, clock, behind = await self._size(), asyncio.get_running_loop().time, 0
+        if size < self._services.limits.parallel_from_bytes:
+            return
+        while True:
+            began = clock()
+            self._ranges = await ask(behind)
+            if self._ranges == [(0, size)]:
+                # A node that has all of it has no ranges to choose from.
+                self._ranges = None
+                return
+            if self._ranges:
+                behind = self._ranges[-1][0]
+                self._open_more()
+            await asyncio.sleep(began + _RANGES_INTERVAL_S - clock())
+
+    async def _size(self) -> int:
+        while (size := self._partial.map.size) is None:
+            await self._partial.changed(_SIZE_TIMEOUT_S)
+        return size
+
     async def close(self) -> None:
         """Cancel the further connections, and open no more."""
         self._again = math.inf
-        tasks = [*self.fetchers.values(), *([self._watch] if self._watch else [])]
+        tasks = [*self.fetchers.values(), *self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -126,10 +157,24 @@ class Lanes:
     def _take(self) -> Lane | None:
         if asyncio.get_running_loop().time() < self._again:
             return None
-        return self.pieces.take(self._width.connections, self._width.speed)
+        connections, speed = self._width.connections, self._width.speed
+        if self._ranges:
+            lane = self._take_trailing(self._ranges)
+            # What the node does not have yet is no piece for another connection to it.
+            if lane is not None or not is_behind(self._ranges, self._partial.map.hole, (connections + 1) * speed.piece_length):
+                return lane
+        return self.pieces.take(connections, speed) if connections > 1 else None
+
+    def _take_trailing(self, theirs: Ranges) -> Lane | None:
+        if self._is_refused or len(self.pieces.lanes) >= self._services.limits.fetchers:
+            return None
+        lane = next_lane(theirs, self._partial.map.hole, self.pieces.lanes)
+        if lane is not None:
+            self.pieces.add(lane)
+        return lane
 
     def _open_more(self) -> None:
-        while self._width.connections > 1 and (lane := self._take()) is not None:
+        while (lane := self._take()) is not None:
             fetcher = self._open_fetcher(lane)
             if fetcher.claim():
                 task = self._context.copy().run(asyncio.get_running_loop().create_task, self._fetch(fetcher))
@@ -163,6 +208,7 @@ class Lanes:
         if self._failures >= _MAX_FAILURES or isinstance(error, RangeIgnored | UpstreamRateLimited | UpstreamRefusal):
             before = self._width.speed.verdict
             self._width.refuse()
+            self._is_refused = True
             self.pieces.rejoin()
             self._record(before)
         else:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from mirror import demand
 from mirror.core.pieces import CHUNK
+from mirror.core.trailing import Ranges
 from mirror.core.urgency import Urgency
 from mirror.download.ingest import Ingest
 from mirror.download.passthrough import PassthroughStream
@@ -106,6 +107,10 @@ class HeldBody:
     def arrived(self, position: int) -> tuple[int, int] | None:
         """Where the first bytes lie that can be read now, from a position on: all of them."""
         return (position, self._blob.size) if position < self._blob.size else None
+
+    def ranges(self) -> Ranges:
+        """The ranges of what can be read: the whole blob."""
+        return [(0, self._blob.size)] if self._blob.size else []
 
     async def stored(self) -> bool:
         """Return at once: it is."""
@@ -206,6 +211,10 @@ class StreamingBody:
     def arrived(self, position: int) -> tuple[int, int] | None:
         """Where the first bytes lie that have arrived, from a position on; None if none have. The size must be known."""
         return self._ingest.arrived(position)
+
+    def ranges(self) -> Ranges:
+        """The first ranges that have arrived."""
+        return self._ingest.ranges()
 
     async def stored(self) -> bool:
         """Wait for the end of the ingest, and of the second try if there is one."""

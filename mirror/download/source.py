@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
+from mirror.core.trailing import Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,14 @@ class Source(Protocol):
     @property
     def origin(self) -> Hashable:
         """Equal for sources whose bytes come from the same upstreams."""
+        ...
+
+    @property
+    def ranges(self) -> Callable[[int], Awaitable[Ranges | None]] | None:
+        """Asks for what a node has from which the bytes come, while it receives them itself; None if there are no nodes.
+
+        Called with a position, it waits a moment until a range begins behind that, and returns None if that is not known.
+        """
         ...
 
     @property

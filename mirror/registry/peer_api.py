@@ -5,6 +5,7 @@ A request is a GET of the OCI distribution API, `/v2/<registry>/<repository>/blo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import structlog
@@ -12,11 +13,13 @@ from aiohttp import web
 
 from mirror.cache.blobs import Blobs
 from mirror.cluster.node import ClusterNode
-from mirror.cluster.peer_protocol import FIRST_HEADER, HOP_HEADER, NODE_HEADER, WAIT_HEADER
+from mirror.cluster.peer_protocol import ARRIVED_HEADER, FIRST_HEADER, HOP_HEADER, NEWS_PARAMETER, NODE_HEADER, WAIT_HEADER
+from mirror.core import trailing
 from mirror.core.digest import Digest
 from mirror.core.errors import InvalidInput, RangeNotSatisfiable
 from mirror.core.hmac_token import InvalidToken, SignedRequest
 from mirror.core.ranges import ByteRange, Full, content_range, parse_range
+from mirror.core.trailing import Ranges
 from mirror.core.urgency import Urgency
 from mirror.download.reader import Body, HeldBody, StreamingBody
 from mirror.errors import MirrorError, StorageError, UpstreamRefusal
@@ -36,6 +39,9 @@ _STOPPING = Problem(503, "UNAVAILABLE", "this node takes no more requests", "it 
 
 # What has arrived lies in a file, whose opening takes a moment. A client waits for those who ask.
 _ARRIVED_WAIT_S = 0.3
+# How often a node looks for news that another one waits for; a look at a large blob takes longer.
+_NEWS_INTERVAL_S, _NEWS_INTERVAL_S_PER_BYTE = 0.02, 0.05 / (1 << 30)
+_MAX_DIGITS = 19
 
 
 class _NotArrived(Exception):
@@ -104,6 +110,9 @@ class PeerApi:
             return problem_response(oci_errors.not_found(request.raw_path), name)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(body.close)
+            news = route.parameter(NEWS_PARAMETER)
+            if news is not None:
+                return await self._news(request, body, news, name)
             try:
                 async with while_connected(request, min(self._wait_s, _ARRIVED_WAIT_S) if only_arrived else self._wait_s):
                     size = await body.sized()
@@ -122,6 +131,22 @@ class PeerApi:
             await self._send(request, response, body, part)
             return response
 
+    async def _news(self, request: web.BaseRequest, body: HeldBody | StreamingBody, behind: str, name: str) -> web.StreamResponse:
+        """Answer with the ranges that have arrived, once one begins behind a position, or after a moment."""
+        position = int(behind) if behind.isascii() and behind.isdecimal() and len(behind) < _MAX_DIGITS else 0
+        ranges: Ranges = []
+        with contextlib.suppress(TimeoutError):
+            async with while_connected(request, self._wait_s):
+                size = await body.sized()
+                pause = max(_NEWS_INTERVAL_S, size * _NEWS_INTERVAL_S_PER_BYTE)
+                # Not woken by each block: that would take a look for each.
+                while not _is_news(ranges := body.ranges(), size, position):  # noqa: ASYNC110
+                    await asyncio.sleep(pause)
+        headers = {"Content-Length": "0", ARRIVED_HEADER: trailing.rendered(ranges)}
+        response = ReadyResponse(Rendered(200, head(200, headers), b""), name)
+        await response.prepare(request)
+        return response
+
     async def _send(self, request: web.BaseRequest, response: ReadyResponse, body: Body, part: ByteRange) -> None:
         """Send the body as far as it is available; then it ends short, and the other node turns elsewhere."""
         try:
@@ -133,6 +158,11 @@ class PeerApi:
             # A node that has enough closes its connection.
             level = "debug" if isinstance(error, ConnectionError) else "info"
             self._log.log(level, "node_served_short", level, sent=response.sent, cause=response.cause)
+
+
+def _is_news(ranges: Ranges, size: int, position: int) -> bool:
+    """Whether a range begins behind a position, or nothing is missing."""
+    return bool(ranges) and (ranges[-1][0] > position or ranges[0] == (0, size))
 
 
 def _part(wanted: str, size: int) -> ByteRange:

@@ -95,3 +95,36 @@ async def test_node_that_makes_wait_is_left_in_time():
             async with asyncio.timeout(LIMIT), peers.stream(name, WANTED, 0.2):
                 pass
         assert len(asked) > 1
+
+
+def says(head, body=b""):
+    """An answer with some headers."""
+    return f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "ranges"),
+    [
+        (says("200 OK\r\nX-Mirror-Arrived: 0-5,1048576-1048580"), [(0, 5), (1 << 20, (1 << 20) + 4)]),
+        (says("200 OK\r\nX-Mirror-Arrived: "), None),
+        (says("200 OK\r\nX-Mirror-Arrived: 5-0"), None),
+        (says("206 Partial Content\r\nContent-Range: bytes 0-0/1048576", b"x"), None),
+        (says("404 Not Found\r\nX-Mirror-First: 17"), None),
+        (says("503 Service Unavailable"), None),
+        (b"nonsense\r\n\r\n", None),
+    ],
+    ids=["two", "none", "garbage", "older version", "older version without the first byte", "stopping", "no answer of HTTP"],
+)
+async def test_ranges_of_a_node(answer, ranges):
+    """A node that does not say them is treated like one of an older version, and asked for bytes all the same."""
+    async with node(lambda _: answer) as (peers, name, asked):
+        assert await peers.ranges(name, WANTED, 0) == ranges
+        assert asked == [0]
+        assert not peers.avoids(name)
+
+
+async def test_ranges_of_a_dead_node():
+    """They are not known. Whether the node is left is decided by the streams from it."""
+    async with node(lambda _: WAIT) as (peers, _, _):
+        assert await peers.ranges("http://127.0.0.1:1", WANTED, 0) is None
+        assert not peers.avoids("http://127.0.0.1:1")

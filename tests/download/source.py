@@ -74,7 +74,7 @@ class ScriptedSource:
         self._refusals = []
         self._answer = None
 
-    lazy_size = named = None
+    lazy_size = named = ranges = None
     origin = "upstream"
 
     def named_size(self):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import time
 
@@ -69,13 +70,46 @@ async def test_follower_sends_what_it_has_to_its_owner(anonymous, redis, tmp_pat
             token = sign(SECRET.encode(), SignedRequest("GET", path, span, follower), time.time(), os.urandom(16).hex())
             headers = {"Range": span, "Authorization": token, "X-Mirror-Node": owner}
             async with nodes[1].session.get(follower + path, headers=headers) as response:
-                return response.status, response.headers.get("X-Mirror-First")
+                return response.status, response.headers.get("X-Mirror-First"), response.headers.get("X-Mirror-Arrived")
 
-        assert await asked("", "bytes=0-") == (404, None)
-        assert await asked("?arrived=1", "bytes=0-") == (206, None)
-        assert await asked("?arrived=1", f"bytes={4 * MIB - 1}-") == (404, None)
+        assert await asked("", "bytes=0-") == (404, None, None)
+        assert await asked("?arrived=1", "bytes=0-") == (206, None, None)
+        assert await asked("?arrived=1", f"bytes={4 * MIB - 1}-") == (404, None, None)
+        # News of a range that begins further behind do not come; it is told what there is after a moment.
+        status, _, arrived = await asked("?arrived=1&news=1", "bytes=0-0")
+        assert (status, arrived[:2]) == (200, "0-")
+        assert MIB <= int(arrived[2:]) <= 3 * MIB
+        assert await asked("?arrived=1&news=x", "bytes=0-0") == (200, None, arrived)
         gate.release()
         assert all([right(await pull.rest(), blob.digest) for pull in pulls])
+
+
+async def test_owner_dies_that_has_several_connections(anonymous, redis, tmp_path):
+    """The other node has what came over each of them, although one connection to the owner would be as fast."""
+    blob = anonymous.add_synthetic_blob(APP, 48 * MIB, 7)
+    anonymous.add_image(APP, "1", [blob])
+    anonymous.connection_bandwidth = 12e6
+    gates = [anonymous.gate(Rule(kind="blob", method="GET", range=False), after=8 * MIB)]
+    gates.append(anonymous.gate(Rule(kind="blob", method="GET", range=True, times=None), after=2 * MIB))
+    async with cluster(anonymous, tmp_path, redis, count=2, workers=1) as (owner, follower):
+        pulls = [await node.blob(APP, blob.digest) for node in (owner, follower)]
+        # All connections of the owner stand still.
+        await eventually(lambda: sum(gate.waiting for gate in gates) >= 4, "four connections")
+
+        async def received():
+            texts = [await node.admin("/api/v1/downloads") for node in (owner, follower)]
+            return [json.loads(text)["downloads"][0]["bytes"] for text in texts]
+
+        await eventually(received, "the other node has all of it", holds=lambda counts: counts[0] == counts[1] >= 12 * MIB)
+        owner.kill()
+        # The connections of the owner still stand still.
+        anonymous.clear_script()
+        anonymous.connection_bandwidth = None
+        assert right(await pulls[1].rest(), blob.digest)
+        assert anonymous.bytes_sent(blob.digest) <= 1.05 * blob.size
+        await pulls[0].close()
+        for gate in gates:
+            gate.release()
 
 
 @pytest.mark.full
