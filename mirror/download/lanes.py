@@ -61,12 +61,10 @@ class Lanes:
         self._partial = partial
         self._services = services
         self._open_fetcher = open_fetcher
-        self._origin = source.origin
-        self._named_size = source.named_size
+        self._source = source
         self._first_tried = False
-        known = services.speeds.get(self._origin, asyncio.get_running_loop().time())
-        self._width = Width(services.limits.fetchers, known or Speed())
-        self._ask_ranges = source.ranges
+        self._origin = source.origin
+        self._width = self._known_width()
         # What the node has that sends the blob; None if it comes from upstream.
         self._ranges: Ranges | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -82,7 +80,7 @@ class Lanes:
         Where several connections are in use from the start, its end is requested, too: a connection that has to end in the middle
         of a response cannot be used again, and a new one from far away takes seconds to reach its speed. This is tried once.
         """
-        named, is_tried, self._first_tried = self._named_size(), self._first_tried, True
+        named, is_tried, self._first_tried = self._source.named_size(), self._first_tried, True
         is_small = named is not None and named < self._services.limits.parallel_from_bytes
         return Lane(0) if is_tried or is_small or self._width.connections == 1 else Lane(0, self._width.speed.piece_length)
 
@@ -94,11 +92,16 @@ class Lanes:
         """Begin to watch the speed, and to open connections until one is enough; `close` has to follow."""
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._run())]
-        if self._ask_ranges is not None and self._services.limits.fetchers > 1:
-            self._tasks.append(loop.create_task(self._trail(self._ask_ranges)))
+        ask = self._source.ranges
+        if ask is not None and self._services.limits.fetchers > 1:
+            self._tasks.append(loop.create_task(self._trail(ask)))
 
     async def _run(self) -> None:
         size = await self._size()
+        if self._source.origin != self._origin:
+            # Another node sends it, as is known since its answer.
+            self._origin = self._source.origin
+            self._width = self._known_width()
         if size >= self._services.limits.parallel_from_bytes:
             while self._width.speed.verdict is not Verdict.SINGLE:
                 self._look(size)
@@ -120,6 +123,10 @@ class Lanes:
                 behind = self._ranges[-1][0]
                 self._open_more()
             await asyncio.sleep(began + _RANGES_INTERVAL_S - clock())
+
+    def _known_width(self) -> Width:
+        known = self._services.speeds.get(self._origin, asyncio.get_running_loop().time())
+        return Width(self._services.limits.fetchers, known or Speed())
 
     async def _size(self) -> int:
         while (size := self._partial.map.size) is None:
@@ -146,7 +153,7 @@ class Lanes:
     def _record(self, before: Verdict) -> None:
         """Keep the measured speed for the next blob from the same origin."""
         speed = self._width.speed
-        if speed.verdict is Verdict.UNKNOWN:
+        if speed.verdict is Verdict.UNKNOWN or self._source.origin != self._origin:
             return
         self._services.speeds.put(self._origin, speed, expires=asyncio.get_running_loop().time() + _SPEED_TTL_S)
         if before is not speed.verdict:

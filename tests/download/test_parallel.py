@@ -92,6 +92,24 @@ async def test_refused_end_of_the_first_piece(parallel, source):
     assert source.opens[:2] == [(0, KNOWN.piece_length), (0, None)]
 
 
+class NodeSource(ScriptedSource):
+    """Another node turns out to send the blob."""
+
+    @property
+    def origin(self):
+        return "node" if self.opens else "upstream"
+
+
+async def test_speed_is_that_of_who_sends_the_blob(parallel):
+    """What is known of upstream says nothing about another node, and the other way round."""
+    source = NodeSource(DATA)
+    parallel.speeds.put("node", Speed(Verdict.SINGLE))
+    assert await parallel.pull(parallel.worker(), source).whole() == DATA
+    assert await parallel.ended() == ["committed"]
+    assert source.most_under_way == 1
+    assert parallel.speeds.get("upstream") is KNOWN
+
+
 async def test_so_many_connections_at_once(parallel, source):
     """A blob has at most as many connections as are configured, the first one included."""
     gates = [source.gate(at * CHUNK + 100) for at in range(2, 24)]
