@@ -31,10 +31,12 @@ from mirror.throttled_log import ThrottledLog
 
 log = structlog.get_logger(__name__)
 
-# So many failures in a row end the calls until a probe succeeds.
-_MAX_FAILURES = 3
 # A call connects, waits for a free connection, and is repeated once if the server had closed an idle one.
-_MAX_TIMEOUTS = 3
+_MAX_TIMEOUTS = 3.0
+# For a call after so many failures in a row. A pull makes one call after the other: together they must not cost it much while
+# Redis has just stopped to answer. The failure of the last one ends the calls until a probe succeeds.
+_TIMEOUTS_AFTER_FAILURES = (_MAX_TIMEOUTS, 1.0, 0.5)
+_MAX_FAILURES = len(_TIMEOUTS_AFTER_FAILURES)
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 30.0
 # Before version 7 of Redis the error of a script has these words only.
 _NOT_WRITABLE_WORD, _FULL_WORD = "-READONLY", "-OOM"
@@ -83,6 +85,7 @@ class Link:
     def __init__(self, address: RedisAddress, seconds: Histogram, probe_key: str) -> None:
         self.is_up = False
         self._address = address
+        self._timeout_s = address.timeout_s
         self._longest_s = _MAX_TIMEOUTS * address.timeout_s
         self._seconds = seconds
         self._probe_key = probe_key
@@ -141,8 +144,8 @@ class Link:
         """Run a script at Redis.
 
         Raises:
-            LinkDown: at the latest after three times the time limit, with the wait for the first connection after twice that; at
-                once while Redis is down.
+            LinkDown: at the latest after three times the time limit, with the wait for the first connection after twice that;
+                sooner after a failure; at once while Redis is down.
         """
         await self._first_probe()
         return await self._called(script, keys, args, self._longest_s)
@@ -174,7 +177,7 @@ class Link:
         began = time.monotonic()
         try:
             with self._calls.hold():
-                async with bounded(limit_s):
+                async with bounded(min(limit_s, self._limit_s())):
                     found = await self._evaluate(script, keys, args)
         except (RedisError, OSError, TimeoutError) as error:
             self._note_failure(error)
@@ -239,6 +242,10 @@ class Link:
 
     async def _command(self, *words: str | bytes | int) -> Any:
         return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+
+    def _limit_s(self) -> float:
+        # Calls under way may fail after the one that has ended the link.
+        return _TIMEOUTS_AFTER_FAILURES[min(self._failures, _MAX_FAILURES - 1)] * self._timeout_s
 
     def _note_failure(self, error: BaseException) -> None:
         is_refusal = isinstance(error, ResponseError)
