@@ -113,6 +113,10 @@ class Keys:
         """What the nodes say of an upstream that is out of order."""
         return self._key(f"up:{self.scope(registry)}|{url}")
 
+    def account(self, registry: str, upstream: str, mac: str) -> str:
+        """Whether an upstream refuses an account, and who tries it. The name does not reveal the password."""
+        return self._key(f"ac:{self.scope(registry)}|{upstream}|{mac}")
+
     def purge(self, order: str) -> str:
         """What each node has removed by the order of an event."""
         return self._key(f"pg:{order}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror.aio import together
+from mirror.cluster.accounts import SharedAccounts
 from mirror.cluster.breakers import SharedUpstream, SharedUpstreams
 from mirror.cluster.events import Events
 from mirror.cluster.grants import Grants
@@ -78,6 +79,7 @@ class ClusterNode:
     rounds: SharedRounds
     orders: SharedOrders
     upstreams: SharedUpstreams
+    accounts: SharedAccounts
     notices: SharedNotices
 
     def configure(self, registries: Mapping[str, RegistryConfig]) -> None:
@@ -86,8 +88,15 @@ class ClusterNode:
             {name: scope_of(name, entry.upstreams, entry.username) for name, entry in registries.items()},
         )
 
-    def share(self, registries: Mapping[str, Registry]) -> None:
-        """Share the breakers and pull limits of the upstreams of a configuration from now on."""
+    def share(self, registries: Mapping[str, Registry], *, again: bool) -> None:
+        """Share the breakers, pull limits and logins of the upstreams of a configuration from now on.
+
+        Args:
+            again: after a reload.
+        """
+        for name, registry in registries.items():
+            for upstream in registry.upstreams:
+                self.accounts.share(name, upstream.name, upstream.login, again=again)
         self.upstreams.share(
             SharedUpstream(
                 name, str(upstream.route.endpoint.url), upstream.health, "account" if upstream.login.has_account else ""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hmac
+import json
 import os
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import structlog
@@ -50,6 +53,13 @@ class ClusterSecret:
     def token(self, request: SignedRequest) -> str:
         """Return the token for a request to another node."""
         return sign(self._secrets[0], request, time.time() + self.offset, os.urandom(16).hex())
+
+    def name(self, kind: str, *parts: str) -> str:
+        """A name that all nodes give to something secret, and that nobody without the secret of the cluster can guess.
+
+        It is another one after a rotation.
+        """
+        return hmac.new(self._secrets[0], json.dumps([kind, *parts]).encode(), sha256).hexdigest()
 
     def check(self, request: SignedRequest, token: str) -> None:
         """Accept a request of another node once. Each worker process remembers its own, so a repeated one may pass in another.

@@ -67,6 +67,16 @@ class Breaker:
         self._until = min(self._until, now)
         self._on_trial = False
 
+    @property
+    def pauses(self) -> int:
+        """How many pauses in a row it has begun."""
+        return self._opened
+
+    def take_over(self, pauses: int, until: float) -> None:
+        """Go on from the pauses of another breaker for the same; `until` is the end of its last one. Nothing if it had none."""
+        if pauses > 0:
+            self._opened, self._until, self._on_trial = max(self._opened, pauses), max(self._until, until), False
+
     def wait(self, now: float) -> float:
         """Seconds until the next trial may begin."""
         return 0.0 if self.is_closed else max(0.0, self._until - now)

@@ -12,6 +12,7 @@ from aiohttp import web
 from mirror import __version__
 from mirror.cache.access_index import AccessIndex
 from mirror.cache.cluster_facts import ClusterFacts
+from mirror.cluster.accounts import SharedAccounts
 from mirror.cluster.address import advertised
 from mirror.cluster.breakers import SharedUpstreams
 from mirror.cluster.events import Events
@@ -88,7 +89,7 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
     leases, grants = Leases(link, keys, me, cluster.fan_out), Grants(link, keys, access.record_grant)
     source = ClusterSource(leases, peers, grants, downloads.is_under_way, metrics.cluster_takeovers)
     members, counts = Members(link, keys, me, secret, metrics), services.group.counts
-    news = News(link, keys, name, counts.count(Total.NEWS))
+    news, process = News(link, keys, name, counts.count(Total.NEWS)), f"{name} {counts.own}"
     metrics.cluster_alone.set_function(lambda: not link.is_up)
     node = ClusterNode(
         name=name,
@@ -112,7 +113,8 @@ def build_node(config: Config, services: Services, access: AccessIndex, download
         sweep_leader=LeaderLease(link, keys.leader("sweep"), name),
         rounds=SharedRounds(link, keys.sync_round),
         orders=SharedOrders(link, keys, name),
-        upstreams=SharedUpstreams(news, members, f"{name} {counts.own}", metrics),
+        upstreams=SharedUpstreams(news, members, process, metrics),
+        accounts=SharedAccounts(news, secret, process),
         notices=SharedNotices(link, keys, takes_over=counts.own == 0),
     )
     ClusterFacts(services.store, access).subscribe(node)

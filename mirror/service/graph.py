@@ -97,7 +97,7 @@ def build(config: Config, services: Services, previous: Graph | None = None) -> 
     healths = {} if previous is None else previous.healths()
     registries = {name: build_registry(name, config, http, services.metrics, healths) for name in config.registries}
     if services.node is not None:
-        services.node.share(registries)
+        services.node.share(registries, again=previous is not None)
     lazy = frozenset(name for name, entry in config.registries.items() if entry.fill == "ranges")
     context = Context(services.cache, registries, TagPolicies.configured(config), UseCount(), lazy)
     prefetching = group.counts.count(Total.PREFETCHES)

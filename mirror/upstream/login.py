@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -53,12 +54,49 @@ class Account:
         return Credentials(self.username, password)
 
 
+@dataclass(frozen=True)
+class LoginRefusals:
+    """What is known of refused credentials.
+
+    Attributes:
+        count: how often in a row they were refused.
+        wait: seconds until they may be sent again.
+    """
+
+    count: int = 0
+    wait: float = 0.0
+
+
+class AskLoginRefusals(Protocol):
+    """Asks other mirrors about credentials; bounded in time."""
+
+    async def __call__(self, credentials: Credentials, *, takes_turn: bool) -> LoginRefusals: ...
+
+
+@dataclass(frozen=True)
+class LoginSharing:
+    """What a cluster hangs into a login, so that several mirrors do not all show an upstream a wrong password.
+
+    Attributes:
+        has_news: whether other mirrors may have said something since the last question.
+        ask: awaited before credentials are sent that are not known to be right, or after news.
+        refused: called when the upstream has refused credentials.
+        accepted: called when it has accepted them for the first time.
+    """
+
+    has_news: Callable[[], bool]
+    ask: AskLoginRefusals
+    refused: Callable[[Credentials, LoginRefusals], None]
+    accepted: Callable[[Credentials], None]
+
+
 class Login:
     """The credentials for one upstream, and whether it accepts them.
 
     Attributes:
         problem: for people: why the credentials cannot be used now; None if they can, or that is not known.
         anonymous_fallback: send requests without credentials while they cannot be used.
+        sharing: None for a mirror by itself.
 
     Args:
         account: its password is read at each use, so that a new one applies at once; None for an anonymous mirror.
@@ -75,6 +113,7 @@ class Login:
         self.problem: str | None = None
         self.anonymous_fallback = anonymous_fallback
         self.clock = clock
+        self.sharing: LoginSharing | None = None
         self._known: Credentials | None = None
         self._accepted = False
         self._breaker = Breaker(FIRST_PAUSE_S, MAX_PAUSE_S, threshold=1)
@@ -117,6 +156,7 @@ class Login:
             if self.anonymous_fallback:
                 return None
             raise
+        await self._learn(found)
         now = self.clock()
         if self._breaker.admits(now):
             return found
@@ -139,6 +179,8 @@ class Login:
     def accepted(self, credentials: Credentials) -> None:
         """Note that the upstream accepts credentials."""
         if credentials == self._known:
+            if self.sharing is not None and not self._accepted:
+                self.sharing.accepted(credentials)
             self._accepted = True
             self._breaker.succeeded()
             self.problem = None
@@ -151,8 +193,24 @@ class Login:
             admission = Admission.NORMAL if self._breaker.is_closed else Admission.TRIAL
             if self._breaker.wait(now) == 0.0:
                 self._breaker.failed(now, admission)
+                if self.sharing is not None:
+                    self.sharing.refused(credentials, LoginRefusals(self._breaker.pauses, self.wait))
             self.problem = "refused: check username and password_file"
         log.error("credentials_refused", username=credentials.username, again_in_seconds=round(self.wait))
+
+    async def _learn(self, credentials: Credentials) -> None:
+        """Ask other mirrors whether the upstream refuses credentials, unless it is known to accept them and there is no news."""
+        sharing = self.sharing
+        if sharing is None or not self._breaker.admits(self.clock()) or (self._accepted and not sharing.has_news()):
+            return
+        found = await sharing.ask(credentials, takes_turn=not self._accepted)
+        if credentials != self._known or (self._accepted and not found.wait):
+            return
+        self._breaker.take_over(found.count, self.clock() + found.wait)
+        if found.wait:
+            self._accepted = False
+            self.problem = "refused (another node tried): check username and password_file"
+            log.error("credentials_refused", username=credentials.username, again_in_seconds=round(self.wait), by="another node")
 
     async def _current(self, account: Account) -> Credentials:
         """Read the credentials. Others than before are neither accepted nor refused yet."""

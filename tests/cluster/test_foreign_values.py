@@ -5,6 +5,7 @@ import types
 
 import pytest
 
+from mirror.cluster.accounts import SharedAccount, SharedAccounts
 from mirror.cluster.identity import Identity
 from mirror.cluster.keys import Keys
 from mirror.cluster.members import Members
@@ -15,6 +16,7 @@ from mirror.core.counts import CountTable, Total
 from mirror.core.names import Repository, Tag
 from mirror.core.pull_quota import PullQuota
 from mirror.metrics import Metrics
+from mirror.upstream.login import Credentials, LoginRefusals
 
 KEYS = Keys("prod", lambda name: name)
 APP = Repository.parse("docker.io", "library/app")
@@ -91,3 +93,20 @@ def test_news_after_the_death_of_a_process():
     lives.clear(0)
     news[1].add()
     assert news[1].number != seen
+
+
+@pytest.mark.parametrize(
+    ("answer", "known"),
+    [
+        ([1, 10**9, 10**15], LoginRefusals(64, 3600.0)),
+        ([1, -1, 60_000], LoginRefusals(1, 60.0)),
+        ([0, -1, 0], LoginRefusals()),
+        ([7, 1, 60_000], LoginRefusals(1)),
+    ],
+)
+async def test_refusals_of_an_account_that_make_no_sense(answer, known):
+    """No pause is longer than that of a mirror by itself."""
+    news = News(Link(answer), KEYS, "me", types.SimpleNamespace(total=0))
+    secret = types.SimpleNamespace(name=lambda *_: "mac")
+    shared = SharedAccount(SharedAccounts(news, secret, "me 0"), "docker.io", "up", None)
+    assert await shared.ask(Credentials("robot", "password"), takes_turn=True) == known

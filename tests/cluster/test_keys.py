@@ -21,6 +21,7 @@ def test_all_keys_have_one_hash_slot():
     names = [one.lease(DIGEST), one.askers(DIGEST), one.manifest(DIGEST), one.manifest_turn(DIGEST), one.nodes, one.node("n")]
     names += [one.grant("blob", APP, DIGEST), one.sight(APP, DIGEST)]
     names += [one.tag(APP, LATEST), one.tag_turn(APP, LATEST), one.kept_tag(APP, LATEST), one.refusal("manifest", APP, LATEST)]
+    names += [one.account("docker.io", "one.example", "mac"), one.upstream("docker.io", "one.example")]
     assert len(set(names)) == len(names)
     assert {re.search(r"\{(.+?)\}", name)[1] for name in names} == {"prod"}
 

@@ -83,3 +83,12 @@ async def test_file_that_is_being_written_changes_nothing(content, path):
     other.check(REQUEST, one.token(REQUEST))
     (line,) = lines
     assert (line["event"], line["file"]) == ("cluster_secret_unusable", str(path))
+
+
+def test_names_of_what_is_secret(path):
+    """All nodes with the secret give the same one, it does not reveal what it names, and its parts are told apart."""
+    name = of(path, OLD).name("account", "robot", "password")
+    assert name == of(path, OLD, NEW).name("account", "robot", "password")
+    assert name != of(path, NEW).name("account", "robot", "password")
+    assert len({name, *(of(path, OLD).name("account", *parts) for parts in (("robotp", "assword"), ("robot", "Password")))}) == 3
+    assert "password" not in name

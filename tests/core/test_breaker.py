@@ -158,3 +158,17 @@ def test_failures_of_all_who_were_let_in_make_the_row_longer():
     breaker.failed(7, NORMAL)
     assert breaker.has_failed_for(7) == 7
     assert breaker.wait(0.5) == 0.5
+
+
+def test_pauses_of_another_breaker():
+    """They go on from the longer one: no trial before its end, and the next pause is twice as long as that before."""
+    breaker = opened()
+    breaker.take_over(3, until=10.0)
+    assert (breaker.admits(9.9), breaker.wait(9.0)) == (False, 1.0)
+    assert breaker.failed(10.0, breaker.admit(10.0))
+    assert (breaker.pauses, breaker.wait(10.0)) == (4, 8.0)
+    breaker.take_over(1, until=11.0)
+    assert (breaker.pauses, breaker.wait(10.0)) == (4, 8.0)
+    closed = Breaker()
+    closed.take_over(0, until=10.0)
+    assert closed.is_closed

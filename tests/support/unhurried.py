@@ -18,6 +18,7 @@ _LIMITS = (
     ("mirror.storage.write_behind", "_TIMEOUT_S"),
     ("mirror.storage.coordination", "_TURN_TIMEOUT_S"),
     ("mirror.cluster.turns", "CHECK_TIMEOUT_S"),
+    ("mirror.cluster.accounts", "TURN_S"),
 )
 
 
