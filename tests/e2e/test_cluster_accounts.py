@@ -138,6 +138,7 @@ async def test_password_that_upstream_refuses_one_day(hub, redis, whole):
     news = second.services.node.upstreams.news
     before = news.number
     assert (await first.get(manifest(1))).status == 503
+    key = await told(redis)
     await eventually(lambda: news.number, "news", holds=lambda number: number != before)
     assert (await second.get(manifest(2))).status == 503
     assert len(logins(hub)) == 1
@@ -149,7 +150,6 @@ async def test_password_that_upstream_refuses_one_day(hub, redis, whole):
     clock = asyncio.get_running_loop().time
     for node in whole:
         node.upstream().login.clock = lambda: clock() + 60
-    key = await told(redis)
     await redis.command("hset", key, "until", "1")
     assert (await second.get(manifest(2))).status == 503
     await eventually(lambda: redis.command("hget", key, "count"), "refused again", holds=lambda seen: seen == ["2"])

@@ -224,11 +224,10 @@ async def test_redis_loses_what_the_nodes_say(anonymous, redis, nodes):
 async def test_429_counts_for_all(anonymous, nodes):
     """Also where a request does not count as a pull."""
     first, second, _ = nodes
-    news = second.services.node.upstreams.news
-    before = news.number
+    health = second.upstream().health
     anonymous.script(Rule(kind="manifest", method="HEAD", times=None), RateLimited(retry_after=3600))
     assert await first.status_of("1") == 503
-    await eventually(lambda: news.number, "news", holds=lambda number: number != before)
+    await eventually(lambda: health.pull_quota.state(health.clock()).waits, "the limit", holds=bool)
     anonymous.reset_counters()
     assert await second.status_of("2") == 503
     assert anonymous.count(kind="manifest") == 0
