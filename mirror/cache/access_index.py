@@ -99,8 +99,7 @@ class AccessIndex:
 
         Args:
             size: bytes, or UNKNOWN_SIZE.
-            force: write also what is recorded already. A concurrent purge may delete the rows of content that was not stored
-                yet, so the caller repeats them once it has stored the content.
+            force: write also what is recorded already; see `repeat_grant`.
         """
         missing = [s for s in (repository.registry, str(repository)) if force or not self._has(kind, s, digest, size)]
         for scope in missing:
@@ -108,6 +107,23 @@ class AccessIndex:
             self._unwritten.put(("grant", kind, scope, digest), size, write)
         if missing:
             self._cache((kind, repository, digest), Grant(size, direct=True))
+
+    def repeat_grant(self, kind: Kind, repository: Repository, digest: Digest, size: int) -> None:
+        """Record a grant again that the caller recorded before, unless upstream has revoked it since.
+
+        A concurrent purge may delete the rows of content that was not stored yet, so who has stored it repeats them.
+
+        Args:
+            size: bytes, which may have been unknown or wrong.
+        """
+        generation = self._cached.generation()
+        for scope in (repository.registry, str(repository)):
+            # Beside the grant itself, which may wait to be written, and is written in any case.
+            write = partial(self._index.grants.repeat, kind, scope, digest, size)
+            self._unwritten.put(("repeated grant", kind, scope, digest), size, write)
+        if not self._is_revoked(kind, repository, digest):
+            # Another process changes the generation once it has revoked it.
+            self._cached.put((kind, repository, digest), Grant(size, direct=True), _ENTRY_BYTES, math.inf, generation)
 
     def record_published(self, kind: Kind, registry: str, digest: Digest, size: int) -> None:
         """Record that a registry has given a digest to one of its repositories; see `record_grant`."""
@@ -133,9 +149,15 @@ class AccessIndex:
     def record_manifest(
         self, repository: Repository, digest: Digest, held: ManifestRecord, parts: tuple[Part, ...], *, force: bool = False
     ) -> None:
-        """Record that a repository holds a granted manifest, and the parts that it names; see `record_grant`."""
+        """Record that a repository holds a manifest, and the parts that it names, unless upstream has revoked the manifest.
+
+        Args:
+            force: write also what is recorded already; see `repeat_grant`.
+        """
+        if self._is_revoked("manifest", repository, digest):
+            return
         if force or (self._unwritten.get(("held", repository, digest)) or self._index.manifests.get(repository, digest)) is None:
-            write = partial(self._index.manifests.put, repository, digest, held)
+            write = partial(self._index.record_held, repository, digest, held)
             self._unwritten.put(("held", repository, digest), held, write)
         key = ("parts", repository, digest)
         if len(parts) <= MAX_PARTS and (force or not (self._unwritten.get(key) or self._index.parts.has(repository, digest))):
@@ -159,7 +181,7 @@ class AccessIndex:
     def correct_size(self, repository: Repository, digest: Digest, grant: Grant, size: int) -> None:
         """Record the size of a verified blob where upstream or a manifest reported another one."""
         if grant.direct:
-            self.record_grant("blob", repository, digest, size)
+            self.repeat_grant("blob", repository, digest, size)
         else:
             self._cache(("blob", repository, digest), Grant(size, direct=False))
 
@@ -182,6 +204,10 @@ class AccessIndex:
         if size == _REVOKED:
             return None
         return size if isinstance(size, int) else self._index.grants.get(kind, scope, digest)
+
+    def _is_revoked(self, kind: Kind, repository: Repository, digest: Digest) -> bool:
+        size = self._unwritten.get(("grant", kind, str(repository), digest))
+        return size == _REVOKED if size is not None else self._index.grants.is_revoked(kind, str(repository), digest)
 
     def _has(self, kind: Kind, scope: str, digest: Digest, size: int) -> bool:
         known = self._granted(kind, scope, digest)

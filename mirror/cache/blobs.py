@@ -269,6 +269,8 @@ class Blobs:
             return True
         if not await self._integrity.is_intact(digest, held.size, timeout):
             return False
+        # Upstream may have revoked it meanwhile.
+        grant = self._content.grant("blob", repository, digest)
         if grant is not None:
             self._context.access.correct_size(repository, digest, grant, held.size)
         return True

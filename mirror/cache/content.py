@@ -94,7 +94,7 @@ class CachedContent:
             self._log.log("warning", "manifest_not_stored", digest=str(manifest.digest), cause=str(error))
             return False
         # And after them: maintenance deletes rows without bytes.
-        context.access.record_grant("manifest", repository, manifest.digest, held.size, force=True)
+        context.access.repeat_grant("manifest", repository, manifest.digest, held.size)
         context.access.record_manifest(repository, manifest.digest, held, parts, force=True)
         await self._restore_purged(repository, manifest)
         return True

@@ -118,7 +118,7 @@ class ManifestByDigest:
                 await cluster.refusals.raise_if_refused("manifest", repository, digest)
             answer = stored or await self.fetch(repository, digest)
             if answer.outcome is Outcome.MISS and answer.raw is not None:
-                if stored is None:
+                if stored is None and self._content.is_authorized("manifest", repository, digest):
                     await cluster.grants.share("manifest", repository, digest, answer.size)
                 turn.fetched = answer.media_type, answer.raw
             return answer

@@ -1,6 +1,6 @@
 """What upstream has granted, to a repository or to any repository of a registry, and what it has lately refused.
 
-Grants:            KIND|SCOPE|DIGEST            bytes, -1 if upstream did not state them
+Grants:            KIND|SCOPE|DIGEST            bytes, -1 if upstream did not state them; "revoked" for a day after a revocation
 Negative answers:  KIND|REPOSITORY|REFERENCE    1 if it does not exist, 2 if it is denied
 """
 
@@ -14,6 +14,11 @@ from mirror.core.digest import Digest
 from mirror.core.names import ImagePattern, Reference, Repository
 from mirror.storage.rows import Kind, delete_if, parse_digest, parse_key, paused
 from mirror.storage.table import Table
+
+# What began with a grant, and would record it again at its end, takes hours at most.
+_REVOKED_S: Final = 86400.0
+# No number: an earlier version reads it as no grant.
+_REVOKED: Final = "revoked"
 
 
 class Grants:
@@ -35,9 +40,27 @@ class Grants:
         """Record that upstream granted a digest within `scope`; `size` in bytes, -1 if it did not state one."""
         self._table.set(f"{kind}|{scope}|{digest}", size)
 
+    def repeat(self, kind: Kind, scope: str, digest: Digest, size: int) -> None:
+        """Record a grant again, for a caller that recorded it before; not if it has been revoked since."""
+
+        def work() -> None:
+            if not self.is_revoked(kind, scope, digest):
+                self.put(kind, scope, digest, size)
+
+        self._table.change(work)
+
     def delete(self, kind: Kind, scope: str, digest: Digest) -> None:
-        """Delete a grant."""
-        self._table.delete(f"{kind}|{scope}|{digest}")
+        """Delete a grant. A revocation stays."""
+        key = f"{kind}|{scope}|{digest}"
+        self._table.change(lambda: None if self._table.get(key) == _REVOKED else self._table.delete(key))
+
+    def revoke(self, kind: Kind, scope: str, digest: Digest) -> None:
+        """Record that upstream has taken back a grant; the next `put` grants it anew."""
+        self._table.set(f"{kind}|{scope}|{digest}", _REVOKED, _REVOKED_S)
+
+    def is_revoked(self, kind: Kind, scope: str, digest: Digest) -> bool:
+        """Whether a grant has been revoked within a day, and not been given since."""
+        return bool(self._table.get(f"{kind}|{scope}|{digest}") == _REVOKED)
 
     def drop(self, is_present: Callable[[Digest], bool], pause: Callable[[], bool] = lambda: False) -> int:
         """Delete grants of content that is gone; returns how many. The next pull records them again.
@@ -48,7 +71,7 @@ class Grants:
 
         def is_stale(key: str) -> bool:
             digest = parse_digest(key.rpartition("|")[2])
-            return digest is None or not is_present(digest)
+            return digest is None or (not is_present(digest) and self._table.get(key) != _REVOKED)
 
         return sum(
             delete_if(self._table.change, partial(is_stale, key), partial(self._table.delete, key))

@@ -16,7 +16,7 @@ from mirror.storage.attachments import Attachments
 from mirror.storage.grants import Grants, NegativeAnswers
 from mirror.storage.history import History
 from mirror.storage.holds import Holds
-from mirror.storage.manifests import Manifests
+from mirror.storage.manifests import ManifestRecord, Manifests
 from mirror.storage.parts import Parts
 from mirror.storage.rows import Kind, delete_if, paused
 from mirror.storage.table import Table
@@ -119,10 +119,21 @@ class Index:
             self.grants.delete(kind, str(repository), digest)
 
     def revoke(self, kind: Kind, repository: Repository, digest: Digest) -> None:
-        """Delete the grant of a digest to a repository, and the record that the repository holds it."""
-        self.grants.delete(kind, str(repository), digest)
+        """Revoke the grant of a digest to a repository, and delete the record that the repository holds it."""
+        self.grants.revoke(kind, str(repository), digest)
         if kind == "manifest":
+            # After the grant: see `record_held`.
             self.manifests.delete(repository, digest)
+
+    def record_held(self, repository: Repository, digest: Digest, manifest: ManifestRecord) -> None:
+        """Record that a repository holds a manifest, unless the grant has been revoked."""
+
+        def work() -> None:
+            if not self.grants.is_revoked("manifest", str(repository), digest):
+                self.manifests.put(repository, digest, manifest)
+
+        # A revocation that comes after the look deletes the record after this transaction.
+        self.tables["manifests"].change(work)
 
     def drop_manifests(self, is_present: Callable[[Digest], bool], pause: Callable[[], bool] = lambda: False) -> int:
         """Delete the records of manifests that are gone; returns how many. The next pull records them again.

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 
 import pytest
 
@@ -50,6 +51,41 @@ async def test_no_of_another_repository(hub, mirror, all_in):
     assert (answer.status, answer.body) == (200, b"content")
     assert (await refused).status == 404
     assert (await mirror.get(f"/v2/{OTHER}/blobs/{digest}")).status == 200
+
+
+async def is_refused_while_it_is_stored(hub, mirror, monkeypatch):
+    image = hub.add_image(ONE, "1")
+    put, writing, go_on = mirror.store.files.put, threading.Event(), threading.Event()
+
+    def slow(*args):
+        writing.set()
+        assert go_on.wait(LIMIT)
+        put(*args)
+
+    monkeypatch.setattr(mirror.store.files, "put", slow)
+    path = f"/v2/{ONE}/manifests/{image.digest}"
+    async with MirrorUnderTest(hub, mirror.store_path, **mirror.settings) as other:
+        try:
+            fetching = asyncio.create_task(mirror.get(f"/v2/{ONE}/manifests/1"))
+            await asyncio.to_thread(writing.wait, LIMIT)
+            hub.delete_manifest(ONE, image.digest)
+            assert (await other.get(path)).status == 404
+        finally:
+            go_on.set()
+        assert (await fetching).body == image.raw
+        await mirror.idle()
+        for worker in (mirror, other):
+            assert (await worker.get(path)).status == 404
+
+
+async def test_refused_while_it_is_stored(hub, mirror, monkeypatch):
+    """A manifest that upstream refuses to another worker, while this one waits for the disk, stays refused to all."""
+    await is_refused_while_it_is_stored(hub, mirror, monkeypatch)
+
+
+async def test_refused_to_an_account_while_it_is_stored(hub, private, monkeypatch):
+    """So it is in a registry with an account."""
+    await is_refused_while_it_is_stored(hub, private, monkeypatch)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
