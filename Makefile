@@ -35,7 +35,7 @@ test: $(VENV)/.dev
 
 e2e: $(VENV)/.dev
 	tests/e2e/install.sh
-	$(BIN)/python -m pytest tests/e2e -m 'not full' -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/e2e -m 'not full' -n 2 --dist loadfile --no-loadscope-reorder
 
 # What takes too long for every change: the long tests as well, and other examples of the properties each time.
 e2e-full: $(VENV)/.dev

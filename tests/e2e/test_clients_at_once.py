@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
-BYTES_PER_SECOND = 4 * 1024 * 1024
+BYTES_PER_SECOND = 10 * 1024 * 1024
 
 
 @pytest.fixture

@@ -89,30 +89,40 @@ async def test_release_lets_a_tag_move_once(hub, redis, nodes):
         assert await named(one) == await named(two) == (third, new)
 
 
-@pytest.mark.parametrize("rule", [{"freeze": True}, {"cooldown": "3d"}])
-async def test_node_without_a_store_keeps_what_the_others_keep(hub, redis, tmp_path, rule):
+async def test_node_without_a_store_keeps_what_the_others_keep(hub, redis, tmp_path):
     """By a pull and by `warm`; a tag that was purged on all nodes is a new one."""
     hub.auth, hub.redirect_blobs = "none", False
-    settings = {"workers": 1, "registries": {"docker.io": {"upstreams": [hub.url], "tags": [{"match": APP, **rule}]}}}
+    rules = [{"match": "library/frozen", "freeze": True}, {"match": "library/cooling", "cooldown": "3d"}]
+    settings = {"workers": 1, "registries": {"docker.io": {"upstreams": [hub.url], "tags": rules}}}
     async with cluster(hub, tmp_path, redis, count=1, **settings) as (one,):
-        old = hub.add_image(APP, "1", layers=[b"old"]).digest
-        for tag in ("1", "2", "3", "4"):
-            hub.move_tag(APP, tag, old)
-            assert await named(one, f"/v2/{APP}/manifests/{tag}") == (old, "")
-        new = hub.add_image(APP, "1", layers=[b"new"]).digest
-        for tag in ("2", "3"):
-            hub.move_tag(APP, tag, new)
-        await one.admin("/api/v1/purge", method="POST", match="app:3")
+        moves = [await _moved_tags(hub, one, rule["match"]) for rule in rules]
         async with Node(hub, tmp_path / "later", redis, **settings) as later:
             await later.joined()
-            assert await named(later) == (old, new)
-            status, out, _ = await later.command("warm", "app:2")
-            assert (status, b"held_back" in out or b"held back" in out) == (0, True), out
-            status, out, _ = await later.command("warm", "app:4")
-            assert (status, b"moved" in out) == (0, True), out
-            assert await named(later, f"/v2/{APP}/manifests/4") == (old, "")
-            assert await named(later, f"/v2/{APP}/manifests/2") == (old, new)
-            assert await named(later, f"/v2/{APP}/manifests/3") == (new, "")
+            for rule, (old, new) in zip(rules, moves, strict=True):
+                await _keeps(later, rule["match"], old, new)
+
+
+async def _moved_tags(hub, node, name):
+    """Have a node pull four tags of an image, move three of them, and purge one: the old and the new digest."""
+    old = hub.add_image(name, "1", layers=[b"old", name.encode()]).digest
+    for tag in ("1", "2", "3", "4"):
+        hub.move_tag(name, tag, old)
+        assert await named(node, f"/v2/{name}/manifests/{tag}") == (old, "")
+    new = hub.add_image(name, "1", layers=[b"new", name.encode()]).digest
+    for tag in ("2", "3"):
+        hub.move_tag(name, tag, new)
+    await node.admin("/api/v1/purge", method="POST", match=f"{name}:3")
+    return old, new
+
+
+async def _keeps(node, name, old, new):
+    """A node that holds nothing keeps to the digests that others hold, but for what was purged."""
+    assert await named(node, f"/v2/{name}/manifests/1") == (old, new)
+    status, out, _ = await node.command("warm", f"{name}:2", f"{name}:4")
+    assert (status, b"held_back" in out or b"held back" in out, b"moved" in out) == (0, True, True), out
+    assert await named(node, f"/v2/{name}/manifests/4") == (old, "")
+    assert await named(node, f"/v2/{name}/manifests/2") == (old, new)
+    assert await named(node, f"/v2/{name}/manifests/3") == (new, "")
 
 
 async def test_release_does_not_wait_for_the_ttl(hub, redis, tmp_path):

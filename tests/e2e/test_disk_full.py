@@ -68,7 +68,7 @@ def blob(mirror: Mirror, repository: str, content: Content) -> Answer:
     return answer
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_disk_full_in_the_middle_of_a_pull(
     workers: int,
     directory: Path,

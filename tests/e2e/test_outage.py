@@ -166,6 +166,7 @@ def test_unknown_image_fails_fast(
             skopeo.copy("docker.io/library/never:1", timeout=FAST_SECONDS)
 
 
+@pytest.mark.full
 def test_silent_upstream_is_not_waited_for_without_end(
     skopeo: Skopeo, mirror: Mirror, upstream: Upstream, samples: Samples
 ) -> None:
