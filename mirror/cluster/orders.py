@@ -36,7 +36,8 @@ _ADD = Script(
     _NOW
     + """
 local known = redis.call('GET', KEYS[2])
-if known and redis.call('HEXISTS', ARGV[5] .. known, 'job') == 1 then
+local job, cancelled = unpack(redis.call('HMGET', ARGV[5] .. (known or ''), 'job', 'cancelled'))
+if job and not cancelled then
   redis.call('HSET', ARGV[5] .. known, 'asked', string.format('%.0f', now))
   return known
 end
@@ -202,7 +203,10 @@ class SharedOrders:
         return self.lost_after_s / _REPORTS_BEFORE
 
     async def add(self, name: str, share: str, row: dict[str, Any]) -> str:
-        """Share an order, and tell the nodes of it; returns its name, or that of the same order that no node has begun yet."""
+        """Share an order, and tell the nodes of it.
+
+        Returns its name, or that of the same order that is not cancelled, and that no node has begun yet.
+        """
         keys = self._keys
         words = (name, self._me, json.dumps(row), share, keys.order(""), _EXPIRY_S, _SAME_MS, self._lost_ms, MAX_EVENTS, TTL_S)
         found = await self._link.call(

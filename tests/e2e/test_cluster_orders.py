@@ -310,6 +310,17 @@ async def test_key_of_another_type(link, server):
     assert await SharedOrders(link, keys, "me").read("1-00000000") is None
 
 
+async def test_same_order_after_one_that_was_cancelled(link):
+    """It is another one, although no node has begun the first."""
+    orders = SharedOrders(link, Keys(uuid.uuid4().hex, str), "me")
+    row = {"kind": "sync", "images": ["app"], "platforms": []}
+    assert await orders.add("1-00000000", "all", row) == "1-00000000"
+    assert await orders.add("2-00000000", "all", row) == "1-00000000"
+    assert await orders.cancel("1-00000000")
+    assert await orders.add("3-00000000", "all", row) == "3-00000000"
+    assert await orders.add("4-00000000", "all", row) == "3-00000000"
+
+
 async def test_name_that_is_no_text(link):
     """It hides no other order."""
     keys = Keys(uuid.uuid4().hex, str)
