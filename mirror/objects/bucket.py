@@ -18,6 +18,7 @@ from prometheus_client import Counter
 from mirror.errors import UpstreamDisconnected, UpstreamProtocolError, UpstreamTimeout
 from mirror.objects.address import BucketAddress, KeyFile
 from mirror.objects.calls import Call, CallFailed, GuardedCalls, ObjectAbsent, ObjectsUnavailable
+from mirror.objects.file_parts import Part
 from mirror.objects.keys import LAYOUT_KEY
 
 T = TypeVar("T")
@@ -125,17 +126,17 @@ class Bucket:
 
     # ---- writing
 
-    async def put(self, key: str, data: bytes, attributes: Mapping[str, str], *, replace: bool = False) -> bool:
+    async def put(self, key: str, data: Part, attributes: Mapping[str, str], *, replace: bool = False) -> bool:
         """Write an object of at most `PART_BYTES`; False if it exists, and stays unless `replace`. Raises ObjectsUnavailable."""
         mode: Any = "overwrite" if replace else "create"
         put = partial(obstore.put_async, self._store, key, data, attributes=dict(attributes), use_multipart=False, mode=mode)
         return await self._call("put", put, self._address.part_s) is not None
 
-    async def put_parts(self, key: str, pieces: AsyncIterator[bytes], size: int, attributes: Mapping[str, str]) -> None:
-        """Write a large object; nothing of it is visible before its end. Ends early only by an error of `pieces`.
+    async def put_parts(self, key: str, parts: AsyncIterator[Part], size: int, attributes: Mapping[str, str]) -> None:
+        """Write a large object; nothing of it is visible before its end. Ends early only by an error of `parts`.
 
         Args:
-            pieces: blocks of at most `PART_BYTES`.
+            parts: of at most `PART_BYTES` each.
 
         Raises:
             ObjectsUnavailable: the bucket fails.
@@ -145,7 +146,7 @@ class Bucket:
             obstore.put_async,
             self._store,
             key,
-            pieces,
+            parts,
             attributes=dict(attributes),
             use_multipart=True,
             chunk_size=part,

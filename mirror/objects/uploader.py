@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from mirror.aio import in_thread, together
+from mirror.aio import in_thread, on_descriptor, together
 from mirror.core.byte_rate import ByteRate
 from mirror.core.digest import Digest
 from mirror.core.names import Repository, Tag
@@ -21,6 +20,7 @@ from mirror.errors import MirrorError, StorageError, UpstreamError
 from mirror.objects.bucket import PART_BYTES, Bucket
 from mirror.objects.calls import ObjectsUnavailable
 from mirror.objects.facts import Claim, ObjectFacts
+from mirror.objects.file_parts import Part, read_part
 from mirror.objects.keys import LAYOUT, LAYOUT_KEY, SCOPES, blob_key, manifest_key, tag_key
 from mirror.objects.owed import OwedKind, OwedUploads, blob_of, tag_of
 from mirror.objects.tag_records import write_tag
@@ -224,15 +224,15 @@ class Uploader:
         if held.size > PART_BYTES:
             is_new = await self._bucket.size(upload.name) != held.size
             if is_new:
-                async with contextlib.aclosing(self._pieces(held)) as pieces:
-                    await self._bucket.put_parts(upload.name, pieces, held.size, upload.attributes)
+                async with contextlib.aclosing(self._parts(held)) as parts:
+                    await self._bucket.put_parts(upload.name, parts, held.size, upload.attributes)
         else:
-            is_new = await self._put_small(upload, b"".join([piece async for piece in self._pieces(held)]))
+            is_new = await self._put_small(upload, await self._part(held, 0))
         if is_new:
             self.written(held.size)
             log.info("object_uploaded", digest=str(upload.digest), kind=upload.kind, size=held.size)
 
-    async def _put_small(self, upload: _Upload, data: bytes) -> bool:
+    async def _put_small(self, upload: _Upload, data: Part) -> bool:
         """Write a small object; False if it exists."""
         if await self._bucket.put(upload.name, data, upload.attributes):
             return True
@@ -243,16 +243,18 @@ class Uploader:
             raise ObjectsUnavailable(f"another upload of {upload.name} is under way")
         return True
 
-    async def _pieces(self, held: CachedBlob) -> AsyncGenerator[bytes, None]:
-        """The content of a file, no faster than the rate allows."""
-        for offset in range(0, held.size, PART_BYTES):
-            if self._stopping.is_set():
-                raise _Stopping("the mirror stops")
-            piece = await in_thread(self._threads, os.pread, held.file.fileno(), PART_BYTES, offset)
-            if len(piece) != min(PART_BYTES, held.size - offset):
-                raise StorageError("the file has become shorter", "io")
-            await asyncio.sleep(self._rate.spend(len(piece), time.monotonic()))
-            yield piece
+    async def _parts(self, held: CachedBlob) -> AsyncGenerator[Part, None]:
+        for start in range(0, held.size, PART_BYTES):
+            yield await self._part(held, start)
+
+    async def _part(self, held: CachedBlob, start: int) -> Part:
+        """A part of a file, no sooner than the rate allows."""
+        if self._stopping.is_set():
+            raise _Stopping("the mirror stops")
+        length = min(PART_BYTES, held.size - start)
+        part = await on_descriptor(self._threads, held.file.fileno(), read_part, start, length)
+        await asyncio.sleep(self._rate.spend(length, time.monotonic()))
+        return part
 
     async def _done(self, row: str) -> None:
         self._failed.pop(row, None)
