@@ -55,6 +55,20 @@ def measure(settings: Settings) -> Report:
     return report
 
 
+class _Spent:
+    """CPU seconds of a mirror from now on, without those that it takes at rest: a slow receiver makes these no cost of a byte."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        began = mirror.child.cpu_seconds()
+        time.sleep(REST_SECONDS)
+        self._child, self._cpu, self._began = mirror.child, mirror.child.cpu_seconds(), time.monotonic()
+        self._rest = (self._cpu - began) / REST_SECONDS
+
+    def seconds(self) -> float:
+        """The seconds so far."""
+        return self._child.cpu_seconds() - self._cpu - self._rest * (time.monotonic() - self._began)
+
+
 class _Bench:
     """The measurements, each with servers of its own."""
 
@@ -83,36 +97,39 @@ class _Bench:
             download(Load(holder.port, blobs, limit=LIMIT))
             # Its lease says that it holds them once their checksums are known.
             time.sleep(REST_SECONDS)
-            sent, before = origin.counters()["bytes"], holder.child.cpu_seconds()
+            sent, spent = origin.counters()["bytes"], _Spent(holder)
             for blob in blobs:
                 download(Load(other.port, [blob], limit=LIMIT))
-            spent = holder.child.cpu_seconds() - before
+            seconds = spent.seconds()
             if origin.counters()["bytes"] != sent:
                 raise NotTakenError("blobs came from upstream instead of the node that has them")
         self._remove(blobs)
-        return spent / (self._total / GIGA)
+        return seconds / (self._total / GIGA)
 
     def upload(self) -> float:
         """CPU seconds of a mirror for each GB that it uploads."""
         with self._owing() as (mirror, _), ExitStack() as stack:
-            # It looks for a bucket that has failed after a while only.
-            began = mirror.child.cpu_seconds()
+            # The mirror still writes down what it has received.
+            time.sleep(REST_SECONDS)
+            spent = _Spent(mirror)
             stack.enter_context(self._sink())
-            for count in self._while_uploading():
-                if not count:
-                    began = mirror.child.cpu_seconds()
+            for _ in self._while_uploading():
                 time.sleep(POLL_SECONDS)
-            return (mirror.child.cpu_seconds() - began) / (self._total / GIGA)
+            return spent.seconds() / (self._total / GIGA)
 
     def hits(self) -> dict[str, float]:
-        """The 99th percentile of the first bytes of hits, in milliseconds, before and during an upload."""
+        """The 99th percentile of the first bytes of hits, in milliseconds, before and after an upload, and during it."""
         with self._owing() as (mirror, hit), ExitStack() as stack:
-            before, during = _hits(mirror, hit, HITS), list[float]()
+            # The mirror still writes down what it has received.
+            time.sleep(REST_SECONDS)
+            alone, during = _hits(mirror, hit, HITS), list[float]()
             stack.enter_context(self._sink())
             for count in self._while_uploading():
                 found = _hits(mirror, hit, HITS_AT_ONCE)
                 during += found if count else []
-            return {ALONE: _p99(before) * 1000, MIRROR: _p99(during) * 1000}
+            time.sleep(REST_SECONDS)
+            alone += _hits(mirror, hit, HITS)
+            return {ALONE: _p99(alone) * 1000, MIRROR: _p99(during) * 1000}
 
     def resident(self) -> float:
         """By how many MB an idle worker is larger in a cluster with a bucket than without."""
@@ -146,8 +163,8 @@ class _Bench:
 
     @contextmanager
     def _sink(self) -> Iterator[None]:
-        """The bucket. It stands for other machines, so it takes only what the mirror leaves of this one."""
-        argv = ["nice", "-n", "19", sys.executable, "-m", "bench.sink", str(self._port), *map(str, self._tls)]
+        """The bucket."""
+        argv = [sys.executable, "-m", "bench.sink", str(self._port), *map(str, self._tls)]
         with Child(argv, self._home / "sink.log", cwd=servers.ROOT) as child:
             child.first_line(START_SECONDS)
             yield
@@ -175,7 +192,8 @@ class _Bench:
 
 
 def _hits(mirror: Mirror, path: str, count: int) -> list[float]:
-    return first_bytes(mirror.port, [path] * count)
+    # The first one opens the connection.
+    return first_bytes(mirror.port, [path] * (count + 1))[1:]
 
 
 def _p99(times: list[float]) -> float:
