@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+# Each has a lane: a pushed image is checked while a long job of another kind runs.
+_KINDS: Final[tuple[Kind, ...]] = ("schedule", "sync", "warm")
 # How often due jobs are looked for, and the progress of runs is written.
 _POLL_INTERVAL_S = 0.25
 # A finished job that cannot be removed from the store is repeated no sooner.
@@ -74,6 +76,9 @@ class SyncScheduler:
         self._metrics = metrics
         self._services = services
         self._runs: dict[Kind, Run] = {}
+        # The lanes without a job; the event is set when there is one more of them.
+        self._idle: dict[Kind, asyncio.Future[SyncJob]] = {}
+        self._is_idle = asyncio.Event()
         # Kept beside the job store, which may not be writable. No other process writes it meanwhile.
         self._written: Schedule | None = None
 
@@ -88,19 +93,27 @@ class SyncScheduler:
         with contextlib.closing(LeaderLock(self._lock_file)) as leader:
             await leader.elected()
             self._metrics.sync_last_success.set(self._jobs.state("succeeded", float))
-            # One lane for each kind: a pushed image is checked while a long job of another kind runs.
             reports = [] if self._orders is None else [self._orders.run()]
-            await together([self._lane("schedule"), self._lane("sync"), self._lane("warm"), self._write_progress(), *reports])
+            lanes = [self._lane(kind) for kind in _KINDS]
+            await together([self._find_jobs(), *lanes, self._write_progress(), *reports])
+
+    async def _find_jobs(self) -> None:
+        """Give lanes their next jobs. One turn of a thread looks for all of them: each turn disturbs the event loop."""
+        while True:
+            self._is_idle.clear()
+            # A thousand jobs take some milliseconds to read.
+            for job in await asyncio.to_thread(self._next, tuple(self._idle)) if self._idle else ():
+                self._idle.pop(job.kind).set_result(job)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_INTERVAL_S):
+                    await self._is_idle.wait()
 
     async def _lane(self, kind: Kind) -> None:
         last: SyncJob | None = None
         while True:
-            # A thousand jobs take some milliseconds to read.
-            await asyncio.to_thread(self._end_cancelled, kind)
-            job = await asyncio.to_thread(self._next, kind)
-            if job is None:
-                await asyncio.sleep(_POLL_INTERVAL_S)
-                continue
+            next_job = self._idle[kind] = asyncio.get_running_loop().create_future()
+            self._is_idle.set()
+            job = await next_job
             if job == last and kind != "schedule":
                 # It could not be removed: the job store is not writable.
                 await asyncio.sleep(_REPEAT_PAUSE_S)
@@ -119,13 +132,16 @@ class SyncScheduler:
 
     # ---- the next job
 
-    def _next(self, kind: Kind) -> SyncJob | None:
-        return self._scheduled() if kind == "schedule" else self._waiting(kind)
+    def _next(self, kinds: Collection[Kind]) -> list[SyncJob]:
+        """Return the due jobs of these kinds, at most one of each; ends those that are cancelled."""
+        self._end_cancelled(kinds)
+        jobs = [job for name, row in self._jobs.pending() if (job := SyncJob.read(name, row)) is not None]
+        found = [self._scheduled() if kind == "schedule" else self._waiting(kind, jobs) for kind in kinds]
+        return [job for job in found if job is not None]
 
-    def _waiting(self, kind: Kind) -> SyncJob | None:
+    def _waiting(self, kind: Kind, jobs: list[SyncJob]) -> SyncJob | None:
         """Return the due job of a kind that has waited longest."""
-        jobs = (SyncJob.read(name, row) for name, row in self._jobs.pending())
-        due = [job for job in jobs if job is not None and job.kind == kind and job.is_due(time.time())]
+        due = [job for job in jobs if job.kind == kind and job.is_due(time.time())]
         for job in sorted(due, key=lambda job: job.asked):
             row = self._jobs.get(job.name)
             if row is not None:
@@ -201,7 +217,7 @@ class SyncScheduler:
         try:
             while not running.done():
                 await asyncio.wait([running], timeout=_POLL_INTERVAL_S)
-                if await asyncio.to_thread(self._end_cancelled, job.kind, job):
+                if await asyncio.to_thread(self._end_cancelled, (job.kind,), job):
                     break
                 if not running.done() and fingerprint not in (None, self._services.planner.fingerprint):
                     return None
@@ -210,12 +226,12 @@ class SyncScheduler:
             await asyncio.wait([running])
         return run.cancel() if running.cancelled() else running.result()
 
-    def _end_cancelled(self, kind: Kind, running: SyncJob | None = None) -> bool:
-        """End the cancelled jobs of a kind that wait; returns whether the `running` one is cancelled."""
+    def _end_cancelled(self, kinds: Collection[Kind], running: SyncJob | None = None) -> bool:
+        """End the cancelled jobs of these kinds that wait; returns whether the `running` one is cancelled."""
         for name in self._jobs.cancellations():
             row = self._jobs.get(name)
             job = None if row is None else SyncJob.read(name, row)
-            if job is None or job.kind != kind or (running is not None and name == running.name):
+            if job is None or job.kind not in kinds or (running is not None and name == running.name):
                 continue
             if self._jobs.is_cancelled(name, job.created):
                 self._end_unbegun(job)

@@ -567,3 +567,13 @@ async def test_an_order_that_cannot_be_removed(hub, mirror, orders, monkeypatch,
     await eventually(lambda: [event for event in log if event["event"] == "sync_ended"], "a run")
     await asyncio.sleep(0.5)
     assert len([event for event in log if event["event"] == "sync_ended"]) == 1
+
+
+async def test_one_look(mirror, monkeypatch):
+    """An idle mirror looks for jobs of all kinds, and for cancellations, in one turn of a thread."""
+    looks = []
+    jobs, state, cancellations = mirror.store.jobs, mirror.store.jobs.state, mirror.store.jobs.cancellations
+    monkeypatch.setattr(jobs, "state", lambda name, kind: (looks.append(name), state(name, kind))[1])
+    monkeypatch.setattr(jobs, "cancellations", lambda: (looks.append("cancelled"), cancellations())[1])
+    await eventually(lambda: looks.count("schedule") >= 10, "ten looks for what is scheduled")
+    assert looks.count("cancelled") <= looks.count("schedule") + 1
