@@ -1,13 +1,19 @@
 """Sends files over plain connections by sendfile(2).
 
 asyncio's `sendfile` registers the socket again for every piece that a client takes, and pauses reading even if one piece is all.
-A FileSender sends at once what fits into the socket's buffer, and registers the socket once for the rest.
+A FileSender sends at once what fits into the socket's buffer, and registers the socket once for the rest. It looks before each
+piece whether that is in memory: sendfile(2) would wait for the disk, and so would all other clients.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+
+from mirror.storage.page_cache import resident_until
+
+# A socket's buffer is hardly larger (tcp_wmem of tcp(7)). While a client takes bytes as fast as they are sent, others wait.
+_MAX_PIECE_BYTES = 4 << 20
 
 
 class FileEnd(Exception):
@@ -26,20 +32,22 @@ class FileSender:
         self._transport = transport
         self._descriptor = descriptor
         self._socket: int = transport.get_extra_info("socket").fileno()
-        self._stop = position
+        self._stop = self._known = position
 
-    async def send_until(self, stop: int) -> None:
-        """Send the bytes up to `stop`. The transport's buffer has to be empty.
+    async def send_until(self, stop: int, known: int = 0) -> None:
+        """Send the bytes up to `stop`, or up to the first ones that are not in memory. The transport's buffer has to be empty.
+
+        Args:
+            known: the bytes up to there have just been read into memory, so that at least the socket is tried.
 
         Raises:
             ConnectionError: the connection has ended.
             FileEnd: the file has become too short.
         """
-        self._stop = stop
+        self._stop, self._known = stop, known
         if self._transport.is_closing():
             raise ConnectionResetError("the client has gone")
-        self._send()
-        if self.position < stop:
+        if self._send():
             await self._send_rest()
 
     async def _send_rest(self) -> None:
@@ -66,18 +74,23 @@ class FileSender:
         try:
             if self._transport.is_closing():
                 raise ConnectionResetError("the client has gone")
-            self._send()
+            if not self._send():
+                done.set_result(None)
         except (OSError, FileEnd) as error:
             done.set_exception(error)
-        else:
-            if self.position == self._stop:
-                done.set_result(None)
 
-    def _send(self) -> None:
+    def _send(self) -> bool:
+        """Send what the socket takes of the next piece; returns whether to continue when it takes more."""
+        start, end = self.position, min(self.position + _MAX_PIECE_BYTES, self._stop)
+        known, self._known = self._known, 0
+        end = min(known, end) if known > start else resident_until(self._descriptor, start, end)
+        if end == start:
+            return False
         try:
-            count = os.sendfile(self._socket, self._descriptor, self.position, self._stop - self.position)
+            count = os.sendfile(self._socket, self._descriptor, start, end - start)
         except (BlockingIOError, InterruptedError):
-            return
+            return True
         if not count:
             raise FileEnd
         self.position += count
+        return self.position < self._stop

@@ -27,7 +27,7 @@ from mirror.listener.file_sender import FileEnd, FileSender
 from mirror.listener.oci_errors import Problem
 from mirror.listener.tls_protocol import TLS, TlsProtocol
 from mirror.metrics.request_counts import ERROR
-from mirror.storage.page_cache import bring_in, read_resident_into, resident_until
+from mirror.storage.page_cache import bring_in, read_resident_into
 
 # Where a file has to be encrypted, it is read in pieces of this size: the only bytes of a blob in memory.
 _PIECE_BYTES = 64 << 10
@@ -196,16 +196,17 @@ async def send_file(request: web.BaseRequest, response: Sending, span: Span, thr
         return
     if transport.get_write_buffer_size():
         await _empty_buffer(request, transport)
-    sender, stop = FileSender(transport, span.file.fileno(), span.start), span.start + span.count
+    sender, stop, known = FileSender(transport, span.file.fileno(), span.start), span.start + span.count, 0
     while sender.position < stop:
         start = sender.position
-        end = await _resident(span, threads, start, stop)
         try:
-            await sender.send_until(end)
+            await sender.send_until(stop, known)
         except FileEnd as error:
             raise _shorter() from error
         finally:
             response.sent += sender.position - start
+        if sender.position < stop:
+            known = await _bring_in(span, threads, sender.position, stop)
 
 
 async def _empty_buffer(request: web.BaseRequest, transport: asyncio.Transport) -> None:
@@ -217,13 +218,10 @@ async def _empty_buffer(request: web.BaseRequest, transport: asyncio.Transport) 
         transport.set_write_buffer_limits()
 
 
-async def _resident(span: Span, threads: Executor, position: int, stop: int) -> int:
-    """The end of the bytes from `position` that are in the page cache; if there are none, a thread reads some first."""
-    descriptor = span.file.fileno()
-    end = resident_until(descriptor, position, stop)
-    if end == position:
-        end = min(position + _READ_AHEAD_BYTES, stop)
-        await on_descriptor(threads, descriptor, bring_in, position, end, min(end + _READ_AHEAD_BYTES, stop))
+async def _bring_in(span: Span, threads: Executor, position: int, stop: int) -> int:
+    """Have a thread read the bytes from `position` on into the page cache; returns the end of those that it has read."""
+    end = min(position + _READ_AHEAD_BYTES, stop)
+    await on_descriptor(threads, span.file.fileno(), bring_in, position, end, min(end + _READ_AHEAD_BYTES, stop))
     return end
 
 
@@ -241,7 +239,7 @@ async def _send_encrypted(request: web.BaseRequest, response: Sending, span: Spa
         piece = piece[: stop - position]
         count = read_resident_into(descriptor, piece, position)
         if count is None:
-            await _resident(span, threads, position, stop)
+            await _bring_in(span, threads, position, stop)
             count = os.preadv(descriptor, [piece], position)
         if not count:
             raise _shorter()

@@ -96,6 +96,25 @@ async def test_slow_client_gets_everything(descriptor, pair):
     assert descriptors() == before
 
 
+async def test_stops_at_what_is_not_in_memory(descriptor, pair, monkeypatch):
+    """It looks before each piece, does not wait for the disk, and takes the caller's word for what has just been read."""
+    server, client = pair
+    memory = [MIB]
+    monkeypatch.setattr("mirror.listener.file_sender.resident_until", lambda _, start, stop: min(stop, max(start, memory[0])))
+    sender = FileSender(server.transport, descriptor, 0)
+    task = await started(sender, 8 * MIB)
+    assert await asyncio.to_thread(receive, client, MIB) == DATA[:MIB]
+    await asyncio.wait_for(task, LIMIT)
+    assert sender.position == MIB
+    await sender.send_until(8 * MIB, known=MIB + 100)
+    assert sender.position == MIB + 100
+    memory[0] = 2 * MIB
+    rest = asyncio.create_task(sender.send_until(8 * MIB))
+    assert await asyncio.to_thread(receive, client, MIB) == DATA[MIB : 2 * MIB]
+    await asyncio.wait_for(rest, LIMIT)
+    assert sender.position == 2 * MIB
+
+
 async def test_client_that_says_nothing_more(descriptor, pair):
     """A client that has closed its own direction still gets the whole."""
     server, client = pair

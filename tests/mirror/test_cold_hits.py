@@ -1,5 +1,6 @@
 """What would make the event loop stand still: a file that is not in memory, and manifests that are large."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -21,8 +22,8 @@ def tmp_path(disk_path):
     return disk_path
 
 
-async def forget(path):
-    """Have the kernel keep nothing of a file in memory; skips where it cannot be told."""
+async def forget(path, most=0):
+    """Have the kernel keep at most so many bytes of a file in memory; skips where it cannot be told."""
 
     def dropped():
         with open(path, "rb") as file:
@@ -30,7 +31,7 @@ async def forget(path):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         # Not by a look of our own, which would make the kernel begin to read ahead.
         command = ["fincore", "--bytes", "--noheadings", "--output", "RES", path]
-        return not int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT).stdout)
+        return int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT).stdout) <= most
 
     try:
         await eventually(dropped, limit=SOON)
@@ -79,6 +80,26 @@ async def test_only_what_is_asked_for_is_brought_in(hub, mirror, brought):
     answer = await mirror.get(path, headers={"Range": f"bytes={8 * MIB}-{stop - 1}"})
     assert answer.body == DATA[8 * MIB : stop]
     assert [part[:2] for part in brought] == [(8 * MIB, stop)]
+
+
+async def test_what_is_dropped_meanwhile(hub, mirror, brought):
+    """Bytes that leave memory while a slow client reads are brought in by a thread, too."""
+    digest = hub.add_blob(APP, data := content(48 * MIB))
+    path = mirror.blob_path(digest)
+    await mirror.get(blob_path(digest))
+    await mirror.idle()
+    reader, writer = await asyncio.open_connection("127.0.0.1", mirror.port, limit=KIB)
+    try:
+        writer.write(f"GET {blob_path(digest)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        # What lies in the buffers of the connection cannot be dropped.
+        await forget(path, most=len(data) // 2)
+        assert brought == []
+        assert await asyncio.wait_for(reader.readexactly(len(data)), LIMIT) == data
+    finally:
+        writer.close()
+    assert brought
+    assert all(in_thread for *_, in_thread in brought)
 
 
 def manifest(hub, padding):
