@@ -1,8 +1,9 @@
 """Sends files over plain connections by sendfile(2).
 
 asyncio's `sendfile` registers the socket again for every piece that a client takes, and pauses reading even if one piece is all.
-A FileSender sends at once what fits into the socket's buffer, and registers the socket once for the rest. It looks before each
-piece whether that is in memory: sendfile(2) would wait for the disk, and so would all other clients.
+A FileSender sends at once what fits into the socket's buffer, and registers the socket once for the rest. The kernel sends the
+rest in full segments. Before each piece a FileSender looks whether that is in memory: sendfile(2) would wait for the disk, and so
+would all other clients.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 
+from mirror.listener.sockets import corked
 from mirror.storage.page_cache import resident_until
 
 # A socket's buffer is hardly larger (tcp_wmem of tcp(7)). While a client takes bytes as fast as they are sent, others wait.
@@ -48,7 +50,8 @@ class FileSender:
         if self._transport.is_closing():
             raise ConnectionResetError("the client has gone")
         if self._send():
-            await self._send_rest()
+            with corked(self._transport):
+                await self._send_rest()
 
     async def _send_rest(self) -> None:
         loop, transport = asyncio.get_running_loop(), self._transport

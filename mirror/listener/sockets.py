@@ -1,9 +1,11 @@
-"""Listening sockets."""
+"""Sockets: those that listen, and options of accepted ones."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
+from collections.abc import Iterator
 
 from mirror.config.types import Address
 from mirror.core.networks import parse_address
@@ -38,6 +40,23 @@ def listen(key: str, address: Address, passed: PassedSockets | None = None) -> s
     except OSError as error:
         raise ConfigurationError([f"{key}: cannot listen on {address}: {error.strerror or error}"]) from error
     return sock
+
+
+@contextlib.contextmanager
+def corked(transport: asyncio.BaseTransport) -> Iterator[None]:
+    """Have the kernel send nothing but full segments during the context (TCP_CORK of tcp(7)), and the rest at its end.
+
+    Without it the kernel also sends what is left over of each piece that it takes, in a segment of its own.
+    """
+    sock = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    try:
+        yield
+    finally:
+        # It may be closed by now.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
 
 
 def _bound(family: int, address: tuple[object, ...]) -> socket.socket:

@@ -96,6 +96,21 @@ async def test_slow_client_gets_everything(descriptor, pair):
     assert descriptors() == before
 
 
+async def test_full_segments(descriptor):
+    """The kernel makes full segments of a large body while it is sent, and holds nothing back after it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname(), LIMIT) as client:
+        ours = listening.accept()[0]
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 << 10)
+        _, server = await asyncio.get_running_loop().connect_accepted_socket(Server, ours)
+        task = await started(FileSender(server.transport, descriptor, 0), 8 * MIB - 1)
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 1
+        assert await asyncio.to_thread(receive, client, 8 * MIB - 1) == DATA[:-1]
+        await asyncio.wait_for(task, LIMIT)
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0
+        server.transport.abort()
+
+
 async def test_stops_at_what_is_not_in_memory(descriptor, pair, monkeypatch):
     """It looks before each piece, does not wait for the disk, and takes the caller's word for what has just been read."""
     server, client = pair
