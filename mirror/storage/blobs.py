@@ -23,7 +23,7 @@ from mirror.errors import FlushFailed, StorageError
 from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
 from mirror.storage.owner import owner_of, set_owner
-from mirror.storage.page_cache import read_resident
+from mirror.storage.page_cache import read_resident, resident_until
 from mirror.storage.space_quota import SpaceQuota
 
 _PIECE_BYTES = 1 << 20
@@ -258,7 +258,7 @@ def is_intact(
 
     Args:
         paced: called with the bytes of each piece.
-        keep_cached: leave the blob in the page cache, for it is being served.
+        keep_cached: leave the blob in the page cache, for it is being served. Otherwise it is dropped, unless it was there before.
 
     Raises:
         OSError: it cannot be read.
@@ -268,6 +268,7 @@ def is_intact(
         return None
     hasher = digest.hasher()
     with held.file as file:
+        keep_cached = keep_cached or resident_until(file.fileno(), 0, held.size) == held.size
         while piece := file.read(_PIECE_BYTES):
             hasher.update(piece)
             paced(len(piece))
