@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from bench import nodes, servers
 from bench.clients import download, requests_per_second
 from bench.content import MANIFEST_TYPE, Content
-from bench.lineup import Lineup, Settings, warm
+from bench.lineup import Lineup, Settings, expect_ok, wait_rechecked, warm
 from bench.load import Load
 from bench.report import MIRROR, Report, Row, at_least, at_most
 from bench.servers import Server
@@ -14,6 +14,7 @@ ALONE = "no cluster"
 BLOB_BYTES = 256 << 20
 CLIENTS, CONNECTIONS = 8, 32
 SECONDS, ROUNDS = 1.0, 7
+LIMIT = 60.0
 GIGA = 1e9
 
 
@@ -31,6 +32,8 @@ def measure(settings: Settings) -> Report:
         }
         lineup = stack.enter_context(Lineup(starters))
         lineup.each(lambda _, server: warm(server, blob, origin))
+        lineup.each(lambda _, server: expect_ok(server, blob))
+        lineup.each(lambda _, server: wait_rechecked(server, LIMIT))
         lineup.each(lambda _, server: warm(server, manifest, origin))
         report.rows = _rounds(lineup, blob, manifest, settings.rounds(ROUNDS))
         report.absent = lineup.absent

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from bench import servers
 from bench.clients import download
 from bench.content import Content
-from bench.lineup import Lineup, Settings, warm
+from bench.lineup import Lineup, Settings, expect_ok, wait_rechecked, warm
 from bench.load import Load
 from bench.report import DOCKER_REGISTRY, MIRROR, NGINX, Report, Row, at_least, at_most
 from bench.servers import Server
@@ -14,6 +14,7 @@ CLIENTS = (1, 8, 32)
 BLOB_BYTES = 256 << 20
 SECONDS = 2.0
 ROUNDS = 5
+LIMIT = 60.0
 GIGA = 1e9
 
 
@@ -34,6 +35,8 @@ def measure(settings: Settings) -> Report:
             )
         )
         lineup.each(lambda _, server: warm(server, blob, origin))
+        lineup.each(lambda _, server: expect_ok(server, blob))
+        lineup.each(lambda _, server: wait_rechecked(server, LIMIT))
         busiest = max((_clients(lineup, report, blob, count, settings) for count in CLIENTS), default=0.0)
         report.absent = lineup.absent
     report.notes.append(f"The load generator was busy for at most {busiest:.0%} of one core.")

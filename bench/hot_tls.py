@@ -7,7 +7,7 @@ from pathlib import Path
 from bench import servers
 from bench.clients import read_over_tls
 from bench.content import Content
-from bench.lineup import Lineup, Settings, settle
+from bench.lineup import Lineup, Settings, settle, wait_rechecked
 from bench.report import MIRROR, NGINX, Report, Row, at_least, at_most
 from bench.servers import Server
 
@@ -32,9 +32,10 @@ def measure(settings: Settings) -> Report:
             NGINX: lambda: _nginx(settings, content.root, certificate),
         }
         lineup = stack.enter_context(Lineup(starters))
-        # Long enough for the mirror to fetch it.
+        # Long enough for the mirror to fetch it, and to serve it several times.
         lineup.each(lambda _, server: _discard(server, blob))
         settle(origin, LIMIT)
+        lineup.each(lambda _, server: wait_rechecked(server, LIMIT))
         for count in CLIENTS:
             throughput = Row(f"{count} at once: throughput", "GB/s", bars=[at_least(0.9, NGINX)])
             cpu = Row(f"{count} at once: CPU", "s/GB", bars=[at_most(1.2, NGINX)])

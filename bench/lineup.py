@@ -10,10 +10,11 @@ from typing import Self
 
 from bench.clients import get
 from bench.process import NotTakenError
-from bench.servers import Origin, Server
+from bench.servers import Mirror, Origin, Server
 
 WARM_SECONDS = 120.0
 POLL_SECONDS = 0.2
+RECHECKED = b'registry_mirror_scrubbed_blobs_total{result="ok"} 1'
 
 Starter = Callable[[], AbstractContextManager[Server]]
 
@@ -89,6 +90,16 @@ def warm(server: Server, path: str, origin: Origin, headers: Mapping[str, str] |
             return
         if time.monotonic() > deadline:
             raise NotTakenError(f"{path} was still fetched from the origin after {WARM_SECONDS:.0f} s")
+        time.sleep(POLL_SECONDS)
+
+
+def wait_rechecked(server: Server, limit: float) -> None:
+    """Wait until a mirror has hashed a blob that was pulled from it twice, which it does once an hour and beside its clients."""
+    deadline = time.monotonic() + limit
+    while isinstance(server, Mirror) and RECHECKED not in get(server.admin, "/metrics")[1]:
+        server.child.check_alive()
+        if time.monotonic() > deadline:
+            raise NotTakenError(f"no blob was hashed again within {limit:.0f} s")
         time.sleep(POLL_SECONDS)
 
 
