@@ -258,7 +258,7 @@ def is_intact(
 
     Args:
         paced: called with the bytes of each piece.
-        keep_cached: leave the blob in the page cache, for it is being served. Otherwise it is dropped, unless it was there before.
+        keep_cached: leave the blob in the page cache, for it is being served; otherwise only what was there before stays.
 
     Raises:
         OSError: it cannot be read.
