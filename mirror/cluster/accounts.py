@@ -48,6 +48,10 @@ redis.call('HSET', KEYS[1], 'turn', now + turn, 'by', ARGV[1])
 if redis.call('PTTL', KEYS[1]) < turn then redis.call('PEXPIRE', KEYS[1], turn) end
 return {0, count, 0}
 """)
+# KEYS: account. ARGV: process.
+_END_TURN = Script("""
+if redis.call('HGET', KEYS[1], 'by') == ARGV[1] then redis.call('HDEL', KEYS[1], 'turn', 'by') end
+""")
 # KEYS: account, events. ARGV: refusals in a row, ms of the pause, TTL in ms, maximum of events, words of an event.
 _REFUSE = Script("""
 local time = redis.call('TIME')
@@ -114,7 +118,7 @@ class SharedAccount:
 
     def attach(self, login: Login) -> None:
         """Share the refusals of a login from now on."""
-        login.sharing = LoginSharing(self.has_news, self.ask, self.refused, self.accepted)
+        login.sharing = LoginSharing(self.has_news, self.ask, self.refused, self.accepted, self.undecided)
 
     def has_news(self) -> bool:
         """Whether other nodes may have said something since the last question."""
@@ -150,6 +154,10 @@ class SharedAccount:
         """Tell the other nodes that upstream accepts credentials."""
         self._node.start(self._accept(self._key(credentials)))
 
+    def undecided(self, credentials: Credentials) -> None:
+        """End the turn of this process."""
+        self._node.start(self._end_turn(self._key(credentials)))
+
     async def _refuse(self, key: str, refusals: LoginRefusals) -> None:
         news, pause_ms = self._node.news, max(1, round(refusals.wait * 1000))
         # After the pause it still says how long the next one is.
@@ -164,6 +172,11 @@ class SharedAccount:
         async with self._lock:
             with contextlib.suppress(LinkDown):
                 await self._node.news.link.insist(_ACCEPT, [key], round(_ACCEPTED_S * 1000))
+
+    async def _end_turn(self, key: str) -> None:
+        async with self._lock:
+            with contextlib.suppress(LinkDown):
+                await self._node.news.link.call(_END_TURN, [key], self._node.process)
 
     def _key(self, credentials: Credentials) -> str:
         mac = self._node.secret.name("account", credentials.username, credentials.password)

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -82,12 +82,14 @@ class LoginSharing:
         ask: awaited before credentials are sent that are not known to be right, or after news.
         refused: called when the upstream has refused credentials.
         accepted: called when it has accepted them for the first time.
+        undecided: called when it has said neither: nobody has to wait for that any more.
     """
 
     has_news: Callable[[], bool]
     ask: AskLoginRefusals
     refused: Callable[[Credentials, LoginRefusals], None]
     accepted: Callable[[Credentials], None]
+    undecided: Callable[[Credentials], None]
 
 
 class Login:
@@ -131,6 +133,16 @@ class Login:
                 # The request before this one has proved them right: no other one has to wait.
                 await lock.aclose()
             yield
+
+    @contextlib.contextmanager
+    def shown(self, credentials: Credentials | None) -> Iterator[None]:
+        """Send credentials inside the context; other mirrors are told its end if it brings no outcome."""
+        try:
+            yield
+        finally:
+            sharing = self.sharing
+            if sharing is not None and credentials is not None and not self._accepted and self._breaker.admits(self.clock()):
+                sharing.undecided(credentials)
 
     @property
     def has_account(self) -> bool:

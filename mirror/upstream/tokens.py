@@ -216,12 +216,13 @@ class Tokens:
             return await self._request_with(None, url)
 
     async def _request_with(self, credentials: Credentials | None, url: URL) -> tuple[str, float]:
-        status, body = await self._send(url, credentials)
-        if status == 403 and credentials is not None and not await self._is_accepted(url, credentials):
-            status = 401
-        self._check(status, url, credentials)
-        if credentials is not None:
-            self.login.accepted(credentials)
+        with self.login.shown(credentials):
+            status, body = await self._send(url, credentials)
+            if status == 403 and credentials is not None and not await self._is_accepted(url, credentials):
+                status = 401
+            self._check(status, url, credentials)
+            if credentials is not None:
+                self.login.accepted(credentials)
         return _parse(body, url)
 
     async def _is_accepted(self, url: URL, credentials: Credentials) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.harness.cluster import Node
 from tests.e2e.harness.whole_nodes import WholeNode
-from tests.fakehub import NoHeaders, Rule
+from tests.fakehub import NoHeaders, Rule, Status
 from tests.support.names import APP
 from tests.support.waiting import LIMIT, eventually
 
@@ -172,6 +172,17 @@ async def test_reload_tries_once(hub, redis, whole):
     await eventually(lambda: redis.command("hget", key, "at"), "told", holds=lambda seen: seen != ["1"])
     assert (await first.get(manifest(1))).status == 503
     assert len(logins(hub)) == 2
+
+
+async def test_turn_without_an_outcome(hub, redis, nodes):
+    """A token host that is out of order says nothing of the account: another node does not wait for that."""
+    hub.script(Rule(kind="token", times=None), Status(503))
+    async with running(nodes(WholeNode, RIGHT)) as (first, second):
+        for number, node in enumerate((first, second), 1):
+            assert (await node.get(manifest(number))).status == 503
+            (key,) = await redis.command("keys", "*:ac:*") or [""]
+            await eventually(lambda key=key: redis.command("hget", key, "turn"), "the end", holds=lambda seen: seen == [])
+        assert len({seen.path for seen in hub.find(kind="token", status=503)}) == 1
 
 
 async def test_without_redis_each_node_tries_itself(hub, redis, whole):

@@ -1,6 +1,6 @@
 """A login that shares what upstream says of it with other mirrors."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -27,6 +27,7 @@ class Others:
             ask=self.ask,
             refused=lambda _, refusals: self.told.append(refusals),
             accepted=lambda _: self.told.append("accepted"),
+            undecided=lambda _: self.told.append("undecided"),
         )
 
 
@@ -83,6 +84,19 @@ async def test_settled_login_asks_only_after_news(login, others):
     assert not login.is_settled
 
 
+async def test_outcome_of_what_was_shown(login, others):
+    """Others are told once that there is none."""
+    for note in (lambda _: None, login.refused, login.accepted):
+        others.told.clear()
+        credentials = await login.credentials() if login.wait == 0 else Credentials("robot", "secret")
+        with login.shown(credentials):
+            note(credentials)
+        assert len(others.told) == 1
+    with pytest.raises(TimeoutError), login.shown(None):
+        raise TimeoutError
+    assert others.told == ["accepted"]
+
+
 async def test_new_password_is_not_refused(login, others, password):
     others.known = LoginRefusals(1, 60.0)
     with pytest.raises(CredentialsRefused):
@@ -101,7 +115,7 @@ async def test_answer_about_an_older_password(login, others, password):
         await login.refresh()
         return LoginRefusals(1, 60.0)
 
-    login.sharing = LoginSharing(lambda: False, late, lambda *_: None, lambda _: None)
+    login.sharing = replace(others.sharing(), ask=late)
     assert (await login.credentials()).password == "secret"
     assert (login.wait, login.problem) == (0.0, None)
 
