@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -15,11 +16,13 @@ from mirror.cluster.events import MAX_EVENTS
 from mirror.cluster.link import LinkDown, Script
 from mirror.cluster.news import News
 from mirror.cluster.secret import ClusterSecret
+from mirror.core.retry import backoff
 from mirror.upstream.login import MAX_PAUSE_S, Credentials, Login, LoginRefusals, LoginSharing
 
 # So long a process may be the only one that shows credentials; the others wait no longer than that.
 TURN_S = 5.0
-_LOOK_S = 0.05
+# Between two looks at the turn of another process: longer and longer, since those of a thousand nodes may wait.
+_MIN_LOOK_S, _MAX_LOOK_S = 0.05, 0.5
 # So long everybody may show credentials that one process was accepted with; the next one after that has a turn again.
 _ACCEPTED_S = 60.0
 # The processes of a cluster that is reloaded begin at different times: a refusal from shortly before counts.
@@ -128,11 +131,11 @@ class SharedAccount:
         """What other processes know of credentials. With a turn the others wait for the outcome, as this one does for theirs."""
         number, end = self._node.news.number, time.monotonic() + TURN_S
         with contextlib.suppress(LinkDown):
-            while True:
+            for looks in itertools.count():
                 answer, count, left_ms = await self._asked(credentials, takes_turn=takes_turn)
                 if answer != _WAIT or time.monotonic() >= end:
                     break
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(backoff(looks, base=_MIN_LOOK_S, cap=_MAX_LOOK_S))
             self._seen = number
             if answer == _REFUSED:
                 return LoginRefusals(_bounded(count, 1), min(left_ms / 1000, MAX_PAUSE_S))

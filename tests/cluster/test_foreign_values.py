@@ -28,9 +28,11 @@ class Link:
     """Answers each script with the same."""
 
     def __init__(self, answer):
+        self.calls = 0
         self._answer = answer
 
     async def call(self, *_):
+        self.calls += 1
         return self._answer
 
 
@@ -95,6 +97,14 @@ def test_news_after_the_death_of_a_process():
     assert news[1].number != seen
 
 
+async def login_refusals(link):
+    """What other processes know of an account."""
+    news = News(link, KEYS, "me", types.SimpleNamespace(total=0))
+    secret = types.SimpleNamespace(name=lambda *_: "mac")
+    shared = SharedAccount(SharedAccounts(news, secret, "me 0"), "docker.io", "up", None)
+    return await shared.ask(Credentials("robot", "password"), takes_turn=True)
+
+
 @pytest.mark.parametrize(
     ("answer", "known"),
     [
@@ -106,7 +116,12 @@ def test_news_after_the_death_of_a_process():
 )
 async def test_refusals_of_an_account_that_make_no_sense(answer, known):
     """No pause is longer than that of a mirror by itself."""
-    news = News(Link(answer), KEYS, "me", types.SimpleNamespace(total=0))
-    secret = types.SimpleNamespace(name=lambda *_: "mac")
-    shared = SharedAccount(SharedAccounts(news, secret, "me 0"), "docker.io", "up", None)
-    assert await shared.ask(Credentials("robot", "password"), takes_turn=True) == known
+    assert await login_refusals(Link(answer)) == known
+
+
+async def test_wait_for_the_turn_of_another_process(monkeypatch):
+    """Thousands of processes may wait: together they must not ask more often than Redis can answer."""
+    monkeypatch.setattr("mirror.cluster.accounts.TURN_S", 0.6)
+    link = Link([2, 0, 5000])
+    assert await login_refusals(link) == LoginRefusals()
+    assert link.calls <= 6
