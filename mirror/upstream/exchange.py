@@ -131,7 +131,7 @@ class Exchange:
         elif authorization is None and response.ok:
             route.tokens.learn([], scope)
         elif ahead is not None and authorization is not None:
-            route.tokens.answered(scope, authorization, response.status)
+            route.tokens.answered(authorization, response.status)
         route.health.limits(
             parse_rate_limit(response.headers.get("ratelimit-limit")),
             parse_rate_limit(response.headers.get("ratelimit-remaining")),
@@ -161,12 +161,14 @@ class Exchange:
         if authorization is None:
             tokens.learn(challenges, scope)
         await drain(response)
-        with self._at_token_host():
-            answer = await tokens.answer(challenges, scope, authorization)
-        if answer is None:
-            return response
-        response = await self._send(answer)
-        tokens.answered(scope, answer, response.status)
+        async with tokens.one_at_a_time(challenges):
+            with self._at_token_host():
+                answer = await tokens.answer(challenges, scope, authorization)
+            if answer is None:
+                return response
+            with tokens.shown(answer):
+                response = await self._send(answer)
+                tokens.answered(answer, response.status)
         return response
 
     def body(self, response: aiohttp.ClientResponse) -> Body:

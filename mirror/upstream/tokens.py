@@ -8,10 +8,12 @@ that later requests for other repositories fetch their token first and need no 4
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -51,12 +53,12 @@ class _Token:
     """An Authorization.
 
     Attributes:
-        challenge: what it answers; None for credentials, which do not expire.
+        challenge: what it answers.
         renewed_from: the time from which a use renews it.
     """
 
     authorization: str = field(repr=False)
-    challenge: Challenge | None
+    challenge: Challenge
     renewed_from: float
 
 
@@ -99,7 +101,7 @@ class Tokens:
         token = self._tokens.get(scope, now)
         if token is None:
             return None
-        if token.challenge is not None and now >= token.renewed_from:
+        if now >= token.renewed_from:
             # Once: if that fails, the first request after its end fetches another one.
             token.renewed_from = math.inf
             self._flights.start(scope, partial(self._fetch, token.challenge, scope))
@@ -114,7 +116,7 @@ class Tokens:
         """The Authorization of a scope, fetched without a challenge; None if none is required. Raises like `answer`."""
         challenge = self._challenge
         if challenge is None:
-            return await self._answer_basic(scope, None) if self._requires_basic else None
+            return await self._answer_basic(None) if self._requires_basic else None
         return await self._fetched(challenge, scope)
 
     def learn(self, challenges: list[Challenge], scope: str) -> None:
@@ -142,7 +144,7 @@ class Tokens:
                 authorization = await self._fetched(challenge, scope)
                 return authorization if authorization != refused else None
             if challenge.scheme == "basic":
-                return await self._answer_basic(scope, refused)
+                return await self._answer_basic(refused)
         return None
 
     def has_answered(self, challenges: list[Challenge], scope: str) -> bool:
@@ -154,29 +156,39 @@ class Tokens:
             for challenge in challenges
         )
 
-    def answered(self, scope: str, authorization: str, status: int) -> None:
+    def one_at_a_time(self, challenges: list[Challenge]) -> AbstractAsyncContextManager[None]:
+        """Admit one request at a time that shows the registry itself credentials which may be wrong (see `answer`)."""
+        scheme = next((challenge.scheme for challenge in challenges if challenge.scheme in ("bearer", "basic")), None)
+        return self.login.serialized() if scheme == "basic" else contextlib.nullcontext()
+
+    def shown(self, authorization: str) -> AbstractContextManager[None]:
+        """Send an Authorization to the registry inside the context, and note what `answered` says."""
+        return self.login.shown(self._basic.get(authorization))
+
+    def answered(self, authorization: str, status: int) -> None:
         """Note the registry's own response to credentials (RFC 7617); raises CredentialsRefused if it refuses them."""
         credentials = self._basic.get(authorization)
         if credentials is None:
             return
         if status == 401:
-            self._tokens.pop(scope)
             self.login.refused(credentials)
             raise _refusal(self._endpoint.url)
-        self.login.accepted(credentials)
+        if status < 500 and status != 429:
+            self.login.accepted(credentials)
 
     async def close(self) -> None:
         """Stop fetching."""
         await self._flights.close()
 
-    async def _answer_basic(self, scope: str, refused: str | None) -> str | None:
+    async def _answer_basic(self, refused: str | None) -> str | None:
+        """The credentials themselves. They are read each time: others may be right since, or these be refused."""
         if refused is not None:
-            self.answered(scope, refused, 401)
+            self.answered(refused, 401)
         credentials = await self.login.credentials()
         if credentials is None:
             return None
         self._basic = {credentials.basic(): credentials}
-        return self._keep(scope, credentials.basic(), _MIN_LIFETIME_S, None)
+        return credentials.basic()
 
     async def _fetched(self, challenge: Challenge, scope: str) -> str:
         return (await self._flights.run(scope, partial(self._fetch, challenge, scope)))[0]
@@ -260,7 +272,7 @@ class Tokens:
         if status != 200:
             raise UpstreamProtocolError(f"{url.host} answers {status} to the request for a token")
 
-    def _keep(self, scope: str, authorization: str, lifetime: float, challenge: Challenge | None) -> str:
+    def _keep(self, scope: str, authorization: str, lifetime: float, challenge: Challenge) -> str:
         now, usable = self.clock(), lifetime - min(_MARGIN_S, lifetime / 2)
         self._tokens.put(scope, _Token(authorization, challenge, now + _RENEWED_AFTER * usable), expires=now + usable)
         return authorization

@@ -184,6 +184,64 @@ class AllTogether(Fault):
         await self.everybody.wait()
 
 
+async def test_many_at_once_at_a_registry_that_asks_for_the_account(hub, settled):
+    """Also where the registry itself is shown the password, it is shown a wrong one once."""
+    hub.auth = "basic"
+    async with settled() as mirror:
+        hub.users = {"robot": "another"}
+        # All know at the same time that it asks for the account.
+        hub.script(Rule(kind="manifest", times=30, challenge=True), AllTogether(30))
+        held = NoHeaders()
+        hub.script(Rule(kind="manifest", challenge=True), held)
+        asking = [asyncio.create_task(mirror.get(f"/v2/library/app{number}/manifests/1")) for number in range(30)]
+        await asyncio.wait_for(held.reached.wait(), LIMIT)
+        for _ in range(30):
+            assert (await mirror.get("/v2/")).status == 200
+        held.release()
+        assert {answer.status for answer in await asyncio.gather(*asking)} == {503}
+        assert len(logins(hub)) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_answer_that_says_nothing_of_the_account(hub, settled, status):
+    """A gateway before the registry accepts no credentials: the next ones are still shown one at a time."""
+    hub.auth = "basic"
+    hub.add_image(APP, "1")
+    async with settled() as mirror:
+        hub.script(Rule(kind="manifest", times=None), Status(status))
+        await mirror.get(TAG)
+        assert {seen.status for seen in logins(hub)} == {status}
+        assert not mirror.upstream().login.is_settled
+
+
+async def test_refused_account_is_kept_for_no_repository(hub, settled):
+    """A registry that asks for the account itself is not shown it again for each repository that it was used for."""
+    hub.auth = "basic"
+    repositories = [f"{APP}{number}" for number in range(3)]
+    for repository in repositories:
+        for tag in "12":
+            hub.add_image(repository, tag)
+    async with settled() as mirror:
+        for repository in repositories:
+            assert (await mirror.get(f"/v2/{repository}/manifests/1")).status == 200
+        hub.users = {"robot": "another"}
+        hub.reset_counters()
+        for repository in repositories:
+            assert (await mirror.get(f"/v2/{repository}/manifests/2")).status == 503
+        assert len(logins(hub)) == 1
+        mirror.password.write_text("another")
+        for repository in repositories:
+            assert (await mirror.get(f"/v2/{repository}/manifests/2")).status == 200
+        # Another password is used at once.
+        hub.users = {"robot": PASSWORD}
+        mirror.password.write_text(PASSWORD)
+        hub.reset_counters()
+        for repository in repositories:
+            hub.add_image(repository, "3")
+            assert (await mirror.get(f"/v2/{repository}/manifests/3")).status == 200
+        assert 401 not in {seen.status for seen in logins(hub)}
+
+
 async def test_right_password_is_awaited_only_once(hub, settled):
     """As soon as one of those who wait for their turn at the start has been let in, all others ask for their tokens at once."""
     for number in range(10):
