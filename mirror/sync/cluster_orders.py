@@ -171,7 +171,8 @@ class ClusterOrders:
         return None
 
     async def _cancelled(self, event: Event) -> None:
-        await asyncio.to_thread(cancel_job, self._jobs, event.fields["order"])
+        if _NAME.fullmatch(event.fields["order"]):
+            await asyncio.to_thread(cancel_job, self._jobs, event.fields["order"])
 
     def _is_known(self, name: str) -> bool:
         return job_state(self._jobs, name) is not None

@@ -1,10 +1,14 @@
 """What the reports of nodes come to, read by any node."""
 
+import contextlib
 import json
+import types
 
 import pytest
 
+from mirror.cluster.events import Event
 from mirror.cluster.orders import OrderRecord, Report, SharedJob
+from mirror.storage.job_store import JobStore
 from mirror.sync import cluster_orders
 from mirror.sync.job import SyncJob
 from mirror.sync.job_states import UNFINISHED
@@ -54,6 +58,18 @@ def test_orders_that_no_operator_gives(name, kind, is_read):
     """A node does not take them: they would take the place of its own jobs, or wait for ever."""
     row = SyncJob(name, kind, (), (), 90.0, 90.0, "operator", "all").row()
     assert (cluster_orders._read(SharedJob(name, row, 5.0)) is not None) is is_read
+
+
+@pytest.mark.parametrize(("name", "is_cancelled"), [("1-00000000", True), ("webhook-now-docker.io/library/app:1", False)])
+async def test_cancellations_that_no_operator_gives(tmp_path, name, is_cancelled):
+    """A node has its other jobs cancelled by nobody else."""
+    node = types.SimpleNamespace(orders=None, name="a", events=types.SimpleNamespace(handlers={}))
+    job = SyncJob(name, "sync", ("app",), (), 90.0, 90.0, "operator")
+    with contextlib.closing(JobStore(str(tmp_path))) as jobs:
+        cluster_orders.ClusterOrders(jobs, node)
+        jobs.put(name, job.row())
+        await node.events.handlers["order_cancelled"](Event("1-0", 0.0, "order_cancelled", "b", {"order": name}))
+        assert jobs.is_cancelled(name, job.created) is is_cancelled
 
 
 TOLD = Report(1.0, b"")
