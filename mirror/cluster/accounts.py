@@ -37,10 +37,11 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local found = redis.call('HMGET', KEYS[1], 'accepted', 'at', 'until', 'count', 'turn', 'by')
 if found[1] then return {0, 0, 0} end
-local count, left = tonumber(found[4]) or 0, (tonumber(found[3]) or 0) - now
-if ARGV[3] ~= '' and (tonumber(found[2]) or 0) < now - ARGV[3] then
+local at, count, left = tonumber(found[2]) or 0, tonumber(found[4]) or 0, (tonumber(found[3]) or 0) - now
+if ARGV[3] ~= '' and at < now - ARGV[3] then
   count = 0
-elseif left > 0 then
+-- A refusal from the future was written by the clock of another Redis, or before the clock was set back.
+elseif left > 0 and at <= now + 10000 then
   return {1, count, left}
 end
 local turn = tonumber(ARGV[2])

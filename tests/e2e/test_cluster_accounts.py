@@ -3,9 +3,15 @@
 import asyncio
 import contextlib
 import signal
+import types
+import uuid
 
 import pytest
 
+from mirror.cluster.accounts import SharedAccount, SharedAccounts
+from mirror.cluster.keys import Keys
+from mirror.cluster.news import News
+from mirror.upstream.login import Credentials
 from tests.e2e.harness.cluster import Node
 from tests.e2e.harness.whole_nodes import WholeNode
 from tests.fakehub import NoHeaders, Rule, Status
@@ -183,6 +189,20 @@ async def test_turn_without_an_outcome(hub, redis, nodes):
             (key,) = await redis.command("keys", "*:ac:*") or [""]
             await eventually(lambda key=key: redis.command("hget", key, "turn"), "the end", holds=lambda seen: seen == [])
         assert len({seen.path for seen in hub.find(kind="token", status=503)}) == 1
+
+
+async def test_clock_of_redis_is_set_back(link, server):
+    """Or another server with another clock takes its place: a refusal from the future counts no more, however long its pause."""
+    keys, credentials = Keys(uuid.uuid4().hex, str), Credentials("robot", WRONG)
+    secret, news = types.SimpleNamespace(name=lambda *_: "mac"), News(link, keys, "me", types.SimpleNamespace(total=0))
+    shared = SharedAccount(SharedAccounts(news, secret, "me 0"), "docker.io", "up", None)
+    key = keys.account("docker.io", "up", "mac")
+    seconds, _ = await server.command("time")
+    for ahead_s, is_refused in ((0, True), (86_400, False)):
+        at = (int(seconds) + ahead_s) * 1000
+        await server.command("hset", key, "at", str(at), "until", str(at + 3_600_000), "count", "3")
+        found = await shared.ask(credentials, takes_turn=True)
+        assert (found.count, found.wait > 0) == (3, is_refused)
 
 
 async def test_without_redis_each_node_tries_itself(hub, redis, whole):
