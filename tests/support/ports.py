@@ -8,11 +8,11 @@ import itertools
 import socket
 
 # Below what Linux gives to outgoing connections (net.ipv4.ip_local_port_range), so that none of those is in the way.
-_FIRST, _LAST, _BLOCK = 20_000, 32_700, 100
+_FIRST, _LAST, _BLOCK = 20_000, 32_600, 200
 
 
 class PortBlock:
-    """A hundred ports that are this process's own among all that run these tests at the same time.
+    """Two hundred ports that are this process's own among all that run these tests at the same time.
 
     Who is bound to the UDP port of the first one's number owns the block.
     """
@@ -33,6 +33,8 @@ class PortBlock:
         """A TCP port that can be listened on at 127.0.0.1."""
         for port in itertools.islice(self._ports, _BLOCK):
             with contextlib.suppress(OSError), socket.socket() as probe:
+                # As servers do: the ends of earlier connections keep a port for a minute, in which tests may need all of them.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(("127.0.0.1", port))
                 return port
         raise OSError("all ports of the block are in use")
