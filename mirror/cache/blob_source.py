@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 
 from mirror.cache.context import Context
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
-from mirror.core.trailing import Ranges
-from mirror.download.source import BlobRange, BlobStream
+from mirror.download.source import AskForRanges, BlobRange, BlobStream
 from mirror.upstream.blob import ExpectedSize
 from mirror.upstream.registry import Registry
 
@@ -76,7 +75,7 @@ class UpstreamSource:
         return self.registry.name if cluster is None or not cluster.source.follows(self.digest) else ("nodes", self.registry.name)
 
     @property
-    def ranges(self) -> Callable[[int], Awaitable[Ranges | None]] | None:
+    def ranges(self) -> AskForRanges | None:
         cluster = self.context.cluster
         return None if cluster is None else partial(cluster.source.ranges, BlobRange(self.repository, self.digest, 0, 1))
 

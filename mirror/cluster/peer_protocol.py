@@ -14,7 +14,8 @@ FIRST_HEADER = "X-Mirror-First"
 ARRIVED_HEADER = "X-Mirror-Arrived"
 """In an answer to who asked for news: the ranges that have arrived; see `mirror.core.trailing.rendered`."""
 NEWS_PARAMETER = "news"
-"""In a request for what has arrived: the node may wait a moment until a range begins behind this position."""
+"""In a request for what has arrived: the node waits a moment for a range that begins at none of these positions; see
+`mirror.core.trailing.rendered_starts`."""
 
 HOP_HEADER = "X-Mirror-Hop"
 """In an answer: how many nodes are between the one that answers and upstream."""

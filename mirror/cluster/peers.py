@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import replace
 
 import aiohttp
@@ -25,12 +25,11 @@ from mirror.cluster.peer_protocol import (
     raise_for,
 )
 from mirror.cluster.secret import ClusterSecret
-from mirror.core import trailing
 from mirror.core.bounded_cache import BoundedCache
 from mirror.core.digest import Digest
 from mirror.core.hmac_token import SignedRequest
 from mirror.core.manifest import MAX_MANIFEST_BYTES
-from mirror.core.trailing import Ranges
+from mirror.core.trailing import Ranges, parsed, rendered_starts
 from mirror.download.source import BlobRange
 from mirror.errors import UpstreamError, UpstreamProtocolError, UpstreamTimeout, UpstreamTooSlow, UpstreamUnreachable
 from mirror.throttled_log import ThrottledLog
@@ -158,17 +157,17 @@ class Peers:
                 self._avoid(node, _UNREACHABLE_S)
             raise
 
-    async def ranges(self, node: str, wanted: BlobRange, behind: int) -> Ranges | None:
-        """What a node has of a blob, as soon as a range begins behind a position, or after a moment.
+    async def ranges(self, node: str, wanted: BlobRange, known: Collection[int]) -> Ranges | None:
+        """What a node has of a blob, as soon as a range begins at none of the known positions, or after a moment.
 
         None if it does not answer, or is of a version that does not say it. No node is avoided for that.
         """
         # A node of such a version takes it for a request for bytes.
         first = replace(wanted, start=0, stop=1)
         try:
-            async with self._request(node, first, f"&arrived=1&{NEWS_PARAMETER}={behind}") as response:
+            async with self._request(node, first, f"&arrived=1&{NEWS_PARAMETER}={rendered_starts(known)}") as response:
                 await drain(response)
-                return trailing.parsed(response.headers.get(ARRIVED_HEADER, ""))
+                return parsed(response.headers.get(ARRIVED_HEADER, ""))
         except UpstreamError:
             return None
 

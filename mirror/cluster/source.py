@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,11 +93,11 @@ class ClusterSource:
         """Whether this process receives a blob from a node, to which it must not send it then."""
         return (digest, node) in self._parents
 
-    async def ranges(self, wanted: BlobRange, behind: int) -> Ranges | None:
+    async def ranges(self, wanted: BlobRange, known: Collection[int]) -> Ranges | None:
         """What the node has from which a blob comes; see `mirror.download.source.Source.ranges`."""
         digest = wanted.digest
         nodes = [node for other, node in self._parents if other == digest] if self.follows(digest) else []
-        return await self._peers.ranges(nodes[-1], wanted, behind) if nodes else None
+        return await self._peers.ranges(nodes[-1], wanted, known) if nodes else None
 
     def penalize(self, digest: Digest) -> bool:
         """Ask the nodes no more that have sent bytes of a blob which are wrong; False if no node has."""

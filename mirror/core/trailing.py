@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from mirror.core.pieces import CHUNK, IN_HAND_BYTES, Lane
@@ -21,6 +21,7 @@ Hole = Callable[[int], tuple[int, int] | None]
 MAX_RANGES: Final = 64
 """More are not named: no node has so many connections for one blob."""
 _TEXT = re.compile(r"[0-9]{1,15}-[0-9]{1,15}(?:,[0-9]{1,15}-[0-9]{1,15}){0,63}", re.ASCII)
+_STARTS = re.compile(r"[0-9]{1,15}(?:,[0-9]{1,15}){0,63}", re.ASCII)
 
 
 def arrived(hole: Hole, size: int) -> Ranges:
@@ -50,6 +51,21 @@ def parsed(text: str) -> Ranges | None:
     return list(zip(bounds[::2], bounds[1::2], strict=True))
 
 
+def rendered_starts(starts: Collection[int]) -> str:
+    """The text of positions at which ranges begin, `0,4194304`."""
+    return ",".join(map(str, starts))
+
+
+def parsed_starts(text: str) -> frozenset[int]:
+    """The positions of such a text; none if it is none."""
+    return frozenset(map(int, text.split(","))) if _STARTS.fullmatch(text) else frozenset()
+
+
+def is_news(ranges: Ranges, known: Collection[int], size: int) -> bool:
+    """Whether a range begins at none of the known positions, or nothing of a blob of `size` bytes is missing."""
+    return any(start not in known for start, _ in ranges) or list(ranges) == [(0, size)]
+
+
 def next_lane(theirs: Ranges, hole: Hole, lanes: Sequence[Lane]) -> Lane | None:
     """The piece in the first of the ranges that no connection follows; None if there is none.
 
@@ -65,7 +81,7 @@ def next_lane(theirs: Ranges, hole: Hole, lanes: Sequence[Lane]) -> Lane | None:
     for number, (start, stop) in enumerate(wholes):
         position = start
         while (missing := hole(position)) is not None and (begin := max(missing[0], start)) < stop:
-            if not any(_follows(lane, begin) for lane in lanes):
+            if not any(_follows(lane, begin, hole) for lane in lanes):
                 following = [after for after, _ in wholes[number + 1 :] if after - begin >= IN_HAND_BYTES][:1]
                 return _placed(begin, [missing[1], *following], lanes)
             position = missing[1]
@@ -86,6 +102,9 @@ def is_behind(theirs: Ranges, hole: Hole, count: int) -> bool:
     return missing is not None and any(start <= missing[0] and missing[0] + count <= stop for start, stop in theirs)
 
 
-def _follows(lane: Lane, begin: int) -> bool:
+def _follows(lane: Lane, begin: int, hole: Hole) -> bool:
     """Whether a connection is at work at the begin of a hole, or so close in front of it that it cannot be cut there."""
-    return begin - IN_HAND_BYTES < lane.position <= begin < lane.stop
+    if not lane.position <= begin < lane.stop:
+        return False
+    # What has arrived is known before the connection's position is.
+    return begin - lane.position < IN_HAND_BYTES or (missing := hole(lane.position)) is None or missing[0] >= begin

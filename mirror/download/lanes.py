@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import structlog
 
@@ -16,7 +16,7 @@ from mirror.core.urgency import Urgency
 from mirror.download.partial import Partial
 from mirror.download.range_fetcher import RangeFetcher
 from mirror.download.services import DownloadServices
-from mirror.download.source import Source
+from mirror.download.source import AskForRanges, Source
 from mirror.errors import (
     ConnectionWithdrawn,
     RangeIgnored,
@@ -36,8 +36,8 @@ _SIZE_TIMEOUT_S = 1.0
 _PAUSE_S = 1.0
 # After so many failures in a row one connection fetches the rest.
 _MAX_FAILURES = 3
-# How often a node that sends the blob is asked for what it has.
-_RANGES_INTERVAL_S = 0.5
+# The pauses before a node is asked again for what it has: after an answer, and if nobody has said it.
+_RANGES_INTERVAL_S, _SILENT_INTERVAL_S = 0.05, 0.1
 # How long the measured speed of an upstream is used.
 _SPEED_TTL_S = 600.0
 
@@ -67,6 +67,8 @@ class Lanes:
         self._width = self._known_width()
         # What the node has that sends the blob; None if it comes from upstream.
         self._ranges: Ranges | None = None
+        # Set once the node has answered for the first time, or if there is none.
+        self._asked = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._failures = 0
         self._is_refused = False
@@ -93,11 +95,15 @@ class Lanes:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._run())]
         ask = self._source.ranges
-        if ask is not None and self._services.limits.fetchers > 1:
+        if ask is None or self._services.limits.fetchers == 1:
+            self._asked.set()
+        else:
             self._tasks.append(loop.create_task(self._trail(ask)))
 
     async def _run(self) -> None:
         size = await self._size()
+        # Of a node only what it has is requested: it would fetch the rest beside its own pieces.
+        await self._asked.wait()
         if self._source.origin != self._origin:
             # Another node sends it, as is known since its answer.
             self._origin = self._source.origin
@@ -107,22 +113,22 @@ class Lanes:
                 self._look(size)
                 await asyncio.sleep(_POLL_INTERVAL_S)
 
-    async def _trail(self, ask: Callable[[int], Awaitable[Ranges | None]]) -> None:
+    async def _trail(self, ask: AskForRanges) -> None:
         """Have connections to a node wherever bytes arrive there, also if a single one would be as fast."""
-        size, clock, behind = await self._size(), asyncio.get_running_loop().time, 0
+        size, known = await self._size(), frozenset[int]()
         if size < self._services.limits.parallel_from_bytes:
+            self._asked.set()
             return
         while True:
-            began = clock()
-            self._ranges = await ask(behind)
+            self._ranges = await ask(known)
+            self._asked.set()
             if self._ranges == [(0, size)]:
                 # A node that has all of it has no ranges to choose from.
                 self._ranges = None
                 return
-            if self._ranges:
-                behind = self._ranges[-1][0]
-                self._open_more()
-            await asyncio.sleep(began + _RANGES_INTERVAL_S - clock())
+            self._open_more()
+            known = frozenset(start for start, _ in self._ranges or ())
+            await asyncio.sleep(_SILENT_INTERVAL_S if self._ranges is None else _RANGES_INTERVAL_S)
 
     def _known_width(self) -> Width:
         known = self._services.speeds.get(self._origin, asyncio.get_running_loop().time())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +10,12 @@ from typing import Protocol
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.core.trailing import Ranges
+
+AskForRanges = Callable[[Collection[int]], Awaitable[Ranges | None]]
+"""Asks for what the node has that sends a blob; None if that is not known.
+
+The answer comes as soon as a range begins at none of the given positions, or after a moment.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +85,8 @@ class Source(Protocol):
         ...
 
     @property
-    def ranges(self) -> Callable[[int], Awaitable[Ranges | None]] | None:
-        """Asks for what a node has from which the bytes come, while it receives them itself; None if there are no nodes.
-
-        Called with a position, it waits a moment until a range begins behind that, and returns None if that is not known.
-        """
+    def ranges(self) -> AskForRanges | None:
+        """Asks a node from which the bytes come while it receives them itself; None if there are no nodes."""
         ...
 
     @property

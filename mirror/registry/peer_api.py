@@ -41,7 +41,6 @@ _STOPPING = Problem(503, "UNAVAILABLE", "this node takes no more requests", "it 
 _ARRIVED_WAIT_S = 0.3
 # How often a node looks for news that another one waits for; a look at a large blob takes longer.
 _NEWS_INTERVAL_S, _NEWS_INTERVAL_S_PER_BYTE = 0.02, 0.05 / (1 << 30)
-_MAX_DIGITS = 19
 
 
 class _NotArrived(Exception):
@@ -131,16 +130,16 @@ class PeerApi:
             await self._send(request, response, body, part)
             return response
 
-    async def _news(self, request: web.BaseRequest, body: HeldBody | StreamingBody, behind: str, name: str) -> web.StreamResponse:
-        """Answer with the ranges that have arrived, once one begins behind a position, or after a moment."""
-        position = int(behind) if behind.isascii() and behind.isdecimal() and len(behind) < _MAX_DIGITS else 0
+    async def _news(self, request: web.BaseRequest, body: HeldBody | StreamingBody, text: str, name: str) -> web.StreamResponse:
+        """Answer with the ranges that have arrived, once one begins where the other node knows of none, or after a moment."""
+        known = trailing.parsed_starts(text)
         ranges: Ranges = []
         with contextlib.suppress(TimeoutError):
             async with while_connected(request, self._wait_s):
                 size = await body.sized()
                 pause = max(_NEWS_INTERVAL_S, size * _NEWS_INTERVAL_S_PER_BYTE)
                 # Not woken by each block: that would take a look for each.
-                while not _is_news(ranges := body.ranges(), size, position):  # noqa: ASYNC110
+                while not trailing.is_news(ranges := body.ranges(), known, size):  # noqa: ASYNC110
                     await asyncio.sleep(pause)
         headers = {"Content-Length": "0", ARRIVED_HEADER: trailing.rendered(ranges)}
         response = ReadyResponse(Rendered(200, head(200, headers), b""), name)
@@ -158,11 +157,6 @@ class PeerApi:
             # A node that has enough closes its connection.
             level = "debug" if isinstance(error, ConnectionError) else "info"
             self._log.log(level, "node_served_short", level, sent=response.sent, cause=response.cause)
-
-
-def _is_news(ranges: Ranges, size: int, position: int) -> bool:
-    """Whether a range begins behind a position, or nothing is missing."""
-    return bool(ranges) and (ranges[-1][0] > position or ranges[0] == (0, size))
 
 
 def _part(wanted: str, size: int) -> ByteRange:

@@ -118,7 +118,7 @@ def says(head, body=b""):
 async def test_ranges_of_a_node(answer, ranges):
     """A node that does not say them is treated like one of an older version, and asked for bytes all the same."""
     async with node(lambda _: answer) as (peers, name, asked):
-        assert await peers.ranges(name, WANTED, 0) == ranges
+        assert await peers.ranges(name, WANTED, [0]) == ranges
         assert asked == [0]
         assert not peers.avoids(name)
 
@@ -126,5 +126,5 @@ async def test_ranges_of_a_node(answer, ranges):
 async def test_ranges_of_a_dead_node():
     """They are not known. Whether the node is left is decided by the streams from it."""
     async with node(lambda _: WAIT) as (peers, _, _):
-        assert await peers.ranges("http://127.0.0.1:1", WANTED, 0) is None
+        assert await peers.ranges("http://127.0.0.1:1", WANTED, [0]) is None
         assert not peers.avoids("http://127.0.0.1:1")

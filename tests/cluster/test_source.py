@@ -95,8 +95,8 @@ class World:
         absent.first = min((start for start, _ in self.has[node] if start > wanted.start), default=None)
         raise absent
 
-    async def ranges(self, node, wanted, behind):
-        self.events.append(f"ranges {node} {behind}")
+    async def ranges(self, node, wanted, known):
+        self.events.append(f"ranges {node} {known}")
         return [(0, 10)]
 
     def scope(self, repository):
@@ -137,13 +137,13 @@ async def test_stream_of_the_owner_grants_nothing():
 async def test_ranges_are_those_of_the_node_that_sends():
     """The one whose stream was opened last; nobody is asked for a blob that comes from upstream."""
     world = World(Follow("v", ("a", "b")), Own("mine", is_new=True), a=PeerAbsent("nothing"), b=None)
-    assert await world.source.ranges(WANTED, 7) is None
+    assert await world.source.ranges(WANTED, [7]) is None
     async with world.source.open(WANTED, world.upstream):
-        assert await world.source.ranges(WANTED, 7) == [(0, 10)]
+        assert await world.source.ranges(WANTED, [7]) == [(0, 10)]
         async with world.source.open(WANTED, lambda start, stop: world.upstream(None, start, stop)):
-            assert await world.source.ranges(WANTED, 7) is None
-    assert await world.source.ranges(WANTED, 7) is None
-    assert world.events == ["ask", "a", "b", "ranges b 7", "ask", "upstream"]
+            assert await world.source.ranges(WANTED, [7]) is None
+    assert await world.source.ranges(WANTED, [7]) is None
+    assert world.events == ["ask", "a", "b", "ranges b [7]", "ask", "upstream"]
 
 
 async def test_nodes_are_tried_in_order():

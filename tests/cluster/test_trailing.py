@@ -8,6 +8,7 @@ import os
 import pytest
 
 from mirror.core.pieces import CHUNK, Speed, Verdict
+from mirror.core.trailing import is_news
 from mirror.core.urgency import Urgency
 from mirror.download.reader import Span, StreamingBody
 from mirror.errors import UpstreamDisconnected
@@ -27,8 +28,9 @@ class NodeSource(ScriptedSource):
     """Another node, as long as it lives; then upstream.
 
     Attributes:
-        asked: the positions of requests for ranges.
-        streams: how many streams the node has begun to send.
+        asked: what is known of its ranges, by each question for them.
+        streams: the positions of the streams that were requested of the node.
+        says: set once it answers for the first time.
     """
 
     origin = "node"
@@ -36,18 +38,20 @@ class NodeSource(ScriptedSource):
     def __init__(self, owner, says_ranges):
         super().__init__(DATA)
         self._owner, self._says_ranges = owner, says_ranges
-        self.asked, self.streams = [], 0
+        self.asked, self.streams = [], []
+        self.says = asyncio.Event()
         self.killed = asyncio.Event()
 
     @property
     def ranges(self):
         return self._ranges
 
-    async def _ranges(self, behind):
-        self.asked.append(behind)
-        if self.killed.is_set() or not self._says_ranges:
-            return None
-        return ingest_of(self._owner).ranges()
+    async def _ranges(self, known):
+        self.asked.append(set(known))
+        await self.says.wait()
+        if self._says_ranges:
+            await eventually(lambda: self.killed.is_set() or is_news(ingest_of(self._owner).ranges(), known, len(DATA)), "news")
+        return None if self.killed.is_set() or not self._says_ranges else ingest_of(self._owner).ranges()
 
     @contextlib.asynccontextmanager
     async def open(self, start, stop):
@@ -55,7 +59,7 @@ class NodeSource(ScriptedSource):
             async with super().open(start, stop) as stream:
                 yield stream
         else:
-            self.streams += 1
+            self.streams.append(start)
             body = StreamingBody(ingest_of(self._owner), Urgency.SYNC, only_stored=True)
             try:
                 yield NodeStream(body, start, stop, self.killed)
@@ -107,15 +111,17 @@ async def worlds(tmp_path):
         world.executor.shutdown()
 
 
-async def pulled(worlds, says_ranges=True, connections=4):
+async def pulled(worlds, says_ranges=True, connections=4, held=HELD, says_soon=True):
     """A pull of each node, while the owner's connections stand still; the sources and the gates of the owner's."""
     upstream = ScriptedSource(DATA)
-    gates = [upstream.gate(position) for position in HELD]
+    gates = [upstream.gate(position) for position in held]
     owner = worlds[0].pull(worlds[0].worker(), upstream)
     await asyncio.gather(*(gate.reached.wait() for gate in gates))
     await eventually(lambda: ingest_of(owner).received == upstream.given())
     worlds[1].limits = dataclasses.replace(worlds[1].limits, fetchers=connections)
     node = NodeSource(owner, says_ranges)
+    if says_soon:
+        node.says.set()
     return upstream, gates, node, worlds[1].pull(worlds[1].worker(), node)
 
 
@@ -138,7 +144,7 @@ async def test_each_connection_goes_on_where_bytes_arrive(worlds):
         gate.release()
     await asyncio.gather(*(gate.reached.wait() for gate in gates))
     await eventually(lambda: ingest_of(reader).received == upstream.given())
-    assert node.streams == 4
+    assert len(node.streams) == 4
     node.killed.set()
     assert await reader.whole() == DATA
     assert upstream.given() + node.given() <= 1.05 * len(DATA)
@@ -160,3 +166,31 @@ async def test_nobody_is_asked_with_one_connection(worlds):
     node.killed.set()
     assert await reader.whole() == DATA
     assert node.asked == []
+
+
+async def test_ranges_are_followed_as_they_begin(worlds):
+    """In whatever order: a range in front of others is news as well."""
+    upstream, held, node, reader = await pulled(worlds, held=[2 * CHUNK, 4 * CHUNK, 8 * CHUNK, 12 * CHUNK])
+    await eventually(lambda: ingest_of(reader).received == 2 * CHUNK)
+    for number in (3, 1, 2):
+        gate = upstream.gate(4 * number * CHUNK + 100_000)
+        held[number].release()
+        await gate.reached.wait()
+        await eventually(lambda: ingest_of(reader).received == upstream.given())
+    assert node.asked[0] == set()
+    assert {0, 12 * CHUNK} in node.asked
+    node.killed.set()
+    assert await reader.whole() == DATA
+    assert upstream.given() + node.given() <= 1.05 * len(DATA)
+
+
+async def test_only_what_the_node_has_is_requested(worlds):
+    """Also where connections to nodes are known to be slow: it would fetch the rest over connections beside its own."""
+    worlds[1].speeds.put(NodeSource.origin, KNOWN)
+    _, _, node, reader = await pulled(worlds, held=[2 * CHUNK, 4 * CHUNK, 8 * CHUNK, 12 * CHUNK], says_soon=False)
+    await eventually(lambda: ingest_of(reader).received == 2 * CHUNK and node.asked)
+    node.says.set()
+    await eventually(lambda: len(node.asked) == 2)
+    assert node.streams == [0]
+    node.killed.set()
+    assert await reader.whole() == DATA

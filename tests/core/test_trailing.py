@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirror.core.pieces import CHUNK, END, Lane
-from mirror.core.trailing import MAX_RANGES, arrived, is_behind, next_lane, parsed, rendered
+from mirror.core.trailing import (
+    MAX_RANGES,
+    arrived,
+    is_behind,
+    is_news,
+    next_lane,
+    parsed,
+    parsed_starts,
+    rendered,
+    rendered_starts,
+)
 
 SIZE = 50 * CHUNK
 
@@ -37,6 +47,8 @@ CASES = {
     "a connection waits in front of a range": ([(0, 10), (12, 14)], [(0, 10.5)], [(10.5, 50)], None),
     "a range that begins in the middle of a chunk": ([(0, 10), (19.5, 22)], [(0, 9)], [(9, 50)], (20, 50)),
     "the middle of a range": ([(0, 40)], [(0, 9), (20, 30)], [(9, 20)], (30, 50)),
+    "a connection has written more than its position says": ([(0, 10)], [(0, 4.5)], [(1, 50)], None),
+    "a connection at another hole": ([(0, 10), (20, 21)], [(0, 4)], [(4, 50)], (20, 50)),
     "this node has more": ([(0, 5)], [(0, 9)], [(9, 50)], None),
     "everything": ([(0, 50)], [(0, 50)], [], None),
 }
@@ -105,6 +117,31 @@ def test_ranges_are_bounded():
 def test_garbage(text):
     """It says nothing."""
     assert parsed(text) is None
+
+
+def test_starts():
+    """They are read as they were written; garbage says that none is known."""
+    assert parsed_starts(rendered_starts([0, 5 * CHUNK])) == {0, 5 * CHUNK}
+    assert rendered_starts(()) == ""
+    assert {parsed_starts(text) for text in ("", "-1", "0,", "x", "٠", "1" * 16, ",".join(["1"] * 65), "0\n")} == {frozenset()}
+
+
+@pytest.mark.parametrize(
+    ("ranges", "known", "news"),
+    [
+        ([(0, 5)], [], True),
+        ([(0, 5)], [0], False),
+        ([(0, 9), (20, 22)], [0], True),
+        ([(0, 5), (10, 11), (20, 29)], [0, 20], True),
+        ([(0, 30)], [0, 10, 20], False),
+        ([(0, 50)], [0], True),
+        ([], [], False),
+    ],
+    ids=["the first", "a longer one", "another one", "another one between", "some have become one", "everything", "nothing"],
+)
+def test_news(ranges, known, news):
+    """Only a range that is not followed yet is worth an answer, and the end."""
+    assert is_news(in_chunks(*ranges), [start * CHUNK for start in known], SIZE) is news
 
 
 @pytest.mark.parametrize(("ours", "count", "behind"), [(3, 7, True), (3, 8, False), (10, 1, False), (50, 1, False)])
