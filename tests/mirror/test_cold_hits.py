@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import threading
 
@@ -22,8 +23,8 @@ def tmp_path(disk_path):
     return disk_path
 
 
-async def forget(path, most=0):
-    """Have the kernel keep at most so many bytes of a file in memory; skips where it cannot be told."""
+async def forget(path):
+    """Have the kernel keep nothing of a file in memory; skips where it cannot be told."""
 
     def dropped():
         with open(path, "rb") as file:
@@ -31,7 +32,7 @@ async def forget(path, most=0):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         # Not by a look of our own, which would make the kernel begin to read ahead.
         command = ["fincore", "--bytes", "--noheadings", "--output", "RES", path]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT).stdout) <= most
+        return not int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT).stdout)
 
     try:
         await eventually(dropped, limit=SOON)
@@ -82,23 +83,24 @@ async def test_only_what_is_asked_for_is_brought_in(hub, mirror, brought):
     assert [part[:2] for part in brought] == [(8 * MIB, stop)]
 
 
-async def test_what_is_dropped_meanwhile(hub, mirror, brought):
+async def test_what_is_dropped_meanwhile(hub, mirror, brought, monkeypatch):
     """Bytes that leave memory while a slow client reads are brought in by a thread, too."""
-    digest = hub.add_blob(APP, data := content(48 * MIB))
-    path = mirror.blob_path(digest)
+    digest = hub.add_blob(APP, data := content(16 * MIB))
     await mirror.get(blob_path(digest))
     await mirror.idle()
-    reader, writer = await asyncio.open_connection("127.0.0.1", mirror.port, limit=KIB)
-    try:
-        writer.write(f"GET {blob_path(digest)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        await reader.readuntil(b"\r\n\r\n")
-        # What lies in the buffers of the connection cannot be dropped.
-        await forget(path, most=len(data) // 2)
+    in_memory = len(data)
+    monkeypatch.setattr("mirror.listener.file_sender.resident_until", lambda _, start, stop: min(stop, max(start, in_memory)))
+    with await asyncio.to_thread(socket.create_connection, ("127.0.0.1", mirror.port), LIMIT) as client:
+        client.sendall(f"GET {blob_path(digest)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        begun = await asyncio.to_thread(client.recv, KIB)
+        # More than the buffers of the connection hold.
+        in_memory = 10 * MIB
         assert brought == []
-        assert await asyncio.wait_for(reader.readexactly(len(data)), LIMIT) == data
-    finally:
-        writer.close()
-    assert brought
+        got = bytearray(begun.partition(b"\r\n\r\n")[2])
+        while len(got) < len(data) and (piece := await asyncio.to_thread(client.recv, MIB)):
+            got += piece
+    assert got == data
+    assert brought[0] == (10 * MIB, 14 * MIB, True)
     assert all(in_thread for *_, in_thread in brought)
 
 
