@@ -96,6 +96,18 @@ async def test_slow_client_gets_everything(descriptor, pair):
     assert descriptors() == before
 
 
+async def test_others_have_their_turn(descriptor, pair, monkeypatch):
+    """A client that could take more at once gets one piece at a time."""
+    monkeypatch.setattr("mirror.listener.file_sender._MAX_PIECE_BYTES", 10 << 10)
+    server, client = pair
+    sender = FileSender(server.transport, descriptor, 0)
+    sending = sender.send_until(8 * MIB)
+    sending.send(None)
+    assert sender.position == 10 << 10
+    sending.close()
+    assert receive(client, 10 << 10) == DATA[: 10 << 10]
+
+
 async def test_full_segments(descriptor):
     """The kernel makes full segments of a large body while it is sent, and holds nothing back after it."""
     with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname(), LIMIT) as client:
