@@ -7,6 +7,7 @@ from bench.clients import download, requests_per_second
 from bench.content import MANIFEST_TYPE, Content
 from bench.lineup import Lineup, Settings, expect_ok, wait_rechecked, warm
 from bench.load import Load
+from bench.machine import one_core
 from bench.report import MIRROR, Report, Row, at_least, at_most
 from bench.servers import Server
 
@@ -19,11 +20,11 @@ GIGA = 1e9
 
 
 def measure(settings: Settings) -> Report:
-    """Both take turns within each round."""
+    """Both take turns within each round, on the same core as their client."""
     report = Report("Cluster: hits of a node, beside those of a mirror without a cluster", columns=(MIRROR, ALONE))
     content = Content(settings.home / "content")
     blob, manifest = content.blob(BLOB_BYTES), content.manifest("1")[0]
-    with ExitStack() as stack:
+    with one_core(), ExitStack() as stack:
         origin = stack.enter_context(servers.origin(settings.home, content.root))
         redis = stack.enter_context(nodes.redis(settings.home))
         starters = {
