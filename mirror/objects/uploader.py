@@ -41,6 +41,12 @@ TURN_S = 60.0
 """Another node uploads what it has fetched within this time, or never."""
 _STOP_TIMEOUT_S = 3.0
 _MAX_SKIPPED = 10_000
+# Between two parts of a large upload while clients are connected: an upload would take the processor from them for milliseconds.
+_PAUSE_S, _PAUSE_POLL_S = 0.25, 0.02
+# Clients that connect anew for each request count as connected in between.
+_GONE_S = 0.1
+# With more uploads owed they have to catch up, at full speed.
+_MAX_PACED = 100
 # S3 takes 2 KB of metadata.
 _MAX_SCOPES = 10
 
@@ -69,6 +75,7 @@ class Uploader:
     Attributes:
         count: how many uploads are owed; 0 in processes that do not upload.
         min_size: blobs with fewer bytes are not uploaded.
+        has_clients: tells whether clients are connected to any process of the mirror.
         scopes: the scopes of registries without an account; see `mirror.core.scope.scope_of`.
         written: called with the bytes of each object that is new in the bucket.
     """
@@ -76,6 +83,7 @@ class Uploader:
     def __init__(self, bucket: Bucket, owed: OwedUploads, store: Store, rate: ByteRate, facts: ObjectFacts) -> None:
         self.count = self.min_size = 0
         self.written: Callable[[int], None] = lambda _: None
+        self.has_clients: Callable[[], bool] = lambda: False
         self.scopes: Mapping[str, str] = {}
         self._bucket = bucket
         self._owed = owed
@@ -86,6 +94,7 @@ class Uploader:
         # By row: how often it has failed, and when it is tried again.
         self._failed: dict[str, tuple[int, float]] = {}
         self._is_marked = False
+        self._clients_seen = float("-inf")
         # Large ones are uploaded one after the other, each in parts: that bounds the memory.
         self._large = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -245,7 +254,19 @@ class Uploader:
 
     async def _parts(self, held: CachedBlob) -> AsyncGenerator[Part, None]:
         for start in range(0, held.size, PART_BYTES):
+            if start:
+                await self._give_way()
             yield await self._part(held, start)
+
+    async def _give_way(self) -> None:
+        """Leave the processor to clients for a moment, if any are or were just connected."""
+        end = time.monotonic() + _PAUSE_S
+        while (now := time.monotonic()) < end and self.count <= _MAX_PACED and not self._stopping.is_set():
+            if self.has_clients():
+                self._clients_seen = now
+            elif now - self._clients_seen > _GONE_S:
+                return
+            await self._pause(_PAUSE_POLL_S)
 
     async def _part(self, held: CachedBlob, start: int) -> Part:
         """A part of a file, no sooner than the rate allows."""

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from mirror.config.objects import ObjectsConfig
 from mirror.core.byte_rate import ByteRate
 from mirror.core.checks import Check
-from mirror.core.counts import CountTable
+from mirror.core.counts import CountTable, Total
 from mirror.core.digest import Digest
 from mirror.core.networks import parse_network
 from mirror.errors import UpstreamError
@@ -101,6 +101,8 @@ def _build_writer(config: ObjectsConfig, services: Services, bucket: Bucket, fac
     rate.limit = config.max_rate
     uploader = Uploader(bucket, owed, store, rate, facts)
     uploader.min_size = config.min_size
+    clients = services.group.counts.count(Total.CONNECTIONS)
+    uploader.has_clients = lambda: clients.total > 0
     sweeper = Sweeper(
         bucket, store, facts, owed, SweepLimits(config.max_size, max(_MIN_GRACE_S, config.redirect.url_ttl + _SLACK_S))
     )

@@ -2,6 +2,7 @@
 
 import functools
 
+from mirror.core.digest import Digest
 from tests.mirror.buckets import key, keys, nothing_owed, pull, sent, uploaded
 from tests.support.names import APP
 from tests.support.waiting import eventually
@@ -86,3 +87,35 @@ async def test_size_that_a_manifest_names_wrongly(hub, bucket, kept, proxy, open
         await pull(mirror, kept)
     assert not any(line.startswith("DELETE") for line in proxy.seen)
     assert keys(kept) <= bucket.objects().keys()
+
+
+async def test_large_upload_leaves_the_processor_to_clients(hub, bucket, proxy, opened, monkeypatch):
+    """It pauses between parts while any are connected, and goes on once they are not."""
+    monkeypatch.setattr("mirror.objects.uploader._PAUSE_S", 3600.0)
+    blob = hub.add_synthetic_blob(APP, 20 * MIB, 5)
+    image = hub.add_image(APP, "1", [blob])
+
+    def parts():
+        return sum("partNumber=" in line for line in proxy.seen)
+
+    async with opened("first") as mirror:
+        # Its connection stays open.
+        await pull(mirror, image)
+        await eventually(parts, "begun", holds=lambda count: count == 1)
+        for _ in range(5):
+            await pull(mirror, image)
+        assert parts() == 1
+        await mirror.session.close()
+        await uploaded(bucket, image)
+        assert parts() == 3
+        assert Digest.of(bucket.get(key("blobs", blob.digest))) == Digest.parse(blob.digest)
+
+
+async def test_upload_does_not_fall_behind(hub, bucket, opened, monkeypatch):
+    """Once many uploads are owed it does not pause."""
+    monkeypatch.setattr("mirror.objects.uploader._PAUSE_S", 3600.0)
+    monkeypatch.setattr("mirror.objects.uploader._MAX_PACED", -1)
+    image = hub.add_image(APP, "1", [hub.add_synthetic_blob(APP, 9 * MIB, 5)])
+    async with opened("first") as mirror:
+        await pull(mirror, image)
+        await uploaded(bucket, image)
