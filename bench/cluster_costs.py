@@ -118,17 +118,16 @@ class _Bench:
             return spent.seconds() / (self._total / GIGA)
 
     def hits(self) -> dict[str, float]:
-        """The 99th percentile of the first bytes of hits, in milliseconds, before and after an upload, and during it."""
+        """The 99th percentile of the first bytes of hits, in milliseconds, during an upload, and after it."""
         with self._owing() as (mirror, hit), ExitStack() as stack:
-            # The mirror still writes down what it has received.
-            time.sleep(REST_SECONDS)
-            alone, during = _hits(mirror, hit, HITS), list[float]()
+            during = list[float]()
             stack.enter_context(self._sink())
             for count in self._while_uploading():
                 found = _hits(mirror, hit, HITS_AT_ONCE)
                 during += found if count else []
+            # Not before it: the mirror was still looking after what it had received.
             time.sleep(REST_SECONDS)
-            alone += _hits(mirror, hit, HITS)
+            alone = _hits(mirror, hit, HITS)
             return {ALONE: _p99(alone) * 1000, MIRROR: _p99(during) * 1000}
 
     def resident(self) -> float:
