@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import math
 from collections.abc import Callable
@@ -188,15 +189,27 @@ class Lanes:
 
     def _open_more(self) -> None:
         while (lane := self._take()) is not None:
-            fetcher = self._open_fetcher(lane)
-            if fetcher.claim():
+            fetcher = self._claimed(lane)
+            if fetcher is not None:
                 task = self._context.copy().run(asyncio.get_running_loop().create_task, self._fetch(fetcher))
                 self.fetchers[fetcher] = task
             else:
-                # Another process fills it; where its piece ends is unknown.
-                fetcher.close()
                 self.pieces.remove(lane)
                 self._pause()
+
+    def _claimed(self, lane: Lane) -> RangeFetcher | None:
+        """Open a range fetcher for a piece that it has claimed.
+
+        None if another process fills the piece, whose end is unknown, or if the kernel has no descriptor or lock left.
+        """
+        with contextlib.suppress(StorageError):
+            fetcher = self._open_fetcher(lane)
+            with contextlib.ExitStack() as stack:
+                stack.callback(fetcher.close)
+                if fetcher.claim():
+                    stack.pop_all()
+                    return fetcher
+        return None
 
     async def _fetch(self, fetcher: RangeFetcher) -> None:
         try:

@@ -106,7 +106,7 @@ class RangeLock:
     """Locks on ranges of a file (F_OFD_SETLK, fcntl(2)): they hold between processes and between two instances in one process.
 
     Raises:
-        StorageError: from the constructor, if no descriptor is left.
+        StorageError: no descriptor is left, from the constructor; or the kernel has no lock left.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -132,10 +132,11 @@ class RangeLock:
 
     def _set(self, kind: int, start: int, length: int) -> bool:
         request = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
-        try:
-            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, request)
-        except (BlockingIOError, PermissionError):
-            return False
+        with storage_errors("locking a range of a file"):
+            try:
+                fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, request)
+            except (BlockingIOError, PermissionError):
+                return False
         return True
 
 

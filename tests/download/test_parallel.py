@@ -2,6 +2,9 @@
 
 import asyncio
 import dataclasses
+import errno
+import fcntl
+import os
 
 import pytest
 
@@ -18,10 +21,11 @@ from mirror.errors import (
     UpstreamRateLimited,
     UpstreamSizeChanged,
 )
+from mirror.storage import coordination
 from tests.download.source import ScriptedSource
 from tests.support.files import opened_under
 from tests.support.names import content
-from tests.support.waiting import eventually
+from tests.support.waiting import SOON, eventually
 
 DATA = content(24 * CHUNK + 4321)
 # A piece has two chunks: half a second of such a connection.
@@ -108,6 +112,35 @@ async def test_speed_is_that_of_who_sends_the_blob(parallel):
     assert await parallel.ended() == ["committed"]
     assert source.most_under_way == 1
     assert parallel.speeds.get("upstream") is KNOWN
+
+
+@pytest.mark.parametrize("failing", ["lock", "descriptor"])
+async def test_no_lock_for_a_further_connection(parallel, source, failing, monkeypatch):
+    """If the kernel refuses the lock of a piece, or a descriptor for it, the connections go on as soon as it gives them."""
+    monkeypatch.setattr("mirror.download.lanes._PAUSE_S", 0.01)
+    module, name = {"lock": (fcntl, "fcntl"), "descriptor": (os, "open")}[failing]
+    real, refused = getattr(module, name), []
+
+    def refuse(file, *args):
+        if failing == "lock":
+            kind, _, start, *_ = coordination._FLOCK.unpack(args[1])
+            is_further = kind == fcntl.F_WRLCK and CHUNK <= start < len(DATA)
+        else:
+            # The first connection has its own before it asks the source.
+            is_further = source.opens and str(file).startswith("/proc/self/fd/") and args[0] & os.O_RDWR
+        if is_further and len(refused) < 2:
+            refused.append(args)
+            raise OSError(errno.ENOLCK, "none left")
+        return real(file, *args)
+
+    monkeypatch.setattr(module, name, refuse)
+    gate, reader = await begun(parallel, source)
+    await eventually(lambda: source.given() >= len(DATA) - 4 * CHUNK, limit=SOON)
+    assert len(refused) == 2
+    gate.release()
+    assert await reader.whole() == DATA
+    assert await parallel.ended() == ["committed"]
+    assert source.fetched_twice() == []
 
 
 async def test_so_many_connections_at_once(parallel, source):
