@@ -173,9 +173,11 @@ class SharedBreakers:
     async def _write(self, guard: TrackedBreaker) -> None:
         told = None
         try:
-            # Another outcome may come meanwhile.
-            while told != (guard.failed_at, guard.answered_at):
-                told = guard.failed_at, guard.answered_at
+            # The contrary may come meanwhile; the same again is no news.
+            while told is not (fails := guard.failed_at > guard.answered_at):
+                if told is not None and fails:
+                    await asyncio.sleep(_INTERVAL_S)
+                told = guard.failed_at > guard.answered_at
                 await self._change(guard, self._outcome(guard))
         except LinkDown:
             self._told.pop(guard, None)

@@ -12,7 +12,7 @@ from tests.e2e.harness.cluster import SECRET, cluster
 from tests.fakehub import NoHeaders, RateLimited, Rule
 from tests.support.mirrors import MirrorUnderTest
 from tests.support.ports import free_port
-from tests.support.waiting import LIMIT, eventually
+from tests.support.waiting import LIMIT, SOON, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -256,6 +256,30 @@ async def test_idle_nodes_ask_redis_nothing(nodes, redis):
     for _ in range(5):
         assert await first.status_of("1") == 200
     assert len(calls) == 1
+
+
+async def test_more_of_the_same_is_not_told(anonymous, nodes):
+    """While answers come faster than Redis takes the word of the first one, nothing more is said."""
+    first = nodes[0]
+    shared = first.services.node.upstreams
+    guard = first.upstream().health.guard("manifest")
+    (breakers,) = shared._upstreams.values()
+    calls, link_call = [], shared.news.link.call
+
+    async def call(script, keys, *args):
+        answer = await link_call(script, keys, *args)
+        if ":up:" in keys[0]:
+            # An answer of upstream comes between any two of Redis.
+            guard.answered_at = first.upstream().health.clock()
+            calls.append(script)
+        return answer
+
+    shared.news.link.call = call
+    anonymous.script(Rule(kind="manifest", times=1), NoHeaders())
+    first.set_limits(headers=0.05)
+    assert await first.status_of("of-1") in (404, 503)
+    await eventually(lambda: not breakers._telling, "the word of the first answer", limit=SOON)
+    assert len(calls) <= 8
 
 
 async def test_own_answer_outweighs_the_word_of_others(nodes, redis):
