@@ -120,8 +120,18 @@ return 1
 
 # KEYS: order.
 _READ = Script(_NOW + "return {now, redis.call('HGETALL', KEYS[1])}")
-# KEYS: orders for one. ARGV: the last one of interest.
-_OPEN = Script("return redis.call('ZRANGE', KEYS[1], 0, ARGV[1])")
+# KEYS: orders for one. ARGV: the last one of interest, prefix of orders. What is no order is left out.
+_OPEN = Script(
+    _NOW
+    + """
+local found = {now}
+for _, name in ipairs(redis.call('ZRANGE', KEYS[1], 0, ARGV[1])) do
+  local words = redis.pcall('HGETALL', ARGV[2] .. name)
+  if not words.err then found[#found + 1] = {name, words} end
+end
+return found
+"""
+)
 
 
 class Heard(Enum):
@@ -261,24 +271,13 @@ class SharedOrders:
         except LinkRefused:
             # The key has another type. Who asks again would hold up the events behind this order.
             return None
-        fields = {key.decode(errors="replace"): value for key, value in zip(words[::2], words[1::2], strict=True)}
-        try:
-            row, age = json.loads(fields["job"]), (now - int(fields["asked"])) / 1000
-            reports = {key[2:]: _report(value, now) for key, value in fields.items() if key.startswith("n:")}
-            can_move = int(fields.get("taken", 0)) < _MAX_TAKEOVERS
-            owner = fields["owner"].decode(errors="replace")
-        except (KeyError, ValueError, OverflowError, RecursionError):
-            return None
-        if not isinstance(row, dict):
-            return None
-        job = SharedJob(name, row, max(0.0, age))
-        return OrderRecord(job, owner, "cancelled" in fields, can_move, reports)
+        return _record(name, now, words)
 
-    async def open_for_one(self) -> list[str]:
-        """Return the names of the orders for one that have not ended, at most a hundred."""
-        return [
-            name.decode(errors="replace") for name in await self._link.call(_OPEN, [self._keys.orders_for_one], _MAX_OPEN - 1)
-        ]
+    async def open_for_one(self) -> list[OrderRecord]:
+        """Return the orders for one that have not ended, as far as they can be read; at most a hundred."""
+        now, *found = await self._link.call(_OPEN, [self._keys.orders_for_one], _MAX_OPEN - 1, self._keys.order(""))
+        records = (_record(name.decode(errors="replace"), now, words) for name, words in found)
+        return [record for record in records if record is not None]
 
     @property
     def _lost_ms(self) -> int:
@@ -288,6 +287,22 @@ class SharedOrders:
         """The key of orders for the same images and platforms."""
         wanted = [row["kind"], sorted(set(row["images"])), sorted(set(row["platforms"]))]
         return self._keys.same_order(hashlib.sha256(json.dumps(wanted).encode()).hexdigest())
+
+
+def _record(name: str, now_ms: int, words: list[bytes]) -> OrderRecord | None:
+    """Return an order from the fields and values of its hash; None if it is none of this version."""
+    fields = {key.decode(errors="replace"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+    try:
+        row, age = json.loads(fields["job"]), (now_ms - int(fields["asked"])) / 1000
+        reports = {key[2:]: _report(value, now_ms) for key, value in fields.items() if key.startswith("n:")}
+        can_move = int(fields.get("taken", 0)) < _MAX_TAKEOVERS
+        owner = fields["owner"].decode(errors="replace")
+    except (KeyError, ValueError, OverflowError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    job = SharedJob(name, row, max(0.0, age))
+    return OrderRecord(job, owner, "cancelled" in fields, can_move, reports)
 
 
 def _report(value: bytes, now_ms: int) -> Report:

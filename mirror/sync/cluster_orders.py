@@ -69,9 +69,8 @@ class ClusterOrders:
         """Return the states of unfinished orders that only another node carries out; none without Redis."""
         found = []
         with contextlib.suppress(LinkDown):
-            for name in await self._orders.open_for_one():
-                record = await self._orders.read(name)
-                state = None if record is None or record.owner == self._me else merged(record, self._orders.lost_after_s)
+            for record in await self._orders.open_for_one():
+                state = None if record.owner == self._me else merged(record, self._orders.lost_after_s)
                 if state is not None and state["result"] in UNFINISHED:
                     found.append(state)
         return found

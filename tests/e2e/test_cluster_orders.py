@@ -321,13 +321,30 @@ async def test_same_order_after_one_that_was_cancelled(link):
     assert await orders.add("4-00000000", "all", row) == "3-00000000"
 
 
-async def test_name_that_is_no_text(link):
-    """It hides no other order."""
+async def test_names_of_no_order(link, server):
+    """They hide no other order."""
     keys = Keys(uuid.uuid4().hex, str)
     orders = SharedOrders(link, keys, "me")
-    await link.call(Script("redis.call('ZADD', KEYS[1], 1, ARGV[1])"), [keys.orders_for_one], b"\xff")
+    await link.call(Script("redis.call('ZADD', KEYS[1], 1, ARGV[1], 2, 'x', 3, 'y')"), [keys.orders_for_one], b"\xff")
+    await server.command("set", keys.order("y"), "of another type")
     await orders.add("1-00000000", "one", {"kind": "warm", "images": [], "platforms": []})
-    assert (await orders.open_for_one())[1:] == ["1-00000000"]
+    assert [found.job.name for found in await orders.open_for_one()] == ["1-00000000"]
+
+
+async def test_one_call_for_all_open_orders(hub, nodes):
+    """A list of them asks Redis for no single one."""
+    hub.add_image(APP, "1")
+    given = await asyncio.gather(*(nodes[0].orders.give("warm", images=[f"app:{tag}"]) for tag in range(20)))
+    asked, link = [], nodes[1].services.node.orders._link
+    link_call = link.call
+
+    async def call(script, keys, *args):
+        asked.extend(name for name in given if any(name in key for key in keys))
+        return await link_call(script, keys, *args)
+
+    link.call = call
+    status, _ = await nodes[1].orders.ask("GET", "/api/v1/sync")
+    assert (status, asked) == (200, [])
 
 
 @pytest.mark.full
