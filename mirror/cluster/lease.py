@@ -21,6 +21,7 @@ from mirror.cluster.identity import Identity
 from mirror.cluster.keys import Keys
 from mirror.cluster.lease_scripts import ASK, END, RENEW
 from mirror.cluster.link import Link, LinkDown, Script
+from mirror.cluster.members import TTL_S as BEAT_TTL_S
 from mirror.core.digest import Digest
 from mirror.download.downloads import Downloads
 from mirror.errors import UpstreamError
@@ -60,10 +61,12 @@ class Follow:
     Attributes:
         value: of the lease; `Leases.ask` replaces it if all of them fail.
         nodes: in the order in which to try them; the owner is the last one.
+        is_silent: the owner has not beaten lately.
     """
 
     value: str
     nodes: tuple[str, ...]
+    is_silent: bool = False
 
     @property
     def is_held(self) -> bool:
@@ -110,10 +113,10 @@ class Leases:
             UpstreamError: another node has asked upstream a moment ago, and upstream failed.
         """
         me, zone, token = self._me.name, self._me.zone, os.urandom(8).hex()
-        args = (me, suspect, token, int(may_own), self._fan_out, scope, _TTL_MS, _HELD_MS, zone)
+        args = (me, suspect, token, int(may_own), self._fan_out, scope, _TTL_MS, _HELD_MS, zone, BEAT_TTL_S)
         try:
             # For one lost answer this node would fetch the whole blob by itself.
-            found = await self._link.insist(ASK, self._names(digest), *args)
+            found = await self._link.insist(ASK, [*self._names(digest), self._keys.nodes], *args)
         except LinkDown:
             return Alone()
         kind, *rest = (text.decode(errors="replace") for text in found)
@@ -121,7 +124,8 @@ class Leases:
             self._owned.setdefault(digest, _Lease(rest[0])).value = rest[0]
             return Own(rest[0], kind == "own", tuple(dict.fromkeys(rest[1:])))
         if kind == "follow":
-            return Follow(rest[0], tuple(dict.fromkeys(rest[1:])))
+            nodes = tuple(dict.fromkeys(node.removeprefix("!") for node in rest[1:]))
+            return Follow(rest[0], nodes, rest[-1].startswith("!"))
         if kind == "failed" and (failure := decode_failure(rest[0].partition("|")[2])) is not None:
             raise failure
         return Alone()

@@ -3,7 +3,8 @@
 A lease is a value STATE|TOKEN|NODE|REST: `own` while the node fetches the blob, `held` once it has it, `failed` with what
 upstream has answered. The nodes that ask for a blob form a tree: number n in the list of askers streams from number
 (n - 1) / fan-out. A node with a zone has a number in the list of its zone; only the first of a zone has one in the list of the
-cluster as well, so that the bytes come into a zone once.
+cluster as well, so that the bytes come into a zone once. A node that has not beaten lately is no parent, and sends no part of a
+blob to a new owner. The owner is named all the same, marked by `!`: it may have lost Redis only.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Final
 
 from mirror.cluster.link import Script
 
-# KEYS: lease, askers, askers of the zone. ARGV: this node, the value to replace, a token, whether it may own, fan-out, scope,
-# TTLs of a lease that is owned and of the lists, zone.
+# KEYS: lease, askers, askers of the zone, nodes. ARGV: this node, the value to replace, a token, whether it may own, fan-out,
+# scope, TTLs of a lease that is owned and of the lists, zone, seconds for which a beat counts.
 ASK: Final = Script("""
 local value = redis.call('GET', KEYS[1])
 local me, suspect, may_own, has_zone = ARGV[1], ARGV[2], ARGV[4] == '1', ARGV[9] ~= ''
@@ -30,9 +31,14 @@ local function place(list)
   end
   return number
 end
+-- After a loss of data nobody has beaten yet.
+local oldest = redis.call('ZSCORE', KEYS[4], me) and redis.call('TIME')[1] - ARGV[10]
+local function lives(other)
+  return not oldest or tonumber(redis.call('ZSCORE', KEYS[4], other) or 0) >= oldest
+end
 local function add(nodes, list, first, last, but)
   for _, other in ipairs(redis.call('LRANGE', list, first, last)) do
-    if other ~= me and other ~= but then nodes[#nodes + 1] = other end
+    if other ~= me and other ~= but and lives(other) then nodes[#nodes + 1] = other end
   end
 end
 local function add_parents(nodes, list, number)
@@ -65,7 +71,7 @@ if value and value ~= suspect then
     end
     if number == 0 then add_parents(found, KEYS[2], place(KEYS[2])) end
     for _, other in ipairs(others) do found[#found + 1] = other end
-    if not mine then found[#found + 1] = node end
+    if not mine then found[#found + 1] = (lives(node) and '' or '!') .. node end
     return found
   end
 end

@@ -51,6 +51,8 @@ _MORE_BYTES = 1 << 20
 _WAITING_S, _POLL_INTERVAL_S = 20.0, 0.05
 # A node that could not be reached is left alone for a moment, one that has sent wrong bytes for longer.
 _UNREACHABLE_S, _POISONED_S = 3.0, 600.0
+# One that does not beat either is left alone for longer.
+_LOST_S = 300.0
 # For all of a manifest; after that upstream is asked.
 _MANIFEST_TIMEOUT_S = 5.0
 # How long operators are told of a node that has refused a request.
@@ -92,11 +94,16 @@ class Peers:
         self._received = received
         self._tls: ssl.SSLContext | bool = True if tls is None else tls
         self._avoided: BoundedCache[str, bool] = BoundedCache(_MAX_NODES)
+        self._lost: BoundedCache[str, bool] = BoundedCache(_MAX_NODES)
         self._hops: BoundedCache[Digest, int] = BoundedCache(_MAX_BLOBS)
 
     def avoids(self, node: str) -> bool:
         """Whether a node has failed so lately that it is not asked."""
         return self._avoided.get(node, self.clock()) is not None
+
+    def is_lost(self, node: str) -> bool:
+        """Whether a node could not be reached of late, so that it is not asked unless it beats."""
+        return self._lost.get(node, self.clock()) is not None
 
     def hops(self, digest: Digest) -> int:
         """How many nodes were between this one and upstream when the last stream of a blob was opened."""
@@ -143,6 +150,7 @@ class Peers:
                 contextlib.AsyncExitStack() as resources,
             ):
                 answered = True
+                self._lost.pop(node)
                 await raise_for(response)
                 self._note_hops(response, wanted.digest)
                 yield self._opened(response, wanted, resources)
@@ -155,6 +163,7 @@ class Peers:
             # A body that stalls may be the fault of upstream.
             if not answered:
                 self._avoid(node, _UNREACHABLE_S)
+                self._lost.put(node, True, expires=self.clock() + _LOST_S)
             raise
 
     async def ranges(self, node: str, wanted: BlobRange, known: Collection[int]) -> Ranges | None:

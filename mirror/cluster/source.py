@@ -120,7 +120,7 @@ class ClusterSource:
                     self._note_takeover(wanted, answer, reason)
                 return answer
             checksums = await self._leases.checksums(digest) if answer.is_held else None
-            nodes = [node for node in answer.nodes if node not in broken and not self._peers.avoids(node)]
+            nodes = [node for node in self._reachable(answer) if node not in broken]
             for number, node in enumerate(nodes, 1):
                 if loop.time() >= began + _TIMEOUT_S:
                     return Alone()
@@ -139,6 +139,12 @@ class ClusterSource:
                 return Alone()
             suspect, reason = answer.value, broken.get(answer.nodes[-1], UpstreamUnreachable.reason)
         return Alone()
+
+    def _reachable(self, answer: Follow) -> list[str]:
+        """The nodes that have not failed of late; without an owner that neither beats nor could be reached."""
+        *parents, owner = answer.nodes
+        is_dead = answer.is_silent and self._peers.is_lost(owner)
+        return [node for node in (parents if is_dead else answer.nodes) if not self._peers.avoids(node)]
 
     @contextlib.asynccontextmanager
     async def _from_node(self, sender: _Sender, wanted: BlobRange) -> AsyncIterator[BlobStream]:

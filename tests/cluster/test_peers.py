@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
@@ -13,7 +14,7 @@ from mirror.core.counts import CountTable
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.download.source import BlobRange
-from mirror.errors import UpstreamTimeout
+from mirror.errors import UpstreamTimeout, UpstreamUnreachable
 from mirror.upstream import blob as upstream_blob
 from mirror.upstream.connections import Connections
 from mirror.upstream.http import Http, Limits
@@ -121,6 +122,23 @@ async def test_ranges_of_a_node(answer, ranges):
         assert await peers.ranges(name, WANTED, [0]) == ranges
         assert asked == [0]
         assert not peers.avoids(name)
+
+
+async def test_lost_node():
+    """A node that could not be reached is lost for longer than it is avoided, until it answers again."""
+    async with node(lambda _: says("206 Partial Content\r\nContent-Range: bytes 0-0/1048576", b"x")) as (peers, name, _):
+        dead = "http://127.0.0.1:1"
+        now = time.monotonic()
+        with pytest.raises(UpstreamUnreachable):
+            async with peers.blob(dead, WANTED):
+                pass
+        assert (peers.avoids(dead), peers.is_lost(dead), peers.is_lost(name)) == (True, True, False)
+        peers.clock = lambda: now + 60
+        assert (peers.avoids(dead), peers.is_lost(dead)) == (False, True)
+        peers._lost.put(name, True)
+        async with peers.blob(name, WANTED):
+            pass
+        assert not peers.is_lost(name)
 
 
 async def test_ranges_of_a_dead_node():

@@ -42,6 +42,7 @@ class World:
         self.events, self.waits = [], []
         self.is_owner = True
         self.has = {}
+        self.lost = set()
         self.takeovers = Counter("takeovers", "", ["reason"], registry=CollectorRegistry())
         self.source = ClusterSource(self, self, self, lambda digest: True, self.takeovers)
 
@@ -66,6 +67,9 @@ class World:
 
     def avoids(self, node):
         return False
+
+    def is_lost(self, node):
+        return node in self.lost
 
     async def has_more(self, node, wanted, position):
         return False
@@ -165,6 +169,17 @@ async def test_lease_is_taken_only_after_all_nodes():
     await world.opened()
     assert world.events == ["ask", "parent", "owner", "ask v", "upstream"]
     assert world.takeovers.labels("cut")._value.get() == 1
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_owner_that_is_dead(is_silent, is_lost):
+    """A node that does not beat and could not be reached is not waited for; one that does either is asked."""
+    world = World(Follow("v", ("parent", "owner"), is_silent), Own("w"), parent=PeerAbsent("nothing"))
+    world.lost = {"owner"} if is_lost else set()
+    await world.opened()
+    takeover = ["ask v", "upstream"]
+    assert world.events == ["ask", "parent", *(takeover if is_silent and is_lost else ["owner"])]
 
 
 async def test_broken_stream_is_not_opened_from_the_same_node():

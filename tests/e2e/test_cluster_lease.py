@@ -13,7 +13,7 @@ from mirror.cluster.keys import Keys
 from mirror.cluster.lease import Alone, Follow, Leases, Own
 from mirror.cluster.link import Script
 from mirror.cluster.manifests import SharedManifests
-from mirror.cluster.members import Members
+from mirror.cluster.members import TTL_S, Members
 from mirror.cluster.secret import ClusterSecret
 from mirror.config.cluster import secrets_in
 from mirror.core.digest import Digest
@@ -174,6 +174,45 @@ async def test_held_blob_is_found(node):
     assert set(answer.nodes) == {"a", "b"}
     # The node that held it gets it from the others when it has lost it.
     assert set((await ask(owner)).nodes) == {"b", "c"}
+
+
+async def beats(link, keys, *, living=(), dead=()):
+    """Have nodes beat now, or so long ago that they count as dead."""
+    script = Script("redis.call('ZADD', KEYS[1], redis.call('TIME')[1] - ARGV[2], ARGV[1])")
+    for names, age in ((living, 0), (dead, TTL_S + 1)):
+        for name in names:
+            await link.call(script, [keys.nodes], name, age)
+
+
+async def test_dead_node_is_no_parent(node, link, keys):
+    """It is left out, and comes back with its next beat; the owner is named all the same."""
+    names = [f"n{number}" for number in range(6)]
+    for name in names:
+        await ask(node(name))
+    assert (await ask(node("n5"))).nodes == ("n2", "n0")
+    # Nobody has beaten: Redis may have lost it.
+    await beats(link, keys, dead=["n0", "n2"])
+    assert (await ask(node("n5"))).nodes == ("n2", "n0")
+    await beats(link, keys, living=["n5"])
+    assert (await ask(node("n5"))) == replace(await ask(node("n5")), nodes=("n0",), is_silent=True)
+    await beats(link, keys, living=["n2"])
+    assert (await ask(node("n5"))).nodes == ("n2", "n0")
+    await beats(link, keys, living=["n0"])
+    assert not (await ask(node("n5"))).is_silent
+
+
+async def test_dead_node_has_no_part_of_a_blob(node, link, keys):
+    """Neither of one that is held, nor for a new owner."""
+    owner = node("a")
+    await ask(owner)
+    for name in ("b", "c", "d"):
+        await ask(node(name))
+    await beats(link, keys, living=["c", "d", "e"], dead=["a", "b"])
+    assert (await owner.close(Files(DIGEST))) is None
+    held = await ask(node("e"))
+    assert (set(held.nodes), held.is_silent) == ({"c", "d", "a"}, True)
+    taken = await ask(node("e"), held.value)
+    assert set(taken.others) == {"c", "d"}
 
 
 async def test_unfinished_blob_is_free_at_once(node):
