@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from mirror.storage.page_cache import flush_directory
+
 STDOUT = "-"
 
 
@@ -50,7 +52,7 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _flush_directory(directory)
+    flush_directory(directory)
 
 
 def _is_stream(name: str) -> bool:
@@ -66,11 +68,3 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _flush_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

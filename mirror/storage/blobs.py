@@ -23,7 +23,7 @@ from mirror.errors import FlushFailed, StorageError
 from mirror.storage.errors import storage_errors
 from mirror.storage.layout import Layout
 from mirror.storage.owner import owner_of, set_owner
-from mirror.storage.page_cache import read_resident, resident_until
+from mirror.storage.page_cache import flush_directory, read_resident, resident_until
 from mirror.storage.space_quota import SpaceQuota
 
 _PIECE_BYTES = 1 << 20
@@ -231,7 +231,7 @@ class BlobFiles:
         directory = os.path.dirname(target)
         if not os.path.isdir(directory):
             os.makedirs(directory, mode=0o700, exist_ok=True)
-            _flush_directory(os.path.dirname(directory))
+            flush_directory(os.path.dirname(directory))
 
         self.before_commit(digest)
 
@@ -248,7 +248,7 @@ class BlobFiles:
             return replaced
 
         self.quota.commit(move, owner)
-        _flush_directory(directory)
+        flush_directory(directory)
 
 
 def is_intact(
@@ -297,11 +297,3 @@ def _files(directory: str, algorithm: str) -> Iterator[CachedFile]:
                 state = entry.stat(follow_symlinks=False)
                 if stat.S_ISREG(state.st_mode):
                     yield CachedFile(Digest.parse(f"{algorithm}:{entry.name}"), state.st_size, state.st_mtime)
-
-
-def _flush_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

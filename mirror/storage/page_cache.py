@@ -1,4 +1,4 @@
-"""The kernel's page cache: whether bytes of a file are in memory, reading them in, and writing them back."""
+"""The kernel's page cache: whether bytes of a file are in memory, reading them in, writing them back, and flushing names."""
 
 from __future__ import annotations
 
@@ -84,3 +84,12 @@ def start_write_back(descriptor: int, start: int, length: int) -> None:
 
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
+
+
+def flush_directory(path: str) -> None:
+    """Have the names in a directory outlive a power loss (fsync(2)). Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
