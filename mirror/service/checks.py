@@ -22,8 +22,6 @@ from mirror.upstream.http import Http, Limits
 from mirror.upstream.registry import Registry
 from mirror.upstream.upstream import Upstream
 
-# Before upstreams are asked again because the clock seems to be wrong.
-RECHECK_S = 60.0
 _TIMEOUT_S = 2.0
 
 

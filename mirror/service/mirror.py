@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ import structlog
 from aiohttp import web
 
 from mirror.admin.api import admin_application
-from mirror.admin.checks import check_accounts, clock_skews, credential_problems, host_checks
 from mirror.admin.export_api import ExportApi
 from mirror.admin.import_api import ImportApi
 from mirror.admin.listener import AdminListener, read_token
@@ -25,7 +24,6 @@ from mirror.admin.sync_operations import SyncOperations
 from mirror.admin.traffic import TrafficHistory
 from mirror.admin.worker_stats import WorkerStats
 from mirror.config.model import Config, load
-from mirror.core.checks import Check, check_clock
 from mirror.core.counts import Total
 from mirror.errors import ConfigurationError
 from mirror.listener.access_log import AccessLog
@@ -35,9 +33,9 @@ from mirror.listener.registry_listener import RegistryListener
 from mirror.listener.request_spans import RequestSpans
 from mirror.listener.responses import problem_response
 from mirror.service import logs
-from mirror.service.checks import RECHECK_S, ask_upstreams
 from mirror.service.current import Current
 from mirror.service.graph import Graph, build
+from mirror.service.logged_checks import log_host_checks, log_upstream_checks
 from mirror.service.services import Services, WorkerGroup
 from mirror.storage.coordination import wait
 from mirror.storage.store import Store
@@ -144,7 +142,8 @@ class Mirror:
             self._node_server.open(node_socket, self._relieve)
             self._spawn(self._node_server.run(services.downloads))
         self._announce()
-        self._spawn(self._log_checks())
+        if self._services.group.counts.own == 0:
+            self._spawn(log_host_checks(self._current.graph))
         ready()
         await stop.wait()
         # A sync job continues after the next start.
@@ -180,7 +179,7 @@ class Mirror:
         if self._checking is not None:
             self._checking.cancel()
         if self._services.group.counts.own == 0:
-            self._checking = self._spawn(self._check_upstreams())
+            self._checking = self._spawn(log_upstream_checks(self._current.graph))
 
     def skip_drain(self) -> None:
         """Do not wait for running responses: the second request to stop."""
@@ -215,25 +214,6 @@ class Mirror:
         server = NodeServer(config, node, self._services.store, self._services.metrics, group.counts)
         self._operations.cluster_purge = server.purge
         return server
-
-    async def _log_checks(self) -> None:
-        if self._services.group.counts.own == 0:
-            _log_failed(await asyncio.to_thread(host_checks, self._current.graph.config))
-
-    async def _check_upstreams(self) -> None:
-        graph = self._current.graph
-        registries = list(graph.registries.values())
-        with graph.in_use.hold():
-            checks = await ask_upstreams(registries)
-            checks += check_accounts(graph.config, registries, credential_problems(registries))
-            clock = check_clock(clock_skews(registries))
-            _log_failed([*checks, clock])
-            log.info("upstreams_checked", failed=[check.name for check in (*checks, clock) if not check.ok])
-            while not clock.ok:
-                # No client may come to find out that it has been set right.
-                await asyncio.sleep(RECHECK_S)
-                await ask_upstreams(registries)
-                clock = check_clock(clock_skews(registries))
 
     def _announce(self) -> None:
         config = self._current.graph.config
@@ -331,12 +311,6 @@ def _build_orders(store: Store, node: ClusterNode) -> ClusterOrders:
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def _log_failed(checks: Iterable[Check]) -> None:
-    for check in checks:
-        if not check.ok:
-            log.warning("check_failed", check=check.name, said=check.text)
 
 
 def _changed_but_fixed(old: Config, new: Config) -> list[str]:

@@ -183,7 +183,7 @@ def silent():
 
 async def test_clock_recovers(hub, tmp_path, monkeypatch):
     """A clock that is set right is noticed without a client."""
-    monkeypatch.setattr("mirror.service.mirror.RECHECK_S", 0.05)
+    monkeypatch.setattr("mirror.service.logged_checks._RECHECK_S", 0.05)
     hub.advance(-7200)
     async with MirrorUnderTest(hub, tmp_path / "store") as mirror:
         mirror.mirror.check_upstreams()
