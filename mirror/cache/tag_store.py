@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from mirror.cache.answers import ManifestAnswer
 from mirror.cache.context import Context
@@ -93,28 +94,47 @@ class TagStore:
         # The first check of a new tag counts as its pull.
         last = now if pulled or self.get(repository, tag) is None else 0.0
         found = TagRecord(answer.digest, answer.media_type, answer.size, checked=asked, changed=now, pulled=last)
-        loop = asyncio.get_running_loop()
         is_held = context.policies.hold_rule(repository, tag) is not None
-
-        def replaces(known: TagRecord | None) -> bool:
-            return not is_held or known is None or known.digest in (expected, answer.digest)
-
-        def write() -> TagRecord | None:
-            before, after = context.store.index.tags.note_check(repository, tag, found, now, replaces)
-            context.store.index.attachments.delete_absent(repository, tag)
-            # A tag that other nodes keep, too, is recorded here while it is held back.
-            if after is not None and (before is None or before.digest != after.digest) and after.digest != expected:
-                context.store.index.holds.end(repository, tag)
-            if before is not None and after is not None and before.digest != after.digest:
-                # After the write: a cache that is emptied earlier would read the old record again.
-                context.store.generation.change()
-                context.store.index.history.note_move(repository, tag, before.digest, after.digest, now)
-                move = Move(repository, tag, before.digest, after.digest, now, before.checked)
-                loop.call_soon_threadsafe(self._on_move, move)
-            return after
-
+        check = _Check(repository, tag, found, expected, is_held)
+        write = partial(self._write, check, asyncio.get_running_loop())
         after: TagRecord | None = await context.note(write, late=found)
         if is_held and after is not None and context.cluster is not None:
             has_moved = expected is not None and expected != after.digest
             await context.cluster.kept_tags.put(repository, tag, after, replace=has_moved)
         return after
+
+    def _write(self, check: _Check, loop: asyncio.AbstractEventLoop) -> TagRecord | None:
+        """Write what a check has found, and return the record that stands now. In a thread."""
+        store, repository, tag, now = self._context.store, check.repository, check.tag, check.found.changed
+        before, after = store.index.tags.note_check(repository, tag, check.found, now, check.replaces)
+        store.index.attachments.delete_absent(repository, tag)
+        # A tag that other nodes keep, too, is recorded here while it is held back.
+        if after is not None and (before is None or before.digest != after.digest) and after.digest != check.expected:
+            store.index.holds.end(repository, tag)
+        if before is not None and after is not None and before.digest != after.digest:
+            # After the write: a cache that is emptied earlier would read the old record again.
+            store.generation.change()
+            store.index.history.note_move(repository, tag, before.digest, after.digest, now)
+            move = Move(repository, tag, before.digest, after.digest, now, before.checked)
+            loop.call_soon_threadsafe(self._on_move, move)
+        return after
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """What a check of a tag has found.
+
+    Attributes:
+        expected: what the tag named when its move was decided.
+        is_held: moves of the tag may be held back.
+    """
+
+    repository: Repository
+    tag: Tag
+    found: TagRecord
+    expected: Digest | None
+    is_held: bool
+
+    def replaces(self, known: TagRecord | None) -> bool:
+        """Whether a record that stands gives way to what was found."""
+        return not self.is_held or known is None or known.digest in (self.expected, self.found.digest)
