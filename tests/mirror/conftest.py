@@ -11,6 +11,7 @@ import structlog
 
 from tests.fakehub import FakeHub
 from tests.mirror.buckets import nothing_owed, pull, uploaded
+from tests.mirror.holding import Holding
 from tests.support.buckets import BucketProxy, BucketServer
 from tests.support.clock import Clock
 from tests.support.mirrors import MirrorUnderTest
@@ -50,6 +51,19 @@ async def shared_mirror(shared_hub, tmp_path_factory):
 def clock(mirror, monkeypatch):
     """The clock of `mirror`, to be moved on instead of waiting."""
     return Clock(mirror, monkeypatch)
+
+
+@pytest.fixture
+def quick_sync(monkeypatch):
+    """Jobs of syncing begin at once."""
+    monkeypatch.setattr("mirror.sync.scheduler._POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr("mirror.sync.run._HEAD_START_S", 0.1)
+
+
+@pytest.fixture
+def holding(hub, tmp_path, monkeypatch):
+    """Starts a mirror with rules for tags, and its clock."""
+    return Holding(hub, tmp_path / "store", monkeypatch).start
 
 
 @pytest.fixture

@@ -7,32 +7,21 @@ import time
 import pytest
 
 from mirror.core.digest import Digest
-from mirror.sync import run, scheduler
 from tests.fakehub import HeadWithoutDigest, Rule, Status
 from tests.mirror.holding import COOLDOWN, FROZEN, REFUSING, Holding, epoch, held_back, moved, registries
 from tests.mirror.syncing import Orders, named
 from tests.support.names import ABSENT, APP, DAY, TAG, manifest_path, tag_name
 from tests.support.receiver import Receiver
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(scheduler, "_POLL_INTERVAL_S", 0.02)
-    monkeypatch.setattr(run, "_HEAD_START_S", 0.1)
-
-
-@pytest.fixture
-def start(hub, tmp_path, monkeypatch):
-    """Starts a mirror with rules for tags, and its clock."""
-    return Holding(hub, tmp_path / "store", monkeypatch).start
+pytestmark = pytest.mark.usefixtures("quick_sync")
 
 
 # ---- cool-down
 
 
-async def test_clients_keep_the_old_image_until_the_new_one_has_cooled_down(hub, start):
+async def test_clients_keep_the_old_image_until_the_new_one_has_cooled_down(hub, holding):
     """By GET and HEAD, from the check and from memory; then the tag follows."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         answer = await mirror.get(TAG)
         assert (answer.sha256, answer.cache) == (old.digest, "REVALIDATED")
@@ -50,8 +39,8 @@ async def test_clients_keep_the_old_image_until_the_new_one_has_cooled_down(hub,
         assert (followed.sha256, held_back(followed)) == (new.digest, None)
 
 
-async def test_tag_follows_when_the_cooldown_ends_though_its_ttl_is_longer(hub, start):
-    async with start({**COOLDOWN, "ttl": "10d"}) as (mirror, clock):
+async def test_tag_follows_when_the_cooldown_ends_though_its_ttl_is_longer(hub, holding):
+    async with holding({**COOLDOWN, "ttl": "10d"}) as (mirror, clock):
         hub.add_image(APP, "1", layers=[b"old"])
         await mirror.get(TAG)
         new = hub.add_image(APP, "1", layers=[b"new"])
@@ -61,8 +50,8 @@ async def test_tag_follows_when_the_cooldown_ends_though_its_ttl_is_longer(hub, 
         assert (await mirror.get(TAG)).sha256 == new.digest
 
 
-async def test_second_move_starts_anew_and_one_taken_back_ends(hub, start):
-    async with start(COOLDOWN) as (mirror, clock):
+async def test_second_move_starts_anew_and_one_taken_back_ends(hub, holding):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, _ = await moved(hub, mirror, clock)
         await mirror.get(TAG)
         third = hub.add_image(APP, "1", layers=[b"third"])
@@ -78,11 +67,11 @@ async def test_second_move_starts_anew_and_one_taken_back_ends(hub, start):
         assert held_back(await mirror.get(TAG)) is None
 
 
-async def test_clock_is_kept_over_restarts(hub, start):
-    async with start(COOLDOWN) as (mirror, clock):
+async def test_clock_is_kept_over_restarts(hub, holding):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         until = held_back(await mirror.get(TAG))[1]
-    async with start(COOLDOWN, clock=clock) as (mirror, clock):
+    async with holding(COOLDOWN, clock=clock) as (mirror, clock):
         clock.advance(2 * DAY)
         answer = await mirror.get(TAG)
         assert (answer.sha256, held_back(answer)) == (old.digest, (new.digest, until))
@@ -90,30 +79,30 @@ async def test_clock_is_kept_over_restarts(hub, start):
         assert (await mirror.get(TAG)).sha256 == new.digest
 
 
-async def test_digest_that_another_tag_has_long_named_is_followed_at_once(hub, start):
+async def test_digest_that_another_tag_has_long_named_is_followed_at_once(hub, holding):
     """The clock is that of the digest, whichever name it had first; also if it was seen before there was a rule."""
-    async with start() as (mirror, clock):
+    async with holding() as (mirror, clock):
         hub.add_image(APP, "1", layers=[b"old"])
         new = hub.add_image(APP, "2", layers=[b"new"])
         await mirror.get(manifest_path("2"))
         await mirror.get(TAG)
-    async with start(COOLDOWN, clock=clock) as (mirror, clock):
+    async with holding(COOLDOWN, clock=clock) as (mirror, clock):
         clock.advance(4 * DAY)
         hub.move_tag(APP, "1", new.digest)
         assert (await mirror.get(TAG)).sha256 == new.digest
 
 
-async def test_new_image_can_be_pulled_by_its_digest(hub, start):
-    async with start(COOLDOWN) as (mirror, clock):
+async def test_new_image_can_be_pulled_by_its_digest(hub, holding):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         assert (await mirror.get(TAG)).sha256 == old.digest
         assert (await mirror.get(manifest_path(new.digest))).sha256 == new.digest
         assert (await mirror.get(TAG)).sha256 == old.digest
 
 
-async def test_old_image_that_cannot_be_had_any_more_is_unavailable(hub, start):
+async def test_old_image_that_cannot_be_had_any_more_is_unavailable(hub, holding):
     """503, by GET from the check and while the tag is fresh."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         mirror.store.files.delete(Digest.parse(old.digest))
         mirror.store.generation.change()
@@ -124,17 +113,17 @@ async def test_old_image_that_cannot_be_had_any_more_is_unavailable(hub, start):
             assert new.digest in answer.body.decode()
 
 
-async def test_upstream_without_digests_in_heads(hub, start):
+async def test_upstream_without_digests_in_heads(hub, holding):
     """The tag is fetched to learn its digest; the old image is still served."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         hub.script(Rule(kind="manifest", times=None), HeadWithoutDigest())
         answer = await mirror.get(TAG)
         assert (answer.sha256, held_back(answer)[0]) == (old.digest, new.digest)
 
 
-async def test_stale_answers_say_what_is_held_back(hub, start):
-    async with start(COOLDOWN) as (mirror, clock):
+async def test_stale_answers_say_what_is_held_back(hub, holding):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         for blob in (old.config, *old.layers):
             await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
@@ -148,22 +137,22 @@ async def test_stale_answers_say_what_is_held_back(hub, start):
         assert (answer.sha256, answer.cache) == (old.digest, "STALE")
 
 
-async def test_offline_registry_is_not_asked_when_a_cooldown_ends(hub, start):
+async def test_offline_registry_is_not_asked_when_a_cooldown_ends(hub, holding):
     """What is held does not expire, and is a hit."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, _ = await moved(hub, mirror, clock)
         for blob in (old.config, *old.layers):
             await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
         await mirror.get(TAG)
-    async with start(COOLDOWN, clock=clock, offline=True) as (mirror, clock):
+    async with holding(COOLDOWN, clock=clock, offline=True) as (mirror, clock):
         clock.advance(4 * DAY)
         answer = await mirror.get(TAG)
         assert (answer.sha256, answer.cache, held_back(answer)) == (old.digest, "HIT", None)
 
 
-async def test_index_that_cannot_be_written_lets_nothing_through(hub, start, monkeypatch):
+async def test_index_that_cannot_be_written_lets_nothing_through(hub, holding, monkeypatch):
     """The clock cannot be kept then, so it does not run."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, _ = await moved(hub, mirror, clock)
         monkeypatch.setattr(type(mirror.store.index.tables["tags"]), "_writable", lambda self: None)
         for _ in range(2):
@@ -171,11 +160,11 @@ async def test_index_that_cannot_be_written_lets_nothing_through(hub, start, mon
             clock.advance(2 * DAY)
 
 
-async def test_two_workers_report_a_hold_once(hub, start, tmp_path):
+async def test_two_workers_report_a_hold_once(hub, holding, tmp_path):
     """Both find the move at once, and both keep the old image."""
     async with Receiver() as receiver:
         notify = {"sync": {"interval": "0", "notify": {"url": receiver.url}}}
-        async with start(COOLDOWN, **notify) as (one, clock), start(COOLDOWN, clock=clock, **notify) as (two, later):
+        async with holding(COOLDOWN, **notify) as (one, clock), holding(COOLDOWN, clock=clock, **notify) as (two, later):
             old, new = await moved(hub, one, later)
             clock.offset = later.offset
             answers = await asyncio.gather(*(mirror.get(TAG) for mirror in (one, two) * 4))
@@ -186,9 +175,9 @@ async def test_two_workers_report_a_hold_once(hub, start, tmp_path):
         assert len(receiver.received) == 1
 
 
-async def test_deleted_tag_that_comes_back_has_moved(hub, start):
+async def test_deleted_tag_that_comes_back_has_moved(hub, holding):
     """Whoever deletes a tag and pushes it again gets no further than whoever moves it."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         old = hub.add_image(APP, "1", layers=[b"old"])
         await mirror.get(TAG)
         hub.delete_tag(APP, "1")
@@ -200,9 +189,9 @@ async def test_deleted_tag_that_comes_back_has_moved(hub, start):
         assert (answer.sha256, held_back(answer)[0]) == (old.digest, new.digest)
 
 
-async def test_purge_of_a_held_back_tag_lets_nothing_through(hub, start):
+async def test_purge_of_a_held_back_tag_lets_nothing_through(hub, holding):
     """The old image is gone, and the new one has not cooled down."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         _, new = await moved(hub, mirror, clock)
         await mirror.get(TAG)
         assert (await Orders(mirror).ask("POST", "/api/v1/purge", {"match": f"{APP}:1"}))[1]["tags"] == 1
@@ -211,8 +200,8 @@ async def test_purge_of_a_held_back_tag_lets_nothing_through(hub, start):
         assert (await mirror.get(TAG)).sha256 == new.digest
 
 
-async def test_soft_purge_keeps_the_old_image(hub, start):
-    async with start(COOLDOWN) as (mirror, clock):
+async def test_soft_purge_keeps_the_old_image(hub, holding):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         await mirror.get(TAG)
         await Orders(mirror).ask("POST", "/api/v1/purge", {"match": f"{APP}:1", "soft": True})
@@ -220,8 +209,8 @@ async def test_soft_purge_keeps_the_old_image(hub, start):
         assert (answer.sha256, held_back(answer)[0]) == (old.digest, new.digest)
 
 
-async def test_reload_with_a_shorter_cooldown_counts_at_once(hub, start, monkeypatch):
-    async with start(COOLDOWN) as (mirror, clock):
+async def test_reload_with_a_shorter_cooldown_counts_at_once(hub, holding, monkeypatch):
+    async with holding(COOLDOWN) as (mirror, clock):
         _, new = await moved(hub, mirror, clock)
         await mirror.get(TAG)
         clock.advance(DAY)
@@ -231,9 +220,9 @@ async def test_reload_with_a_shorter_cooldown_counts_at_once(hub, start, monkeyp
         assert (await mirror.get(TAG)).sha256 == new.digest
 
 
-async def test_lost_index_begins_the_clocks_anew(hub, start):
+async def test_lost_index_begins_the_clocks_anew(hub, holding):
     """What is unknown is new, and served."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         _, new = await moved(hub, mirror, clock)
         await mirror.get(TAG)
         table = mirror.store.index.tables["tags"]
@@ -242,21 +231,21 @@ async def test_lost_index_begins_the_clocks_anew(hub, start):
         assert (await mirror.get(TAG)).sha256 == new.digest
 
 
-async def test_sight_from_the_future_counts_as_made_now(hub, start):
+async def test_sight_from_the_future_counts_as_made_now(hub, holding):
     """A clock that is set back does not hold a tag back for as long as it was ahead."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         clock.advance(1000 * DAY)
         _, new = await moved(hub, mirror, clock)
         await mirror.get(TAG)
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         await mirror.get(TAG)
         clock.advance(3 * DAY + 61)
         assert (await mirror.get(TAG)).sha256 == new.digest
 
 
-async def test_signatures_are_not_held_back(hub, start):
+async def test_signatures_are_not_held_back(hub, holding):
     """Their images are."""
-    async with start({"match": "*/*", "cooldown": "3d"}) as (mirror, clock):
+    async with holding({"match": "*/*", "cooldown": "3d"}) as (mirror, clock):
         image = hub.add_image(APP, "1")
         name = f"sha256-{image.digest.removeprefix('sha256:')}.sig"
         hub.add_image(APP, name, layers=[b"one"])
@@ -266,9 +255,9 @@ async def test_signatures_are_not_held_back(hub, start):
         assert (await mirror.get(manifest_path(name))).sha256 == second.digest
 
 
-async def test_other_tags_cost_no_rows(hub, start):
+async def test_other_tags_cost_no_rows(hub, holding):
     """A tag without such a rule follows, and nothing is recorded of it."""
-    async with start({"match": "library/other", "cooldown": "3d"}) as (mirror, clock):
+    async with holding({"match": "library/other", "cooldown": "3d"}) as (mirror, clock):
         _, new = await moved(hub, mirror, clock)
         assert (await mirror.get(TAG)).sha256 == new.digest
         rows = mirror.store.index.tables["tags"].keys_from("")
@@ -278,9 +267,9 @@ async def test_other_tags_cost_no_rows(hub, start):
 # ---- new tags and digests
 
 
-async def test_new_tag_is_refused_until_it_has_cooled_down(hub, start):
+async def test_new_tag_is_refused_until_it_has_cooled_down(hub, holding):
     """By tag, by digest and by HEAD, with the time left; upstream is asked once within the ttl."""
-    async with start(REFUSING) as (mirror, clock):
+    async with holding(REFUSING) as (mirror, clock):
         image = hub.add_image(APP, "1")
         for path in (TAG, manifest_path(image.digest)):
             answer = await mirror.get(path)
@@ -294,8 +283,8 @@ async def test_new_tag_is_refused_until_it_has_cooled_down(hub, start):
         assert (await mirror.get(TAG)).sha256 == image.digest
 
 
-async def test_new_digest_starts_its_clock_only_if_upstream_has_it(hub, start):
-    async with start(REFUSING) as (mirror, clock):
+async def test_new_digest_starts_its_clock_only_if_upstream_has_it(hub, holding):
+    async with holding(REFUSING) as (mirror, clock):
         image = hub.add_image(APP, "1")
         assert (await mirror.get(manifest_path(ABSENT))).status == 404
         hub.script(Rule(kind="manifest", times=None), Status(503))
@@ -306,9 +295,9 @@ async def test_new_digest_starts_its_clock_only_if_upstream_has_it(hub, start):
         assert mirror.store.index.holds.sight(tag_name("1")[0], Digest.parse(ABSENT)) is None
 
 
-async def test_manifests_of_an_image_that_has_cooled_down_can_be_pulled(hub, start):
+async def test_manifests_of_an_image_that_has_cooled_down_can_be_pulled(hub, holding):
     """A client pulls an index by tag, and its manifests by digest: those were never seen by themselves."""
-    async with start(REFUSING) as (mirror, clock):
+    async with holding(REFUSING) as (mirror, clock):
         index = hub.add_image(APP, "1", platforms=["linux/amd64", "linux/arm64"])
         assert (await mirror.get(TAG)).status == 403
         clock.advance(3 * DAY)
@@ -317,26 +306,26 @@ async def test_manifests_of_an_image_that_has_cooled_down_can_be_pulled(hub, sta
             assert (await mirror.get(manifest_path(child.digest))).sha256 == child.digest
 
 
-async def test_what_was_held_before_there_was_a_rule_is_not_new(hub, start):
+async def test_what_was_held_before_there_was_a_rule_is_not_new(hub, holding):
     """Digests that workloads are pinned to are served on."""
-    async with start() as (mirror, clock):
+    async with holding() as (mirror, clock):
         image = hub.add_image(APP, "1")
         await mirror.get(manifest_path(image.digest))
         other = hub.add_image(APP, "2", layers=[b"other"])
         await mirror.get(manifest_path("2"))
-    async with start(REFUSING, clock=clock) as (mirror, clock):
+    async with holding(REFUSING, clock=clock) as (mirror, clock):
         assert (await mirror.get(manifest_path(image.digest))).sha256 == image.digest
         assert (await mirror.get(manifest_path("2"))).sha256 == other.digest
 
 
-async def test_digest_that_was_held_stays_known_when_a_tag_moves_to_it(hub, start):
+async def test_digest_that_was_held_stays_known_when_a_tag_moves_to_it(hub, holding):
     """Workloads are pinned to it; the tag's move begins no clock that refuses it."""
-    async with start() as (mirror, clock):
+    async with holding() as (mirror, clock):
         image = hub.add_image(APP, "2")
         await mirror.get(manifest_path(image.digest))
         hub.add_image(APP, "1", layers=[b"old"])
         await mirror.get(TAG)
-    async with start(REFUSING, clock=clock) as (mirror, clock):
+    async with holding(REFUSING, clock=clock) as (mirror, clock):
         clock.advance(4 * DAY)
         hub.move_tag(APP, "1", image.digest)
         assert (await mirror.head(TAG)).headers["Docker-Content-Digest"] == image.digest
@@ -344,19 +333,19 @@ async def test_digest_that_was_held_stays_known_when_a_tag_moves_to_it(hub, star
         assert (await mirror.get(manifest_path(image.digest))).sha256 == image.digest
 
 
-async def test_moved_tag_is_not_refused_but_kept(hub, start):
+async def test_moved_tag_is_not_refused_but_kept(hub, holding):
     """And the new image is refused by its digest."""
-    async with start() as (mirror, clock):
+    async with holding() as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
-    async with start(REFUSING, clock=clock) as (mirror, clock):
+    async with holding(REFUSING, clock=clock) as (mirror, clock):
         answer = await mirror.get(TAG)
         assert (answer.sha256, held_back(answer)[0]) == (old.digest, new.digest)
         assert (await mirror.get(manifest_path(new.digest))).status == 403
 
 
-async def test_resync_and_warm_let_images_mature(hub, start):
+async def test_resync_and_warm_let_images_mature(hub, holding):
     """Their sight counts, and they fetch nothing before."""
-    async with start(REFUSING) as (mirror, clock):
+    async with holding(REFUSING) as (mirror, clock):
         orders, image = Orders(mirror), hub.add_image(APP, "1")
         done = await orders.warm(f"{APP}:1")
         assert (done["result"], done["tags"]) == ("completed", {"held_back": 1})
@@ -369,23 +358,23 @@ async def test_resync_and_warm_let_images_mature(hub, start):
         assert named(mirror, "1") == image.digest
 
 
-async def test_tag_of_signatures_admits_no_digest(hub, start):
+async def test_tag_of_signatures_admits_no_digest(hub, holding):
     """It is not held back, so whoever moves it could let anything through."""
-    async with start(REFUSING) as (mirror, clock):
+    async with holding(REFUSING) as (mirror, clock):
         old, new = hub.add_image(APP, "1", layers=[b"old"]), hub.add_image(APP, "2", layers=[b"new"])
         name = f"sha256-{old.digest.removeprefix('sha256:')}.sig"
         hub.move_tag(APP, name, new.digest)
         assert (await mirror.get(manifest_path(name))).sha256 == new.digest
-    async with start(REFUSING, clock=clock) as (mirror, clock):
+    async with holding(REFUSING, clock=clock) as (mirror, clock):
         assert (await mirror.get(manifest_path(new.digest))).status == 403
 
 
 # ---- the resync
 
 
-async def test_resync_does_not_follow_and_fetches_nothing(hub, start):
+async def test_resync_does_not_follow_and_fetches_nothing(hub, holding):
     """Until the new image has cooled down; then it is fetched ahead of the first client."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         for blob in (old.config, *old.layers):
             await mirror.get(f"/v2/{APP}/blobs/{blob.digest}")
@@ -401,9 +390,9 @@ async def test_resync_does_not_follow_and_fetches_nothing(hub, start):
         assert (await mirror.get(TAG)).sha256 == new.digest
 
 
-async def test_configured_image_is_completed_as_it_was(hub, start):
+async def test_configured_image_is_completed_as_it_was(hub, holding):
     """The old image of a configured tag is fetched whole while the new one is held back."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         done = await Orders(mirror).warm(f"{APP}:1")
         assert done["tags"] == {"held_back": 1}
@@ -414,9 +403,9 @@ async def test_configured_image_is_completed_as_it_was(hub, start):
 # ---- frozen tags
 
 
-async def test_frozen_tag_is_not_forgotten_with_its_content(hub, start):
+async def test_frozen_tag_is_not_forgotten_with_its_content(hub, holding):
     """After eviction it is fetched again as it was, by its digest."""
-    async with start(FROZEN) as (mirror, clock):
+    async with holding(FROZEN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         mirror.store.files.delete(Digest.parse(old.digest))
         mirror.store.generation.change()
@@ -428,8 +417,8 @@ async def test_frozen_tag_is_not_forgotten_with_its_content(hub, start):
         assert (answer.sha256, held_back(answer)[0]) == (old.digest, new.digest)
 
 
-async def test_frozen_tag_is_never_followed(hub, start):
-    async with start(FROZEN) as (mirror, clock):
+async def test_frozen_tag_is_never_followed(hub, holding):
+    async with holding(FROZEN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         clock.advance(400 * DAY)
         answer = await mirror.get(TAG)
@@ -438,11 +427,11 @@ async def test_frozen_tag_is_never_followed(hub, start):
         assert (await mirror.get(manifest_path(new.digest))).sha256 == new.digest
 
 
-async def test_one_notification_for_each_new_digest(hub, start, log):
+async def test_one_notification_for_each_new_digest(hub, holding, log):
     """And one line in the log. Also over restarts, and if upstream goes back and forth."""
     async with Receiver() as receiver:
         notify = {"sync": {"interval": "0", "notify": {"url": receiver.url}}}
-        async with start(FROZEN, **notify) as (mirror, clock):
+        async with holding(FROZEN, **notify) as (mirror, clock):
             old, new = await moved(hub, mirror, clock)
             for _ in range(2):
                 await mirror.get(TAG)
@@ -450,7 +439,7 @@ async def test_one_notification_for_each_new_digest(hub, start, log):
             await receiver.got(1)
             hub.move_tag(APP, "1", old.digest)
             await mirror.get(TAG)
-        async with start(FROZEN, clock=clock, **notify) as (mirror, clock):
+        async with holding(FROZEN, clock=clock, **notify) as (mirror, clock):
             hub.move_tag(APP, "1", new.digest)
             clock.advance(61)
             assert held_back(await mirror.get(TAG))[0] == new.digest

@@ -12,15 +12,9 @@ from mirror.core.outcome import Outcome
 from mirror.storage.database import Database
 from mirror.storage.parts import Part
 from tests.mirror.exports import Exports
-from tests.mirror.holding import COOLDOWN, FROZEN, REFUSING, Holding, held_back, moved
+from tests.mirror.holding import COOLDOWN, FROZEN, REFUSING, held_back, moved
 from tests.mirror.syncing import named
 from tests.support.names import APP, TAG, manifest_path, tag_name
-
-
-@pytest.fixture
-def start(hub, tmp_path, monkeypatch):
-    """Starts a mirror with rules for tags, and its clock."""
-    return Holding(hub, tmp_path / "store", monkeypatch).start
 
 
 @pytest.fixture
@@ -42,9 +36,9 @@ def unreadable(monkeypatch):
 
 
 @pytest.mark.parametrize("rule", [FROZEN, COOLDOWN])
-async def test_tag_that_cannot_be_read_is_not_followed(hub, start, unreadable, rule):
+async def test_tag_that_cannot_be_read_is_not_followed(hub, holding, unreadable, rule):
     """It is unavailable, and named as before afterwards."""
-    async with start(rule) as (mirror, clock):
+    async with holding(rule) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         failing = unreadable("tag|")
         answer = await mirror.get(TAG)
@@ -54,12 +48,12 @@ async def test_tag_that_cannot_be_read_is_not_followed(hub, start, unreadable, r
         assert (answer.sha256, held_back(answer)[0]) == (old.digest, new.digest)
 
 
-async def test_young_digest_whose_sight_cannot_be_read_is_not_served(hub, start, unreadable):
-    async with start(COOLDOWN) as (mirror, clock):
+async def test_young_digest_whose_sight_cannot_be_read_is_not_served(hub, holding, unreadable):
+    async with holding(COOLDOWN) as (mirror, clock):
         image = hub.add_image(APP, "1")
         assert (await mirror.get(manifest_path(image.digest))).sha256 == image.digest
         await mirror.idle()
-    async with start(REFUSING, clock=clock) as (mirror, clock):
+    async with holding(REFUSING, clock=clock) as (mirror, clock):
         failing = unreadable("seen|")
         answer = await mirror.get(manifest_path(image.digest))
         failing.__exit__(None, None, None)
@@ -67,9 +61,9 @@ async def test_young_digest_whose_sight_cannot_be_read_is_not_served(hub, start,
         assert (await mirror.get(manifest_path(image.digest))).status == 403
 
 
-async def test_decision_about_another_record_is_not_written(hub, start):
+async def test_decision_about_another_record_is_not_written(hub, holding):
     """A check that knew nothing of the tag leaves what another one has recorded meanwhile."""
-    async with start(FROZEN) as (mirror, clock):
+    async with holding(FROZEN) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         store, digest = mirror.graph.cache.tag_store, Digest.parse(new.digest)
         answer = ManifestAnswer(digest, "application/json", 1, None, Outcome.MISS)
@@ -79,9 +73,9 @@ async def test_decision_about_another_record_is_not_written(hub, start):
         assert named(mirror, "1") == new.digest
 
 
-async def test_search_for_known_indexes_is_bounded(start, monkeypatch):
+async def test_search_for_known_indexes_is_bounded(holding, monkeypatch):
     """Whoever pushes indexes that name each other does not keep the mirror busy."""
-    async with start(REFUSING) as (mirror, _):
+    async with holding(REFUSING) as (mirror, _):
         index, repository = mirror.store.index, tag_name("1")[0]
         levels = [[Digest.of(f"{level} {number}".encode()) for number in range(20)] for level in range(4)]
         for children, parents in itertools.pairwise(levels):
@@ -94,9 +88,9 @@ async def test_search_for_known_indexes_is_bounded(start, monkeypatch):
         assert len(looked_at) == len(set(looked_at)) == 61
 
 
-async def test_signatures_are_checked_by_the_general_ttl(hub, start):
+async def test_signatures_are_checked_by_the_general_ttl(hub, holding):
     """The ttl of a rule is for images: what their publishers have signed may come later."""
-    async with start({"match": "*/*", "ttl": "7d"}) as (mirror, clock):
+    async with holding({"match": "*/*", "ttl": "7d"}) as (mirror, clock):
         image = hub.add_image(APP, "1")
         name = f"sha256-{image.digest.removeprefix('sha256:')}.sig"
         hub.add_image(APP, name, layers=[b"one"])
@@ -109,12 +103,12 @@ async def test_signatures_are_checked_by_the_general_ttl(hub, start):
         assert (await mirror.get(TAG)).sha256 == image.digest
 
 
-async def test_bundle_is_without_referrers_that_are_too_young(hub, start):
+async def test_bundle_is_without_referrers_that_are_too_young(hub, holding):
     """Clients do not get them either."""
-    async with start() as (mirror, clock):
+    async with holding() as (mirror, clock):
         image = hub.add_image(APP, "1")
         await Exports(mirror).raw("app:1")
-    async with start(REFUSING, clock=clock) as (mirror, clock):
+    async with holding(REFUSING, clock=clock) as (mirror, clock):
         clock.advance(61)
         referrer = hub.add_referrer(APP, image.digest, payload=b"young")
         bundle = await Exports(mirror).bundle("app:1")

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from mirror.sync import run as sync_run
-from mirror.sync import scheduler
 from tests.mirror.commands import command
 from tests.mirror.holding import COOLDOWN, FROZEN, REFUSING, Holding, held_back, moved, registries
 from tests.mirror.syncing import Orders
@@ -15,17 +13,7 @@ from tests.support.waiting import eventually
 
 IMAGE = f"docker.io/{APP}:1"
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(scheduler, "_POLL_INTERVAL_S", 0.02)
-    monkeypatch.setattr(sync_run, "_HEAD_START_S", 0.1)
-
-
-@pytest.fixture
-def start(hub, tmp_path, monkeypatch):
-    """Starts a mirror with rules for tags, and its clock."""
-    return Holding(hub, tmp_path / "store", monkeypatch).start
+pytestmark = pytest.mark.usefixtures("quick_sync")
 
 
 async def explained(mirror, image):
@@ -41,9 +29,9 @@ async def release(mirror, *images):
 
 
 @pytest.mark.parametrize("rule", [COOLDOWN, FROZEN, REFUSING])
-async def test_release_lets_one_move_through(hub, start, rule, log):
+async def test_release_lets_one_move_through(hub, holding, rule, log):
     """It is fetched ahead of the next pull; a later move is held back again."""
-    async with start(rule) as (mirror, clock):
+    async with holding(rule) as (mirror, clock):
         if rule is REFUSING:
             hub.add_image(APP, "1", layers=[b"old"])
             assert (await mirror.get(TAG)).status == 403
@@ -65,9 +53,9 @@ async def test_release_lets_one_move_through(hub, start, rule, log):
         assert (answer.sha256, held_back(answer)[0]) == (new.digest, third.digest)
 
 
-async def test_release_is_of_the_digest_that_was_held_back(hub, start):
+async def test_release_is_of_the_digest_that_was_held_back(hub, holding):
     """What upstream names by then, and nobody has seen, is held back."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, _ = await moved(hub, mirror, clock)
         await mirror.get(TAG)
         third = hub.add_image(APP, "1", layers=[b"third"])
@@ -76,13 +64,13 @@ async def test_release_is_of_the_digest_that_was_held_back(hub, start):
         assert (answer.sha256, held_back(answer)[0]) == (old.digest, third.digest)
 
 
-async def test_release_survives_a_restart(hub, start):
+async def test_release_survives_a_restart(hub, holding):
     """Also while upstream cannot be asked; the old image is served until then."""
-    async with start(FROZEN, sync={"interval": "0"}) as (mirror, clock):
+    async with holding(FROZEN, sync={"interval": "0"}) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         await mirror.get(TAG)
         mirror.store.index.holds.release(*_row(mirror))
-    async with start(FROZEN, clock=clock) as (mirror, clock):
+    async with holding(FROZEN, clock=clock) as (mirror, clock):
         assert (await mirror.get(TAG)).sha256 == new.digest
         assert (await listed(mirror))["count"] == 0
     assert old.digest != new.digest
@@ -93,9 +81,9 @@ def _row(mirror):
     return repository, tag, hold.digest
 
 
-async def test_release_of_new_tags_and_digests(hub, start):
+async def test_release_of_new_tags_and_digests(hub, holding):
     """By a glob, and by a digest that nobody has a tag for."""
-    async with start(REFUSING) as (mirror, clock):
+    async with holding(REFUSING) as (mirror, clock):
         one, two = hub.add_image(APP, "1"), hub.add_image(APP, "2")
         assert (await mirror.get(TAG)).status == (await mirror.get(manifest_path(two.digest))).status == 403
         status, answer = await release(mirror, "app:*", f"app@{two.digest}")
@@ -107,9 +95,9 @@ async def test_release_of_new_tags_and_digests(hub, start):
         assert clock.offset == 0
 
 
-async def test_mistakes(hub, start):
+async def test_mistakes(hub, holding):
     """Each names what is wrong; then nothing is released, also of what is held back."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         old, _ = await moved(hub, mirror, clock)
         await mirror.get(TAG)
         orders = Orders(mirror)
@@ -131,9 +119,9 @@ async def test_mistakes(hub, start):
 # ---- what is said
 
 
-async def test_status_metric_and_explain(hub, start):
+async def test_status_metric_and_explain(hub, holding):
     """They agree, while a tag is held back and after."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         assert (await mirror.metrics())['registry_mirror_tags_held_back{registry="docker.io"}'] == 0
         old, new = await moved(hub, mirror, clock)
         await mirror.get(TAG)
@@ -152,9 +140,9 @@ async def test_status_metric_and_explain(hub, start):
         assert (await listed(mirror)) == {"count": 0, "tags": []}
 
 
-async def test_rules_that_are_gone_hold_nothing(hub, start, tmp_path, monkeypatch):
+async def test_rules_that_are_gone_hold_nothing(hub, holding, tmp_path, monkeypatch):
     """A reload without the rule leaves no tag in the list."""
-    async with start(FROZEN) as (mirror, clock):
+    async with holding(FROZEN) as (mirror, clock):
         _, new = await moved(hub, mirror, clock)
         await mirror.get(TAG)
         assert (await listed(mirror))["count"] == 1
@@ -164,9 +152,9 @@ async def test_rules_that_are_gone_hold_nothing(hub, start, tmp_path, monkeypatc
         assert (await mirror.get(TAG)).sha256 == new.digest
 
 
-async def test_explain_of_what_is_refused(hub, start):
+async def test_explain_of_what_is_refused(hub, holding):
     """A pull now, for a tag and for digests that were seen and never seen; nothing is asked."""
-    async with start(REFUSING) as (mirror, clock):
+    async with holding(REFUSING) as (mirror, clock):
         image, other = hub.add_image(APP, "1"), hub.add_image(APP, "2")
         await mirror.get(TAG)
         hub.reset_counters()
@@ -182,9 +170,9 @@ async def test_explain_of_what_is_refused(hub, start):
         assert (await explained(mirror, f"app@{image.digest}"))["pull"]["action"] == "fetch"
 
 
-async def test_commands(hub, start, tmp_path):
+async def test_commands(hub, holding, tmp_path):
     """`status` and `explain` say what is held back, `release` lets it through, and complains about what is not."""
-    async with start(COOLDOWN) as (mirror, clock):
+    async with holding(COOLDOWN) as (mirror, clock):
         _, new = await moved(hub, mirror, clock)
         await mirror.get(TAG)
         address = ("--url", f"http://127.0.0.1:{mirror.admin_port}")
@@ -207,9 +195,9 @@ async def test_commands(hub, start, tmp_path):
         assert (status, "nothing of that name is held back" in complaint) == (1, True)
 
 
-async def test_page(hub, start, log):
+async def test_page(hub, holding, log):
     """The overview lists what is held back; a release is confirmed, and asks again if another digest is held back by then."""
-    async with start(FROZEN) as (mirror, clock):
+    async with holding(FROZEN) as (mirror, clock):
         _, new = await moved(hub, mirror, clock)
         await mirror.get(TAG)
         browser = Browser(mirror)
@@ -232,10 +220,10 @@ async def test_page(hub, start, log):
         assert [event["action"] for event in log if event["event"] == "audit"] == ["refused", "release"]
 
 
-async def test_webhook_of_a_push_does_not_follow(hub, start, tmp_path):
+async def test_webhook_of_a_push_does_not_follow(hub, holding, tmp_path):
     """The pushed tag is checked at once, and held back like any other."""
     (tmp_path / "secret").write_text("a long secret for webhooks")
-    async with start(COOLDOWN, sync={"interval": "0", "webhook_secret_file": str(tmp_path / "secret")}) as (mirror, clock):
+    async with holding(COOLDOWN, sync={"interval": "0", "webhook_secret_file": str(tmp_path / "secret")}) as (mirror, clock):
         old, new = await moved(hub, mirror, clock)
         body = {"push_data": {"tag": "1"}, "repository": {"repo_name": APP}}
         async with mirror.session.post(

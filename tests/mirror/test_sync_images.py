@@ -6,7 +6,6 @@ import os
 
 import pytest
 
-from mirror.sync import run, scheduler
 from tests.fakehub import OCI_INDEX, OCI_MANIFEST, Rule, Status
 from tests.fakehub.catalog import Repository
 from tests.mirror.syncing import Orders, named, pull
@@ -18,11 +17,7 @@ SOON = "200ms"
 AMD, ARM = "linux/amd64", "linux/arm64"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(scheduler, "_POLL_INTERVAL_S", 0.02)
-    monkeypatch.setattr(run, "_HEAD_START_S", 0.1)
+pytestmark = pytest.mark.usefixtures("quick_sync")
 
 
 @pytest.fixture

@@ -22,11 +22,7 @@ from tests.support.waiting import LIMIT, eventually
 SOON = {"interval": "200ms"}
 HEADS = Rule(kind="manifest", method="HEAD", times=None)
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(scheduler, "_POLL_INTERVAL_S", 0.02)
-    monkeypatch.setattr(run, "_HEAD_START_S", 0.1)
+pytestmark = pytest.mark.usefixtures("quick_sync")
 
 
 @pytest.fixture
