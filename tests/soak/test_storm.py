@@ -10,7 +10,6 @@ import signal
 
 import pytest
 
-from tests.e2e.harness.cluster import RedisServer
 from tests.soak.storm import Storm, StormNode
 from tests.support.buckets import BucketServer
 from tests.support.processes import Process
@@ -21,14 +20,6 @@ SEED = int(os.environ.get("SOAK_SEED", "1"))
 BUGS = ("Traceback", "download_bug", "node_poisoned", "object_wrong", "Session is closed")
 # The share of what was cold that upstream may send.
 MAX_SHARE = 1.05
-
-
-@pytest.fixture
-def redis(tmp_path):
-    """A Redis of its own."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.close()
 
 
 @pytest.fixture
