@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from mirror.aio import SingleFlight
 from mirror.cache.access_index import UNKNOWN_SIZE
 from mirror.cache.content import CachedContent
@@ -10,6 +13,9 @@ from mirror.cache.recorded_grants import RecordedGrants
 from mirror.core.digest import Digest
 from mirror.core.names import Repository
 from mirror.errors import UpstreamError, UpstreamRefusal
+
+# Upstream answers a HEAD instead in about that time.
+_BUCKET_TIMEOUT_S = 1.0
 
 
 class BlobGrants:
@@ -51,7 +57,7 @@ class BlobGrants:
         await self._heads.close()
 
     async def _request(self, repository: Repository, digest: Digest) -> int | None:
-        size = await self._adopted(repository, digest)
+        size = await self._adopted(repository, digest) or await self._published(repository, digest)
         if size is not None:
             return size
         try:
@@ -70,3 +76,14 @@ class BlobGrants:
         if cluster is None or size is None:
             return None
         return size if await cluster.grants.adopt("blob", repository, digest, size) else None
+
+    async def _published(self, repository: Repository, digest: Digest) -> int | None:
+        """The size of a blob that a manifest of the repository names, and that the registry has published, as the bucket says."""
+        objects, access = self._context.objects, self._context.access
+        if objects is None or repository.registry not in objects.scopes or access.size_named(repository, digest) is None:
+            return None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_BUCKET_TIMEOUT_S):
+                await objects.learn_published(repository, digest)
+        grant = self._content.grant("blob", repository, digest)
+        return None if grant is None else grant.size

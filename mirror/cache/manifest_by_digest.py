@@ -146,8 +146,10 @@ class ManifestByDigest:
         return await self._keep(repository, manifest)
 
     async def _is_granted_elsewhere(self, repository: Repository, manifest: Manifest) -> bool:
-        """Whether upstream grants a manifest that another node has fetched: by that node's answer, or else by a HEAD."""
+        """Whether upstream grants a manifest that another node has: by what is known, by that node's answer, or by a HEAD."""
         cluster, digest, size = self._context.cluster, manifest.digest, len(manifest.raw)
+        if self._content.is_authorized("manifest", repository, digest):
+            return True
         if cluster is None or not await cluster.grants.adopt("manifest", repository, digest, size):
             await self._ask(repository, digest)
         return self._content.is_authorized("manifest", repository, digest)

@@ -1,6 +1,7 @@
 """Nodes of a cluster with a bucket: one upload for all of them, and what is left when nodes, Redis and upstream are gone."""
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import shutil
@@ -11,6 +12,7 @@ import pytest
 
 from mirror.objects.owed import OwedUploads
 from tests.e2e.harness.cluster import Node, cluster
+from tests.e2e.harness.whole_nodes import WholeNode
 from tests.support.buckets import BucketProxy, BucketServer
 from tests.support.waiting import eventually
 
@@ -112,10 +114,10 @@ async def test_all_nodes_are_replaced_and_redis_is_empty(anonymous, redis, bucke
     for number in range(2):
         shutil.rmtree(tmp_path / f"node-{number}")
     anonymous.reset_counters()
-    async with cluster(anonymous, tmp_path, redis, count=2, objects=objects) as nodes:
+    async with cluster(anonymous, tmp_path, redis, count=2, objects=objects, tags={"ttl": "1h"}) as nodes:
         await asyncio.gather(*(pull(node, image) for node in nodes))
-    assert anonymous.count(method="GET", kind="blob") == anonymous.count(method="GET", kind="manifest") == 0
-    assert anonymous.count(method="HEAD", kind="manifest") <= 4
+    asked = [(seen.method, seen.path) for seen in anonymous.requests if seen.kind != "ping"]
+    assert asked == [("HEAD", f"/v2/{APP}/manifests/1")]
 
 
 async def test_fresh_nodes_while_upstream_is_down(anonymous, redis, bucket, objects, tmp_path):
@@ -158,6 +160,32 @@ async def test_node_dies_in_mid_upload(anonymous, redis, buckets, bucket, object
         async with node:
             await uploaded(bucket, image)
             assert right(bucket.get(f"1/blobs/sha256/{digest[7:9]}/{digest[7:]}"), digest)
+
+
+async def test_owner_dies_before_its_upload(anonymous, redis, buckets, bucket, objects, tmp_path, monkeypatch):
+    """Another node that holds the blob uploads it, once the turn of the owner has passed."""
+    for module in ("service.objects", "objects.uploader"):
+        monkeypatch.setattr(f"mirror.{module}.TURN_S", 1.0)
+    image = anonymous.add_image(APP, "1", [anonymous.add_synthetic_blob(APP, 9 * MIB, 1)])
+    layer = image.layers[0]
+    async with BucketProxy(buckets) as proxy, contextlib.AsyncExitStack() as stack:
+        proxy.held = "?uploads"
+        own = {**objects, "endpoint": proxy.url}
+        owner = await stack.enter_async_context(Node(anonymous, tmp_path / "owner", redis, workers=1, objects=own))
+        other = await stack.enter_async_context(WholeNode(anonymous, tmp_path / "other", redis, objects=objects))
+        await asyncio.gather(owner.joined(), other.joined())
+        await pull(owner, image)
+        await eventually(lambda: [line for line in proxy.seen if proxy.held in line], "its upload begins")
+        assert (await other.get(f"/v2/{APP}/blobs/{layer.digest}")).sha256 == layer.digest
+        owner.kill()
+        await owner.ended()
+        assert anonymous.count(method="GET", kind="blob") == 2
+        assert not any(layer.digest[7:] in name for name in bucket.objects())
+        # As if the minute of the claim had passed.
+        await redis.command("del", *await redis.command("keys", "*:todo"), "none")
+        await eventually(
+            bucket.objects, "uploaded", holds=lambda found: f"1/blobs/sha256/{layer.digest[7:9]}/{layer.digest[7:]}" in found
+        )
 
 
 async def test_node_with_a_small_disk(anonymous, redis, bucket, objects, tmp_path):

@@ -1,7 +1,9 @@
 """Workers with a bucket behind their store, killed and stopped; and a bucket that hangs."""
 
 import itertools
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +104,24 @@ async def test_bucket_hangs_in_the_middle_of_a_blob(hub, server, mirror, tmp_pat
             server.signal(signal.SIGCONT)
         assert hub.bytes_sent(layers[0].digest) <= layers[0].size - MIB // 2
         await eventually(second.metrics, holds=lambda seen: seen["registry_mirror_objects_up"])
+
+
+async def test_client_is_started_after_the_fork(hub, mirror):
+    """Its threads do not survive a fork, so a call in the child would hang. The parent of the workers has not even loaded it."""
+    image = hub.add_image(APP, "1", [b"layer"])
+
+    def loaded(pid):
+        return "obstore" in Path(f"/proc/{pid}/maps").read_text()
+
+    async with mirror:
+        await pull(mirror, image)
+        await eventually(mirror.bucket.objects, "uploaded", holds=lambda found: keys(image) <= found.keys())
+        assert any(loaded(pid) for pid in mirror.workers())
+        assert not loaded(mirror.process.pid)
+        # So one that takes the place of another may use it as well.
+        for pid in mirror.workers():
+            os.kill(pid, signal.SIGKILL)
+        await mirror.logged('"serving"', 4)
+        second = hub.add_image(APP, "1", [b"another layer"])
+        await pull(mirror, second)
+        await eventually(mirror.bucket.objects, "uploaded", holds=lambda found: keys(second) <= found.keys())
