@@ -1,11 +1,17 @@
 """A bucket that does not take what it is to keep."""
 
+import asyncio
 import functools
 
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
 from mirror.core.digest import Digest
+from mirror.objects.address import BucketAddress
+from mirror.objects.bucket import Bucket
 from tests.mirror.buckets import key, keys, nothing_owed, pull, sent, uploaded
 from tests.support.names import APP
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT, eventually
 
 MIB = 1 << 20
 
@@ -119,3 +125,50 @@ async def test_upload_does_not_fall_behind(hub, bucket, opened, monkeypatch):
     async with opened("first") as mirror:
         await pull(mirror, image)
         await uploaded(bucket, image)
+
+
+def unfinished(bucket):
+    """How many uploads in parts have begun and not ended (S3, ListMultipartUploads)."""
+    with bucket.request("GET", "?uploads") as response:
+        return response.read().count(b"<UploadId>")
+
+
+async def test_stop_in_the_middle_of_an_upload(hub, bucket, proxy, opened):
+    """No part of it is left in the bucket, where it would be paid for unseen."""
+    layer = hub.add_synthetic_blob(APP, 100 * MIB, 6)
+    async with opened("second", objects={"max_rate": 24 * MIB}) as mirror:
+        await mirror.get(f"/v2/{APP}/blobs/{layer.digest}")
+        await eventually(lambda: [line for line in proxy.seen if "partNumber=1&" in line], "the first part")
+        assert unfinished(bucket) == 1
+    assert unfinished(bucket) == 0
+    assert not any(layer.digest[7:] in name for name in bucket.objects())
+    # It was ended: all of it had not been sent.
+    assert not [line for line in proxy.seen if "partNumber=12&" in line]
+
+
+async def test_what_the_client_of_the_bucket_does_with_parts(bucket, proxy, tmp_path):
+    """It deletes the parts of an upload whose content fails, and leaves those of one that is cancelled: so none may be."""
+    file = tmp_path / "key"
+    file.write_text("id\nsecret\n")
+    address = BucketAddress(bucket.name, "", proxy.url, access_key_file=file)
+    client = Bucket(address, Counter("requests", "", ["op", "status"], registry=CollectorRegistry()))
+    stands = asyncio.Event()
+
+    async def pieces(end):
+        yield bytes(8 * MIB)
+        stands.set()
+        await end()
+
+    async def fail():
+        raise ValueError("the mirror stops")
+
+    with pytest.raises(ValueError, match="the mirror stops"):
+        await client.put_parts("failed", pieces(fail), 16 * MIB, {})
+    assert unfinished(bucket) == 0
+    stands.clear()
+    put = asyncio.create_task(client.put_parts("cancelled", pieces(asyncio.Event().wait), 16 * MIB, {}))
+    await asyncio.wait_for(stands.wait(), LIMIT)
+    await eventually(lambda: unfinished(bucket), "the upload", holds=lambda count: count == 1)
+    put.cancel()
+    await asyncio.gather(put, return_exceptions=True)
+    assert unfinished(bucket) == 1
