@@ -101,8 +101,13 @@ class SyncScheduler:
         """Give lanes their next jobs. One turn of a thread looks for all of them: each turn disturbs the event loop."""
         while True:
             self._is_idle.clear()
+            services = self._services
             # A thousand jobs take some milliseconds to read.
-            for job in await asyncio.to_thread(self._next, tuple(self._idle)) if self._idle else ():
+            jobs = await asyncio.to_thread(self._next, tuple(self._idle)) if self._idle else []
+            if services is not self._services:
+                # With the new configuration it may not be due.
+                continue
+            for job in jobs:
                 self._idle.pop(job.kind).set_result(job)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_INTERVAL_S):
