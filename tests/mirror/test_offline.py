@@ -44,6 +44,7 @@ async def test_what_is_held_does_not_expire(hub, mirror, clock, go_offline):
     layer = f"/v2/{APP}/blobs/{image.layers[0].digest}"
     for path in (TAG, layer):
         assert (await mirror.get(path)).status == 200
+    await eventually(lambda: mirror.holds(image.layers[0].digest), "the layer")
     await go_offline()
     clock.advance(20 * YEAR)
     for path in (TAG, f"/v2/{APP}/manifests/{image.digest}", layer):
