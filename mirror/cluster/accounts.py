@@ -77,7 +77,7 @@ class SharedAccounts:
     """Shares the logins of this process.
 
     Args:
-        secret: makes the names of the keys, so that nobody without it can guess passwords by them.
+        secret: the HMAC key of the names in Redis. Without it, nobody can test guessed passwords against them.
         process: names this process among those of all nodes.
     """
 
